@@ -1,0 +1,359 @@
+"""Keys: one flat namespace for YAML, the command line and Python.
+
+Every key is a field of one of three dataclasses, which hold its default and its help text: `ModelArguments`,
+`DataArguments` and `TransferArguments`. Values from all three sources go through the same `coerce`; precedence is
+default < YAML < command line; all problems are collected and raised together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError, UserErrors, nearest
+from .plan import STRATEGIES
+from .trainer import TransferArguments
+
+
+def _key(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": doc, "choices": tuple(choices)})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str | None = _key(None, "hub id, local folder, timm/<name>, or bundled:<name>")
+    model_revision: str = _key("main", "branch, tag or commit on the hub")
+    from_scratch: bool = _key(False, "random weights in the checkpoint's architecture")
+    trust_remote_code: bool = _key(False, "run code from the model's repository (command line only)")
+    allow_pickle: bool = _key(False, "also load weights that are not safetensors (command line only)")
+
+
+@dataclass
+class DataArguments:
+    """Which data, and how it is read."""
+
+    task: str | None = _key(None, "image-classification or text-classification (default: seen from the data)")
+    problem_type: str | None = _key(
+        None, "default: seen from the labels",
+        choices=("single_label_classification", "multi_label_classification", "regression"))
+    dataset_name: str | None = _key(
+        None, "hub id, image folder, CSV/JSON/Parquet file or folder, save_to_disk folder, or bundled:<name>")
+    dataset_config_name: str | None = _key(None, "the hub data set's configuration")
+    train_file: str | None = _key(None, "CSV, JSON or Parquet file to train on")
+    validation_file: str | None = _key(None, "file to validate on")
+    test_file: str | None = _key(None, "file to test on; never used for selection")
+    text_column_name: str | list[str] | None = _key(None, "text column, or two for a pair (default: the only one)")
+    image_column_name: str | None = _key(None, "image column (default: the only one)")
+    label_column_name: str | None = _key(None, "label column (default: label, labels, or the only class column)")
+    train_val_split: float = _key(0.1, "share of the training set that validates where there is no validation split")
+    max_train_samples: int | None = _key(None, "examples to train on, drawn by class")
+    max_eval_samples: int | None = _key(None, "examples to validate on, drawn by class")
+    max_predict_samples: int | None = _key(None, "examples to test on, drawn by class")
+    max_seq_length: int | None = _key(None, "tokens kept of a text (default: what the model can read)")
+    image_size: int | None = _key(None, "pixels of the square input (default: the checkpoint's own)")
+    overwrite_output_dir: bool = _key(False, "write into an output_dir that holds a finished run")
+
+
+# What `hf-transfer train` and `fine_tune` start from, where it differs from TransferArguments. A fine-tuning run wants
+# to be watched and to be resumable; TransferArguments keeps Trainer's defaults, as a drop-in must.
+RUN_DEFAULTS: dict[str, Any] = {
+    "strategy": "auto",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 0.05,
+    "remove_unused_columns": False,  # the task prepares exactly what the model reads
+}
+LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
+COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
+# Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
+_NOT_KEYS = ("parallelism_config", "local_rank", "hub_token", "do_train", "do_eval", "do_predict", "debug",
+             "remove_unused_columns", "label_names", "gradient_checkpointing", "gradient_checkpointing_kwargs")
+_SECTIONS: tuple[tuple[str, type], ...] = (
+    ("model", ModelArguments), ("data", DataArguments), ("training", TransferArguments))
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its type, default and help."""
+
+    name: str
+    section: str
+    hint: Any
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """All keys, in the order of the dataclasses."""
+    found: dict[str, Key] = {}
+    for section, cls in _SECTIONS:
+        hints = typing.get_type_hints(cls)
+        for f in fields(cls):
+            if not f.init or f.name in _NOT_KEYS:
+                continue
+            default = f.default if f.default is not MISSING else f.default_factory() if callable(
+                f.default_factory) else None
+            choices = f.metadata.get("choices", ()) or _enum_values(hints[f.name])
+            if f.name == "strategy":
+                choices = tuple(STRATEGIES)
+            found[f.name] = Key(f.name, section, hints[f.name], RUN_DEFAULTS.get(f.name, default),
+                                str(f.metadata.get("help", "")), tuple(choices))
+    return found
+
+
+def _enum_values(hint: Any) -> tuple[str, ...]:
+    return tuple(str(e.value) for t in _alternatives(hint) if isinstance(t, type) and issubclass(t, enum.Enum) for e in t)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.get_args(hint)
+    return (hint,)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number and only true and false are booleans (`eval_strategy: no` is a word)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float",
+                                                                      "tag:yaml.org,2002:bool")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+               r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"), list("-+0123456789."))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def load_yaml(text: str) -> Any:
+    """YAML as the keys read it."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, or is not a flat mapping.
+    """
+    try:
+        values = load_yaml(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: {path!r} cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: {path!r} is not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {path!r} is not a mapping of keys to values.")
+    return {str(k): v for k, v in values.items()}
+
+
+def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
+    """(raw values by key, with `config` among them; problems) of `--key value` arguments. Prints `--help` and exits."""
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", nargs="*", help="YAML file of keys; the command line comes before it")
+    sections = {name: parser.add_argument_group(name) for name, _ in _SECTIONS}
+    for key in keys().values():
+        choices = f" ({', '.join(key.choices)})" if key.choices else ""
+        default = "" if key.default is None else f" [{key.default}]"
+        text = f"{' '.join(key.help.split())}{choices}{default}".replace("%", "%%")
+        sections[key.section].add_argument(f"--{key.name}", nargs="*", metavar="VALUE", help=text)
+    known, extra = parser.parse_known_args(list(argv))
+    problems, previous = [], ""
+    for token in extra:
+        if token.startswith("--"):
+            name = token[2:].split("=")[0]
+            problems.append(_unknown(name, "--"))
+        elif not previous.startswith("--"):
+            problems.append(f"{token!r} is not a key; keys are written --key value.")
+        previous = token
+    values: dict[str, Any] = {}
+    for name, tokens in vars(known).items():
+        if len(tokens) == 1:
+            values[name] = tokens[0]
+        elif tokens:
+            values[name] = tokens
+        elif name in keys() and bool in _alternatives(keys()[name].hint):
+            values[name] = True
+        else:
+            problems.append(f"--{name} needs a value.")
+    return values, problems
+
+
+def _unknown(name: str, dashes: str = "") -> str:
+    if name == "hub_token":
+        return "hub_token is not a key, so that it ends up in no file: set HF_TOKEN, or run `hf auth login`."
+    return f"{dashes}{name} is not a key.{nearest(name, keys())}"
+
+
+def coerce(value: Any, key: Key) -> Any:
+    """`value` (a Python value, or text from a command line) as `key`'s type.
+
+    Raises:
+        ValueError: with a sentence that says what was expected.
+    """
+    allowed = _alternatives(key.hint)
+    origins = [typing.get_origin(t) or t for t in allowed]
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str) and (str not in origins or value.lstrip()[:1] in "[{" and {list, dict} & set(origins)
+                                   or value == "null"):
+        try:
+            value = load_yaml(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{value!r} is not {_expected(origins)}") from None
+    if value is None and (types.NoneType in origins or key.default is None):
+        return None
+    if bool in origins and isinstance(value, str) and value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    if bool in origins and isinstance(value, bool):
+        return value
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not {_expected(origins)}")
+    if int in origins and isinstance(value, int | float) and int(value) == value:
+        return int(value)
+    if float in origins and isinstance(value, int | float):
+        return float(value)
+    if list in origins and isinstance(value, list | tuple):
+        return list(value)
+    if dict in origins and isinstance(value, Mapping):
+        return dict(value)
+    if str in origins and isinstance(value, str | int | float | Path):
+        if key.choices and str(value) not in key.choices:
+            raise ValueError(f"{str(value)!r} is not one of {', '.join(key.choices)}.{nearest(str(value), key.choices)}")
+        return str(value)
+    raise ValueError(f"{value!r} is not {_expected(origins)}")
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+
+
+def _expected(origins: Sequence[Any]) -> str:
+    names = [_NAMES[o] for o in (bool, int, float, str, list, dict) if o in origins]
+    return " or ".join(names) or "of a type that can be given here"
+
+
+# ---- the configuration ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """A checked configuration.
+
+    Attributes:
+        model, data, training: the three groups of keys.
+        values: every key with its value, flat.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: TransferArguments
+    values: dict[str, Any]
+
+    @classmethod
+    def from_sources(cls, file: Mapping[str, Any], given: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
+        """Merge defaults, a file's keys and keys given on the command line or in Python.
+
+        Raises:
+            UserErrors: every unknown key, wrong value and contradiction, in one message.
+        """
+        found = list(problems)
+        values: dict[str, Any] = {}
+        for source, origin in ((file, "in the file"), (given, "")):
+            for name, raw in source.items():
+                if name not in keys():
+                    found.append(_unknown(name))
+                elif origin and name in COMMAND_LINE_ONLY and raw:
+                    found.append(f"{name} cannot be set in a file, only on the command line.")
+                else:
+                    try:
+                        values[name] = coerce(raw, keys()[name])
+                    except ValueError as error:
+                        found.append(f"{name}: {str(error).rstrip('.') if '?' not in str(error) else error}"
+                                     + ("" if "?" in str(error) else "."))
+        chosen = dict(values)
+        values = {name: chosen.get(name, key.default) for name, key in keys().items()}
+        found += _contradictions(values, chosen)
+        if found:
+            raise UserErrors(found)
+        if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
+            values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
+        return cls(*(_build(section, values) for _, section in _SECTIONS), values=values)
+
+    def to_yaml(self) -> str:
+        """A file that repeats this run; keys that a file may not hold stand in a comment."""
+        values = {k: v for k, v in self.values.items()
+                  if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")}
+        only = [f"--{k}" for k in COMMAND_LINE_ONLY if self.values[k]]
+        note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
+        head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
+        return head + note + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _build(section: type, values: Mapping[str, Any]) -> Any:
+    own = {f.name: values[f.name] for f in fields(section) if f.init and f.name in values}
+    if section is TransferArguments:
+        own |= {"remove_unused_columns": RUN_DEFAULTS["remove_unused_columns"]}
+    try:
+        return section(**own)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # TrainingArguments' own checks
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """What is wrong between keys, or with the size of a number."""
+    found = []
+    if not values["model_name_or_path"]:
+        found.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
+    if not values["output_dir"]:
+        found.append("output_dir is missing: the folder that the run is written to.")
+    if not values["dataset_name"] and not values["train_file"]:
+        found.append("dataset_name or train_file is missing: what to train on.")
+    from .tasks import TASKS  # a task's module imports this one
+
+    if values["task"] is not None and values["task"] not in TASKS:
+        found.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
+    if values["dataset_name"] and values["train_file"]:
+        found.append("dataset_name and train_file contradict each other: keep one.")
+    if chosen.get("stages") is not None:
+        if chosen.get("strategy") not in (None, "auto"):
+            found.append(f"stages and strategy: {chosen['strategy']} contradict each other: stages is a plan of its own.")
+        total = sum(s.get("epochs", 0) for s in chosen["stages"] if isinstance(s, Mapping)
+                    and isinstance(s.get("epochs", 0), int | float))
+        if "num_train_epochs" in chosen and chosen["num_train_epochs"] != total:
+            found.append(f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} "
+                         "epochs; leave num_train_epochs out.")
+    for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+                 "gradient_accumulation_steps", "max_train_samples", "max_eval_samples", "max_predict_samples",
+                 "max_seq_length", "image_size"):
+        if values[name] is not None and not values[name] > 0:
+            found.append(f"{name}: {values[name]} is not positive.")
+    for name in ("learning_rate", "weight_decay", "warmup_steps"):
+        if not values[name] >= 0:
+            found.append(f"{name}: {values[name]} is negative.")
+    if not 0 < values["train_val_split"] < 1:
+        found.append(f"train_val_split: {values['train_val_split']} is not a share between 0 and 1.")
+    if values["fp16"] and values["bf16"]:
+        found.append("fp16 and bf16 contradict each other: keep one.")
+    return found

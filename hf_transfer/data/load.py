@@ -1,0 +1,250 @@
+"""From the data keys to splits with encoded labels."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+
+from ..config import DataArguments
+from ..errors import UserError, nearest
+from ..models import Labels
+from . import bundled
+
+LABELS = "labels"
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Splits ready for a task: the input columns as they came, and `labels` encoded.
+
+    Attributes:
+        train, validation, test: the splits; `test` is None where the data has none.
+        inputs: the input columns.
+        labels: problem type and class names.
+        notes: sentences for the user.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    inputs: tuple[str, ...]
+    labels: Labels
+    notes: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> dict[str, Dataset]:
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {k: v for k, v in named.items() if v is not None}
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def load_splits(args: DataArguments) -> DatasetDict:
+    """The raw splits under the names train, validation and test.
+
+    Raises:
+        UserError: there is no such data, or it has no training split.
+    """
+    if args.train_file:
+        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+        splits = DatasetDict({k: _read_files({"train": f}, f"{k}_file")["train"] for k, f in files.items() if f})
+    else:
+        assert args.dataset_name, "checked by Config"
+        splits = _load_named(args.dataset_name, args.dataset_config_name)
+    renamed = DatasetDict({_standard_name(k): v for k, v in splits.items()})
+    if "train" not in renamed:
+        raise UserError(f"dataset_name: {args.dataset_name!r} has no train split, only {', '.join(splits)}.")
+    return renamed
+
+
+def _standard_name(split: str) -> str:
+    return "validation" if split in _VALIDATION_NAMES else split
+
+
+def _load_named(name: str, config_name: str | None) -> DatasetDict:
+    if name.startswith("bundled:"):
+        return bundled.load_dataset(name)
+    path = Path(name)
+    if path.is_file():
+        return _read_files({"train": name}, "dataset_name")
+    if path.is_dir():
+        return _load_folder(path)
+    if path.suffix in _FORMATS or name.startswith((".", "/")):
+        raise UserError(f"dataset_name: there is no file or folder {name!r}.")
+    try:
+        loaded = datasets.load_dataset(name, config_name)
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise UserError(f"dataset_name: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
+                        "Give a hub id, a file, a folder, or bundled:<name>.") from error
+    return loaded
+
+
+def _load_folder(path: Path) -> DatasetDict:
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        loaded = datasets.load_from_disk(str(path))
+        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+    files: dict[str, list[str]] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix in _FORMATS:
+            known = (s for s in ("train", "test", *_VALIDATION_NAMES) if file.stem.lower().split("-")[0] == s)
+            files.setdefault(next(known, "train"), []).append(str(file))
+    if files:
+        return _read_files(files, "dataset_name")
+    return datasets.load_dataset("imagefolder", data_dir=str(path))
+
+
+def _read_files(files: dict[str, Any], key: str) -> DatasetDict:
+    first = Path(files["train"] if isinstance(files.get("train"), str) else next(iter(files.values()))[0])
+    kind = _FORMATS.get(first.suffix)
+    if kind is None:
+        raise UserError(f"{key}: {str(first)!r} is not a {', '.join(_FORMATS)} file.")
+    if not first.is_file():
+        raise UserError(f"{key}: there is no file {str(first)!r}.")
+    options = {"sep": "\t"} if first.suffix == ".tsv" else {}
+    try:
+        return datasets.load_dataset(kind, data_files=files, **options)
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"{key}: {str(first)!r} cannot be read as {kind} ({reason}).") from error
+
+
+# ---- columns and labels --------------------------------------------------------------------------------------------
+
+
+def label_column(features: Any, inputs: Sequence[str], args: DataArguments) -> str:
+    """The label column: as given, else `label` or `labels`, else the only class column.
+
+    Raises:
+        UserError: it is not there, or several could be meant.
+    """
+    if args.label_column_name:
+        if args.label_column_name not in features:
+            raise UserError(f"label_column_name: there is no column {args.label_column_name!r}.",
+                            f"There are {', '.join(features)}.{nearest(args.label_column_name, features)}")
+        return args.label_column_name
+    for name in ("label", LABELS):
+        if name in features:
+            return name
+    classes = [n for n, f in features.items() if isinstance(f, ClassLabel)]
+    rest = [n for n in features if n not in inputs]
+    if len(classes) == 1 or len(rest) == 1:
+        return (classes or rest)[0]
+    raise UserError("label_column_name: the label column is not plain.", f"Name one of {', '.join(rest) or 'none left'}.")
+
+
+def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Labels:
+    """Problem type and classes of a label column, from the training split.
+
+    Floats are a regression, lists are multi-label, everything else is one class of several.
+
+    Raises:
+        UserError: missing labels, or fewer than two classes.
+    """
+    feature, values = train.features[column], train[column]
+    missing = [i for i, v in enumerate(values) if v is None or v != v or (isinstance(feature, ClassLabel) and v == -1)]
+    if missing:
+        raise UserError(f"{len(missing)} training examples have no label in column {column!r}, the first is row "
+                        f"{missing[0]}.", "Remove them or give them one.")
+    inner = getattr(feature, "feature", None)
+    if problem_type is None:
+        is_float = isinstance(feature, Value) and feature.dtype.startswith("float")
+        whole = is_float and all(float(v).is_integer() for v in values) and len(set(values)) <= 20
+        problem_type = ("multi_label_classification" if inner is not None else
+                        "regression" if is_float and not whole else "single_label_classification")
+    if problem_type == "regression":
+        return Labels(problem_type, (column,))
+    source = inner if problem_type == "multi_label_classification" else feature
+    if isinstance(source, ClassLabel):
+        names = tuple(source.names)
+    else:
+        flat = {x for v in values for x in v} if problem_type == "multi_label_classification" else set(values)
+        names = tuple(_name(x) for x in sorted(flat, key=lambda x: (isinstance(x, str), x)))
+    if len(names) < 2:
+        raise UserError(f"Column {column!r} has one class only ({', '.join(names)}): there is nothing to learn.")
+    return Labels(problem_type, names)
+
+
+def _name(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def encode(split: Dataset, name: str, column: str, labels: Labels) -> Dataset:
+    """`split` with a column `labels`: class indices, 0/1 vectors of float, or float values.
+
+    Raises:
+        UserError: a label that the training split does not have.
+    """
+    ids = {n: i for i, n in enumerate(labels.names)}
+    feature = split.features[column]
+    source = getattr(feature, "feature", None) or feature
+    as_name = source.int2str if isinstance(source, ClassLabel) else _name
+
+    def index(value: Any) -> int:
+        text = as_name(value)
+        if text not in ids:
+            raise UserError(f"The {name} split has the label {text!r}, which the training split has not.",
+                            f"Its labels are {', '.join(labels.names[:10])}.")
+        return ids[text]
+
+    values = split[column]
+    if labels.problem_type == "regression":
+        encoded: list[Any] = [float(v) for v in values]
+    elif labels.problem_type == "multi_label_classification":
+        encoded = [[1.0 if i in chosen else 0.0 for i in range(len(ids))]
+                   for chosen in ({index(v) for v in row} for row in values)]
+    else:
+        encoded = [index(v) for v in values]
+    if LABELS in split.column_names:
+        split = split.remove_columns(LABELS)
+    return split.add_column(LABELS, encoded)
+
+
+# ---- splits --------------------------------------------------------------------------------------------------------
+
+
+def make_data(splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments,
+              seed: int) -> Data:
+    """Encode the labels, make a validation split where there is none, and draw the numbers of examples asked for."""
+    encoded = {name: encode(splits[name], name, column, labels) for name in ("train", "validation", "test")
+               if name in splits}
+    notes = []
+    if "validation" not in encoded:
+        size = math.ceil(len(encoded["train"]) * args.train_val_split)
+        rest, held_out = _draw(encoded["train"], size, labels, seed, "train_val_split")
+        encoded |= {"train": rest, "validation": held_out}
+        notes.append(f"No validation split: {size} of {size + len(rest)} training examples validate, drawn by class "
+                     f"(train_val_split: {args.train_val_split:g}, seed {seed}).")
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    for name, limit in limits.items():
+        if limit is not None and name in encoded and limit < len(encoded[name]):
+            encoded[name] = _draw(encoded[name], limit, labels, seed, f"{name} examples")[1]
+    return Data(encoded["train"], encoded["validation"], encoded.get("test"), inputs, labels, tuple(notes))
+
+
+def _draw(split: Dataset, size: int, labels: Labels, seed: int, what: str) -> tuple[Dataset, Dataset]:
+    """(the rest, `size` examples), each class in proportion where there are classes."""
+    if labels.problem_type != "single_label_classification":
+        parts = split.train_test_split(test_size=size, seed=seed)
+        return parts["train"], parts["test"]
+    counts = Counter(split[LABELS])
+    if min(counts.values()) < 2 or size < len(counts) or len(split) - size < len(counts):
+        rare = labels.names[min(counts, key=lambda label: counts[label])]
+        raise UserError(f"{what}: {size} of {len(split)} examples cannot be drawn by class: there are {len(counts)} "
+                        f"classes, and {rare!r} has {min(counts.values())} examples.",
+                        "Give more examples, or a split of your own.")
+    features = split.features.copy()
+    features[LABELS] = ClassLabel(names=list(labels.names))
+    parts = split.cast(features).train_test_split(test_size=size, seed=seed, stratify_by_column=LABELS)
+    return parts["train"], parts["test"]
+
+

@@ -1,0 +1,366 @@
+"""A pretrained model as an ordered list of layer groups, from input to head.
+
+Conventions, the same for timm, Hugging Face vision and Hugging Face text models:
+
+- every parameter is in exactly one group (tied parameters once, under their first name);
+- the first group is the stem (`stem`, or `embeddings` where the model reads tokens), then one group per block;
+- what sits between two blocks joins the block after it, what sits between the last block and the head (a final
+  norm, a pooler, `conv_head`) joins the last block;
+- the head is last and alone: timm's declared classifier, or what a Hugging Face model holds outside its base model.
+
+Everything reduces to one mapping, parameter name -> depth. Three sources fill it, the first that speaks wins: the
+caller's rules, the table `ARCHITECTURE_RULES`, and what the model declares (timm's `group_matcher`, the block list
+of a Hugging Face model).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .errors import UserError
+
+HEAD = "head"
+LAST = "last"
+STEM = "stem"
+
+Depth = tuple[float, ...]
+Rule = tuple[str, int | str | None]
+
+_HEAD_DEPTH: Depth = (math.inf,)
+_LAST_DEPTH: Depth = (math.inf, -1.0)  # placeholder: becomes the deepest backbone group
+_SYMBOLS: dict[str, Depth] = {STEM: (0.0,), LAST: _LAST_DEPTH, HEAD: _HEAD_DEPTH}
+
+# Where an architecture's parameters do not follow its block list. A rule is (regular expression searched in the
+# parameter's name, depth); see `layer_groups`. One line per Hugging Face `model_type`.
+ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
+    # Relative positions live beside the layers but are read by the first one.
+    "deberta": ((r"encoder\.(rel_embeddings|LayerNorm)", STEM),),
+    "deberta-v2": ((r"encoder\.(rel_embeddings|LayerNorm|conv)", STEM),),
+    "mpnet": ((r"encoder\.relative_attention_bias", STEM),),
+    # No block class of their own: stages hold plain residual layers.
+    "resnet": (("embedder", STEM), (r"stages\.(\d+)\.layers\.(\d+)", None), ("^classifier", HEAD)),
+    "regnet": (("embedder", STEM), (r"stages\.(\d+)\.layers\.(\d+)", None), ("^classifier", HEAD)),
+    # One set of layers is used at every depth.
+    "albert": (("embedding", STEM), (r"albert_layer_groups\.(\d+)", None), ("pooler", LAST), ("^classifier", HEAD)),
+}
+_HEAD_NAMES = re.compile(r"^(classifier|score|head|fc|classification_head|logits_proj|cls_classifier)(\.|$)")
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """One depth of a model.
+
+    Attributes:
+        name: `stem` or `embeddings`, a block's path such as `layer.3` or `blocks.2.0`, or `head`.
+        parameters: names as in `model.named_parameters()`.
+        num_parameters: scalars in them.
+        num_trainable: scalars in those that required a gradient when the groups were made.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    num_parameters: int
+    num_trainable: int
+
+
+def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGroup, ...]:
+    """The layer groups of `model`, input to head.
+
+    Args:
+        model: a timm model, a Hugging Face model with a classification head, either wrapped by peft, or any module
+            that `rules` cover.
+        rules: ordered `(pattern, depth)` pairs that come before everything the model declares; the first whose
+            regular expression is found in a parameter's name wins. A depth is a number (0 is the stem), `"stem"`,
+            `"last"` (joins the deepest block), `"head"`, or None: 1 + the number that the pattern captures (several
+            captures order by the first, then the second, ...).
+
+    Raises:
+        UserError: parameters that no rule places (they are named, with rules to add), a pattern that matches
+            nothing or is not a regular expression, or a model without a head.
+    """
+    prefix, core = _core(model)
+    parameters = {name: p for name, p in model.named_parameters()}
+    depths = _apply_rules(rules, parameters)
+    rest = [n for n in parameters if n not in depths]
+    if rest:
+        known = [n.removeprefix(prefix) for n in rest]
+        declared = _declared_depths(core) | _match_rules(ARCHITECTURE_RULES.get(_model_type(core), ()), known)
+        depths |= {n: declared[k] for n, k in zip(rest, known, strict=True) if k in declared}
+    unplaced = [n for n in parameters if n not in depths]
+    if unplaced:
+        raise _uncovered(type(core).__name__, unplaced)
+    stem = "embeddings" if _reads_tokens(core) else STEM
+    return _make_groups(parameters, depths, prefix + _timm_model(core)[0], stem)
+
+
+def _core(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name prefix and the module that declares the architecture, inside any peft wrapper."""
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel):
+        core = model.get_base_model()
+        prefix = next(name for name, module in model.named_modules() if module is core)
+        return f"{prefix}.", core
+    return "", model
+
+
+def _model_type(core: nn.Module) -> str:
+    config = getattr(core, "config", None)
+    return str(getattr(config, "model_type", ""))
+
+
+def _reads_tokens(core: nn.Module) -> bool:
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(core, transformers.PreTrainedModel):
+        return False
+    try:
+        return isinstance(core.get_input_embeddings(), nn.Embedding)
+    except NotImplementedError:  # how transformers says that a vision model has none
+        return False
+
+
+# ---- rules ---------------------------------------------------------------------------------------------------------
+
+
+def _apply_rules(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Depth]:
+    names = list(names)
+    for pattern, _ in rules:
+        try:
+            found = any(re.search(pattern, n) for n in names)
+        except re.error as error:
+            raise UserError(f"layer_rules: {pattern!r} is not a regular expression ({error}).") from error
+        if not found:
+            raise UserError(f"layer_rules: the pattern {pattern!r} matches no parameter.",
+                            f"The first names are {', '.join(names[:3])}.")
+    return _match_rules(rules, names)
+
+
+def _match_rules(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Depth]:
+    depths: dict[str, Depth] = {}
+    for name in names:
+        for pattern, depth in rules:
+            match = re.search(pattern, name)
+            if match:
+                depths[name] = _depth(depth, match)
+                break
+    return depths
+
+
+def _depth(depth: int | str | None, match: re.Match[str]) -> Depth:
+    if isinstance(depth, str):
+        if depth not in _SYMBOLS:
+            raise UserError(f"layer_rules: the depth {depth!r} is not known.",
+                            "Use a number, stem, last, head, or null for the number that the pattern captures.")
+        return _SYMBOLS[depth]
+    if depth is not None:
+        return (float(depth),)
+    numbers = [float(g) for g in match.groups() if g is not None]
+    if not numbers:
+        raise UserError(f"layer_rules: the pattern {match.re.pattern!r} has no depth and captures no number.",
+                        r"Give a depth, or capture one, as in '^blocks\.(\d+)'.")
+    return (1 + numbers[0], *numbers[1:])
+
+
+def _uncovered(model: str, unplaced: list[str]) -> UserError:
+    shown = ", ".join(unplaced[:8]) + (f" and {len(unplaced) - 8} more" if len(unplaced) > 8 else "")
+    return UserError(
+        f"No layer rule of {model} places {len(unplaced)} parameters: {shown}.",
+        "Add ordered rules, for example layer_rules: "
+        r"[['^embed', stem], ['^blocks\.(\d+)', null], ['^norm', last], ['^classifier', head]].")
+
+
+# ---- what models declare -------------------------------------------------------------------------------------------
+
+
+def _declared_depths(core: nn.Module) -> dict[str, Depth]:
+    timm_name, timm_model = _timm_model(core)
+    if timm_model is not None:
+        return {timm_name + n: d for n, d in _timm_depths(timm_model).items()}
+    return _block_list_depths(core)
+
+
+def _timm_model(core: nn.Module) -> tuple[str, Any]:
+    """(name prefix, the timm model) of a timm model or of transformers' wrapper round one."""
+    if "timm" not in sys.modules:
+        return "", None
+    inner = getattr(core, "timm_model", None)
+    if inner is not None and hasattr(inner, "group_matcher"):
+        return "timm_model.", inner
+    return "", core if hasattr(core, "group_matcher") else None
+
+
+def _timm_depths(model: Any) -> dict[str, Depth]:
+    """timm's own order (`group_matcher`), with the declared classifier apart as the head."""
+    from timm.models import group_parameters
+
+    by_group = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    declared = model.pretrained_cfg.get("classifier") or ()
+    heads = (declared,) if isinstance(declared, str) else tuple(declared)
+
+    def is_head(name: str) -> bool:
+        return any(name == h or name.startswith(f"{h}.") for h in heads)
+
+    depths: dict[str, Depth] = {n: _HEAD_DEPTH if is_head(n) else (float(g),) for n, g in by_group.items()}
+    # timm leaves what follows the blocks in the classifier's group: it is backbone, so it joins the last block.
+    head_groups = {by_group[n] for n in by_group if is_head(n)}
+    with_blocks = {g for g in by_group.values() if g not in head_groups}
+    return {n: _LAST_DEPTH if d != _HEAD_DEPTH and by_group[n] not in with_blocks else d for n, d in depths.items()}
+
+
+def _block_list_depths(core: nn.Module) -> dict[str, Depth]:
+    """Depths from the model's list of repeated blocks; what lies outside it is placed by definition order."""
+    blocks = _blocks(core)
+    if not blocks:
+        return {}
+    names = [n for n, _ in core.named_parameters()]
+    is_head = _head_test(core)
+    block_of = {n: i for i, block in enumerate(blocks) for n in names if n.startswith(f"{block}.")}
+    depths: dict[str, Depth] = {}
+    upcoming = 0  # the block that the next parameters precede
+    for name in names:
+        if name in block_of:
+            depths[name] = (1.0 + block_of[name],)
+            upcoming = max(upcoming, block_of[name] + 1)
+        elif is_head(name):
+            depths[name] = _HEAD_DEPTH
+        elif upcoming == 0:
+            depths[name] = _SYMBOLS[STEM]
+        else:
+            depths[name] = (1.0 + upcoming,) if upcoming < len(blocks) else _LAST_DEPTH
+    return depths
+
+
+def _blocks(core: nn.Module) -> list[str]:
+    """Paths of the outermost repeated blocks, in definition order."""
+    layers = sys.modules.get("transformers.modeling_layers")
+    if layers is not None:
+        found = _outermost(core, lambda m: isinstance(m, layers.GradientCheckpointingLayer))
+        if len(found) > 1:
+            return found
+    declared = getattr(core, "_no_split_modules", None) or ()
+    found = _outermost(core, lambda m: type(m).__name__ in declared)
+    if len(found) > 1:
+        return found
+    lists = [(name, module) for name, module in core.named_modules()
+             if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1 and len(module) > 1]
+    if not lists:
+        return []
+    name, module = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    return [f"{name}.{i}" for i in range(len(module))]
+
+
+def _outermost(core: nn.Module, wanted: Any) -> list[str]:
+    found: list[str] = []
+    for name, module in core.named_modules():
+        inside = any(name.startswith(f"{f}.") for f in found)
+        if name and wanted(module) and not inside and any(True for _ in module.parameters()):
+            found.append(name)
+    return found
+
+
+def _head_test(core: nn.Module) -> Any:
+    base = getattr(core, "base_model_prefix", "")
+    if base and isinstance(getattr(core, base, None), nn.Module):
+        return lambda name: not name.startswith(f"{base}.")
+    return lambda name: bool(_HEAD_NAMES.match(name))
+
+
+# ---- groups --------------------------------------------------------------------------------------------------------
+
+
+def _make_groups(parameters: dict[str, nn.Parameter], depths: dict[str, Depth], prefix: str,
+                 stem_name: str) -> tuple[LayerGroup, ...]:
+    backbone = sorted({d for d in depths.values() if d not in (_HEAD_DEPTH, _LAST_DEPTH)})
+    if _HEAD_DEPTH not in depths.values():
+        raise UserError("The model has no head that the layer rules know.",
+                        "Name it with a rule, for example layer_rules: [['^classifier', head]].")
+    if not backbone:
+        raise UserError("The layer rules place every parameter in the head, which leaves no backbone.")
+    core_members: dict[Depth, list[str]] = {d: [] for d in (*backbone, _HEAD_DEPTH)}
+    for name in parameters:
+        if depths[name] != _LAST_DEPTH:
+            core_members[depths[name]].append(name)
+    names = {d: _block_name([m.removeprefix(prefix) for m in core_members[d]]) for d in backbone}
+    common = _common_path([n.split(".")[:-1] for d, n in names.items() if n and d != backbone[0]])
+    labels: dict[Depth, str] = {}
+    for i, depth in enumerate(backbone):
+        # Drop what all blocks share ("bert.encoder."), but keep the list's own name ("layer.3").
+        path = names[depth].split(".")[max(len(common) - 1, 0):] if names[depth] else []
+        labels[depth] = ".".join(path) or f"group.{i}"
+    first = names[backbone[0]]
+    if len(backbone) == 1 or not first or first.split(".")[:len(common)] != common or not common:
+        labels[backbone[0]] = stem_name
+    labels[_HEAD_DEPTH] = HEAD
+    repeated = {n for n in labels.values() if list(labels.values()).count(n) > 1}
+    labels = {d: f"{n}.{i}" if n in repeated else n for i, (d, n) in enumerate(labels.items())}
+    members: dict[Depth, list[str]] = {d: [] for d in labels}
+    for name in parameters:
+        members[backbone[-1] if depths[name] == _LAST_DEPTH else depths[name]].append(name)
+    return tuple(
+        LayerGroup(labels[d], tuple(members[d]), sum(parameters[n].numel() for n in members[d]),
+                   sum(parameters[n].numel() for n in members[d] if parameters[n].requires_grad))
+        for d in labels)
+
+
+def _block_name(members: list[str]) -> str:
+    """The path of the numbered module that holds a group's parameters; empty where they share none.
+
+    What has no number in its path only joined the block (a final norm): it has no say in the block's name.
+    """
+    paths = [m.split(".")[:-1] for m in members]
+    numbered = [p for p in paths if any(part.isdigit() for part in p)]
+    shared = _common_path(numbered or paths)
+    while numbered and shared and not shared[-1].isdigit():
+        shared.pop()  # a block with a single sub-module is still named after its number
+    return ".".join(shared)
+
+
+def _common_path(paths: list[list[str]]) -> list[str]:
+    shared = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
+
+
+# ---- frozen modules ------------------------------------------------------------------------------------------------
+
+
+def frozen_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[nn.Module]:
+    """The modules that must be in eval mode, judged by what requires a gradient now.
+
+    A module is frozen when no parameter in its subtree trains. One without parameters (dropout, BatchNorm without
+    affine) follows its parent; where the parent spans several groups, it follows the group that comes next, so that
+    the dropout between a frozen stem and frozen blocks is off and the one before the head is on.
+    """
+    index = {name: i for i, group in enumerate(groups) for name in group.parameters}
+    group_of = {id(p): index[n] for n, p in model.named_parameters()}  # by identity: a tied one has one group
+    group_trains = {group_of[id(p)] for p in model.parameters() if p.requires_grad}
+    frozen: list[nn.Module] = []
+
+    def first_group(module: nn.Module) -> int | None:
+        return next((group_of[id(p)] for p in module.parameters()), None)
+
+    def visit(module: nn.Module, inherited: bool) -> None:
+        own = list(module.parameters())
+        if not (any(p.requires_grad for p in own) if own else inherited):
+            frozen.extend(module.modules())
+            return
+        spans = len({group_of[id(p)] for p in own}) > 1
+        children = list(module.children())
+        for i, child in enumerate(children):
+            follows = True
+            if spans and first_group(child) is None:
+                later = (first_group(c) for c in children[i + 1:])
+                follows = next((g for g in later if g is not None), group_of[id(own[-1])]) in group_trains
+            visit(child, follows)
+
+    visit(model, True)
+    return frozen

@@ -1,0 +1,198 @@
+"""Load a pretrained model with a head of the right size. The only place that knows Hugging Face from timm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from .config import ModelArguments
+from .errors import UserError, nearest
+from .layers import HEAD, layer_groups
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a model predicts.
+
+    Attributes:
+        problem_type: as in `transformers` configurations.
+        names: the classes, or the one value of a regression.
+    """
+
+    problem_type: str
+    names: tuple[str, ...]
+
+    @property
+    def config_kwargs(self) -> dict[str, Any]:
+        return {"num_labels": len(self.names), "id2label": dict(enumerate(self.names)),
+                "label2id": {n: i for i, n in enumerate(self.names)}, "problem_type": self.problem_type}
+
+    def in_order_of(self, config: PreTrainedConfig) -> Labels:
+        """The same labels in the checkpoint's order where it has the same ones, so that its head can be kept."""
+        own = tuple(str(config.id2label[i]) for i in sorted(config.id2label)) if config.id2label else ()
+        return replace(self, names=own) if sorted(own) == sorted(self.names) else self
+
+
+@dataclass
+class Loaded:
+    """A model ready to train.
+
+    Attributes:
+        model: with a head for `labels`.
+        labels: in the checkpoint's order where it has the same ones.
+        fresh: parameters that the checkpoint did not hold; they train with the head.
+        notes: sentences for the user.
+    """
+
+    model: PreTrainedModel
+    labels: Labels
+    fresh: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def layer_rules(self) -> list[tuple[str, str]]:
+        """Rules that put what the checkpoint did not hold into the head's group."""
+        return [(f"^{re.escape(name)}$", HEAD) for name in self.fresh]
+
+
+def load_config(args: ModelArguments) -> PreTrainedConfig:
+    """The checkpoint's configuration.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    name = _name(args)
+    if name.startswith("bundled:"):
+        from .data.bundled import model_config
+
+        return model_config(name)
+    if name.startswith("timm/") and args.from_scratch:
+        return timm_config(name.removeprefix("timm/"))
+    try:
+        return AutoConfig.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+
+
+def timm_config(name: str) -> PreTrainedConfig:
+    """Configuration of transformers' timm wrapper for a timm model name, without a hub.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+    import timm
+    from transformers import TimmWrapperConfig
+
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise UserError(f"model_name_or_path: timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}")
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = TimmWrapperConfig(architecture=architecture)
+    config.pretrained_cfg = {k: v for k, v in known.to_dict().items() if k != "num_classes"} if known else {}
+    return config
+
+
+def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, labels: Labels) -> Loaded:
+    """The model, with its checkpoint's head where the labels are the same and a fresh one where they are not.
+
+    Args:
+        args: which model.
+        auto_class: e.g. `AutoModelForSequenceClassification`.
+        config: from `load_config`, with any change of the task's (an image size).
+        labels: what to predict.
+
+    Raises:
+        UserError: there is no such model, or its weights are not safetensors.
+    """
+    before, labels = _label_names(config), labels.in_order_of(config)
+    for key, value in labels.config_kwargs.items():
+        setattr(config, key, value)
+    # transformers prints a table of missing and mismatched weights; `notes` says it in a line.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, missing = _from_checkpoint(args, auto_class, config)
+        notes = []
+        if args.from_scratch:
+            return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
+        head = layer_groups(model)[-1].parameters
+        if not missing & set(head) and before != set(labels.names):
+            missing |= _fresh_head(model, auto_class, head)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if missing & set(head):
+        notes.append(f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
+                     f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}.")
+    body = sorted(missing - set(head))
+    if body:
+        notes.append(f"The checkpoint does not hold {_some(body)}: these train with the head.")
+    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
+
+
+def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+    """(model in fp32, names of the parameters that the checkpoint did not hold)."""
+    name = _name(args)
+    if args.from_scratch:
+        return auto_class.from_config(config, dtype=torch.float32), set()
+    if name.startswith("bundled:"):
+        from .data.bundled import load_weights
+
+        loaded = load_weights(name, auto_class, config)
+        if loaded is not None:
+            return loaded
+        from .data.bundled import model_path
+
+        name = str(model_path(name))
+    try:
+        model, info = auto_class.from_pretrained(
+            name, config=config, revision=args.model_revision, trust_remote_code=args.trust_remote_code,
+            ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32,
+            use_safetensors=None if args.allow_pickle else True)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+    parameters = {n for n, _ in model.named_parameters()}
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    return model, (set(info["missing_keys"]) | mismatched) & parameters
+
+
+def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Sequence[str]) -> set[str]:
+    """Replace the output layer of a head whose size fits by chance: its classes are others."""
+    blank = dict(auto_class.from_config(model.config).named_parameters())
+    outputs = model.config.num_labels
+    replaced = set()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in head and parameter.shape[0] == outputs:
+                parameter.copy_(blank[name])
+                replaced.add(name)
+    return replaced
+
+
+def _label_names(config: PreTrainedConfig) -> set[str]:
+    names = {str(n) for n in (config.id2label or {}).values()}
+    return set() if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
+
+
+def _name(args: ModelArguments) -> str:
+    assert args.model_name_or_path, "checked by Config"
+    return args.model_name_or_path
+
+
+def _not_found(name: str, error: Exception) -> UserError:
+    return UserError(f"model_name_or_path: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
+                     "Give a hub id, a local folder, timm/<name> or bundled:<name>.")
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

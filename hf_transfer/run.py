@@ -1,0 +1,266 @@
+"""A fine-tuning run, from keys to a folder that loads anywhere."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import EvalPrediction, PrinterCallback, set_seed
+from transformers import logging as transformers_logging
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import metrics
+from .config import Config
+from .data.load import Data, infer_labels, label_column, load_splits, make_data
+from .errors import UserError
+from .models import num_parameters
+from .plan import Plan
+from .progress import History, Progress, say
+from .tasks import Task, choose_task
+from .trainer import TransferTrainer
+
+RESULTS = "results.json"
+RUN_FILE = "run.yaml"
+_VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
+
+
+@dataclass
+class Result:
+    """A finished run.
+
+    Attributes:
+        output_dir: the folder with the model and the files of the run.
+        results: what `results.json` holds.
+        plan: the plan that was executed; None without a strategy.
+        trainer: with the trained model.
+        task: how inputs are prepared.
+    """
+
+    output_dir: Path
+    results: dict[str, Any]
+    plan: Plan | None
+    trainer: TransferTrainer
+    task: Task
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the test split where there is one, else of the validation split."""
+        return self.results["metrics"]
+
+    @property
+    def model(self) -> Any:
+        return self.trainer.model
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
+        return f"Result({self.results['metrics_split']}: {scores}; {self.output_dir})"
+
+
+def fine_tune(model_name_or_path: str, dataset_name: str | None = None, **keys: Any) -> Result:
+    """Fine-tune a pretrained model on a data set.
+
+    Args:
+        model_name_or_path: hub id, local folder, `timm/<name>` or `bundled:<name>`.
+        dataset_name: hub id, file, folder or `bundled:<name>`; or give `train_file`.
+        **keys: any key of `hf-transfer train`.
+
+    Raises:
+        UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
+    """
+    return run(Config.from_sources({}, {"model_name_or_path": model_name_or_path, "dataset_name": dataset_name, **keys}))
+
+
+def run(config: Config) -> Result:
+    """Run a configuration: data, model, plan, training, evaluation, files."""
+    args = config.training
+    output_dir = Path(str(args.output_dir))
+    checkpoint = _checkpoint(config, output_dir)
+    # Bars for every tokenised split and every file of weights hide the run's own lines.
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    # Pinning without an accelerator does nothing but warn.
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    set_seed(args.seed)
+    with args.main_process_first(desc="data"):
+        splits = load_splits(config.data)
+    task, inputs = choose_task(splits["train"].features, config.data)
+    column = label_column(splits["train"].features, inputs, config.data)
+    labels = infer_labels(splits["train"], column, config.data.problem_type)
+    loaded, processor = task.load(config.model, config.data, labels)
+    data = make_data(splits, inputs, column, loaded.labels, config.data, args.data_seed or args.seed)
+    args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
+
+    trainer = TransferTrainer(
+        model=loaded.model, args=args, processing_class=processor, data_collator=task.collator(processor),
+        compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
+        **{f"{'eval' if name == 'validation' else name}_dataset": task.prepare(data.splits[name], inputs, processor,
+                                                                             config.data)
+           for name in ("train", "validation")})
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    trainer.add_callback(Progress(trainer))
+    trainer.add_callback(History(output_dir / "history.jsonl"))
+    if trainer.is_world_process_zero():
+        _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
+        _write(output_dir / RUN_FILE, config.to_yaml())
+
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    results = _evaluate(trainer, task, data, processor, config)
+    results |= _facts(config, task, data, trainer, outcome.metrics)
+    _save(trainer, output_dir, results)
+    result = Result(output_dir, results, trainer.plan, trainer, task)
+    if trainer.is_world_process_zero():
+        _conclude(result)
+    return result
+
+
+def _checkpoint(config: Config, output_dir: Path) -> str | None:
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
+    """
+    wanted = config.training.resume_from_checkpoint
+    last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if config.data.overwrite_output_dir:
+        return None
+    if (output_dir / RESULTS).is_file():
+        raise UserError(f"output_dir: {str(output_dir)!r} holds a finished run.",
+                        "Choose another folder, or add --overwrite_output_dir.")
+    if wanted == "auto":
+        return last
+    if wanted is not None and not Path(wanted).is_dir():
+        raise UserError(f"resume_from_checkpoint: there is no folder {wanted!r}.",
+                        "Give a checkpoint's folder, or auto for the newest one in output_dir.")
+    if wanted is None and last is not None:
+        raise UserError(f"output_dir: {str(output_dir)!r} holds an unfinished run.",
+                        "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.")
+    return wanted
+
+
+def _metrics(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
+    return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
+
+
+def _logits(predictions: Any) -> Any:
+    return predictions[0] if isinstance(predictions, tuple) else predictions  # some models return hidden states too
+
+
+def _evaluate(trainer: TransferTrainer, task: Task, data: Data, processor: Any, config: Config) -> dict[str, Any]:
+    """Metrics of the held-out splits, with intervals for the one that counts."""
+    validation = _without_speed(trainer.evaluate(), "eval_")
+    split = "test" if data.test is not None else "validation"
+    held_out = task.prepare(data.splits[split], data.inputs, processor, config.data)
+    prediction = trainer.predict(held_out)
+    return {"metrics": _without_speed(prediction.metrics, "test_"), "metrics_split": split,
+            "validation_metrics": validation,
+            "intervals": metrics.intervals(data.labels.problem_type, _logits(prediction.predictions),
+                                           prediction.label_ids)}
+
+
+def _without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
+    hidden = ("runtime", "per_second", "epoch", "preparation_time")
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
+
+
+def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer, trained: dict[str, float]) -> dict[str, Any]:
+    """The rest of `results.json`: what was run, on what, and what it took."""
+    plan, args = trainer.plan, config.training
+    sizes = dict(plan.groups) if plan is not None else {}
+    thawed = sum(n for g, n in sizes.items() if plan is not None and g not in plan.never_thawed)
+    total = num_parameters(trainer.model)
+    return {
+        "task": task.name,
+        "problem_type": data.labels.problem_type,
+        "model": config.model.model_name_or_path,
+        "strategy": plan.strategy if plan is not None else None,
+        "adapter": "none",
+        "dataset": config.data.dataset_name or config.data.train_file,
+        "labels": list(data.labels.names),
+        "num_train_examples": len(data.train),
+        "plan": plan.to_list() if plan is not None else [],
+        "stages": [{**record.to_dict(), "cache": None} for record in trainer.stage_records],
+        "train_seconds": trained["train_runtime"],
+        "train_samples_per_second": trained["train_samples_per_second"],
+        "trainable_parameters": thawed if plan is not None else total,
+        "total_parameters": total,
+        "seed": args.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{args.device.type} ({_processor()})",
+        "cost": {"device_hours": trained["train_runtime"] * args.world_size / 3600},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    return f"{torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _save(trainer: TransferTrainer, output_dir: Path, results: dict[str, Any]) -> None:
+    """The model as plain `from_pretrained` reads it, and `results.json` last: it marks a finished run."""
+    trainer.save_model(str(output_dir))
+    if trainer.is_world_process_zero():
+        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same in the open
+        _write(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write beside and rename, so that the file is whole at every instant."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+# ---- what the user reads -------------------------------------------------------------------------------------------
+
+
+def _announce(config: Config, task: Task, data: Data, notes: Sequence[str], trainer: TransferTrainer) -> None:
+    counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    say(f"{task.name}: {config.model.model_name_or_path} on {config.data.dataset_name or config.data.train_file}")
+    say(f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
+        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else "."))
+    for note in notes:
+        say(note)
+    say()
+    if trainer.plan is not None:
+        if config.values["strategy"] == "auto" and config.values["stages"] is None:
+            say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
+        say(str(trainer.plan))
+    else:
+        say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
+    say()
+
+
+def _conclude(result: Result) -> None:
+    results, folder = result.results, result.output_dir
+    say()
+    say(f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
+        f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):")
+    for name, value in results["metrics"].items():
+        low, high = results["intervals"].get(name, (None, None))
+        say(f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else ""))
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    say(f"Files in {folder}: {', '.join(files)}")
+    auto = "AutoModelForImageClassification" if re.search("image", result.task.name) else \
+        "AutoModelForSequenceClassification"
+    say("Next:")
+    say(f"  hf-transfer train --config {folder / RUN_FILE} --output_dir {folder}-again   # repeats the run")
+    say(f"  python -c \"from transformers import {auto} as M; print(M.from_pretrained('{folder}').config.id2label)\"")
+
+

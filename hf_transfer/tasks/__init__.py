@@ -1,0 +1,39 @@
+"""The tasks. A new one is a class that follows `base.Task`, and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import DataArguments
+from ..errors import UserError
+from .base import Task
+from .image_classification import ImageClassification
+from .text_classification import TextClassification
+
+TASKS: dict[str, Task] = {
+    "image-classification": ImageClassification(),
+    "text-classification": TextClassification(),
+}
+
+
+def choose_task(features: Mapping[str, Any], args: DataArguments) -> tuple[Task, tuple[str, ...]]:
+    """(the task, its input columns): the one that `task` names, else the only one that recognises the columns.
+
+    Raises:
+        UserError: the data does not show which one is meant.
+    """
+    if args.task is not None:
+        task = TASKS[args.task]
+        columns = task.input_columns(features, args)
+        if not columns:
+            raise UserError(f"task: the data has no input column for {args.task}.", f"Its columns are {', '.join(features)}.")
+        return task, columns
+    found = {name: columns for name, task in TASKS.items() if (columns := task.input_columns(features, args))}
+    if len(found) > 1 and "image-classification" in found:  # captions and file names beside an image
+        found = {"image-classification": found["image-classification"]}
+    if len(found) != 1:
+        raise UserError(f"task: the columns {', '.join(features)} do not show which task this is.",
+                        f"Set task to one of {', '.join(TASKS)}, and name the input column.")
+    name, columns = next(iter(found.items()))
+    return TASKS[name], columns

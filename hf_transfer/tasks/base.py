@@ -1,0 +1,48 @@
+"""The contract of a task. A new one is a class with these methods and one line in `tasks/__init__.py`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from datasets import Dataset
+
+from ..config import DataArguments, ModelArguments
+from ..models import Labels, Loaded
+
+
+class Task(ABC):
+    """What differs between one kind of input and another; everything else reads the Plan and the layer groups.
+
+    Attributes:
+        name: the value of the key `task`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
+        """The columns that hold an example's input; empty where the data is not of this task.
+
+        Raises:
+            UserError: a column that was named is not there, or several could be meant.
+        """
+
+    @abstractmethod
+    def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
+        """(the model with its head, the processor: a tokenizer or an image processor).
+
+        Where the checkpoint has the same labels in another order, the model's `config.id2label` keeps the checkpoint's.
+
+        Raises:
+            UserError: there is no such model.
+        """
+
+    @abstractmethod
+    def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
+        """`split` with exactly what the model reads, and `labels`."""
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """The function that makes a batch of prepared examples."""

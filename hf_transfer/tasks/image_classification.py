@@ -1,0 +1,86 @@
+"""Image classification: an image processor and any Hugging Face or timm backbone with a classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset, Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
+
+from ..config import DataArguments, ModelArguments
+from ..data.load import LABELS
+from ..errors import UserError, nearest
+from ..models import Labels, Loaded, load_config, load_model
+from .base import Task
+
+
+class ImageClassification(Task):
+    name = "image-classification"
+
+    def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
+        if args.image_column_name:
+            if args.image_column_name not in features:
+                raise UserError(f"image_column_name: there is no column {args.image_column_name!r}.",
+                                f"There are {', '.join(features)}.{nearest(args.image_column_name, features)}")
+            return (args.image_column_name,)
+        images = [n for n, f in features.items() if isinstance(f, Image)]
+        if len(images) > 1:
+            raise UserError("image_column_name: several columns hold images.", f"Name one of {', '.join(images)}.")
+        return tuple(images)
+
+    def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
+        config = load_config(model_args)
+        if data_args.image_size:
+            _set_image_size(config, data_args.image_size)
+        loaded = load_model(model_args, AutoModelForImageClassification, config, labels)
+        return loaded, _load_processor(model_args, config, data_args.image_size)
+
+    def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
+        (column,) = inputs
+
+        def transform(batch: dict[str, Any]) -> dict[str, Any]:
+            images = [image.convert("RGB") for image in batch[column]]
+            return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], LABELS: batch[LABELS]}
+
+        return split.select_columns([column, LABELS]).with_transform(transform)
+
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        return _collate
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"pixel_values": torch.stack([e["pixel_values"] for e in examples]),
+            LABELS: torch.tensor([e[LABELS] for e in examples])}
+
+
+def _set_image_size(config: PreTrainedConfig, size: int) -> None:
+    """Tell the configuration the input size, so that what is saved loads with it."""
+    if config.model_type == "timm_wrapper":
+        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, size, size]}
+        if config.pretrained_cfg.get("fixed_input_size"):
+            config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
+    elif hasattr(config, "image_size") and config.image_size != size:
+        raise UserError(f"image_size: {config.model_type} has positions for {config.image_size} pixels, not {size}.",
+                        "Leave image_size out, or take a convolutional or timm model.")
+
+
+def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | None) -> Any:
+    if config.model_type == "timm_wrapper":
+        from transformers import TimmWrapperImageProcessor
+
+        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+    try:
+        processor = AutoImageProcessor.from_pretrained(
+            args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model_name_or_path: {args.model_name_or_path!r} has no image processor that can be loaded "
+                        f"({' '.join(str(error).split())[:200]}).") from error
+    if size:
+        resize_to = {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else {
+            "height": size, "width": size}
+        processor.size = resize_to
+        if getattr(processor, "do_center_crop", None):
+            processor.crop_size = {"height": size, "width": size}
+    return processor

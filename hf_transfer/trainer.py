@@ -1,0 +1,316 @@
+"""`transformers.Trainer` that executes a Plan: layer-wise learning rates and staged unfreezing.
+
+What is overridden, and why that hook:
+
+- `create_optimizer`: every group that will ever train exists from step 0 (Trainer takes only what requires a gradient
+  at that moment, so what thaws later would never move).
+- `create_scheduler`: one closure per optimizer group (rate of the stage, warm-up after a thaw, the run's schedule).
+- `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and which
+  would switch BatchNorm and dropout of frozen modules back on. It runs even if a subclass replaces `compute_loss`.
+- `compute_loss`: the loss of an accumulated batch equals the loss of the same examples in one batch.
+- `log`: the rate of every layer group, not only of the first.
+- a callback at the beginning of each optimizer step, where a new stage may begin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from . import plan as plans
+from .errors import UserError, UserErrors
+from .layers import LayerGroup, frozen_modules, layer_groups
+from .optim import current_rates, lr_factors, parameter_groups
+from .plan import Plan, PlanArguments, Stage
+
+
+@dataclass
+class TransferArguments(PlanArguments, TrainingArguments):
+    """`TrainingArguments` and the keys of a Plan (`PlanArguments`).
+
+    With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
+    `num_train_epochs` to the sum of its epochs.
+
+    Raises:
+        UserErrors: all problems of the plan keys at once.
+    """
+
+    def __post_init__(self) -> None:
+        problems = plans.check(self)
+        if problems:
+            raise UserErrors(problems)
+        if self.stages is not None:
+            self.num_train_epochs = float(sum(s["epochs"] for s in self.stages))
+        super().__post_init__()
+
+
+@dataclass
+class StageRecord:
+    """What a stage did: filled in while it runs."""
+
+    name: str
+    start: int
+    steps: int = 0
+    seconds: float = 0.0
+    loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    _loss_sum: float = 0.0
+    _loss_steps: int = 0
+
+    def add_loss(self, mean: float, steps: int) -> None:
+        self._loss_sum += mean * steps
+        self._loss_steps += steps
+        self.loss = self._loss_sum / self._loss_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "start": self.start, "steps": self.steps, "seconds": self.seconds,
+                "loss": self.loss, "metrics": self.metrics}
+
+
+class TransferTrainer(Trainer):
+    """A `Trainer` whose arguments may carry a Plan.
+
+    Attributes:
+        plan: the Plan being executed, resolved to steps once training starts; None with no plan key set.
+        layer_groups: the model's layer groups, input to head; empty without a plan.
+        stage_records: one record per stage that has begun.
+
+    Raises:
+        UserError: a plan that the model, the optimizer or the distributed backend cannot carry out.
+    """
+
+    plan: Plan | None = None
+    layer_groups: tuple[LayerGroup, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.stage_records: list[StageRecord] = []
+        self._stage: int | None = None
+        self._frozen: list[nn.Module] = []
+        self._rates: dict[str, float] = {}
+        self._weighs_loss = False
+        if not (isinstance(self.args, TransferArguments) and plans.is_wanted(self.args)):
+            return
+        self.layer_groups = layer_groups(self.model, self.args.layer_rules or ())
+        self.plan = plans.make_plan(self.args, self.layer_groups)
+        self._trainable = [n for n, p in self.model.named_parameters() if p.requires_grad]
+        self._check_backend()
+        # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
+        # needs it for all. A subclass with a loss of its own, and DataParallel, keep Trainer's behaviour.
+        self._weighs_loss = type(self).compute_loss is TransferTrainer.compute_loss and self.args.n_gpu <= 1
+        self.model_accepts_loss_kwargs |= self._weighs_loss
+        self.add_callback(_StageCallback(self))
+
+    def _check_backend(self) -> None:
+        assert self.plan is not None
+        if self.optimizer is not None or self.lr_scheduler is not None:
+            raise UserError("A plan makes its own optimizer groups, so `optimizers=` cannot be given with one.",
+                            "Choose the optimizer with `optim` or `optimizer_cls_and_kwargs`.")
+        if len(self.plan.stages) > 1:
+            for enabled, name in ((self.is_deepspeed_enabled, "DeepSpeed"), (self.is_fsdp_enabled, "FSDP")):
+                if enabled:
+                    raise UserError(
+                        f"strategy {self.plan.strategy} changes what trains, which {name} cannot do after it has started.",
+                        "Use a strategy of one stage (linear-probe, partial, full) or plain data parallelism.")
+
+    # ---- optimizer and schedule ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.plan is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self._require_grad()
+        opt_model = self.model if model is None else model
+        cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, opt_model)
+        if not isinstance(cls, type) or not issubclass(cls, torch.optim.Optimizer) or {"params", "model",
+                                                                                       "optimizer_dict"} & set(kwargs):
+            raise UserError(f"optim: {self.args.optim} makes its own parameter groups, so a plan cannot set its rates.",
+                            "Use an ordinary optimizer such as adamw_torch_fused.")
+        self.optimizer = cls(parameter_groups(opt_model, self.layer_groups, self.plan, self.args.weight_decay,
+                                              self._no_decay(opt_model)), **kwargs)
+        return self.optimizer
+
+    def _no_decay(self, model: nn.Module) -> set[str]:
+        """Names that are never decayed: biases and norms by name, and what the model itself lists."""
+        listed: set[str] = set()
+        for path, module in model.named_modules():
+            declare = getattr(module, "no_weight_decay", None)  # timm's convention
+            if callable(declare):
+                listed |= {f"{path}.{name}".lstrip(".") for name in declare()}
+        decayed = set(self.get_decay_parameter_names(model))
+        return listed | {n for n, _ in model.named_parameters() if n not in decayed}
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.plan is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.plan = self.plan.resolve(self._steps_per_epoch(num_training_steps))
+        # The run's own schedule, taken from a stand-in: every factor is a function of the step alone.
+        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
+        schedule = super().create_scheduler(num_training_steps, stand_in)
+        if isinstance(schedule, LambdaLR):
+            assert self.optimizer is not None
+            factors = [lr_factors(self.plan, group, schedule.lr_lambdas[0]) for group in self.optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(self.optimizer, factors)
+        else:
+            if len(self.plan.stages) > 1 or self.plan.unfreeze_warmup_steps:
+                raise UserError(
+                    f"lr_scheduler_type: {self.args.lr_scheduler_type} sets rates from the metric and cannot follow a "
+                    "plan of several stages.", "Use linear, cosine, constant or another schedule of the step.")
+            self.lr_scheduler = None
+            super().create_scheduler(num_training_steps, self.optimizer)
+        return self.lr_scheduler
+
+    def _steps_per_epoch(self, num_training_steps: int) -> int:
+        if self.args.max_steps <= 0:
+            return round(num_training_steps / self.args.num_train_epochs)
+        try:
+            batches = len(self.get_train_dataloader())
+        except TypeError as error:
+            raise UserError("The training set has no length, so a stage's epochs cannot be counted.",
+                            "Give a data set with a length, or a strategy of one stage.") from error
+        return max(1, -(-batches // self.args.gradient_accumulation_steps))
+
+    # ---- stages ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.plan is not None:  # what a run froze must not stay frozen for the next one
+                self._require_grad()
+
+    def _require_grad(self) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name in self._trainable:
+            parameters[name].requires_grad_(True)
+
+    def begin_step(self, step: int) -> None:
+        """Called before optimizer step `step` (0 for the first): begin its stage if it is not the current one."""
+        assert self.plan is not None
+        index = self.plan.at(step)
+        if index == self._stage:
+            return
+        self._close_stage(step)
+        stage = self.plan.stages[index]
+        self._freeze(stage)
+        self._stage = index
+        self.stage_records.append(StageRecord(stage.name, step))
+        self._stage_began = time.perf_counter()
+
+    def _freeze(self, stage: Stage) -> None:
+        """Let exactly the parameters of `stage` train: frozen ones lose gradient and optimizer state."""
+        parameters, eligible = dict(self.model.named_parameters()), set(self._trainable)
+        changed = False
+        for group in self.layer_groups:
+            for name in group.parameters:
+                parameter, active = parameters[name], name in eligible and stage.rate(group.name, name) > 0
+                changed |= parameter.requires_grad != active
+                parameter.requires_grad_(active)
+                if not active:
+                    parameter.grad = None
+                    self._optimizer_state().pop(parameter, None)
+        self._frozen = frozen_modules(self.model, self.layer_groups)
+        if changed and isinstance(self.model_wrapped, DistributedDataParallel):
+            self._rewrap(self.model_wrapped)
+
+    def _optimizer_state(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer).state  # accelerate's wrapper holds the real one
+
+    def _rewrap(self, ddp: DistributedDataParallel) -> None:
+        """Build the gradient reducer anew: it reduces what required a gradient when it was built, and nothing else.
+
+        In place, so that every reference to the wrapped model stays valid.
+        """
+        handler = self.accelerator.ddp_handler
+        kwargs = handler.to_kwargs() if handler is not None else {}
+        DistributedDataParallel.__init__(ddp, ddp.module, device_ids=ddp.device_ids, output_device=ddp.output_device,
+                                         **kwargs)
+        if handler is not None:
+            handler.register_comm_hook(ddp)
+
+    def _close_stage(self, step: int) -> None:
+        if self.stage_records and self._stage is not None:
+            record = self.stage_records[-1]
+            record.steps = step - record.start
+            record.seconds = time.perf_counter() - self._stage_began
+
+    # ---- steps ----
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        for module in self._frozen:
+            module.training = False
+        return super().compute_loss_context_manager()
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: torch.Tensor | int | None = None) -> Any:
+        """The mean loss of the model, weighted by this micro-batch's share of the accumulated batch.
+
+        Trainer divides by the number of micro-batches, or, for models that take loss keywords and ignore them (BERT),
+        not at all: neither is the loss of the whole batch when the last one is short.
+        """
+        if num_items_in_batch is None or not self._weighs_loss:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        items = inputs["labels"].ne(-100).sum()
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        # The count is over all processes, and the gradients will be averaged over them.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        loss = loss * (items * processes / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- logs ----
+
+    def note_rates(self) -> None:
+        """Keep the rates of the optimizer step just taken (the scheduler moves on before Trainer logs)."""
+        assert self.optimizer is not None
+        self._rates = current_rates(self.optimizer.param_groups)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.plan is not None and self._stage is not None and self.is_in_train:
+            logs["stage"] = self._stage
+            record = self.stage_records[-1]
+            if "loss" in logs:
+                logs["learning_rate"] = max(self._rates.values())  # Trainer's own is the first group's, often frozen
+                logs |= {f"learning_rate/{name}": rate for name, rate in self._rates.items()}
+                last = max((h["step"] for h in self.state.log_history if "loss" in h), default=0)
+                record.add_loss(logs["loss"], self.state.global_step - max(last, record.start))
+            elif "eval_loss" in logs:
+                record.metrics = {k: v for k, v in logs.items() if k.startswith("eval_")}
+        super().log(logs, start_time)
+
+
+class _StageCallback(TrainerCallback):
+    """Moves the trainer along its plan at the boundaries of optimizer steps."""
+
+    def __init__(self, trainer: TransferTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer._stage = None
+        self.trainer.stage_records = []
+        self.trainer.begin_step(state.global_step)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.begin_step(state.global_step)
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                          **_: Any) -> None:
+        self.trainer.note_rates()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        plan = self.trainer.plan
+        assert plan is not None
+        last = state.global_step >= state.max_steps
+        if args.logging_strategy != "no" and (last or plan.at(state.global_step) != self.trainer._stage):
+            control.should_log = True  # so that no logged loss mixes two stages
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer._close_stage(state.global_step)
+
+
