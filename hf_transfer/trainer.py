@@ -49,6 +49,9 @@ class TransferArguments(PlanArguments, TrainingArguments):
             raise UserErrors(problems)
         if self.stages is not None:
             self.num_train_epochs = float(sum(s["epochs"] for s in self.stages))
+        # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,
+        # each train alone and say nothing.
+        self.use_cpu |= not torch.accelerator.is_available()
         super().__post_init__()
 
 

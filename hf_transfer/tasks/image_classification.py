@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -70,6 +71,8 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
     if config.model_type == "timm_wrapper":
         from transformers import TimmWrapperImageProcessor
 
+        # It warns at every save that config.json already holds what it would write, which is what we rely on.
+        logging.getLogger(TimmWrapperImageProcessor.__module__).setLevel(logging.ERROR)
         return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
     try:
         processor = AutoImageProcessor.from_pretrained(
