@@ -222,7 +222,7 @@ def coerce(value: Any, key: Key) -> Any:
             raise ValueError(f"{value!r} is not {_expected(origins)}") from None
     if value is None and (types.NoneType in origins or key.default is None):
         return None
-    if bool in origins and isinstance(value, str) and value.lower() in _WORDS:
+    if bool in origins and str not in origins and isinstance(value, str) and value.lower() in _WORDS:
         return _WORDS[value.lower()]
     if bool in origins and isinstance(value, bool):
         return value
@@ -348,7 +348,7 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
                  "gradient_accumulation_steps", "max_train_samples", "max_eval_samples", "max_predict_samples",
                  "max_seq_length", "image_size"):
         if values[name] is not None and not values[name] > 0:
-            found.append(f"{name}: {values[name]} is not positive.")
+            found.append(f"{name}: {values[name]:g} is not positive.")
     for name in ("learning_rate", "weight_decay", "warmup_steps"):
         if not values[name] >= 0:
             found.append(f"{name}: {values[name]} is negative.")

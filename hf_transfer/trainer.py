@@ -264,7 +264,7 @@ class TransferTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         # The count is over all processes, and the gradients will be averaged over them.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        loss = loss * (items * processes / num_items_in_batch)
+        loss = loss * items * processes / num_items_in_batch  # in the loss's own precision, from left to right
         return (loss, outputs) if return_outputs else loss
 
     # ---- logs ----

@@ -1,0 +1,127 @@
+"""Data as files, and its labels."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
+
+from hf_transfer import UserError
+from hf_transfer.config import DataArguments
+from hf_transfer.data.load import infer_labels, label_column, load_splits, make_data
+
+ROWS = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(20)]
+
+
+def write(folder, form):
+    folder.mkdir(exist_ok=True)
+    data = Dataset.from_list(ROWS)
+    if form == "csv":
+        data.to_csv(folder / "train.csv")
+    elif form == "tsv":
+        data.to_csv(folder / "train.tsv", sep="\t")
+    elif form == "jsonl":
+        (folder / "train.jsonl").write_text("\n".join(json.dumps(r) for r in ROWS))
+    elif form == "parquet":
+        data.to_parquet(folder / "train.parquet")
+    return folder / f"train.{form}"
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_files_and_folders(form, tmp_path):
+    file = write(tmp_path / "d", form)
+    for args in (DataArguments(dataset_name=str(file)), DataArguments(dataset_name=str(file.parent)),
+                 DataArguments(train_file=str(file), test_file=str(file))):
+        splits = load_splits(args)
+        assert splits["train"].to_list() == ROWS
+    assert set(splits) == {"train", "test"}
+
+
+def test_split_files_in_a_folder(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,0\nb,1\n")
+    assert set(load_splits(DataArguments(dataset_name=str(tmp_path)))) == {"train", "validation", "test"}
+
+
+def test_save_to_disk(tmp_path):
+    DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "a"))
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "b"))
+    for name in "ab":
+        assert load_splits(DataArguments(dataset_name=str(tmp_path / name)))["train"].to_list() == ROWS
+
+
+def test_an_image_folder(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (4, 4), i).save(tmp_path / "images" / name / f"{i}.png")
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path / "images")))
+    assert splits["train"].features["label"].names == ["cat", "dog"] and len(splits["train"]) == 6
+
+
+@pytest.mark.parametrize(("feature", "values", "kind", "names"), [
+    (ClassLabel(names=["n", "p"]), [0, 1, 1], "single_label_classification", ("n", "p")),
+    (Value("string"), ["b", "a", "b"], "single_label_classification", ("a", "b")),
+    (Value("int64"), [10, 2, 10], "single_label_classification", ("2", "10")),
+    (Value("bool"), [True, False, True], "single_label_classification", ("False", "True")),
+    (Value("float64"), [0.0, 1.0, 1.0], "single_label_classification", ("0", "1")),
+    (Value("float64"), [0.5, 1.25, 3.0], "regression", ("label",)),
+    ([Value("string")], [["x"], [], ["y", "x"]], "multi_label_classification", ("x", "y"))])
+def test_labels(feature, values, kind, names):
+    data = Dataset.from_dict({"label": values}, features=Features({"label": feature}))
+    labels = infer_labels(data, "label", None)
+    assert (labels.problem_type, labels.names) == (kind, names)
+    many = Dataset.from_dict({"text": [str(i) for i in range(30)], "label": values * 10},
+                             features=Features({"text": Value("string"), "label": feature}))
+    made = make_data(DatasetDict({"train": many}), ("text",), "label", labels, DataArguments(), seed=0)
+    expected = {"single_label_classification": lambda v: names.index(_name(data, v)), "regression": float,
+                "multi_label_classification": lambda v: [float(n in v) for n in names]}[kind]
+    rows = {**dict(zip(made.train["text"], made.train["labels"], strict=True)),
+            **dict(zip(made.validation["text"], made.validation["labels"], strict=True))}
+    assert rows == {str(i): expected((values * 10)[i]) for i in range(30)}
+
+
+def _name(data, value):
+    feature = data.features["label"]
+    if isinstance(feature, ClassLabel):
+        return feature.int2str(value)
+    return str(int(value)) if isinstance(value, float) else str(value)
+
+
+def test_splits_are_drawn_by_class_and_by_seed():
+    data = DatasetDict({"train": Dataset.from_list(ROWS * 10)})
+    labels = infer_labels(data["train"], "label", None)
+    args = DataArguments(train_val_split=0.2, max_train_samples=40)
+    made, again, other = (make_data(data, ("text",), "label", labels, args, seed=s) for s in (0, 0, 1))
+    assert len(made.train) == 40 and sum(made.train["labels"]) == 20 and sum(made.validation["labels"]) == 20
+    assert made.train["text"] == again.train["text"] != other.train["text"]
+    assert "No validation split: 40 of 200" in made.notes[0]
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ([{"text": "a", "label": "x"}] * 3, "one class only"),
+    ([{"text": "a", "label": "x"}, {"text": "b", "label": None}], "1 training examples have no label")])
+def test_labels_that_cannot_be_learnt(rows, said):
+    with pytest.raises(UserError, match=said):
+        infer_labels(Dataset.from_list(rows), "label", None)
+
+
+def test_a_label_that_training_has_not_seen():
+    splits = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list([{"text": "q", "label": "c"}])})
+    with pytest.raises(UserError, match="test split has the label 'c'"):
+        make_data(splits, ("text",), "label", infer_labels(splits["train"], "label", None), DataArguments(), 0)
+
+
+def test_an_ambiguous_label_column_is_explained():
+    with pytest.raises(UserError, match="Name one of a, b"):
+        label_column({"text": 0, "a": 0, "b": 0}, ("text",), DataArguments())
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    ({"train_file": "none.csv"}, "train_file: there is no file 'none.csv'"),
+    ({"train_file": "none.docx"}, "is not a .csv"), ({"dataset_name": "/none/at/all"}, "there is no file or folder")])
+def test_data_that_is_not_there(args, said):
+    with pytest.raises(UserError, match=said):
+        load_splits(DataArguments(**args))

@@ -1,0 +1,89 @@
+"""Optimizer groups: the rate and decay of every parameter, and no more groups than needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from hf_transfer import TransferTrainer
+from hf_transfer.optim import lr_factors
+
+from .helpers import arguments, images, texts, tiny_bert, tiny_timm_resnet, tiny_timm_vit
+
+
+def optimizer_of(model, tmp_path, data=None, **keys):
+    trainer = TransferTrainer(model, arguments(tmp_path, **keys), train_dataset=data or texts())
+    optimizer = trainer.create_optimizer()
+    names = {id(p): n for n, p in model.named_parameters()}
+    return trainer, optimizer, {names[id(p)]: g for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_rate_of_every_parameter(tmp_path):
+    model = tiny_bert(layers=3)
+    _, _, group = optimizer_of(model, tmp_path, layer_lr_decay=0.5, learning_rate=1e-3, head_learning_rate=1e-2)
+    expected = {"bert.embeddings.": 1.25e-4, "bert.encoder.layer.0.": 2.5e-4, "bert.encoder.layer.1.": 5e-4,
+                "bert.encoder.layer.2.": 1e-3, "bert.pooler.": 1e-3, "classifier.": 1e-2}
+    assert set(group) == {n for n, _ in model.named_parameters()}
+    for name, g in group.items():
+        assert g["lr"] == pytest.approx(next(v for k, v in expected.items() if name.startswith(k)), rel=1e-12), name
+
+
+@pytest.mark.parametrize(("make", "data"), [(tiny_bert, texts), (tiny_timm_resnet, images), (tiny_timm_vit, images)])
+def test_biases_norms_and_what_the_model_lists_are_not_decayed(make, data, tmp_path):
+    model = make()
+    _, _, group = optimizer_of(model, tmp_path, data(), strategy="full", weight_decay=0.1)
+    for name, parameter in model.named_parameters():
+        listed = name.endswith(("pos_embed", "cls_token"))  # timm ViT's no_weight_decay()
+        assert group[name]["weight_decay"] == (0.0 if parameter.ndim <= 1 or listed else 0.1), name
+
+
+def test_groups_are_merged(tmp_path):
+    """No more groups than distinct (rates over the stages, decay)."""
+    _, optimizer, _ = optimizer_of(tiny_bert(layers=6), tmp_path, strategy="full", weight_decay=0.1)
+    assert len(optimizer.param_groups) == 2
+    trainer, optimizer, _ = optimizer_of(tiny_bert(layers=6), tmp_path, strategy="gradual", num_train_epochs=9,
+                                         weight_decay=0.1, layer_lr_decay=0.9)
+    distinct = {(g["rates"], g["weight_decay"]) for g in optimizer.param_groups}
+    assert len(optimizer.param_groups) == len(distinct) == 2 * len(trainer.layer_groups)
+    assert [g["layers"] for g in optimizer.param_groups][::2] == [[g.name] for g in trainer.layer_groups]
+
+
+def test_what_never_trains_is_in_no_group(tmp_path):
+    _, _, group = optimizer_of(tiny_bert(), tmp_path, strategy="partial", unfrozen_groups=1)
+    assert not any(n.startswith(("bert.embeddings", "bert.encoder.layer.0")) for n in group)
+    model = tiny_bert()
+    model.bert.embeddings.requires_grad_(False)  # the caller's own freeze stays
+    _, _, group = optimizer_of(model, tmp_path, strategy="full")
+    assert not any(n.startswith("bert.embeddings") for n in group)
+    assert any(n.startswith("bert.encoder.layer.0") for n in group)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt",
+                                  "cosine_with_restarts"])
+def test_every_group_follows_the_closed_form(kind, tmp_path):
+    """rate * schedule(t) * min(1, (t - t_thaw) / warm-up) at every step, with transformers' own schedule as oracle."""
+    keys = dict(strategy="gradual", num_train_epochs=4, layer_lr_decay=0.5, head_learning_rate=1e-2, learning_rate=1e-3,
+                unfreeze_warmup_steps=3, stage_lr_decay=0.5, lr_scheduler_type=kind, warmup_steps=4)
+    trainer, optimizer, _ = optimizer_of(tiny_bert(layers=2), tmp_path, **keys)
+    total = 20  # 20 examples, batch 4, 4 epochs
+    scheduler = trainer.create_scheduler(total, optimizer)
+    oracle_optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    oracle = get_scheduler(kind, oracle_optimizer, num_warmup_steps=4, num_training_steps=total)
+    base = {"embeddings": 2.5e-4, "layer.0": 5e-4, "layer.1": 1e-3, "head": 1e-2}
+    thaw = {"head": 0, "layer.1": 5, "layer.0": 10, "embeddings": 15}
+    for step in range(total):
+        for group in optimizer.param_groups:
+            layer = group["layers"][0]
+            frozen = step < thaw[layer]
+            expected = 0.0 if frozen else (base[layer] * 0.5 ** (step // 5) * oracle.get_last_lr()[0] / 1e-3
+                                           * min(1.0, (step - thaw[layer]) / 3))
+            assert group["lr"] == pytest.approx(expected, rel=1e-12, abs=1e-18), (step, layer)
+        optimizer.step(), scheduler.step(), oracle_optimizer.step(), oracle.step()
+
+
+def test_factors_are_plain_functions(tmp_path):
+    """LambdaLR puts the attributes of callable objects into the checkpoint; a closure has none."""
+    trainer, optimizer, _ = optimizer_of(tiny_bert(), tmp_path, strategy="gradual")
+    plan = trainer.plan.resolve(5)
+    assert type(lr_factors(plan, optimizer.param_groups[0], lambda step: 1.0)).__name__ == "function"
