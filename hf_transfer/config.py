@@ -46,10 +46,13 @@ class DataArguments:
 
     task: str | None = _key(None, "image-classification or text-classification (default: seen from the data)")
     problem_type: str | None = _key(
-        None, "default: seen from the labels",
-        choices=("single_label_classification", "multi_label_classification", "regression"))
+        None,
+        "default: seen from the labels",
+        choices=("single_label_classification", "multi_label_classification", "regression"),
+    )
     dataset_name: str | None = _key(
-        None, "hub id, image folder, CSV/JSON/Parquet file or folder, save_to_disk folder, or bundled:<name>")
+        None, "hub id, image folder, CSV/JSON/Parquet file or folder, save_to_disk folder, or bundled:<name>"
+    )
     dataset_config_name: str | None = _key(None, "the hub data set's configuration")
     train_file: str | None = _key(None, "CSV, JSON or Parquet file to train on")
     validation_file: str | None = _key(None, "file to validate on")
@@ -79,10 +82,24 @@ RUN_DEFAULTS: dict[str, Any] = {
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
-_NOT_KEYS = ("parallelism_config", "local_rank", "hub_token", "do_train", "do_eval", "do_predict", "debug",
-             "remove_unused_columns", "label_names", "gradient_checkpointing", "gradient_checkpointing_kwargs")
+_NOT_KEYS = (
+    "parallelism_config",
+    "local_rank",
+    "hub_token",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "debug",
+    "remove_unused_columns",
+    "label_names",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+)
 _SECTIONS: tuple[tuple[str, type], ...] = (
-    ("model", ModelArguments), ("data", DataArguments), ("training", TransferArguments))
+    ("model", ModelArguments),
+    ("data", DataArguments),
+    ("training", TransferArguments),
+)
 
 
 @dataclass(frozen=True)
@@ -106,18 +123,27 @@ def keys() -> dict[str, Key]:
         for f in fields(cls):
             if not f.init or f.name in _NOT_KEYS:
                 continue
-            default = f.default if f.default is not MISSING else f.default_factory() if callable(
-                f.default_factory) else None
+            default = (
+                f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
+            )
             choices = f.metadata.get("choices", ()) or _enum_values(hints[f.name])
             if f.name == "strategy":
                 choices = tuple(STRATEGIES)
-            found[f.name] = Key(f.name, section, hints[f.name], RUN_DEFAULTS.get(f.name, default),
-                                str(f.metadata.get("help", "")), tuple(choices))
+            found[f.name] = Key(
+                f.name,
+                section,
+                hints[f.name],
+                RUN_DEFAULTS.get(f.name, default),
+                str(f.metadata.get("help", "")),
+                tuple(choices),
+            )
     return found
 
 
 def _enum_values(hint: Any) -> tuple[str, ...]:
-    return tuple(str(e.value) for t in _alternatives(hint) if isinstance(t, type) and issubclass(t, enum.Enum) for e in t)
+    return tuple(
+        str(e.value) for t in _alternatives(hint) if isinstance(t, type) and issubclass(t, enum.Enum) for e in t
+    )
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -134,19 +160,27 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float",
-                                                                      "tag:yaml.org,2002:bool")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    first: [
+        (tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-               r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"), list("-+0123456789."))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def load_yaml(text: str) -> Any:
     """YAML as the keys read it."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_config_file(path: str) -> dict[str, Any]:
@@ -214,8 +248,9 @@ def coerce(value: Any, key: Key) -> Any:
     origins = [typing.get_origin(t) or t for t in allowed]
     if isinstance(value, enum.Enum):
         value = value.value
-    if isinstance(value, str) and (str not in origins or value.lstrip()[:1] in "[{" and {list, dict} & set(origins)
-                                   or value == "null"):
+    if isinstance(value, str) and (
+        str not in origins or (value.lstrip()[:1] in "[{" and {list, dict} & set(origins)) or value == "null"
+    ):
         try:
             value = load_yaml(value)
         except yaml.YAMLError:
@@ -238,13 +273,22 @@ def coerce(value: Any, key: Key) -> Any:
         return dict(value)
     if str in origins and isinstance(value, str | int | float | Path):
         if key.choices and str(value) not in key.choices:
-            raise ValueError(f"{str(value)!r} is not one of {', '.join(key.choices)}.{nearest(str(value), key.choices)}")
+            raise ValueError(
+                f"{str(value)!r} is not one of {', '.join(key.choices)}.{nearest(str(value), key.choices)}"
+            )
         return str(value)
     raise ValueError(f"{value!r} is not {_expected(origins)}")
 
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 def _expected(origins: Sequence[Any]) -> str:
@@ -288,8 +332,10 @@ class Config:
                     try:
                         values[name] = coerce(raw, keys()[name])
                     except ValueError as error:
-                        found.append(f"{name}: {str(error).rstrip('.') if '?' not in str(error) else error}"
-                                     + ("" if "?" in str(error) else "."))
+                        found.append(
+                            f"{name}: {str(error).rstrip('.') if '?' not in str(error) else error}"
+                            + ("" if "?" in str(error) else ".")
+                        )
         chosen = dict(values)
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
         found += _contradictions(values, chosen)
@@ -297,12 +343,16 @@ class Config:
             raise UserErrors(found)
         if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
             values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
-        return cls(*(_build(section, values) for _, section in _SECTIONS), values=values)
+        model, data, training = (_build(section, values) for _, section in _SECTIONS)
+        return cls(model, data, training, values)
 
     def to_yaml(self) -> str:
         """A file that repeats this run; keys that a file may not hold stand in a comment."""
-        values = {k: v for k, v in self.values.items()
-                  if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")}
+        values = {
+            k: v
+            for k, v in self.values.items()
+            if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
+        }
         only = [f"--{k}" for k in COMMAND_LINE_ONLY if self.values[k]]
         note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
         head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
@@ -338,15 +388,30 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
         found.append("dataset_name and train_file contradict each other: keep one.")
     if chosen.get("stages") is not None:
         if chosen.get("strategy") not in (None, "auto"):
-            found.append(f"stages and strategy: {chosen['strategy']} contradict each other: stages is a plan of its own.")
-        total = sum(s.get("epochs", 0) for s in chosen["stages"] if isinstance(s, Mapping)
-                    and isinstance(s.get("epochs", 0), int | float))
+            found.append(
+                f"stages and strategy: {chosen['strategy']} contradict each other: stages is a plan of its own."
+            )
+        total = sum(
+            s.get("epochs", 0)
+            for s in chosen["stages"]
+            if isinstance(s, Mapping) and isinstance(s.get("epochs", 0), int | float)
+        )
         if "num_train_epochs" in chosen and chosen["num_train_epochs"] != total:
-            found.append(f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} "
-                         "epochs; leave num_train_epochs out.")
-    for name in ("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
-                 "gradient_accumulation_steps", "max_train_samples", "max_eval_samples", "max_predict_samples",
-                 "max_seq_length", "image_size"):
+            found.append(
+                f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} "
+                "epochs; leave num_train_epochs out."
+            )
+    for name in (
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "max_train_samples",
+        "max_eval_samples",
+        "max_predict_samples",
+        "max_seq_length",
+        "image_size",
+    ):
         if values[name] is not None and not values[name] > 0:
             found.append(f"{name}: {values[name]:g} is not positive.")
     for name in ("learning_rate", "weight_decay", "warmup_steps"):

@@ -86,7 +86,7 @@ def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGro
             nothing or is not a regular expression, or a model without a head.
     """
     prefix, core = _core(model)
-    parameters = {name: p for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     depths = _apply_rules(rules, parameters)
     rest = [n for n in parameters if n not in depths]
     if rest:
@@ -136,8 +136,10 @@ def _apply_rules(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Depth
         except re.error as error:
             raise UserError(f"layer_rules: {pattern!r} is not a regular expression ({error}).") from error
         if not found:
-            raise UserError(f"layer_rules: the pattern {pattern!r} matches no parameter.",
-                            f"The first names are {', '.join(names[:3])}.")
+            raise UserError(
+                f"layer_rules: the pattern {pattern!r} matches no parameter.",
+                f"The first names are {', '.join(names[:3])}.",
+            )
     return _match_rules(rules, names)
 
 
@@ -155,15 +157,19 @@ def _match_rules(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Depth
 def _depth(depth: int | str | None, match: re.Match[str]) -> Depth:
     if isinstance(depth, str):
         if depth not in _SYMBOLS:
-            raise UserError(f"layer_rules: the depth {depth!r} is not known.",
-                            "Use a number, stem, last, head, or null for the number that the pattern captures.")
+            raise UserError(
+                f"layer_rules: the depth {depth!r} is not known.",
+                "Use a number, stem, last, head, or null for the number that the pattern captures.",
+            )
         return _SYMBOLS[depth]
     if depth is not None:
         return (float(depth),)
     numbers = [float(g) for g in match.groups() if g is not None]
     if not numbers:
-        raise UserError(f"layer_rules: the pattern {match.re.pattern!r} has no depth and captures no number.",
-                        r"Give a depth, or capture one, as in '^blocks\.(\d+)'.")
+        raise UserError(
+            f"layer_rules: the pattern {match.re.pattern!r} has no depth and captures no number.",
+            r"Give a depth, or capture one, as in '^blocks\.(\d+)'.",
+        )
     return (1 + numbers[0], *numbers[1:])
 
 
@@ -172,7 +178,8 @@ def _uncovered(model: str, unplaced: list[str]) -> UserError:
     return UserError(
         f"No layer rule of {model} places {len(unplaced)} parameters: {shown}.",
         "Add ordered rules, for example layer_rules: "
-        r"[['^embed', stem], ['^blocks\.(\d+)', null], ['^norm', last], ['^classifier', head]].")
+        r"[['^embed', stem], ['^blocks\.(\d+)', null], ['^norm', last], ['^classifier', head]].",
+    )
 
 
 # ---- what models declare -------------------------------------------------------------------------------------------
@@ -247,8 +254,11 @@ def _blocks(core: nn.Module) -> list[str]:
     found = _outermost(core, lambda m: type(m).__name__ in declared)
     if len(found) > 1:
         return found
-    lists = [(name, module) for name, module in core.named_modules()
-             if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1 and len(module) > 1]
+    lists = [
+        (name, module)
+        for name, module in core.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1 and len(module) > 1
+    ]
     if not lists:
         return []
     name, module = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
@@ -274,12 +284,15 @@ def _head_test(core: nn.Module) -> Any:
 # ---- groups --------------------------------------------------------------------------------------------------------
 
 
-def _make_groups(parameters: dict[str, nn.Parameter], depths: dict[str, Depth], prefix: str,
-                 stem_name: str) -> tuple[LayerGroup, ...]:
+def _make_groups(
+    parameters: dict[str, nn.Parameter], depths: dict[str, Depth], prefix: str, stem_name: str
+) -> tuple[LayerGroup, ...]:
     backbone = sorted({d for d in depths.values() if d not in (_HEAD_DEPTH, _LAST_DEPTH)})
     if _HEAD_DEPTH not in depths.values():
-        raise UserError("The model has no head that the layer rules know.",
-                        "Name it with a rule, for example layer_rules: [['^classifier', head]].")
+        raise UserError(
+            "The model has no head that the layer rules know.",
+            "Name it with a rule, for example layer_rules: [['^classifier', head]].",
+        )
     if not backbone:
         raise UserError("The layer rules place every parameter in the head, which leaves no backbone.")
     core_members: dict[Depth, list[str]] = {d: [] for d in (*backbone, _HEAD_DEPTH)}
@@ -291,10 +304,10 @@ def _make_groups(parameters: dict[str, nn.Parameter], depths: dict[str, Depth], 
     labels: dict[Depth, str] = {}
     for i, depth in enumerate(backbone):
         # Drop what all blocks share ("bert.encoder."), but keep the list's own name ("layer.3").
-        path = names[depth].split(".")[max(len(common) - 1, 0):] if names[depth] else []
+        path = names[depth].split(".")[max(len(common) - 1, 0) :] if names[depth] else []
         labels[depth] = ".".join(path) or f"group.{i}"
     first = names[backbone[0]]
-    if len(backbone) == 1 or not first or first.split(".")[:len(common)] != common or not common:
+    if len(backbone) == 1 or not first or first.split(".")[: len(common)] != common or not common:
         labels[backbone[0]] = stem_name
     labels[_HEAD_DEPTH] = HEAD
     repeated = {n for n in labels.values() if list(labels.values()).count(n) > 1}
@@ -303,9 +316,14 @@ def _make_groups(parameters: dict[str, nn.Parameter], depths: dict[str, Depth], 
     for name in parameters:
         members[backbone[-1] if depths[name] == _LAST_DEPTH else depths[name]].append(name)
     return tuple(
-        LayerGroup(labels[d], tuple(members[d]), sum(parameters[n].numel() for n in members[d]),
-                   sum(parameters[n].numel() for n in members[d] if parameters[n].requires_grad))
-        for d in labels)
+        LayerGroup(
+            labels[d],
+            tuple(members[d]),
+            sum(parameters[n].numel() for n in members[d]),
+            sum(parameters[n].numel() for n in members[d] if parameters[n].requires_grad),
+        )
+        for d in labels
+    )
 
 
 def _block_name(members: list[str]) -> str:
@@ -358,7 +376,7 @@ def frozen_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[nn.Mo
         for i, child in enumerate(children):
             follows = True
             if spans and first_group(child) is None:
-                later = (first_group(c) for c in children[i + 1:])
+                later = (first_group(c) for c in children[i + 1 :])
                 follows = next((g for g in later if g is not None), group_of[id(own[-1])]) in group_trains
             visit(child, follows)
 

@@ -28,17 +28,22 @@ def compute(problem_type: str, logits: Array, labels: Array) -> dict[str, float]
 def _single_label(logits: Array, labels: Array) -> dict[str, Any]:
     predicted = logits.argmax(-1)
     average = {"average": "macro", "zero_division": 0}
-    return {"accuracy": sk.accuracy_score(labels, predicted), "f1_macro": sk.f1_score(labels, predicted, **average),
-            "precision_macro": sk.precision_score(labels, predicted, **average),
-            "recall_macro": sk.recall_score(labels, predicted, **average),
-            "mcc": sk.matthews_corrcoef(labels, predicted)}
+    return {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "f1_macro": sk.f1_score(labels, predicted, **average),
+        "precision_macro": sk.precision_score(labels, predicted, **average),
+        "recall_macro": sk.recall_score(labels, predicted, **average),
+        "mcc": sk.matthews_corrcoef(labels, predicted),
+    }
 
 
 def _multi_label(logits: Array, labels: Array) -> dict[str, Any]:
     predicted, present = (logits > 0).astype(int), labels.any(axis=0)
-    scores = {"f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
-              "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
-              "accuracy": sk.accuracy_score(labels, predicted)}
+    scores = {
+        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
+        "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
+        "accuracy": sk.accuracy_score(labels, predicted),
+    }
     if present.any():  # a label that never occurs has no average precision
         scores["map"] = sk.average_precision_score(labels[:, present], logits[:, present], average="macro")
     return scores
@@ -48,8 +53,10 @@ def _regression(logits: Array, labels: Array) -> dict[str, Any]:
     values, labels = logits.reshape(labels.shape), labels
     scores = {"mae": np.abs(values - labels).mean(), "rmse": np.sqrt(np.square(values - labels).mean())}
     if len(labels) > 1 and np.ptp(values) > 0 and np.ptp(labels) > 0:  # a constant correlates with nothing
-        scores |= {"pearson": stats.pearsonr(values, labels).statistic,
-                   "spearman": stats.spearmanr(values, labels).statistic}
+        scores |= {
+            "pearson": stats.pearsonr(values, labels).statistic,
+            "spearman": stats.spearmanr(values, labels).statistic,
+        }
     return scores
 
 
@@ -95,6 +102,10 @@ def from_confusion(table: Array) -> dict[str, Array]:
     correct = hits.sum(-1)
     spread = np.sqrt((total**2 - (predicted**2).sum(-1)) * (total**2 - (true**2).sum(-1)))
     agreement = correct * total - (true * predicted).sum(-1)
-    return {"accuracy": correct / total, "f1_macro": f1.sum(-1) / occurs.sum(-1),
-            "precision_macro": precision.sum(-1) / occurs.sum(-1), "recall_macro": recall.sum(-1) / occurs.sum(-1),
-            "mcc": np.divide(agreement, spread, out=np.zeros_like(agreement), where=spread > 0)}
+    return {
+        "accuracy": correct / total,
+        "f1_macro": f1.sum(-1) / occurs.sum(-1),
+        "precision_macro": precision.sum(-1) / occurs.sum(-1),
+        "recall_macro": recall.sum(-1) / occurs.sum(-1),
+        "mcc": np.divide(agreement, spread, out=np.zeros_like(agreement), where=spread > 0),
+    }

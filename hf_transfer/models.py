@@ -31,8 +31,12 @@ class Labels:
 
     @property
     def config_kwargs(self) -> dict[str, Any]:
-        return {"num_labels": len(self.names), "id2label": dict(enumerate(self.names)),
-                "label2id": {n: i for i, n in enumerate(self.names)}, "problem_type": self.problem_type}
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {n: i for i, n in enumerate(self.names)},
+            "problem_type": self.problem_type,
+        }
 
     def in_order_of(self, config: PreTrainedConfig) -> Labels:
         """The same labels in the checkpoint's order where it has the same ones, so that its head can be kept."""
@@ -92,7 +96,9 @@ def timm_config(name: str) -> PreTrainedConfig:
 
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        raise UserError(f"model_name_or_path: timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}")
+        raise UserError(
+            f"model_name_or_path: timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}"
+        )
     known = timm.get_pretrained_cfg(name, allow_unregistered=True)
     config = TimmWrapperConfig(architecture=architecture)
     config.pretrained_cfg = {k: v for k, v in known.to_dict().items() if k != "num_classes"} if known else {}
@@ -128,15 +134,19 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing & set(head):
-        notes.append(f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
-                     f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}.")
+        notes.append(
+            f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
+            f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}."
+        )
     body = sorted(missing - set(head))
     if body:
         notes.append(f"The checkpoint does not hold {_some(body)}: these train with the head.")
     return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
 
 
-def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+def _from_checkpoint(
+    args: ModelArguments, auto_class: Any, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, set[str]]:
     """(model in fp32, names of the parameters that the checkpoint did not hold)."""
     name = _name(args)
     if args.from_scratch:
@@ -152,9 +162,15 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
         name = str(model_path(name))
     try:
         model, info = auto_class.from_pretrained(
-            name, config=config, revision=args.model_revision, trust_remote_code=args.trust_remote_code,
-            ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32,
-            use_safetensors=None if args.allow_pickle else True)
+            name,
+            config=config,
+            revision=args.model_revision,
+            trust_remote_code=args.trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=None if args.allow_pickle else True,
+        )
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error
     parameters = {n for n, _ in model.named_parameters()}
@@ -186,8 +202,10 @@ def _name(args: ModelArguments) -> str:
 
 
 def _not_found(name: str, error: Exception) -> UserError:
-    return UserError(f"model_name_or_path: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
-                     "Give a hub id, a local folder, timm/<name> or bundled:<name>.")
+    return UserError(
+        f"model_name_or_path: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
+        "Give a hub id, a local folder, timm/<name> or bundled:<name>.",
+    )
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

@@ -10,8 +10,9 @@ from torch import nn
 from .plan import Group, Plan
 
 
-def parameter_groups(model: nn.Module, groups: Sequence[Group], plan: Plan, weight_decay: float,
-                     no_decay: Collection[str] = ()) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, groups: Sequence[Group], plan: Plan, weight_decay: float, no_decay: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Optimizer groups for every parameter that any stage of `plan` trains, input to head.
 
     All groups exist from step 0, so that optimizer and scheduler never change shape. Parameters with the same rate in
@@ -39,9 +40,17 @@ def parameter_groups(model: nn.Module, groups: Sequence[Group], plan: Plan, weig
             if not parameter.requires_grad or not any(rates):
                 continue
             decay = weight_decay if parameter.ndim > 1 and name not in no_decay else 0.0
-            entry = merged.setdefault((rates, decay), {
-                "params": [], "lr": next(r for r in rates if r), "weight_decay": decay, "rates": rates,
-                "layers": [], "member": (group.name, name)})
+            entry = merged.setdefault(
+                (rates, decay),
+                {
+                    "params": [],
+                    "lr": next(r for r in rates if r),
+                    "weight_decay": decay,
+                    "rates": rates,
+                    "layers": [],
+                    "member": (group.name, name),
+                },
+            )
             entry["params"].append(parameter)
             if group.name not in entry["layers"]:
                 entry["layers"].append(group.name)
@@ -72,5 +81,8 @@ def current_rates(param_groups: Sequence[dict[str, Any]]) -> dict[str, float]:
         frozen = not any(p.requires_grad for p in group["params"])
         for layer in group["layers"]:
             parts.setdefault(layer, {})[tuple(group["rates"])] = 0.0 if frozen else float(group["lr"])
-    return {layer if i == 0 else f"{layer}#{i + 1}": rate
-            for layer, rates in parts.items() for i, rate in enumerate(rates.values())}
+    return {
+        layer if i == 0 else f"{layer}#{i + 1}": rate
+        for layer, rates in parts.items()
+        for i, rate in enumerate(rates.values())
+    }

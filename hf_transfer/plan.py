@@ -35,7 +35,7 @@ class Group(Protocol):
 
 def _key(default: Any, doc: str, **metadata: Any) -> Any:
     make = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**make, metadata={"help": doc, **metadata})  # type: ignore[arg-type]
+    return field(**make, metadata={"help": doc, **metadata})
 
 
 @dataclass
@@ -46,21 +46,28 @@ class PlanArguments:
     `warmup_steps` and `lr_scheduler_type` keep their meaning.
     """
 
-    strategy: str | None = _key(None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, scratch")
+    strategy: str | None = _key(
+        None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, scratch"
+    )
     head_epochs: float = _key(1.0, "two-phase: epochs of the head alone")
     unfrozen_groups: int = _key(2, "partial: groups below the head that train")
     groups_per_unfreeze: int = _key(1, "gradual: groups thawed at a time, from the top")
     unfreeze_interval: float = _key(1.0, "gradual: epochs between two unfreezes")
     unfreeze_until: str | None = _key(None, "gradual: the deepest group to thaw, by name (default: all)")
     stages: list[dict[str, Any]] | None = _key(
-        None, "an explicit plan instead of a strategy, e.g. [{epochs: 1, train: head}, {epochs: 2, train: 4}, "
-        "{epochs: 3, train: all, learning_rate: 1e-5}]; train is head, all, a number of groups from the top, or names")
+        None,
+        "an explicit plan instead of a strategy, e.g. [{epochs: 1, train: head}, {epochs: 2, train: 4}, "
+        "{epochs: 3, train: all, learning_rate: 1e-5}]; train is head, all, a number of groups from the top, or names",
+    )
     stage_lr_decay: float = _key(1.0, "factor on all rates at each unfreeze")
     unfreeze_warmup_steps: int = _key(0, "steps over which a group's rate rises linearly after it thaws")
-    layer_lr_decay: float | None = _key(None, "rate(i) = learning_rate * d^(n-1-i) for backbone groups 0..n-1 from input")
+    layer_lr_decay: float | None = _key(
+        None, "rate(i) = learning_rate * d^(n-1-i) for backbone groups 0..n-1 from input"
+    )
     layer_lr_multiplier: float | None = _key(None, "rate(i) = learning_rate * m^i for backbone groups from the input")
     layer_learning_rates: dict[str, float] | None = _key(
-        None, "ordered {pattern on group or parameter names: rate}; first match wins")
+        None, "ordered {pattern on group or parameter names: rate}; first match wins"
+    )
     head_learning_rate: float | None = _key(None, "the head's rate (default: see the layer-wise conventions)")
     layer_rules: list[Any] | None = _key(None, "ordered [pattern, depth] rules for models without declared layers")
 
@@ -160,9 +167,15 @@ class Plan:
     def to_list(self) -> list[dict[str, Any]]:
         """The stages as plain data, as `results.json` holds them."""
         return [
-            {"name": s.name, "epochs": s.epochs, "groups": list(s.trainable), "trainable_parameters": self.num_trainable(s),
-             "learning_rates": {g: s.rate(g) for g in s.trainable}}
-            for s in self.stages]
+            {
+                "name": s.name,
+                "epochs": s.epochs,
+                "groups": list(s.trainable),
+                "trainable_parameters": self.num_trainable(s),
+                "learning_rates": {g: s.rate(g) for g in s.trainable},
+            }
+            for s in self.stages
+        ]
 
     def __str__(self) -> str:
         return _table(self)
@@ -197,13 +210,17 @@ def two_phase(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
 def gradual(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
     """The head, then `groups_per_unfreeze` more groups from the top each `unfreeze_interval` epochs (ULMFiT)."""
     if keys.unfreeze_until is not None and keys.unfreeze_until not in backbone:
-        raise UserError(f"unfreeze_until: there is no group {keys.unfreeze_until!r} below the head.",
-                        f"The groups are {', '.join(backbone)}.{nearest(keys.unfreeze_until, backbone)}")
+        raise UserError(
+            f"unfreeze_until: there is no group {keys.unfreeze_until!r} below the head.",
+            f"The groups are {', '.join(backbone)}.{nearest(keys.unfreeze_until, backbone)}",
+        )
     deepest = backbone.index(keys.unfreeze_until) if keys.unfreeze_until is not None else 0
     most = len(backbone) - deepest
     counts = [*range(keys.groups_per_unfreeze, most, keys.groups_per_unfreeze), most]
-    return [{"train": HEAD, "epochs": keys.unfreeze_interval},
-            *({"train": k, "epochs": keys.unfreeze_interval} for k in counts)]
+    return [
+        {"train": HEAD, "epochs": keys.unfreeze_interval},
+        *({"train": k, "epochs": keys.unfreeze_interval} for k in counts),
+    ]
 
 
 def full(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
@@ -246,20 +263,31 @@ def check(keys: PlanArguments) -> list[str]:
     default = PlanArguments()
     problems = []
     if keys.strategy is not None and keys.strategy not in STRATEGIES:
-        problems.append(f"strategy: {keys.strategy!r} is not one of {', '.join(STRATEGIES)}."
-                        + nearest(keys.strategy, STRATEGIES))
+        problems.append(
+            f"strategy: {keys.strategy!r} is not one of {', '.join(STRATEGIES)}." + nearest(keys.strategy, STRATEGIES)
+        )
     elif keys.strategy is not None and keys.stages is not None and keys.strategy != "auto":
-        problems.append(f"strategy and stages contradict each other: stages is a plan of its own, so leave out "
-                        f"strategy: {keys.strategy}.")
+        problems.append(
+            f"strategy and stages contradict each other: stages is a plan of its own, so leave out "
+            f"strategy: {keys.strategy}."
+        )
     chosen = "stages" if keys.stages is not None else keys.strategy or "full"
     for name, readers in _READ_BY.items():
-        if chosen in (*STRATEGIES, "stages") and chosen not in readers and getattr(keys, name) != getattr(default, name):
-            problems.append(f"{name}: {getattr(keys, name)!r} has no effect with "
-                            f"{'stages' if chosen == 'stages' else f'strategy: {chosen}'}; it belongs to "
-                            f"{' and '.join(readers)}.")
+        if (
+            chosen in (*STRATEGIES, "stages")
+            and chosen not in readers
+            and getattr(keys, name) != getattr(default, name)
+        ):
+            problems.append(
+                f"{name}: {getattr(keys, name)!r} has no effect with "
+                f"{'stages' if chosen == 'stages' else f'strategy: {chosen}'}; it belongs to "
+                f"{' and '.join(readers)}."
+            )
     if keys.layer_lr_decay is not None and keys.layer_lr_multiplier is not None:
-        problems.append("layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
-                        "head, the second up from the input. Keep one.")
+        problems.append(
+            "layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
+            "head, the second up from the input. Keep one."
+        )
     problems += _check_numbers(keys)
     problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
     if keys.stages is not None and not keys.stages:
@@ -268,8 +296,14 @@ def check(keys: PlanArguments) -> list[str]:
 
 
 def _check_numbers(keys: PlanArguments) -> Iterable[str]:
-    positive = ("layer_lr_decay", "layer_lr_multiplier", "head_learning_rate", "unfreeze_interval", "groups_per_unfreeze",
-                "stage_lr_decay")
+    positive = (
+        "layer_lr_decay",
+        "layer_lr_multiplier",
+        "head_learning_rate",
+        "unfreeze_interval",
+        "groups_per_unfreeze",
+        "stage_lr_decay",
+    )
     for name in positive:
         value = getattr(keys, name)
         if value is not None and not value > 0:
@@ -338,8 +372,12 @@ def make_plan(config: PlanConfig, groups: Sequence[Group], facts: Any = None) ->
             raise UserError(f"Stage {stage.name!r} trains nothing: every parameter in it is frozen or has rate 0.")
         stages.append(stage)
         begun += epochs
-    return Plan(strategy if strategy != "auto" else "two-phase", tuple((g.name, g.num_trainable) for g in groups),
-                tuple(stages), config.unfreeze_warmup_steps)
+    return Plan(
+        strategy if strategy != "auto" else "two-phase",
+        tuple((g.name, g.num_trainable) for g in groups),
+        tuple(stages),
+        config.unfreeze_warmup_steps,
+    )
 
 
 def _trainable(train: Any, names: list[str]) -> tuple[str, ...]:
@@ -351,14 +389,17 @@ def _trainable(train: Any, names: list[str]) -> tuple[str, ...]:
         return (HEAD,)
     if isinstance(train, int) and not isinstance(train, bool):
         if not 0 <= train <= len(backbone):
-            raise UserError(f"{train} groups cannot be unfrozen: the model has {len(backbone)} below the head.",
-                            f"They are {', '.join(backbone)}.")
-        return tuple(names[len(backbone) - train:])
+            raise UserError(
+                f"{train} groups cannot be unfrozen: the model has {len(backbone)} below the head.",
+                f"They are {', '.join(backbone)}.",
+            )
+        return tuple(names[len(backbone) - train :])
     wanted = [train] if isinstance(train, str) else list(train)
     for name in wanted:
         if name not in names:
-            raise UserError(f"There is no layer group {name!r}.",
-                            f"The groups are {', '.join(names)}.{nearest(name, names)}")
+            raise UserError(
+                f"There is no layer group {name!r}.", f"The groups are {', '.join(names)}.{nearest(name, names)}"
+            )
     return tuple(n for n in names if n in wanted)
 
 
@@ -389,8 +430,7 @@ def matches(pattern: str, group: str, parameter: str = "") -> bool:
 
     `layer.1` is in `encoder.layer.1.output.bias` but not in `encoder.layer.11.output.bias`.
     """
-    return bool(re.fullmatch(pattern, group)
-                or (parameter and re.search(rf"(?:^|\.)(?:{pattern})(?:\.|$)", parameter)))
+    return bool(re.fullmatch(pattern, group) or (parameter and re.search(rf"(?:^|\.)(?:{pattern})(?:\.|$)", parameter)))
 
 
 def _check_patterns(rates: Mapping[str, float], groups: Sequence[Group]) -> None:
@@ -399,7 +439,8 @@ def _check_patterns(rates: Mapping[str, float], groups: Sequence[Group]) -> None
         f"layer_learning_rates: the pattern {pattern!r} matches no group and no parameter. "
         f"The groups are {', '.join(names)}.{nearest(pattern, names)}"
         for pattern in rates
-        if not any(matches(pattern, g.name, p) for g in groups for p in g.parameters)]
+        if not any(matches(pattern, g.name, p) for g in groups for p in g.parameters)
+    ]
     if problems:
         raise UserErrors(problems)
 
@@ -410,7 +451,7 @@ def _stage_name(trainable: tuple[str, ...], backbone: list[str]) -> str:
         return HEAD
     if len(below) == len(backbone):
         return "all groups" if HEAD in trainable else "backbone"
-    if HEAD in trainable and below == backbone[-len(below):]:
+    if HEAD in trainable and below == backbone[-len(below) :]:
         return "top 1 group" if len(below) == 1 else f"top {len(below)} groups"
     return ", ".join(trainable)
 
@@ -426,8 +467,9 @@ def _table(plan: Plan) -> str:
         size = plan.num_trainable(stage)
         share = f"{size:,} ({100 * size / total:.1f}%)" if total else str(size)
         start = "" if stage.start is None else f" from step {stage.start}"
-        rows.append((f"{i + 1} {stage.name}", f"{stage.epochs:g}{start}", _span(stage.trainable), share,
-                     _rate_span(stage)))
+        rows.append(
+            (f"{i + 1} {stage.name}", f"{stage.epochs:g}{start}", _span(stage.trainable), share, _rate_span(stage))
+        )
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))

@@ -39,8 +39,14 @@ class Progress(ProgressCallback):
         if self.bars:
             super().on_step_end(args, state, control, **kw)
 
-    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                           eval_dataloader: Any = None, **kw: Any) -> None:
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kw: Any,
+    ) -> None:
         if self.bars:
             super().on_prediction_step(args, state, control, eval_dataloader, **kw)
 
@@ -48,8 +54,14 @@ class Progress(ProgressCallback):
         if self.bars:
             super().on_train_end(args, state, control, **kw)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         line = self._line(state, logs or {}) if self.trainer.is_in_train else ""
         if line and state.is_world_process_zero:
             if getattr(self, "training_bar", None) is not None:
@@ -65,12 +77,17 @@ class Progress(ProgressCallback):
                 index = logs["stage"]
                 stage = f"  stage {index + 1}/{len(plan.stages)} ({plan.stages[index].name})"
             norm = f"  grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else ""
-            return (f"step {state.global_step}/{state.max_steps}  epoch {logs.get('epoch', 0):.2f}{stage}  "
-                    f"loss {logs['loss']:.4f}{norm}  learning rate {logs['learning_rate']:.2e}")
+            return (
+                f"step {state.global_step}/{state.max_steps}  epoch {logs.get('epoch', 0):.2f}{stage}  "
+                f"loss {logs['loss']:.4f}{norm}  learning rate {logs['learning_rate']:.2e}"
+            )
         if "eval_loss" in logs:
             hidden = ("runtime", "per_second", "epoch", "stage")
-            values = [f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items()
-                      if isinstance(v, float) and not k.endswith(hidden)]
+            values = [
+                f"{k.removeprefix('eval_')} {v:.4f}"
+                for k, v in logs.items()
+                if isinstance(v, float) and not k.endswith(hidden)
+            ]
             return f"  validation at epoch {logs.get('epoch', 0):.2f}: {', '.join(values)}"
         return ""
 
@@ -78,8 +95,8 @@ class Progress(ProgressCallback):
 class History(TrainerCallback):
     """`history.jsonl`: a line per log, without gaps or repeats when a run is resumed."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, trainer: TransferTrainer, path: Path):
+        self.trainer, self.path = trainer, path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = (state.global_step, time.perf_counter())
@@ -91,10 +108,17 @@ class History(TrainerCallback):
             kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         logs = logs or {}
-        if not state.is_world_process_zero or not ({"loss", "eval_loss"} & set(logs)):
+        counts = self.trainer.is_in_train and ({"loss", "eval_loss"} & set(logs))
+        if not state.is_world_process_zero or not counts:
             return
         rates = {k.removeprefix(RATE): v for k, v in logs.items() if k.startswith(RATE)}
         entry = {"step": state.global_step, **{k: v for k, v in logs.items() if not k.startswith(RATE)}}
@@ -108,7 +132,12 @@ class History(TrainerCallback):
         """Examples per second since the last loss (evaluations in between count), and peak memory in bytes."""
         step, now = self._last
         self._last = (state.global_step, time.perf_counter())
-        examples = (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else \
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        examples = (
+            (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
+        memory = (
+            torch.cuda.max_memory_allocated()
+            if torch.cuda.is_available()
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        )
         return {"samples_per_second": examples / max(self._last[1] - now, 1e-9), "memory_bytes": float(memory)}

@@ -76,7 +76,9 @@ def fine_tune(model_name_or_path: str, dataset_name: str | None = None, **keys: 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    return run(Config.from_sources({}, {"model_name_or_path": model_name_or_path, "dataset_name": dataset_name, **keys}))
+    return run(
+        Config.from_sources({}, {"model_name_or_path": model_name_or_path, "dataset_name": dataset_name, **keys})
+    )
 
 
 def run(config: Config) -> Result:
@@ -100,15 +102,22 @@ def run(config: Config) -> Result:
     args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
 
     trainer = TransferTrainer(
-        model=loaded.model, args=args, processing_class=processor, data_collator=task.collator(processor),
+        model=loaded.model,
+        args=args,
+        processing_class=processor,
+        data_collator=task.collator(processor),
         compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
-        **{f"{'eval' if name == 'validation' else name}_dataset": task.prepare(data.splits[name], inputs, processor,
-                                                                             config.data)
-           for name in ("train", "validation")})
+        **{
+            f"{'eval' if name == 'validation' else name}_dataset": task.prepare(
+                data.splits[name], inputs, processor, config.data
+            )
+            for name in ("train", "validation")
+        },
+    )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     trainer.add_callback(Progress(trainer))
-    trainer.add_callback(History(output_dir / "history.jsonl"))
+    trainer.add_callback(History(trainer, output_dir / "history.jsonl"))
     if trainer.is_world_process_zero():
         _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
         _write(output_dir / RUN_FILE, config.to_yaml())
@@ -134,16 +143,22 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
     if config.data.overwrite_output_dir:
         return None
     if (output_dir / RESULTS).is_file():
-        raise UserError(f"output_dir: {str(output_dir)!r} holds a finished run.",
-                        "Choose another folder, or add --overwrite_output_dir.")
+        raise UserError(
+            f"output_dir: {str(output_dir)!r} holds a finished run.",
+            "Choose another folder, or add --overwrite_output_dir.",
+        )
     if wanted == "auto":
         return last
     if wanted is not None and not Path(wanted).is_dir():
-        raise UserError(f"resume_from_checkpoint: there is no folder {wanted!r}.",
-                        "Give a checkpoint's folder, or auto for the newest one in output_dir.")
+        raise UserError(
+            f"resume_from_checkpoint: there is no folder {wanted!r}.",
+            "Give a checkpoint's folder, or auto for the newest one in output_dir.",
+        )
     if wanted is None and last is not None:
-        raise UserError(f"output_dir: {str(output_dir)!r} holds an unfinished run.",
-                        "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.")
+        raise UserError(
+            f"output_dir: {str(output_dir)!r} holds an unfinished run.",
+            "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.",
+        )
     return wanted
 
 
@@ -161,10 +176,12 @@ def _evaluate(trainer: TransferTrainer, task: Task, data: Data, processor: Any, 
     split = "test" if data.test is not None else "validation"
     held_out = task.prepare(data.splits[split], data.inputs, processor, config.data)
     prediction = trainer.predict(held_out)
-    return {"metrics": _without_speed(prediction.metrics, "test_"), "metrics_split": split,
-            "validation_metrics": validation,
-            "intervals": metrics.intervals(data.labels.problem_type, _logits(prediction.predictions),
-                                           prediction.label_ids)}
+    return {
+        "metrics": _without_speed(prediction.metrics, "test_"),
+        "metrics_split": split,
+        "validation_metrics": validation,
+        "intervals": metrics.intervals(data.labels.problem_type, _logits(prediction.predictions), prediction.label_ids),
+    }
 
 
 def _without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -172,7 +189,9 @@ def _without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
 
 
-def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer, trained: dict[str, float]) -> dict[str, Any]:
+def _facts(
+    config: Config, task: Task, data: Data, trainer: TransferTrainer, trained: dict[str, float]
+) -> dict[str, Any]:
     """The rest of `results.json`: what was run, on what, and what it took."""
     plan, args = trainer.plan, config.training
     sizes = dict(plan.groups) if plan is not None else {}
@@ -195,7 +214,9 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer, tra
         "total_parameters": total,
         "seed": args.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{args.device.type} ({_processor()})",
+        "device": torch.cuda.get_device_name()
+        if args.device.type == "cuda"
+        else f"{args.device.type} ({_processor()})",
         "cost": {"device_hours": trained["train_runtime"] * args.world_size / 3600},
     }
 
@@ -233,8 +254,10 @@ def _write(path: Path, text: str) -> None:
 def _announce(config: Config, task: Task, data: Data, notes: Sequence[str], trainer: TransferTrainer) -> None:
     counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     say(f"{task.name}: {config.model.model_name_or_path} on {config.data.dataset_name or config.data.train_file}")
-    say(f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
-        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else "."))
+    say(
+        f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
+        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else ".")
+    )
     for note in notes:
         say(note)
     say()
@@ -250,17 +273,20 @@ def _announce(config: Config, task: Task, data: Data, notes: Sequence[str], trai
 def _conclude(result: Result) -> None:
     results, folder = result.results, result.output_dir
     say()
-    say(f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
-        f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):")
+    say(
+        f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
+        f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
+    )
     for name, value in results["metrics"].items():
         low, high = results["intervals"].get(name, (None, None))
         say(f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else ""))
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
-    auto = "AutoModelForImageClassification" if re.search("image", result.task.name) else \
-        "AutoModelForSequenceClassification"
+    auto = (
+        "AutoModelForImageClassification"
+        if re.search("image", result.task.name)
+        else "AutoModelForSequenceClassification"
+    )
     say("Next:")
     say(f"  hf-transfer train --config {folder / RUN_FILE} --output_dir {folder}-again   # repeats the run")
     say(f"  python -c \"from transformers import {auto} as M; print(M.from_pretrained('{folder}').config.id2label)\"")
-
-

@@ -74,8 +74,14 @@ class StageRecord:
         self.loss = self._loss_sum / self._loss_steps
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "start": self.start, "steps": self.steps, "seconds": self.seconds,
-                "loss": self.loss, "metrics": self.metrics}
+        return {
+            "name": self.name,
+            "start": self.start,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "metrics": self.metrics,
+        }
 
 
 class TransferTrainer(Trainer):
@@ -90,6 +96,8 @@ class TransferTrainer(Trainer):
         UserError: a plan that the model, the optimizer or the distributed backend cannot carry out.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
     plan: Plan | None = None
     layer_groups: tuple[LayerGroup, ...] = ()
 
@@ -115,14 +123,17 @@ class TransferTrainer(Trainer):
     def _check_backend(self) -> None:
         assert self.plan is not None
         if self.optimizer is not None or self.lr_scheduler is not None:
-            raise UserError("A plan makes its own optimizer groups, so `optimizers=` cannot be given with one.",
-                            "Choose the optimizer with `optim` or `optimizer_cls_and_kwargs`.")
+            raise UserError(
+                "A plan makes its own optimizer groups, so `optimizers=` cannot be given with one.",
+                "Choose the optimizer with `optim` or `optimizer_cls_and_kwargs`.",
+            )
         if len(self.plan.stages) > 1:
             for enabled, name in ((self.is_deepspeed_enabled, "DeepSpeed"), (self.is_fsdp_enabled, "FSDP")):
                 if enabled:
                     raise UserError(
                         f"strategy {self.plan.strategy} changes what trains, which {name} cannot do after it has started.",
-                        "Use a strategy of one stage (linear-probe, partial, full) or plain data parallelism.")
+                        "Use a strategy of one stage (linear-probe, partial, full) or plain data parallelism.",
+                    )
 
     # ---- optimizer and schedule ----
 
@@ -132,12 +143,21 @@ class TransferTrainer(Trainer):
         self._require_grad()
         opt_model = self.model if model is None else model
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, opt_model)
-        if not isinstance(cls, type) or not issubclass(cls, torch.optim.Optimizer) or {"params", "model",
-                                                                                       "optimizer_dict"} & set(kwargs):
-            raise UserError(f"optim: {self.args.optim} makes its own parameter groups, so a plan cannot set its rates.",
-                            "Use an ordinary optimizer such as adamw_torch_fused.")
-        self.optimizer = cls(parameter_groups(opt_model, self.layer_groups, self.plan, self.args.weight_decay,
-                                              self._no_decay(opt_model)), **kwargs)
+        if (
+            not isinstance(cls, type)
+            or not issubclass(cls, torch.optim.Optimizer)
+            or {"params", "model", "optimizer_dict"} & set(kwargs)
+        ):
+            raise UserError(
+                f"optim: {self.args.optim} makes its own parameter groups, so a plan cannot set its rates.",
+                "Use an ordinary optimizer such as adamw_torch_fused.",
+            )
+        self.optimizer = cls(
+            parameter_groups(
+                opt_model, self.layer_groups, self.plan, self.args.weight_decay, self._no_decay(opt_model)
+            ),
+            **kwargs,
+        )
         return self.optimizer
 
     def _no_decay(self, model: nn.Module) -> set[str]:
@@ -158,14 +178,15 @@ class TransferTrainer(Trainer):
         stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
         schedule = super().create_scheduler(num_training_steps, stand_in)
         if isinstance(schedule, LambdaLR):
-            assert self.optimizer is not None
             factors = [lr_factors(self.plan, group, schedule.lr_lambdas[0]) for group in self.optimizer.param_groups]
             self.lr_scheduler = LambdaLR(self.optimizer, factors)
         else:
             if len(self.plan.stages) > 1 or self.plan.unfreeze_warmup_steps:
                 raise UserError(
                     f"lr_scheduler_type: {self.args.lr_scheduler_type} sets rates from the metric and cannot follow a "
-                    "plan of several stages.", "Use linear, cosine, constant or another schedule of the step.")
+                    "plan of several stages.",
+                    "Use linear, cosine, constant or another schedule of the step.",
+                )
             self.lr_scheduler = None
             super().create_scheduler(num_training_steps, self.optimizer)
         return self.lr_scheduler
@@ -176,8 +197,10 @@ class TransferTrainer(Trainer):
         try:
             batches = len(self.get_train_dataloader())
         except TypeError as error:
-            raise UserError("The training set has no length, so a stage's epochs cannot be counted.",
-                            "Give a data set with a length, or a strategy of one stage.") from error
+            raise UserError(
+                "The training set has no length, so a stage's epochs cannot be counted.",
+                "Give a data set with a length, or a strategy of one stage.",
+            ) from error
         return max(1, -(-batches // self.args.gradient_accumulation_steps))
 
     # ---- stages ----
@@ -233,8 +256,9 @@ class TransferTrainer(Trainer):
         """
         handler = self.accelerator.ddp_handler
         kwargs = handler.to_kwargs() if handler is not None else {}
-        DistributedDataParallel.__init__(ddp, ddp.module, device_ids=ddp.device_ids, output_device=ddp.output_device,
-                                         **kwargs)
+        DistributedDataParallel.__init__(
+            ddp, ddp.module, device_ids=ddp.device_ids, output_device=ddp.output_device, **kwargs
+        )
         if handler is not None:
             handler.register_comm_hook(ddp)
 
@@ -251,8 +275,13 @@ class TransferTrainer(Trainer):
             module.training = False
         return super().compute_loss_context_manager()
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: torch.Tensor | int | None = None) -> Any:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         """The mean loss of the model, weighted by this micro-batch's share of the accumulated batch.
 
         Trainer divides by the number of micro-batches, or, for models that take loss keywords and ignore them (BERT),
@@ -271,7 +300,6 @@ class TransferTrainer(Trainer):
 
     def note_rates(self) -> None:
         """Keep the rates of the optimizer step just taken (the scheduler moves on before Trainer logs)."""
-        assert self.optimizer is not None
         self._rates = current_rates(self.optimizer.param_groups)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -302,8 +330,9 @@ class _StageCallback(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.begin_step(state.global_step)
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                          **_: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.trainer.note_rates()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -315,5 +344,3 @@ class _StageCallback(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer._close_stage(state.global_step)
-
-

@@ -18,51 +18,91 @@ PIXELS = 32
 def tiny_bert(layers: int = 2, dropout: float = 0.0, labels: int = 2, **config: Any) -> Any:
     """Groups: embeddings, layer.0 …, head; with a pooler, which joins the last layer."""
     torch.manual_seed(0)
-    return transformers.BertForSequenceClassification(transformers.BertConfig(
-        hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=layers, vocab_size=VOCABULARY,
-        max_position_embeddings=16, num_labels=labels, hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout, **config))
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            hidden_size=8,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=16,
+            num_labels=labels,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            **config,
+        )
+    )
 
 
 def tiny_vit(layers: int = 2, dropout: float = 0.0, labels: int = 2) -> Any:
     torch.manual_seed(0)
-    return transformers.ViTForImageClassification(transformers.ViTConfig(
-        hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=layers, image_size=PIXELS,
-        patch_size=16, num_labels=labels, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout))
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=8,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            image_size=PIXELS,
+            patch_size=16,
+            num_labels=labels,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    )
 
 
 def tiny_timm_vit(labels: int = 2, **model_args: Any) -> Any:
     torch.manual_seed(0)
-    return transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig(
-        architecture="vit_tiny_patch16_224", num_labels=labels,
-        model_args={"img_size": PIXELS, "embed_dim": 12, "depth": 2, "num_heads": 2, **model_args}))
+    return transformers.TimmWrapperForImageClassification(
+        transformers.TimmWrapperConfig(
+            architecture="vit_tiny_patch16_224",
+            num_labels=labels,
+            model_args={"img_size": PIXELS, "embed_dim": 12, "depth": 2, "num_heads": 2, **model_args},
+        )
+    )
 
 
 def tiny_timm_resnet(labels: int = 2) -> Any:
     """A real timm ResNet-10-T, with BatchNorm: groups stem, layer1.0 … layer4.0, head."""
     torch.manual_seed(0)
-    return transformers.TimmWrapperForImageClassification(transformers.TimmWrapperConfig(
-        architecture="resnet10t", num_labels=labels))
+    return transformers.TimmWrapperForImageClassification(
+        transformers.TimmWrapperConfig(architecture="resnet10t", num_labels=labels)
+    )
 
 
 def texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     g = torch.Generator().manual_seed(seed)
-    return Dataset.from_dict({
-        "input_ids": torch.randint(0, VOCABULARY, (size, LENGTH), generator=g).tolist(),
-        "labels": torch.randint(0, labels, (size,), generator=g).tolist()})
+    return Dataset.from_dict(
+        {
+            "input_ids": torch.randint(0, VOCABULARY, (size, LENGTH), generator=g).tolist(),
+            "labels": torch.randint(0, labels, (size,), generator=g).tolist(),
+        }
+    )
 
 
 def images(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     g = torch.Generator().manual_seed(seed)
-    return Dataset.from_dict({
-        "pixel_values": torch.randn(size, 3, PIXELS, PIXELS, generator=g).tolist(),
-        "labels": torch.randint(0, labels, (size,), generator=g).tolist()})
+    return Dataset.from_dict(
+        {
+            "pixel_values": torch.randn(size, 3, PIXELS, PIXELS, generator=g).tolist(),
+            "labels": torch.randint(0, labels, (size,), generator=g).tolist(),
+        }
+    )
 
 
 def arguments(output_dir: Any, **keys: Any) -> TransferArguments:
     """Quiet, on the CPU, nothing saved, every step logged."""
-    defaults = dict(use_cpu=True, save_strategy="no", disable_tqdm=True, logging_steps=1, learning_rate=1e-2,
-                    per_device_train_batch_size=4, num_train_epochs=2, dataloader_pin_memory=False, report_to="none")
+    defaults = dict(
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+        learning_rate=1e-2,
+        per_device_train_batch_size=4,
+        num_train_epochs=2,
+        dataloader_pin_memory=False,
+        report_to="none",
+    )
     return TransferArguments(str(output_dir), **{**defaults, **keys})
 
 

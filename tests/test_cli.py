@@ -15,28 +15,43 @@ TEXT = ["--model_name_or_path", "bundled:minilm-l6", "--dataset_name", "bundled:
 
 def fails(argv, capsys) -> str:
     assert main(argv) == 2
-    out, err = capsys.readouterr()
+    _out, err = capsys.readouterr()
     assert "Traceback" not in err and err.startswith("hf-transfer: ")
     return err
 
 
-@pytest.mark.parametrize(("argv", "said"), [
-    (["trian"], "Did you mean 'train'?"),
-    (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-    (["train", *TEXT, "--strategy", "gradul"], "Did you mean 'gradual'?"),
-    (["train", *TEXT[:2], "--dataset_name", "bundled:rotten"], "Did you mean 'bundled:rotten-tomatoes'?"),
-    (["train", *TEXT[2:], "--model_name_or_path", "bundled:minilm"], "Did you mean 'bundled:minilm-l6'?"),
-    (["train", *TEXT[:2], "--dataset_name", "./nowhere.csv"], "there is no file or folder './nowhere.csv'"),
-    (["train", *TEXT[2:], "--model_name_or_path", "timm/resnet999", "--from_scratch", "--task", "image-classification"],
-     "no input column"),
-    (["train", *TEXT, "--label_column_name", "lable"], "Did you mean 'label'?"),
-    (["train", *TEXT, "--text_column_name", "txt"], "Did you mean 'text'?"),
-    (["train", *TEXT, "--strategy", "partial", "--unfrozen_groups", "99", "--max_train_samples", "16"],
-     "99 groups cannot be unfrozen: the model has 7"),
-    (["train", *TEXT, "--max_train_samples", "1"], "cannot be drawn by class"),
-    (["train", *TEXT, "--max_seq_length", "100000"], "the model reads 512 tokens"),
-    (["train", *TEXT, "--image_size", "-3"], "image_size: -3 is not positive"),
-])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", *TEXT, "--strategy", "gradul"], "Did you mean 'gradual'?"),
+        (["train", *TEXT[:2], "--dataset_name", "bundled:rotten"], "Did you mean 'bundled:rotten-tomatoes'?"),
+        (["train", *TEXT[2:], "--model_name_or_path", "bundled:minilm"], "Did you mean 'bundled:minilm-l6'?"),
+        (["train", *TEXT[:2], "--dataset_name", "./nowhere.csv"], "there is no file or folder './nowhere.csv'"),
+        (
+            [
+                "train",
+                *TEXT[2:],
+                "--model_name_or_path",
+                "timm/resnet999",
+                "--from_scratch",
+                "--task",
+                "image-classification",
+            ],
+            "no input column",
+        ),
+        (["train", *TEXT, "--label_column_name", "lable"], "Did you mean 'label'?"),
+        (["train", *TEXT, "--text_column_name", "txt"], "Did you mean 'text'?"),
+        (
+            ["train", *TEXT, "--strategy", "partial", "--unfrozen_groups", "99", "--max_train_samples", "16"],
+            "99 groups cannot be unfrozen: the model has 7",
+        ),
+        (["train", *TEXT, "--max_train_samples", "1"], "cannot be drawn by class"),
+        (["train", *TEXT, "--max_seq_length", "100000"], "the model reads 512 tokens"),
+        (["train", *TEXT, "--image_size", "-3"], "image_size: -3 is not positive"),
+    ],
+)
 def test_wrong_input_ends_in_exit_code_2(argv, said, tmp_path, capsys):
     out = tmp_path / "out"
     assert said in fails([*argv, "--output_dir", str(out)] if argv[0] == "train" else argv, capsys)
@@ -44,8 +59,19 @@ def test_wrong_input_ends_in_exit_code_2(argv, said, tmp_path, capsys):
 
 
 def test_a_misspelt_timm_name_shows_the_nearest(tmp_path, capsys):
-    said = fails(["train", "--model_name_or_path", "timm/resnet5O", "--from_scratch", "--dataset_name", "bundled:digits",
-                  "--output_dir", str(tmp_path / "o")], capsys)
+    said = fails(
+        [
+            "train",
+            "--model_name_or_path",
+            "timm/resnet5O",
+            "--from_scratch",
+            "--dataset_name",
+            "bundled:digits",
+            "--output_dir",
+            str(tmp_path / "o"),
+        ],
+        capsys,
+    )
     assert "timm has no model 'resnet5O'. Did you mean 'resnet50" in said
 
 

@@ -32,8 +32,11 @@ def write(folder, form):
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
 def test_files_and_folders(form, tmp_path):
     file = write(tmp_path / "d", form)
-    for args in (DataArguments(dataset_name=str(file)), DataArguments(dataset_name=str(file.parent)),
-                 DataArguments(train_file=str(file), test_file=str(file))):
+    for args in (
+        DataArguments(dataset_name=str(file)),
+        DataArguments(dataset_name=str(file.parent)),
+        DataArguments(train_file=str(file), test_file=str(file)),
+    ):
         splits = load_splits(args)
         assert splits["train"].to_list() == ROWS
     assert set(splits) == {"train", "test"}
@@ -61,25 +64,36 @@ def test_an_image_folder(tmp_path):
     assert splits["train"].features["label"].names == ["cat", "dog"] and len(splits["train"]) == 6
 
 
-@pytest.mark.parametrize(("feature", "values", "kind", "names"), [
-    (ClassLabel(names=["n", "p"]), [0, 1, 1], "single_label_classification", ("n", "p")),
-    (Value("string"), ["b", "a", "b"], "single_label_classification", ("a", "b")),
-    (Value("int64"), [10, 2, 10], "single_label_classification", ("2", "10")),
-    (Value("bool"), [True, False, True], "single_label_classification", ("False", "True")),
-    (Value("float64"), [0.0, 1.0, 1.0], "single_label_classification", ("0", "1")),
-    (Value("float64"), [0.5, 1.25, 3.0], "regression", ("label",)),
-    ([Value("string")], [["x"], [], ["y", "x"]], "multi_label_classification", ("x", "y"))])
+@pytest.mark.parametrize(
+    ("feature", "values", "kind", "names"),
+    [
+        (ClassLabel(names=["n", "p"]), [0, 1, 1], "single_label_classification", ("n", "p")),
+        (Value("string"), ["b", "a", "b"], "single_label_classification", ("a", "b")),
+        (Value("int64"), [10, 2, 10], "single_label_classification", ("2", "10")),
+        (Value("bool"), [True, False, True], "single_label_classification", ("False", "True")),
+        (Value("float64"), [0.0, 1.0, 1.0], "single_label_classification", ("0", "1")),
+        (Value("float64"), [0.5, 1.25, 3.0], "regression", ("label",)),
+        ([Value("string")], [["x"], [], ["y", "x"]], "multi_label_classification", ("x", "y")),
+    ],
+)
 def test_labels(feature, values, kind, names):
     data = Dataset.from_dict({"label": values}, features=Features({"label": feature}))
     labels = infer_labels(data, "label", None)
     assert (labels.problem_type, labels.names) == (kind, names)
-    many = Dataset.from_dict({"text": [str(i) for i in range(30)], "label": values * 10},
-                             features=Features({"text": Value("string"), "label": feature}))
+    many = Dataset.from_dict(
+        {"text": [str(i) for i in range(30)], "label": values * 10},
+        features=Features({"text": Value("string"), "label": feature}),
+    )
     made = make_data(DatasetDict({"train": many}), ("text",), "label", labels, DataArguments(), seed=0)
-    expected = {"single_label_classification": lambda v: names.index(_name(data, v)), "regression": float,
-                "multi_label_classification": lambda v: [float(n in v) for n in names]}[kind]
-    rows = {**dict(zip(made.train["text"], made.train["labels"], strict=True)),
-            **dict(zip(made.validation["text"], made.validation["labels"], strict=True))}
+    expected = {
+        "single_label_classification": lambda v: names.index(_name(data, v)),
+        "regression": float,
+        "multi_label_classification": lambda v: [float(n in v) for n in names],
+    }[kind]
+    rows = {
+        **dict(zip(made.train["text"], made.train["labels"], strict=True)),
+        **dict(zip(made.validation["text"], made.validation["labels"], strict=True)),
+    }
     assert rows == {str(i): expected((values * 10)[i]) for i in range(30)}
 
 
@@ -100,9 +114,13 @@ def test_splits_are_drawn_by_class_and_by_seed():
     assert "No validation split: 40 of 200" in made.notes[0]
 
 
-@pytest.mark.parametrize(("rows", "said"), [
-    ([{"text": "a", "label": "x"}] * 3, "one class only"),
-    ([{"text": "a", "label": "x"}, {"text": "b", "label": None}], "1 training examples have no label")])
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": "a", "label": "x"}] * 3, "one class only"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": None}], "1 training examples have no label"),
+    ],
+)
 def test_labels_that_cannot_be_learnt(rows, said):
     with pytest.raises(UserError, match=said):
         infer_labels(Dataset.from_list(rows), "label", None)
@@ -119,9 +137,14 @@ def test_an_ambiguous_label_column_is_explained():
         label_column({"text": 0, "a": 0, "b": 0}, ("text",), DataArguments())
 
 
-@pytest.mark.parametrize(("args", "said"), [
-    ({"train_file": "none.csv"}, "train_file: there is no file 'none.csv'"),
-    ({"train_file": "none.docx"}, "is not a .csv"), ({"dataset_name": "/none/at/all"}, "there is no file or folder")])
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"train_file": "none.csv"}, "train_file: there is no file 'none.csv'"),
+        ({"train_file": "none.docx"}, "is not a .csv"),
+        ({"dataset_name": "/none/at/all"}, "there is no file or folder"),
+    ],
+)
 def test_data_that_is_not_there(args, said):
     with pytest.raises(UserError, match=said):
         load_splits(DataArguments(**args))

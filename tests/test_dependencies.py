@@ -40,7 +40,8 @@ def test_pure_modules_import_torch_and_the_standard_library_only():
 
 def test_layers_looks_only_at_what_is_imported_already():
     assert {m for m in imports(PACKAGE / "layers.py", everywhere=False) if not m.startswith(".")} <= (
-        sys.stdlib_module_names | {"torch", "collections.abc"})
+        sys.stdlib_module_names | {"torch", "collections.abc"}
+    )
 
 
 def test_nothing_imports_run_or_cli():
@@ -67,12 +68,26 @@ print(time.perf_counter() - start)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     bare, full = done.stdout.splitlines()
     assert float(bare.split()[0]) < 0.5 and float(full) < 1.5
-    alone = subprocess.run([sys.executable, "-c", "import sys, hf_transfer; print(*sys.modules)"], capture_output=True,
-                           text=True, check=True).stdout.split()
+    alone = subprocess.run(
+        [sys.executable, "-c", "import sys, hf_transfer; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert not {"torch", "transformers", "timm", "torchvision", "gradio"} & set(alone)
 
 
 def test_the_public_surface():
-    assert hf_transfer.__all__ == ["LayerGroup", "Plan", "Result", "Stage", "TransferArguments", "TransferTrainer",
-                                   "UserError", "fine_tune", "layer_groups", "make_plan"]
+    assert hf_transfer.__all__ == [
+        "LayerGroup",
+        "Plan",
+        "Result",
+        "Stage",
+        "TransferArguments",
+        "TransferTrainer",
+        "UserError",
+        "fine_tune",
+        "layer_groups",
+        "make_plan",
+    ]
     assert all(getattr(hf_transfer, name).__name__ == name for name in hf_transfer.__all__)

@@ -14,39 +14,75 @@ from hf_transfer.layers import frozen_modules
 
 from .helpers import tiny_bert, tiny_timm_resnet, tiny_timm_vit, tiny_vit
 
-TEXT = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=3, vocab_size=50,
-            pad_token_id=0)
+TEXT = dict(
+    hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=3, vocab_size=50, pad_token_id=0
+)
 IMAGE = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=3, image_size=32)
 THREE = ["layer.0", "layer.1", "layer.2"]
 HF_CASES = {
     "bert": (lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**TEXT)), THREE),
     "roberta": (lambda: transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**TEXT)), THREE),
     "xlm-roberta": (
-        lambda: transformers.XLMRobertaForSequenceClassification(transformers.XLMRobertaConfig(**TEXT)), THREE),
-    "electra": (lambda: transformers.ElectraForSequenceClassification(
-        transformers.ElectraConfig(**TEXT, embedding_size=6)), THREE),
-    "distilbert": (lambda: transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(
-        dim=8, n_heads=2, hidden_dim=16, n_layers=3, vocab_size=50)), THREE),
-    "deberta-v2": (lambda: transformers.DebertaV2ForSequenceClassification(transformers.DebertaV2Config(
-        **TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"])), THREE),
+        lambda: transformers.XLMRobertaForSequenceClassification(transformers.XLMRobertaConfig(**TEXT)),
+        THREE,
+    ),
+    "electra": (
+        lambda: transformers.ElectraForSequenceClassification(transformers.ElectraConfig(**TEXT, embedding_size=6)),
+        THREE,
+    ),
+    "distilbert": (
+        lambda: transformers.DistilBertForSequenceClassification(
+            transformers.DistilBertConfig(dim=8, n_heads=2, hidden_dim=16, n_layers=3, vocab_size=50)
+        ),
+        THREE,
+    ),
+    "deberta-v2": (
+        lambda: transformers.DebertaV2ForSequenceClassification(
+            transformers.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"])
+        ),
+        THREE,
+    ),
     "mpnet": (lambda: transformers.MPNetForSequenceClassification(transformers.MPNetConfig(**TEXT)), THREE),
-    "modernbert": (lambda: transformers.ModernBertForSequenceClassification(transformers.ModernBertConfig(
-        **TEXT, bos_token_id=0, eos_token_id=0, cls_token_id=0, sep_token_id=0)), ["layers.0", "layers.1", "layers.2"]),
-    "albert": (lambda: transformers.AlbertForSequenceClassification(transformers.AlbertConfig(
-        **TEXT, embedding_size=4)), ["albert_layers.0"]),
-    "gpt2": (lambda: transformers.GPT2ForSequenceClassification(transformers.GPT2Config(
-        n_embd=8, n_head=2, n_layer=3, vocab_size=50, bos_token_id=0, eos_token_id=0)), ["h.0", "h.1", "h.2"]),
-    "vit": (lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**IMAGE)),
-            ["layers.0", "layers.1", "layers.2"]),
-    "deit": (lambda: transformers.DeiTForImageClassification(transformers.DeiTConfig(**IMAGE)),
-             ["layers.0", "layers.1", "layers.2"]),
-    "beit": (lambda: transformers.BeitForImageClassification(transformers.BeitConfig(**IMAGE)),
-             ["layers.0", "layers.1", "layers.2"]),
-    "dinov2": (lambda: transformers.Dinov2ForImageClassification(transformers.Dinov2Config(
-        **{k: v for k, v in IMAGE.items() if k != "intermediate_size"})), THREE),
-    "resnet": (lambda: transformers.ResNetForImageClassification(transformers.ResNetConfig(
-        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 2], layer_type="basic")),
-        ["stages.0.layers.0", "stages.1.layers.0", "stages.1.layers.1"]),
+    "modernbert": (
+        lambda: transformers.ModernBertForSequenceClassification(
+            transformers.ModernBertConfig(**TEXT, bos_token_id=0, eos_token_id=0, cls_token_id=0, sep_token_id=0)
+        ),
+        ["layers.0", "layers.1", "layers.2"],
+    ),
+    "albert": (
+        lambda: transformers.AlbertForSequenceClassification(transformers.AlbertConfig(**TEXT, embedding_size=4)),
+        ["albert_layers.0"],
+    ),
+    "gpt2": (
+        lambda: transformers.GPT2ForSequenceClassification(
+            transformers.GPT2Config(n_embd=8, n_head=2, n_layer=3, vocab_size=50, bos_token_id=0, eos_token_id=0)
+        ),
+        ["h.0", "h.1", "h.2"],
+    ),
+    "vit": (
+        lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**IMAGE)),
+        ["layers.0", "layers.1", "layers.2"],
+    ),
+    "deit": (
+        lambda: transformers.DeiTForImageClassification(transformers.DeiTConfig(**IMAGE)),
+        ["layers.0", "layers.1", "layers.2"],
+    ),
+    "beit": (
+        lambda: transformers.BeitForImageClassification(transformers.BeitConfig(**IMAGE)),
+        ["layers.0", "layers.1", "layers.2"],
+    ),
+    "dinov2": (
+        lambda: transformers.Dinov2ForImageClassification(
+            transformers.Dinov2Config(**{k: v for k, v in IMAGE.items() if k != "intermediate_size"})
+        ),
+        THREE,
+    ),
+    "resnet": (
+        lambda: transformers.ResNetForImageClassification(
+            transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 2], layer_type="basic")
+        ),
+        ["stages.0.layers.0", "stages.1.layers.0", "stages.1.layers.1"],
+    ),
 }
 
 
@@ -91,9 +127,24 @@ def test_tied_parameters_are_counted_once():
     assert not any(n.endswith("1.output.dense.bias") for g in groups for n in g.parameters)
 
 
-TIMM = ["resnet10t", "vit_tiny_patch16_224", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto",
-        "swin_tiny_patch4_window7_224", "densenet121", "mixer_s32_224", "deit_tiny_distilled_patch16_224", "levit_128s",
-        "regnetx_002", "resnetv2_50", "edgenext_xx_small", "cait_xxs24_224", "repvgg_a0", "xcit_nano_12_p16_224"]
+TIMM = [
+    "resnet10t",
+    "vit_tiny_patch16_224",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_050",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "densenet121",
+    "mixer_s32_224",
+    "deit_tiny_distilled_patch16_224",
+    "levit_128s",
+    "regnetx_002",
+    "resnetv2_50",
+    "edgenext_xx_small",
+    "cait_xxs24_224",
+    "repvgg_a0",
+    "xcit_nano_12_p16_224",
+]
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -109,7 +160,8 @@ def test_timm_models_follow_timms_own_order(name):
     declared = model.pretrained_cfg["classifier"]
     declared = (declared,) if isinstance(declared, str) else tuple(declared)
     assert {n.rsplit(".", 1)[0].split(".linear")[0] for n in groups[-1].parameters} <= {
-        h.split(".linear")[0] for h in declared}
+        h.split(".linear")[0] for h in declared
+    }
     previous = -1
     for group in groups[:-1]:
         depths = sorted({order[n] for n in group.parameters})
@@ -123,7 +175,8 @@ def test_the_timm_wrapper_has_the_same_groups_as_the_model_in_it():
     inside = layer_groups(wrapper.timm_model)
     assert [g.name for g in layer_groups(wrapper)] == [g.name for g in inside]
     assert [tuple(n.removeprefix("timm_model.") for n in g.parameters) for g in layer_groups(wrapper)] == [
-        g.parameters for g in inside]
+        g.parameters for g in inside
+    ]
 
 
 def test_adapters_are_in_their_hosts_groups():
@@ -142,19 +195,32 @@ def test_rules_place_what_nothing_declares():
     assert "0.weight" in str(error.value) and "layer_rules:" in str(error.value)
     groups = layer_groups(model, [("^0", "stem"), (r"^([12])\.", None), ("^3", "last"), ("^4", "head")])
     assert [g.parameters for g in groups] == [
-        ("0.weight", "0.bias"), ("1.weight", "1.bias"), ("2.weight", "2.bias", "3.weight", "3.bias"),
-        ("4.weight", "4.bias")]
+        ("0.weight", "0.bias"),
+        ("1.weight", "1.bias"),
+        ("2.weight", "2.bias", "3.weight", "3.bias"),
+        ("4.weight", "4.bias"),
+    ]
 
 
 def test_a_rule_moves_a_fresh_pooler_into_the_head():
     groups = layer_groups(tiny_bert(), [(r"^bert\.pooler\.", "head")])
-    assert groups[-1].parameters == ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight",
-                                     "classifier.bias")
+    assert groups[-1].parameters == (
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    )
 
 
-@pytest.mark.parametrize(("rules", "said"), [
-    ([("^nothing", 0)], "matches no parameter"), ([("(", 0)], "not a regular expression"),
-    ([("^bert", "top")], "'top' is not known"), ([("^bert", None)], "captures no number")])
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([("^nothing", 0)], "matches no parameter"),
+        ([("(", 0)], "not a regular expression"),
+        ([("^bert", "top")], "'top' is not known"),
+        ([("^bert", None)], "captures no number"),
+    ],
+)
 def test_wrong_rules_are_explained(rules, said):
     with pytest.raises(UserError, match=said):
         layer_groups(tiny_bert(), rules)
@@ -182,7 +248,9 @@ def test_a_dropout_between_frozen_groups_is_frozen_though_its_parent_is_not():
 
 
 def test_batchnorm_without_affine_follows_its_block():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False)), nn.Linear(2, 2))
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False)), nn.Linear(2, 2)
+    )
     groups = layer_groups(model, [("^0", 0), ("^1", 1), ("^2", "head")])
     model[0].requires_grad_(False)
     model[1].requires_grad_(False)

@@ -22,8 +22,14 @@ def optimizer_of(model, tmp_path, data=None, **keys):
 def test_rate_of_every_parameter(tmp_path):
     model = tiny_bert(layers=3)
     _, _, group = optimizer_of(model, tmp_path, layer_lr_decay=0.5, learning_rate=1e-3, head_learning_rate=1e-2)
-    expected = {"bert.embeddings.": 1.25e-4, "bert.encoder.layer.0.": 2.5e-4, "bert.encoder.layer.1.": 5e-4,
-                "bert.encoder.layer.2.": 1e-3, "bert.pooler.": 1e-3, "classifier.": 1e-2}
+    expected = {
+        "bert.embeddings.": 1.25e-4,
+        "bert.encoder.layer.0.": 2.5e-4,
+        "bert.encoder.layer.1.": 5e-4,
+        "bert.encoder.layer.2.": 1e-3,
+        "bert.pooler.": 1e-3,
+        "classifier.": 1e-2,
+    }
     assert set(group) == {n for n, _ in model.named_parameters()}
     for name, g in group.items():
         assert g["lr"] == pytest.approx(next(v for k, v in expected.items() if name.startswith(k)), rel=1e-12), name
@@ -42,8 +48,9 @@ def test_groups_are_merged(tmp_path):
     """No more groups than distinct (rates over the stages, decay)."""
     _, optimizer, _ = optimizer_of(tiny_bert(layers=6), tmp_path, strategy="full", weight_decay=0.1)
     assert len(optimizer.param_groups) == 2
-    trainer, optimizer, _ = optimizer_of(tiny_bert(layers=6), tmp_path, strategy="gradual", num_train_epochs=9,
-                                         weight_decay=0.1, layer_lr_decay=0.9)
+    trainer, optimizer, _ = optimizer_of(
+        tiny_bert(layers=6), tmp_path, strategy="gradual", num_train_epochs=9, weight_decay=0.1, layer_lr_decay=0.9
+    )
     distinct = {(g["rates"], g["weight_decay"]) for g in optimizer.param_groups}
     assert len(optimizer.param_groups) == len(distinct) == 2 * len(trainer.layer_groups)
     assert [g["layers"] for g in optimizer.param_groups][::2] == [[g.name] for g in trainer.layer_groups]
@@ -59,12 +66,23 @@ def test_what_never_trains_is_in_no_group(tmp_path):
     assert any(n.startswith("bert.encoder.layer.0") for n in group)
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt",
-                                  "cosine_with_restarts"])
+@pytest.mark.parametrize(
+    "kind",
+    ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"],
+)
 def test_every_group_follows_the_closed_form(kind, tmp_path):
     """rate * schedule(t) * min(1, (t - t_thaw) / warm-up) at every step, with transformers' own schedule as oracle."""
-    keys = dict(strategy="gradual", num_train_epochs=4, layer_lr_decay=0.5, head_learning_rate=1e-2, learning_rate=1e-3,
-                unfreeze_warmup_steps=3, stage_lr_decay=0.5, lr_scheduler_type=kind, warmup_steps=4)
+    keys = dict(
+        strategy="gradual",
+        num_train_epochs=4,
+        layer_lr_decay=0.5,
+        head_learning_rate=1e-2,
+        learning_rate=1e-3,
+        unfreeze_warmup_steps=3,
+        stage_lr_decay=0.5,
+        lr_scheduler_type=kind,
+        warmup_steps=4,
+    )
     trainer, optimizer, _ = optimizer_of(tiny_bert(layers=2), tmp_path, **keys)
     total = 20  # 20 examples, batch 4, 4 epochs
     scheduler = trainer.create_scheduler(total, optimizer)
@@ -76,8 +94,17 @@ def test_every_group_follows_the_closed_form(kind, tmp_path):
         for group in optimizer.param_groups:
             layer = group["layers"][0]
             frozen = step < thaw[layer]
-            expected = 0.0 if frozen else (base[layer] * 0.5 ** (step // 5) * oracle.get_last_lr()[0] / 1e-3
-                                           * min(1.0, (step - thaw[layer]) / 3))
+            expected = (
+                0.0
+                if frozen
+                else (
+                    base[layer]
+                    * 0.5 ** (step // 5)
+                    * oracle.get_last_lr()[0]
+                    / 1e-3
+                    * min(1.0, (step - thaw[layer]) / 3)
+                )
+            )
             assert group["lr"] == pytest.approx(expected, rel=1e-12, abs=1e-18), (step, layer)
         optimizer.step(), scheduler.step(), oracle_optimizer.step(), oracle.step()
 

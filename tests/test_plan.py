@@ -42,26 +42,42 @@ def summary(p: Plan):
 ALL = ("stem", "blocks.0", "blocks.1", "blocks.2", "head")
 
 
-@pytest.mark.parametrize(("keys", "stages"), [
-    ({"strategy": "linear-probe"}, [("head", 4.0, ("head",))]),
-    ({"strategy": "partial", "unfrozen_groups": 1}, [("top 1 group", 4.0, ALL[3:])]),
-    ({"strategy": "full"}, [("all groups", 4.0, ALL)]),
-    ({"strategy": "scratch"}, [("all groups", 4.0, ALL)]),
-    ({"strategy": "two-phase"}, [("head", 1.0, ("head",)), ("all groups", 3.0, ALL)]),
-    ({"strategy": "auto", "head_epochs": 1.5}, [("head", 1.5, ("head",)), ("all groups", 2.5, ALL)]),
-    ({"strategy": "two-phase", "head_epochs": 0}, [("all groups", 4.0, ALL)]),
-    ({"strategy": "gradual", "num_train_epochs": 6},
-     [("head", 1.0, ("head",)), ("top 1 group", 1.0, ALL[3:]), ("top 2 groups", 1.0, ALL[2:]),
-      ("top 3 groups", 1.0, ALL[1:]), ("all groups", 2.0, ALL)]),
-    ({"strategy": "gradual", "groups_per_unfreeze": 3, "unfreeze_interval": 0.5},
-     [("head", 0.5, ("head",)), ("top 3 groups", 0.5, ALL[1:]), ("all groups", 3.0, ALL)]),
-    ({"strategy": "gradual", "unfreeze_until": "blocks.1"},
-     [("head", 1.0, ("head",)), ("top 1 group", 1.0, ALL[3:]), ("top 2 groups", 2.0, ALL[2:])]),
-    ({"stages": [{"epochs": 1, "train": "head"}, {"epochs": 2, "train": 2}, {"epochs": 3, "train": "all"}]},
-     [("head", 1.0, ("head",)), ("top 2 groups", 2.0, ALL[2:]), ("all groups", 3.0, ALL)]),
-    ({"stages": [{"epochs": 1, "train": ["head", "stem"], "name": "ends"}]}, [("ends", 1.0, ("stem", "head"))]),
-    ({}, [("all groups", 4.0, ALL)]),
-])
+@pytest.mark.parametrize(
+    ("keys", "stages"),
+    [
+        ({"strategy": "linear-probe"}, [("head", 4.0, ("head",))]),
+        ({"strategy": "partial", "unfrozen_groups": 1}, [("top 1 group", 4.0, ALL[3:])]),
+        ({"strategy": "full"}, [("all groups", 4.0, ALL)]),
+        ({"strategy": "scratch"}, [("all groups", 4.0, ALL)]),
+        ({"strategy": "two-phase"}, [("head", 1.0, ("head",)), ("all groups", 3.0, ALL)]),
+        ({"strategy": "auto", "head_epochs": 1.5}, [("head", 1.5, ("head",)), ("all groups", 2.5, ALL)]),
+        ({"strategy": "two-phase", "head_epochs": 0}, [("all groups", 4.0, ALL)]),
+        (
+            {"strategy": "gradual", "num_train_epochs": 6},
+            [
+                ("head", 1.0, ("head",)),
+                ("top 1 group", 1.0, ALL[3:]),
+                ("top 2 groups", 1.0, ALL[2:]),
+                ("top 3 groups", 1.0, ALL[1:]),
+                ("all groups", 2.0, ALL),
+            ],
+        ),
+        (
+            {"strategy": "gradual", "groups_per_unfreeze": 3, "unfreeze_interval": 0.5},
+            [("head", 0.5, ("head",)), ("top 3 groups", 0.5, ALL[1:]), ("all groups", 3.0, ALL)],
+        ),
+        (
+            {"strategy": "gradual", "unfreeze_until": "blocks.1"},
+            [("head", 1.0, ("head",)), ("top 1 group", 1.0, ALL[3:]), ("top 2 groups", 2.0, ALL[2:])],
+        ),
+        (
+            {"stages": [{"epochs": 1, "train": "head"}, {"epochs": 2, "train": 2}, {"epochs": 3, "train": "all"}]},
+            [("head", 1.0, ("head",)), ("top 2 groups", 2.0, ALL[2:]), ("all groups", 3.0, ALL)],
+        ),
+        ({"stages": [{"epochs": 1, "train": ["head", "stem"], "name": "ends"}]}, [("ends", 1.0, ("stem", "head"))]),
+        ({}, [("all groups", 4.0, ALL)]),
+    ],
+)
 def test_strategies(keys, stages):
     assert summary(plan(**keys)) == stages
 
@@ -85,7 +101,9 @@ def approx(*values):
 def test_layer_lr_decay():
     """rate(i) = learning_rate * d^(n-1-i), n = 4: the top block has the full rate, and so has the head."""
     assert rates(plan(layer_lr_decay=0.5).stages[0]) == approx(1.25e-4, 2.5e-4, 5e-4, 1e-3, 1e-3)
-    assert rates(plan(layer_lr_decay=0.5, head_learning_rate=7e-3).stages[0]) == approx(1.25e-4, 2.5e-4, 5e-4, 1e-3, 7e-3)
+    assert rates(plan(layer_lr_decay=0.5, head_learning_rate=7e-3).stages[0]) == approx(
+        1.25e-4, 2.5e-4, 5e-4, 1e-3, 7e-3
+    )
 
 
 def test_layer_lr_multiplier():
@@ -100,8 +118,13 @@ def test_the_rates_of_every_parameter_of_a_model():
     groups = layer_groups(model)
     stage = make_plan(Keys(layer_lr_decay=0.1, head_learning_rate=1.0), groups).stages[0]
     group_of = {n: g.name for g in groups for n in g.parameters}
-    expected = {"bert.embeddings.": 1e-5, "bert.encoder.layer.0.": 1e-4, "bert.encoder.layer.1.": 1e-3,
-                "bert.pooler.": 1e-3, "classifier.": 1.0}
+    expected = {
+        "bert.embeddings.": 1e-5,
+        "bert.encoder.layer.0.": 1e-4,
+        "bert.encoder.layer.1.": 1e-3,
+        "bert.pooler.": 1e-3,
+        "classifier.": 1.0,
+    }
     for name, _ in model.named_parameters():
         rate = next(r for prefix, r in expected.items() if name.startswith(prefix))
         assert stage.rate(group_of[name], name) == pytest.approx(rate, rel=1e-12), name
@@ -139,8 +162,12 @@ def test_stage_lr_decay_multiplies_at_each_unfreeze():
 
 
 def test_a_stage_has_its_own_learning_rate():
-    p = plan(stages=[{"epochs": 1, "train": "head"}, {"epochs": 2, "train": "all", "learning_rate": 1e-4,
-                                                       "layer_lr_decay": 0.5}])
+    p = plan(
+        stages=[
+            {"epochs": 1, "train": "head"},
+            {"epochs": 2, "train": "all", "learning_rate": 1e-4, "layer_lr_decay": 0.5},
+        ]
+    )
     assert p.stages[0].rate("head") == 1e-3
     assert rates(p.stages[1]) == approx(1.25e-5, 2.5e-5, 5e-5, 1e-4, 1e-4)
 
@@ -160,10 +187,13 @@ def test_warmup_after_each_thaw():
 
 
 def test_a_plan_is_data():
-    assert plan(strategy="gradual") == plan(strategy="gradual") and hash(plan(strategy="full")) == hash(plan(strategy="full"))
+    assert plan(strategy="gradual") == plan(strategy="gradual") and hash(plan(strategy="full")) == hash(
+        plan(strategy="full")
+    )
     assert plan(strategy="gradual") != plan(strategy="gradual", layer_lr_decay=0.9)
     assert plan(strategy="linear-probe").to_list() == [
-        {"name": "head", "epochs": 4.0, "groups": ["head"], "trainable_parameters": 3, "learning_rates": {"head": 1e-3}}]
+        {"name": "head", "epochs": 4.0, "groups": ["head"], "trainable_parameters": 3, "learning_rates": {"head": 1e-3}}
+    ]
 
 
 def test_the_table_shows_every_stage():
@@ -171,35 +201,45 @@ def test_the_table_shows_every_stage():
     assert "1 head" in text and "2 top 1 group" in text and "3 (7.0%)" in text and "0.0005 … 0.001, 0.001" in text
 
 
-@pytest.mark.parametrize(("keys", "said"), [
-    ({"strategy": "gradul"}, "'gradual'"),
-    ({"strategy": "gradual", "stages": [{"epochs": 1, "train": "all"}]}, "contradict"),
-    ({"layer_lr_decay": 0.5, "layer_lr_multiplier": 2.0}, "Keep one"),
-    ({"layer_lr_decay": 1.5}, "over 1"), ({"layer_lr_decay": 0.0}, "layer_lr_decay: 0.0 is not a positive number"),
-    ({"layer_lr_decay": float("nan")}, "not a positive number"),
-    ({"head_learning_rate": -1.0}, "not a positive number"),
-    ({"unfrozen_groups": 3, "strategy": "gradual"}, "belongs to partial"),
-    ({"head_epochs": 2.0, "strategy": "linear-probe"}, "no effect with strategy: linear-probe"),
-    ({"groups_per_unfreeze": 0, "strategy": "gradual"}, "groups_per_unfreeze: 0"),
-    ({"unfreeze_warmup_steps": -1}, "negative"),
-    ({"stages": []}, "empty"), ({"stages": ["head"]}, "not a mapping"), ({"stages": [{"epochs": 1}]}, "train is missing"),
-    ({"stages": [{"train": "all"}]}, "epochs is missing"),
-    ({"stages": [{"train": "all", "epochs": 1, "learning_rat": 1}]}, "'learning_rate'"),
-    ({"stages": [{"train": "all", "epochs": -1}]}, "epochs: -1"),
-    ({"layer_learning_rates": {"head": "fast"}}, "'fast'"), ({"layer_learning_rates": {"(": 1.0}}, "regular expression"),
-])
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"strategy": "gradul"}, "'gradual'"),
+        ({"strategy": "gradual", "stages": [{"epochs": 1, "train": "all"}]}, "contradict"),
+        ({"layer_lr_decay": 0.5, "layer_lr_multiplier": 2.0}, "Keep one"),
+        ({"layer_lr_decay": 1.5}, "over 1"),
+        ({"layer_lr_decay": 0.0}, "layer_lr_decay: 0.0 is not a positive number"),
+        ({"layer_lr_decay": float("nan")}, "not a positive number"),
+        ({"head_learning_rate": -1.0}, "not a positive number"),
+        ({"unfrozen_groups": 3, "strategy": "gradual"}, "belongs to partial"),
+        ({"head_epochs": 2.0, "strategy": "linear-probe"}, "no effect with strategy: linear-probe"),
+        ({"groups_per_unfreeze": 0, "strategy": "gradual"}, "groups_per_unfreeze: 0"),
+        ({"unfreeze_warmup_steps": -1}, "negative"),
+        ({"stages": []}, "empty"),
+        ({"stages": ["head"]}, "not a mapping"),
+        ({"stages": [{"epochs": 1}]}, "train is missing"),
+        ({"stages": [{"train": "all"}]}, "epochs is missing"),
+        ({"stages": [{"train": "all", "epochs": 1, "learning_rat": 1}]}, "'learning_rate'"),
+        ({"stages": [{"train": "all", "epochs": -1}]}, "epochs: -1"),
+        ({"layer_learning_rates": {"head": "fast"}}, "'fast'"),
+        ({"layer_learning_rates": {"(": 1.0}}, "regular expression"),
+    ],
+)
 def test_wrong_keys_are_explained(keys, said):
     problems = check(Keys(**keys))
     assert problems and said in " ".join(problems)
 
 
-@pytest.mark.parametrize(("keys", "said"), [
-    ({"strategy": "partial", "unfrozen_groups": 9}, "9 groups cannot be unfrozen: the model has 4"),
-    ({"strategy": "gradual", "unfreeze_until": "blocks.7"}, "Did you mean 'blocks."),
-    ({"stages": [{"epochs": 1, "train": ["hed"]}]}, "Did you mean 'head'"),
-    ({"layer_learning_rates": {"blocks.9": 1.0}}, "matches no group"),
-    ({"strategy": "linear-probe", "layer_learning_rates": {"head": 0.0}}, "trains nothing"),
-])
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"strategy": "partial", "unfrozen_groups": 9}, "9 groups cannot be unfrozen: the model has 4"),
+        ({"strategy": "gradual", "unfreeze_until": "blocks.7"}, "Did you mean 'blocks."),
+        ({"stages": [{"epochs": 1, "train": ["hed"]}]}, "Did you mean 'head'"),
+        ({"layer_learning_rates": {"blocks.9": 1.0}}, "matches no group"),
+        ({"strategy": "linear-probe", "layer_learning_rates": {"head": 0.0}}, "trains nothing"),
+    ],
+)
 def test_wrong_names_are_explained(keys, said):
     assert not check(Keys(**keys))
     with pytest.raises(UserError) as error:
@@ -213,4 +253,6 @@ def test_all_problems_are_reported_at_once():
 
 def test_no_key_wants_no_plan():
     assert not is_wanted(Keys()) and not is_wanted(Keys(layer_rules=[["^x", 0]]))
-    assert is_wanted(Keys(layer_lr_decay=0.9)) and is_wanted(Keys(strategy="full")) and is_wanted(Keys(unfrozen_groups=3))
+    assert (
+        is_wanted(Keys(layer_lr_decay=0.9)) and is_wanted(Keys(strategy="full")) and is_wanted(Keys(unfrozen_groups=3))
+    )

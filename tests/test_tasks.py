@@ -71,19 +71,34 @@ def test_a_third_task(tmp_path, monkeypatch, capsys):
     rows = torch.randn(200, 3, generator=g).double()
     lines = ["a,b,c,kind"] + [f"{a:.6f},{b:.6f},{c:.6f},{'up' if a + b > 0 else 'down'}" for a, b, c in rows.tolist()]
     (tmp_path / "rows.csv").write_text("\n".join(lines))
-    result = fine_tune("none", str(tmp_path / "rows.csv"), output_dir=str(tmp_path / "out"), strategy="gradual",
-                       num_train_epochs=12, learning_rate=1e-2, label_column_name="kind", save_strategy="no")
+    result = fine_tune(
+        "none",
+        str(tmp_path / "rows.csv"),
+        output_dir=str(tmp_path / "out"),
+        strategy="gradual",
+        num_train_epochs=12,
+        learning_rate=1e-2,
+        label_column_name="kind",
+        save_strategy="no",
+    )
     assert result.results["task"] == "row-classification"
     assert [s.name for s in result.plan.stages] == ["head", "top 1 group", "top 2 groups", "all groups"]
     assert result.metrics["accuracy"] > 0.85
     assert json.loads((tmp_path / "out" / "results.json").read_text())["labels"] == ["down", "up"]
 
 
-@pytest.mark.parametrize(("features", "task", "columns"), [
-    ({"text": Value("string"), "label": Value("int64")}, "text-classification", ("text",)),
-    ({"premise": Value("string"), "hypothesis": Value("string"), "label": Value("int64")}, "text-classification",
-     ("premise", "hypothesis")),
-    ({"review": Value("string"), "label": Value("string")}, "text-classification", ("review",))])
+@pytest.mark.parametrize(
+    ("features", "task", "columns"),
+    [
+        ({"text": Value("string"), "label": Value("int64")}, "text-classification", ("text",)),
+        (
+            {"premise": Value("string"), "hypothesis": Value("string"), "label": Value("int64")},
+            "text-classification",
+            ("premise", "hypothesis"),
+        ),
+        ({"review": Value("string"), "label": Value("string")}, "text-classification", ("review",)),
+    ],
+)
 def test_the_task_is_seen_from_the_columns(features, task, columns):
     chosen, found = choose_task(features, DataArguments())
     assert (chosen.name, found) == (task, columns)

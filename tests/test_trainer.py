@@ -22,8 +22,12 @@ from .helpers import (
     tiny_vit,
 )
 
-MODELS = {"bert": (tiny_bert, texts), "vit": (tiny_vit, images), "timm-resnet": (tiny_timm_resnet, images),
-          "timm-vit": (tiny_timm_vit, images)}
+MODELS = {
+    "bert": (tiny_bert, texts),
+    "vit": (tiny_vit, images),
+    "timm-resnet": (tiny_timm_resnet, images),
+    "timm-vit": (tiny_timm_vit, images),
+}
 
 
 # ---- a drop-in -----------------------------------------------------------------------------------------------------
@@ -36,14 +40,27 @@ def test_with_no_transfer_key_it_is_trainer_bit_for_bit(case, tmp_path):
     runs = []
     for trainer_class, arguments_class in ((Trainer, TrainingArguments), (TransferTrainer, TransferArguments)):
         model = make(dropout=0.2) if case == "bert" else make()
-        args = arguments_class(str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, logging_steps=1,
-                               per_device_train_batch_size=3, gradient_accumulation_steps=2, num_train_epochs=2,
-                               weight_decay=0.1, report_to="none", dataloader_pin_memory=False)
+        args = arguments_class(
+            str(tmp_path),
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=2,
+            num_train_epochs=2,
+            weight_decay=0.1,
+            report_to="none",
+            dataloader_pin_memory=False,
+        )
         trainer = trainer_class(model=model, args=args, train_dataset=data(), eval_dataset=data(seed=1))
         trainer.train()
         evaluation = trainer.evaluate()["eval_loss"]
-        losses = [{k: h[k] for k in ("loss", "grad_norm", "learning_rate", "step")} for h in trainer.state.log_history
-                  if "loss" in h]
+        losses = [
+            {k: h[k] for k in ("loss", "grad_norm", "learning_rate", "step")}
+            for h in trainer.state.log_history
+            if "loss" in h
+        ]
         runs.append((losses, evaluation, copy_state(model)))
     (losses, evaluation, state), (our_losses, our_evaluation, our_state) = runs
     assert len(losses) == 8 and our_losses == losses
@@ -122,9 +139,13 @@ def test_what_should_move_moves_and_what_is_frozen_does_not_by_one_bit(case, pla
         assert buffers == owners
 
 
-@pytest.mark.parametrize(("case", "dropouts"), [
-    ("bert", {"dropout": True, "bert.embeddings.dropout": False, "bert.encoder.layer.0.output.dropout": False}),
-    ("vit", {"vit.embeddings.dropout": False})])
+@pytest.mark.parametrize(
+    ("case", "dropouts"),
+    [
+        ("bert", {"dropout": True, "bert.embeddings.dropout": False, "bert.encoder.layer.0.output.dropout": False}),
+        ("vit", {"vit.embeddings.dropout": False}),
+    ],
+)
 def test_dropout_is_off_in_what_is_frozen_and_on_elsewhere(case, dropouts, tmp_path):
     _, watch = run(case, tmp_path, dropout=0.5, strategy="two-phase", gradient_accumulation_steps=2)
     head, everything = watch.modes[0], watch.modes[-1]
@@ -145,7 +166,7 @@ def test_a_frozen_run_is_deterministic_where_a_live_one_is_not(tmp_path):
 
 
 def test_a_pattern_of_rate_zero_freezes_batchnorm(tmp_path):
-    trainer, watch = run("timm-resnet", tmp_path, strategy="full", layer_learning_rates={r"bn\d": 0.0})
+    _trainer, watch = run("timm-resnet", tmp_path, strategy="full", layer_learning_rates={r"bn\d": 0.0})
     moved = changed(watch.states[0], watch.states[-1])
     assert len(moved) > 10 and not any(".bn" in n for n in moved)
     assert any(n.endswith("downsample.2.running_mean") for n in moved)  # a BatchNorm that the pattern does not name
@@ -165,8 +186,15 @@ def test_after_training_nothing_stays_frozen(tmp_path):
 
 
 def test_every_groups_rate_is_logged_at_every_step(tmp_path):
-    trainer, _ = run("bert", tmp_path, strategy="gradual", num_train_epochs=3, layer_lr_decay=0.5,
-                     head_learning_rate=0.1, unfreeze_warmup_steps=3)
+    trainer, _ = run(
+        "bert",
+        tmp_path,
+        strategy="gradual",
+        num_train_epochs=3,
+        layer_lr_decay=0.5,
+        head_learning_rate=0.1,
+        unfreeze_warmup_steps=3,
+    )
     logs = [h for h in trainer.state.log_history if "loss" in h]
     assert [h["step"] for h in logs] == list(range(1, 16))
     for log in logs:
@@ -195,8 +223,12 @@ def test_the_clip_norm_counts_only_what_trains(tmp_path):
             grads = [p.grad for n, p in model.named_parameters() if n.startswith("classifier.")]
             norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
 
-    trainer = TransferTrainer(tiny_bert(), arguments(tmp_path, strategy="linear-probe", max_grad_norm=1e-3),
-                              train_dataset=texts(), callbacks=[Norm()])
+    trainer = TransferTrainer(
+        tiny_bert(),
+        arguments(tmp_path, strategy="linear-probe", max_grad_norm=1e-3),
+        train_dataset=texts(),
+        callbacks=[Norm()],
+    )
     trainer.train()
     logged = [h["grad_norm"] for h in trainer.state.log_history if "grad_norm" in h]
     assert norms == pytest.approx([1e-3] * 10, rel=1e-3)  # clipped
@@ -214,8 +246,16 @@ def test_an_accumulated_batch_is_the_large_batch(case, tmp_path):
     for batch, accumulate in ((10, 1), (4, 3)):
         model = make().double()
         rows = data(10)
-        args = arguments(tmp_path, strategy="two-phase", num_train_epochs=4, per_device_train_batch_size=batch,
-                         gradient_accumulation_steps=accumulate, optim="sgd", learning_rate=0.1, head_learning_rate=0.5)
+        args = arguments(
+            tmp_path,
+            strategy="two-phase",
+            num_train_epochs=4,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulate,
+            optim="sgd",
+            learning_rate=0.1,
+            head_learning_rate=0.5,
+        )
 
         def collate(examples):
             batch = {k: torch.tensor([e[k] for e in examples]) for k in examples[0]}
@@ -223,7 +263,9 @@ def test_an_accumulated_batch_is_the_large_batch(case, tmp_path):
 
         trainer = TransferTrainer(model, args, train_dataset=rows, data_collator=collate)
         trainer.train()
-        runs.append(([(h["loss"], h["grad_norm"]) for h in trainer.state.log_history if "loss" in h], copy_state(model)))
+        runs.append(
+            ([(h["loss"], h["grad_norm"]) for h in trainer.state.log_history if "loss" in h], copy_state(model))
+        )
     (large, large_state), (accumulated, state) = runs
     assert len(large) == 4
     for (loss, norm), (our_loss, our_norm) in zip(large, accumulated, strict=True):
@@ -236,8 +278,9 @@ def test_plain_trainers_accumulated_loss_is_not_the_large_batchs(tmp_path):
     """Why `compute_loss` is overridden: BERT takes loss keywords and ignores them, so Trainer never divides."""
     losses = []
     for batch, accumulate in ((10, 1), (4, 3)):
-        args = arguments(tmp_path, num_train_epochs=1, per_device_train_batch_size=batch,
-                         gradient_accumulation_steps=accumulate)
+        args = arguments(
+            tmp_path, num_train_epochs=1, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate
+        )
         trainer = Trainer(tiny_bert(), args, train_dataset=texts(10))
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
@@ -287,7 +330,7 @@ def test_mixed_precision_goes_through_accelerate(tmp_path):
 
 
 def test_max_steps_ends_a_plan_early(tmp_path):
-    trainer, watch = run("bert", tmp_path, strategy="two-phase", max_steps=7)
+    trainer, _watch = run("bert", tmp_path, strategy="two-phase", max_steps=7)
     assert [(r.name, r.steps) for r in trainer.stage_records] == [("head", 5), ("all groups", 2)]
 
 
@@ -303,21 +346,29 @@ def test_stages_set_the_length_of_the_run(tmp_path):
     assert args.num_train_epochs == 2.5
 
 
-@pytest.mark.parametrize(("keys", "extra", "said"), [
-    ({"strategy": "partial", "unfrozen_groups": 30}, {}, "30 groups cannot be unfrozen"),
-    ({"strategy": "two-phase", "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, {},
-     "cannot follow a plan"),
-    ({"strategy": "full"}, {"optimizers": True}, "cannot be given"),
-])
+@pytest.mark.parametrize(
+    ("keys", "extra", "said"),
+    [
+        ({"strategy": "partial", "unfrozen_groups": 30}, {}, "30 groups cannot be unfrozen"),
+        (
+            {"strategy": "two-phase", "lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+            {},
+            "cannot follow a plan",
+        ),
+        ({"strategy": "full"}, {"optimizers": True}, "cannot be given"),
+    ],
+)
 def test_what_cannot_be_carried_out_is_refused(keys, extra, said, tmp_path):
     model = tiny_bert()
     if extra:
         extra = {"optimizers": (torch.optim.SGD(model.parameters(), lr=0.1), None)}
     with pytest.raises(UserError, match=said):
-        TransferTrainer(model, arguments(tmp_path, **keys), train_dataset=texts(), eval_dataset=texts(), **extra).train()
+        TransferTrainer(
+            model, arguments(tmp_path, **keys), train_dataset=texts(), eval_dataset=texts(), **extra
+        ).train()
 
 
 def test_wrong_keys_are_all_reported_at_once(tmp_path):
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - a UserErrors is a ValueError
+    with pytest.raises(ValueError) as error:
         TransferArguments(str(tmp_path), strategy="gradul", layer_lr_decay=3.0)
     assert "2 problems" in str(error.value) and "'gradual'" in str(error.value) and "over 1" in str(error.value)

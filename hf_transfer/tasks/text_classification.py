@@ -15,8 +15,14 @@ from ..models import Labels, Loaded, load_config, load_model
 from .base import Task
 
 # GLUE's and the hub's usual names, tried before "the only text column".
-_USUAL = (("text",), ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"),
-          ("question1", "question2"))
+_USUAL = (
+    ("text",),
+    ("sentence",),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+)
 
 
 class TextClassification(Task):
@@ -27,8 +33,10 @@ class TextClassification(Task):
             given = [args.text_column_name] if isinstance(args.text_column_name, str) else args.text_column_name
             for column in given:
                 if column not in features:
-                    raise UserError(f"text_column_name: there is no column {column!r}.",
-                                    f"There are {', '.join(features)}.{nearest(column, features)}")
+                    raise UserError(
+                        f"text_column_name: there is no column {column!r}.",
+                        f"There are {', '.join(features)}.{nearest(column, features)}",
+                    )
             return tuple(given[:2])
         texts = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
         for usual in _USUAL:
@@ -36,7 +44,9 @@ class TextClassification(Task):
                 return usual
         texts = [n for n in texts if n not in ("label", LABELS, args.label_column_name)]
         if len(texts) > 1 and (args.task == self.name):
-            raise UserError("text_column_name: several columns hold text.", f"Name one, or a pair, of {', '.join(texts)}.")
+            raise UserError(
+                "text_column_name: several columns hold text.", f"Name one, or a pair, of {', '.join(texts)}."
+            )
         return tuple(texts) if len(texts) == 1 else ()
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
@@ -69,10 +79,13 @@ def _load_tokenizer(args: ModelArguments) -> Any:
 
         name = str(model_path(name))
     try:
-        return AutoTokenizer.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            name, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"model_name_or_path: {name!r} has no tokenizer that can be loaded "
-                        f"({' '.join(str(error).split())[:200]}).") from error
+        raise UserError(
+            f"model_name_or_path: {name!r} has no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})."
+        ) from error
 
 
 def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:

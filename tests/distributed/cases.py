@@ -39,10 +39,20 @@ def run(accumulate: int, folder: Path) -> tuple[dict[str, float], TransferTraine
     """The same global batch of 8 whatever the number of processes."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     model = tiny_bert(layers=2).double()
-    args = arguments(folder, strategy="gradual", num_train_epochs=4, optim="sgd", learning_rate=0.05,
-                     head_learning_rate=0.5, layer_lr_decay=0.5, per_device_train_batch_size=8 // world // accumulate,
-                     gradient_accumulation_steps=accumulate, train_sampling_strategy="sequential", logging_steps=2,
-                     max_grad_norm=1.0)
+    args = arguments(
+        folder,
+        strategy="gradual",
+        num_train_epochs=4,
+        optim="sgd",
+        learning_rate=0.05,
+        head_learning_rate=0.5,
+        layer_lr_decay=0.5,
+        per_device_train_batch_size=8 // world // accumulate,
+        gradient_accumulation_steps=accumulate,
+        train_sampling_strategy="sequential",
+        logging_steps=2,
+        max_grad_norm=1.0,
+    )
     trainer = TransferTrainer(model, args, train_dataset=texts(32))
     compare = CompareRanks(model)
     trainer.add_callback(compare)

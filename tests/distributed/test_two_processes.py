@@ -20,8 +20,17 @@ ROOT = Path(__file__).parents[2]
 def test_gradual_unfreezing_on_two_processes(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir(), one.mkdir()
-    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file",
-               "accelerate_configs/cpu_2proc.yaml", "--main_process_port", "0", "-m", "tests.distributed.cases", str(two)]
+    command = [
+        str(Path(sys.executable).with_name("accelerate")),
+        "launch",
+        "--config_file",
+        "accelerate_configs/cpu_2proc.yaml",
+        "--main_process_port",
+        "0",
+        "-m",
+        "tests.distributed.cases",
+        str(two),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
     results = json.loads((two / "results.json").read_text())
     for name, accumulate in cases.CASES.items():
