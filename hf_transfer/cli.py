@@ -17,7 +17,8 @@ verbs:
 
 def train(argv: Sequence[str]) -> None:
     """Run a recipe."""
-    from .config import Config, parse_command_line, read_config_file
+    from .config import Config, parse_command_line
+    from .keys import read_config_file
     from .run import run
 
     given, problems = parse_command_line(argv)

@@ -8,65 +8,58 @@ default < YAML < command line; all problems are collected and raised together.
 from __future__ import annotations
 
 import argparse
-import enum
-import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .errors import UserError, UserErrors, nearest
-from .plan import STRATEGIES
+from .keys import Key, coerce, enum_values
+from .strategies import STRATEGIES, key
 from .trainer import TransferArguments
-
-
-def _key(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"help": doc, "choices": tuple(choices)})
 
 
 @dataclass
 class ModelArguments:
     """Which model, and how it is loaded."""
 
-    model_name_or_path: str | None = _key(None, "hub id, local folder, timm/<name>, or bundled:<name>")
-    model_revision: str = _key("main", "branch, tag or commit on the hub")
-    from_scratch: bool = _key(False, "random weights in the checkpoint's architecture")
-    trust_remote_code: bool = _key(False, "run code from the model's repository (command line only)")
-    allow_pickle: bool = _key(False, "also load weights that are not safetensors (command line only)")
+    model_name_or_path: str | None = key(None, "hub id, local folder, timm/<name>, or bundled:<name>")
+    model_revision: str = key("main", "branch, tag or commit on the hub")
+    from_scratch: bool = key(False, "random weights in the checkpoint's architecture")
+    trust_remote_code: bool = key(False, "run code from the model's repository (command line only)")
+    allow_pickle: bool = key(False, "also load weights that are not safetensors (command line only)")
 
 
 @dataclass
 class DataArguments:
     """Which data, and how it is read."""
 
-    task: str | None = _key(None, "image-classification or text-classification (default: seen from the data)")
-    problem_type: str | None = _key(
+    task: str | None = key(None, "image-classification or text-classification (default: seen from the data)")
+    problem_type: str | None = key(
         None,
         "default: seen from the labels",
         choices=("single_label_classification", "multi_label_classification", "regression"),
     )
-    dataset_name: str | None = _key(
+    dataset_name: str | None = key(
         None, "hub id, image folder, CSV/JSON/Parquet file or folder, save_to_disk folder, or bundled:<name>"
     )
-    dataset_config_name: str | None = _key(None, "the hub data set's configuration")
-    train_file: str | None = _key(None, "CSV, JSON or Parquet file to train on")
-    validation_file: str | None = _key(None, "file to validate on")
-    test_file: str | None = _key(None, "file to test on; never used for selection")
-    text_column_name: str | list[str] | None = _key(None, "text column, or two for a pair (default: the only one)")
-    image_column_name: str | None = _key(None, "image column (default: the only one)")
-    label_column_name: str | None = _key(None, "label column (default: label, labels, or the only class column)")
-    train_val_split: float = _key(0.1, "share of the training set that validates where there is no validation split")
-    max_train_samples: int | None = _key(None, "examples to train on, drawn by class")
-    max_eval_samples: int | None = _key(None, "examples to validate on, drawn by class")
-    max_predict_samples: int | None = _key(None, "examples to test on, drawn by class")
-    max_seq_length: int | None = _key(None, "tokens kept of a text (default: what the model can read)")
-    image_size: int | None = _key(None, "pixels of the square input (default: the checkpoint's own)")
-    overwrite_output_dir: bool = _key(False, "write into an output_dir that holds a finished run")
+    dataset_config_name: str | None = key(None, "the hub data set's configuration")
+    train_file: str | None = key(None, "CSV, JSON or Parquet file to train on")
+    validation_file: str | None = key(None, "file to validate on")
+    test_file: str | None = key(None, "file to test on; never used for selection")
+    text_column_name: str | list[str] | None = key(None, "text column, or two for a pair (default: the only one)")
+    image_column_name: str | None = key(None, "image column (default: the only one)")
+    label_column_name: str | None = key(None, "label column (default: label, labels, or the only class column)")
+    train_val_split: float = key(0.1, "share of the training set that validates where there is no validation split")
+    max_train_samples: int | None = key(None, "examples to train on, drawn by class")
+    max_eval_samples: int | None = key(None, "examples to validate on, drawn by class")
+    max_predict_samples: int | None = key(None, "examples to test on, drawn by class")
+    max_seq_length: int | None = key(None, "tokens kept of a text (default: what the model can read)")
+    image_size: int | None = key(None, "pixels of the square input (default: the checkpoint's own)")
+    overwrite_output_dir: bool = key(False, "write into an output_dir that holds a finished run")
 
 
 # What `hf-transfer train` and `fine_tune` start from, where it differs from TransferArguments. A fine-tuning run wants
@@ -102,18 +95,6 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key: its type, default and help."""
-
-    name: str
-    section: str
-    hint: Any
-    default: Any
-    help: str
-    choices: tuple[str, ...]
-
-
 @cache
 def keys() -> dict[str, Key]:
     """All keys, in the order of the dataclasses."""
@@ -126,7 +107,7 @@ def keys() -> dict[str, Key]:
             default = (
                 f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
             )
-            choices = f.metadata.get("choices", ()) or _enum_values(hints[f.name])
+            choices = f.metadata.get("choices", ()) or enum_values(hints[f.name])
             if f.name == "strategy":
                 choices = tuple(STRATEGIES)
             found[f.name] = Key(
@@ -138,66 +119,6 @@ def keys() -> dict[str, Key]:
                 tuple(choices),
             )
     return found
-
-
-def _enum_values(hint: Any) -> tuple[str, ...]:
-    return tuple(
-        str(e.value) for t in _alternatives(hint) if isinstance(t, type) and issubclass(t, enum.Enum) for e in t
-    )
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return typing.get_args(hint)
-    return (hint,)
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number and only true and false are booleans (`eval_strategy: no` is a word)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
-        r"|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def load_yaml(text: str) -> Any:
-    """YAML as the keys read it."""
-    return yaml.load(text, Loader=_Loader)
-
-
-def read_config_file(path: str) -> dict[str, Any]:
-    """The keys of a YAML file.
-
-    Raises:
-        UserError: the file cannot be read, or is not a flat mapping.
-    """
-    try:
-        values = load_yaml(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config: {path!r} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: {path!r} is not YAML ({' '.join(str(error).split())}).") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--config: {path!r} is not a mapping of keys to values.")
-    return {str(k): v for k, v in values.items()}
 
 
 def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
@@ -225,7 +146,7 @@ def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> 
             values[name] = tokens[0]
         elif tokens:
             values[name] = tokens
-        elif name in keys() and bool in _alternatives(keys()[name].hint):
+        elif name in keys() and bool in keys()[name].types:
             values[name] = True
         else:
             problems.append(f"--{name} needs a value.")
@@ -236,64 +157,6 @@ def _unknown(name: str, dashes: str = "") -> str:
     if name == "hub_token":
         return "hub_token is not a key, so that it ends up in no file: set HF_TOKEN, or run `hf auth login`."
     return f"{dashes}{name} is not a key.{nearest(name, keys())}"
-
-
-def coerce(value: Any, key: Key) -> Any:
-    """`value` (a Python value, or text from a command line) as `key`'s type.
-
-    Raises:
-        ValueError: with a sentence that says what was expected.
-    """
-    allowed = _alternatives(key.hint)
-    origins = [typing.get_origin(t) or t for t in allowed]
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, str) and (
-        str not in origins or (value.lstrip()[:1] in "[{" and {list, dict} & set(origins)) or value == "null"
-    ):
-        try:
-            value = load_yaml(value)
-        except yaml.YAMLError:
-            raise ValueError(f"{value!r} is not {_expected(origins)}") from None
-    if value is None and (types.NoneType in origins or key.default is None):
-        return None
-    if bool in origins and str not in origins and isinstance(value, str) and value.lower() in _WORDS:
-        return _WORDS[value.lower()]
-    if bool in origins and isinstance(value, bool):
-        return value
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not {_expected(origins)}")
-    if int in origins and isinstance(value, int | float) and int(value) == value:
-        return int(value)
-    if float in origins and isinstance(value, int | float):
-        return float(value)
-    if list in origins and isinstance(value, list | tuple):
-        return list(value)
-    if dict in origins and isinstance(value, Mapping):
-        return dict(value)
-    if str in origins and isinstance(value, str | int | float | Path):
-        if key.choices and str(value) not in key.choices:
-            raise ValueError(
-                f"{str(value)!r} is not one of {', '.join(key.choices)}.{nearest(str(value), key.choices)}"
-            )
-        return str(value)
-    raise ValueError(f"{value!r} is not {_expected(origins)}")
-
-
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    list: "a list",
-    dict: "a mapping",
-}
-
-
-def _expected(origins: Sequence[Any]) -> str:
-    names = [_NAMES[o] for o in (bool, int, float, str, list, dict) if o in origins]
-    return " or ".join(names) or "of a type that can be given here"
 
 
 # ---- the configuration ---------------------------------------------------------------------------------------------
@@ -332,13 +195,10 @@ class Config:
                     try:
                         values[name] = coerce(raw, keys()[name])
                     except ValueError as error:
-                        found.append(
-                            f"{name}: {str(error).rstrip('.') if '?' not in str(error) else error}"
-                            + ("" if "?" in str(error) else ".")
-                        )
+                        found.append(f"{name}: {error}")
         chosen = dict(values)
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
-        found += _contradictions(values, chosen)
+        found += [*_missing(values), *_contradictions(values, chosen), *_out_of_range(values)]
         if found:
             raise UserErrors(found)
         if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
@@ -371,8 +231,8 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
-    """What is wrong between keys, or with the size of a number."""
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    """Keys that every run needs."""
     found = []
     if not values["model_name_or_path"]:
         found.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
@@ -380,45 +240,63 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
         found.append("output_dir is missing: the folder that the run is written to.")
     if not values["dataset_name"] and not values["train_file"]:
         found.append("dataset_name or train_file is missing: what to train on.")
+    return found
+
+
+def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """Keys that exclude each other, and a task that does not exist."""
     from .tasks import TASKS  # a task's module imports this one
 
+    found = []
     if values["task"] is not None and values["task"] not in TASKS:
         found.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
-    if values["dataset_name"] and values["train_file"]:
-        found.append("dataset_name and train_file contradict each other: keep one.")
+    for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
+        if values[one] and values[other]:
+            found.append(f"{one} and {other} contradict each other: keep one.")
     if chosen.get("stages") is not None:
         if chosen.get("strategy") not in (None, "auto"):
             found.append(
                 f"stages and strategy: {chosen['strategy']} contradict each other: stages is a plan of its own."
             )
         total = sum(
-            s.get("epochs", 0)
-            for s in chosen["stages"]
-            if isinstance(s, Mapping) and isinstance(s.get("epochs", 0), int | float)
+            float(s["epochs"]) for s in chosen["stages"] if isinstance(s, Mapping) and _is_epochs(s.get("epochs"))
         )
         if "num_train_epochs" in chosen and chosen["num_train_epochs"] != total:
             found.append(
-                f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} "
-                "epochs; leave num_train_epochs out."
+                f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} epochs; "
+                "leave num_train_epochs out."
             )
-    for name in (
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "max_train_samples",
-        "max_eval_samples",
-        "max_predict_samples",
-        "max_seq_length",
-        "image_size",
-    ):
-        if values[name] is not None and not values[name] > 0:
-            found.append(f"{name}: {values[name]:g} is not positive.")
-    for name in ("learning_rate", "weight_decay", "warmup_steps"):
-        if not values[name] >= 0:
-            found.append(f"{name}: {values[name]} is negative.")
+    return found
+
+
+def _is_epochs(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_POSITIVE = (
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_samples",
+    "max_eval_samples",
+    "max_predict_samples",
+    "max_seq_length",
+    "image_size",
+)
+
+
+def _out_of_range(values: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"{name}: {values[name]:g} is not positive."
+        for name in _POSITIVE
+        if values[name] is not None and not values[name] > 0
+    ]
+    found += [
+        f"{name}: {values[name]:g} is negative."
+        for name in ("learning_rate", "weight_decay", "warmup_steps")
+        if not values[name] >= 0
+    ]
     if not 0 < values["train_val_split"] < 1:
-        found.append(f"train_val_split: {values['train_val_split']} is not a share between 0 and 1.")
-    if values["fp16"] and values["bf16"]:
-        found.append("fp16 and bf16 contradict each other: keep one.")
+        found.append(f"train_val_split: {values['train_val_split']:g} is not a share between 0 and 1.")
     return found

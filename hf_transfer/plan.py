@@ -1,25 +1,21 @@
 """A fine-tuning run as data: a list of stages, each saying which layer groups train, how long, and how fast.
 
-A strategy is a function that returns a list of stage specifications, in the form that users write under `stages:`;
-`make_plan` turns any such list into a `Plan`. The trainer executes the Plan and knows nothing of strategies.
+`make_plan` turns the stage specifications of a strategy, or the user's own, into a `Plan`. The trainer executes the
+Plan and knows nothing of strategies.
 
-Sources: linear probing then fine-tuning (LP-FT), Kumar et al. 2022, section 3; gradual unfreezing and discriminative
-rates, ULMFiT, Howard and Ruder 2018, section 3.2 and 3.3; layer-wise decay as in ELECTRA, Clark et al. 2020, appendix A,
-with the difference that the topmost block gets the full rate (ELECTRA's code gives it one decay).
+Layer-wise decay is that of ELECTRA, Clark et al. 2020, appendix A, with the difference that the topmost block gets the
+full rate (ELECTRA's code gives it one decay).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .errors import UserError, UserErrors, nearest
-
-HEAD = "head"
-# LP-FT and fastai train a pretrained body 10 to 100 times slower than its new head.
-TWO_PHASE_HEAD_RATIO = 20.0
+from .strategies import HEAD, STRATEGIES, PlanArguments, Spec
 
 
 class Group(Protocol):
@@ -31,65 +27,6 @@ class Group(Protocol):
     def parameters(self) -> tuple[str, ...]: ...
     @property
     def num_trainable(self) -> int: ...
-
-
-def _key(default: Any, doc: str, **metadata: Any) -> Any:
-    make = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**make, metadata={"help": doc, **metadata})
-
-
-@dataclass
-class PlanArguments:
-    """The keys that a Plan is made of. Numbers of groups never count the head.
-
-    `TransferArguments` joins these to `transformers.TrainingArguments`, whose `learning_rate`, `num_train_epochs`,
-    `warmup_steps` and `lr_scheduler_type` keep their meaning.
-    """
-
-    strategy: str | None = _key(
-        None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, scratch"
-    )
-    head_epochs: float = _key(1.0, "two-phase: epochs of the head alone")
-    unfrozen_groups: int = _key(2, "partial: groups below the head that train")
-    groups_per_unfreeze: int = _key(1, "gradual: groups thawed at a time, from the top")
-    unfreeze_interval: float = _key(1.0, "gradual: epochs between two unfreezes")
-    unfreeze_until: str | None = _key(None, "gradual: the deepest group to thaw, by name (default: all)")
-    stages: list[dict[str, Any]] | None = _key(
-        None,
-        "an explicit plan instead of a strategy, e.g. [{epochs: 1, train: head}, {epochs: 2, train: 4}, "
-        "{epochs: 3, train: all, learning_rate: 1e-5}]; train is head, all, a number of groups from the top, or names",
-    )
-    stage_lr_decay: float = _key(1.0, "factor on all rates at each unfreeze")
-    unfreeze_warmup_steps: int = _key(0, "steps over which a group's rate rises linearly after it thaws")
-    layer_lr_decay: float | None = _key(
-        None, "rate(i) = learning_rate * d^(n-1-i) for backbone groups 0..n-1 from input"
-    )
-    layer_lr_multiplier: float | None = _key(None, "rate(i) = learning_rate * m^i for backbone groups from the input")
-    layer_learning_rates: dict[str, float] | None = _key(
-        None, "ordered {pattern on group or parameter names: rate}; first match wins"
-    )
-    head_learning_rate: float | None = _key(None, "the head's rate (default: see the layer-wise conventions)")
-    layer_rules: list[Any] | None = _key(None, "ordered [pattern, depth] rules for models without declared layers")
-
-
-class PlanConfig(Protocol):
-    """`PlanArguments` plus what `TrainingArguments` already has."""
-
-    learning_rate: float
-    num_train_epochs: float
-    strategy: str | None
-    head_epochs: float
-    unfrozen_groups: int
-    groups_per_unfreeze: int
-    unfreeze_interval: float
-    unfreeze_until: str | None
-    stages: list[dict[str, Any]] | None
-    stage_lr_decay: float
-    unfreeze_warmup_steps: int
-    layer_lr_decay: float | None
-    layer_lr_multiplier: float | None
-    layer_learning_rates: dict[str, float] | None
-    head_learning_rate: float | None
 
 
 @dataclass(frozen=True)
@@ -181,165 +118,10 @@ class Plan:
         return _table(self)
 
 
-# ---- strategies: functions from keys to stage specifications -------------------------------------------------------
-
-Spec = dict[str, Any]
-
-
-def linear_probe(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
-    """Feature extraction: the backbone is frozen, the head is trained."""
-    return [{"train": HEAD}]
-
-
-def partial(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
-    """The head and the last `unfrozen_groups` groups."""
-    return [{"train": keys.unfrozen_groups}]
-
-
-def two_phase(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
-    """The head alone, then everything (LP-FT).
-
-    The backbone's rate is `learning_rate`; with no key that says otherwise the head's is 20 times that.
-    """
-    silent = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
-    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if all(k is None for k in silent) else {}
-    head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
-    return [*head, {"train": "all", **rates}]
-
-
-def gradual(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
-    """The head, then `groups_per_unfreeze` more groups from the top each `unfreeze_interval` epochs (ULMFiT)."""
-    if keys.unfreeze_until is not None and keys.unfreeze_until not in backbone:
-        raise UserError(
-            f"unfreeze_until: there is no group {keys.unfreeze_until!r} below the head.",
-            f"The groups are {', '.join(backbone)}.{nearest(keys.unfreeze_until, backbone)}",
-        )
-    deepest = backbone.index(keys.unfreeze_until) if keys.unfreeze_until is not None else 0
-    most = len(backbone) - deepest
-    counts = [*range(keys.groups_per_unfreeze, most, keys.groups_per_unfreeze), most]
-    return [
-        {"train": HEAD, "epochs": keys.unfreeze_interval},
-        *({"train": k, "epochs": keys.unfreeze_interval} for k in counts),
-    ]
-
-
-def full(keys: PlanConfig, backbone: Sequence[str]) -> list[Spec]:
-    """Everything, from the first step."""
-    return [{"train": "all"}]
-
-
-Strategy = Callable[[PlanConfig, Sequence[str]], list[Spec]]
-STRATEGIES: dict[str, Strategy] = {
-    "auto": two_phase,
-    "linear-probe": linear_probe,
-    "partial": partial,
-    "two-phase": two_phase,
-    "gradual": gradual,
-    "full": full,
-    "scratch": full,  # the same plan; the weights are random
-}
-# Keys that only some strategies read: given with another one they would silently do nothing.
-_READ_BY: dict[str, tuple[str, ...]] = {
-    "head_epochs": ("auto", "two-phase"),
-    "unfrozen_groups": ("partial",),
-    "groups_per_unfreeze": ("gradual",),
-    "unfreeze_interval": ("gradual",),
-    "unfreeze_until": ("gradual",),
-}
-_SPEC_KEYS = ("name", "epochs", "train", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier")
-
-
 # ---- from keys to a Plan -------------------------------------------------------------------------------------------
 
 
-def is_wanted(keys: PlanArguments) -> bool:
-    """Whether any key asks for a Plan at all; `layer_rules` alone changes nothing."""
-    default = PlanArguments()
-    return any(getattr(keys, k) != v for k, v in asdict(default).items() if k != "layer_rules")
-
-
-def check(keys: PlanArguments) -> list[str]:
-    """Every problem of the plan keys that shows without a model."""
-    default = PlanArguments()
-    problems = []
-    if keys.strategy is not None and keys.strategy not in STRATEGIES:
-        problems.append(
-            f"strategy: {keys.strategy!r} is not one of {', '.join(STRATEGIES)}." + nearest(keys.strategy, STRATEGIES)
-        )
-    elif keys.strategy is not None and keys.stages is not None and keys.strategy != "auto":
-        problems.append(
-            f"strategy and stages contradict each other: stages is a plan of its own, so leave out "
-            f"strategy: {keys.strategy}."
-        )
-    chosen = "stages" if keys.stages is not None else keys.strategy or "full"
-    for name, readers in _READ_BY.items():
-        if (
-            chosen in (*STRATEGIES, "stages")
-            and chosen not in readers
-            and getattr(keys, name) != getattr(default, name)
-        ):
-            problems.append(
-                f"{name}: {getattr(keys, name)!r} has no effect with "
-                f"{'stages' if chosen == 'stages' else f'strategy: {chosen}'}; it belongs to "
-                f"{' and '.join(readers)}."
-            )
-    if keys.layer_lr_decay is not None and keys.layer_lr_multiplier is not None:
-        problems.append(
-            "layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
-            "head, the second up from the input. Keep one."
-        )
-    problems += _check_numbers(keys)
-    problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
-    if keys.stages is not None and not keys.stages:
-        problems.append("stages: the list is empty; give at least one stage, e.g. [{epochs: 3, train: all}].")
-    return problems
-
-
-def _check_numbers(keys: PlanArguments) -> Iterable[str]:
-    positive = (
-        "layer_lr_decay",
-        "layer_lr_multiplier",
-        "head_learning_rate",
-        "unfreeze_interval",
-        "groups_per_unfreeze",
-        "stage_lr_decay",
-    )
-    for name in positive:
-        value = getattr(keys, name)
-        if value is not None and not value > 0:
-            yield f"{name}: {value} is not a positive number."
-    for name in ("head_epochs", "unfrozen_groups", "unfreeze_warmup_steps"):
-        if getattr(keys, name) < 0:
-            yield f"{name}: {getattr(keys, name)} is negative."
-    if keys.layer_lr_decay is not None and keys.layer_lr_decay > 1:
-        yield f"layer_lr_decay: {keys.layer_lr_decay} is over 1, which would train the input fastest; use e.g. 0.75."
-    for pattern, rate in (keys.layer_learning_rates or {}).items():
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate >= 0:
-            yield f"layer_learning_rates: the rate of {pattern!r} is {rate!r}, not a number of 0 or more."
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            yield f"layer_learning_rates: {pattern!r} is not a regular expression ({error})."
-
-
-def _check_spec(spec: Any) -> Iterable[str]:
-    if not isinstance(spec, Mapping):
-        yield f"{spec!r} is not a mapping such as {{epochs: 1, train: head}}."
-        return
-    for key in spec:
-        if key not in _SPEC_KEYS:
-            yield f"unknown key {key!r}; a stage has {', '.join(_SPEC_KEYS)}.{nearest(key, _SPEC_KEYS)}"
-    if "train" not in spec:
-        yield "train is missing; it is head, all, a number of groups from the top, or a list of group names."
-    for key in ("epochs", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier"):
-        value = spec.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            yield f"{key}: {value!r} is not a positive number."
-    if "epochs" not in spec:
-        yield "epochs is missing; `stages` sets the run's length."
-
-
-def make_plan(config: PlanConfig, groups: Sequence[Group], facts: Any = None) -> Plan:
+def make_plan(config: PlanArguments, groups: Sequence[Group], facts: Any = None) -> Plan:
     """The Plan that `config` asks for over `groups` (input to head, the head last).
 
     Args:
@@ -403,7 +185,7 @@ def _trainable(train: Any, names: list[str]) -> tuple[str, ...]:
     return tuple(n for n in names if n in wanted)
 
 
-def _rates(config: PlanConfig, spec: Spec, backbone: list[str], factor: float) -> tuple[tuple[str, float], ...]:
+def _rates(config: PlanArguments, spec: Spec, backbone: list[str], factor: float) -> tuple[tuple[str, float], ...]:
     """Ordered rules: the user's patterns first, then each group by its name."""
     base = float(spec.get("learning_rate", config.learning_rate))
     decay = spec.get("layer_lr_decay", config.layer_lr_decay)

@@ -5,8 +5,8 @@ What is overridden, and why that hook:
 - `create_optimizer`: every group that will ever train exists from step 0 (Trainer takes only what requires a gradient
   at that moment, so what thaws later would never move).
 - `create_scheduler`: one closure per optimizer group (rate of the stage, warm-up after a thaw, the run's schedule).
-- `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and which
-  would switch BatchNorm and dropout of frozen modules back on. It runs even if a subclass replaces `compute_loss`.
+- `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and
+  which would switch BatchNorm and dropout of frozen modules back on. It runs even if a subclass replaces `compute_loss`.
 - `compute_loss`: the loss of an accumulated batch equals the loss of the same examples in one batch.
 - `log`: the rate of every layer group, not only of the first.
 - a callback at the beginning of each optimizer step, where a new stage may begin.
@@ -25,11 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from . import plan as plans
+from . import strategies
 from .errors import UserError, UserErrors
 from .layers import LayerGroup, frozen_modules, layer_groups
 from .optim import current_rates, lr_factors, parameter_groups
-from .plan import Plan, PlanArguments, Stage
+from .plan import Plan, Stage, make_plan
+from .strategies import PlanArguments
 
 
 @dataclass
@@ -44,7 +45,7 @@ class TransferArguments(PlanArguments, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
-        problems = plans.check(self)
+        problems = strategies.check(self)
         if problems:
             raise UserErrors(problems)
         if self.stages is not None:
@@ -108,10 +109,10 @@ class TransferTrainer(Trainer):
         self._frozen: list[nn.Module] = []
         self._rates: dict[str, float] = {}
         self._weighs_loss = False
-        if not (isinstance(self.args, TransferArguments) and plans.is_wanted(self.args)):
+        if not (isinstance(self.args, TransferArguments) and strategies.is_wanted(self.args)):
             return
         self.layer_groups = layer_groups(self.model, self.args.layer_rules or ())
-        self.plan = plans.make_plan(self.args, self.layer_groups)
+        self.plan = make_plan(self.args, self.layer_groups)
         self._trainable = [n for n, p in self.model.named_parameters() if p.requires_grad]
         self._check_backend()
         # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
@@ -131,7 +132,7 @@ class TransferTrainer(Trainer):
             for enabled, name in ((self.is_deepspeed_enabled, "DeepSpeed"), (self.is_fsdp_enabled, "FSDP")):
                 if enabled:
                     raise UserError(
-                        f"strategy {self.plan.strategy} changes what trains, which {name} cannot do after it has started.",
+                        f"strategy {self.plan.strategy} changes what trains, which {name} cannot do once it has begun.",
                         "Use a strategy of one stage (linear-probe, partial, full) or plain data parallelism.",
                     )
 

@@ -6,14 +6,8 @@ import pytest
 import yaml
 
 from hf_transfer import UserError
-from hf_transfer.config import (
-    Config,
-    coerce,
-    keys,
-    load_yaml,
-    parse_command_line,
-    read_config_file,
-)
+from hf_transfer.config import Config, keys, parse_command_line
+from hf_transfer.keys import coerce, load_yaml, read_config_file
 
 NEEDED = {"model_name_or_path": "bundled:minilm-l6", "dataset_name": "bundled:rotten-tomatoes", "output_dir": "out"}
 

@@ -11,7 +11,7 @@ import hf_transfer
 
 PACKAGE = Path(hf_transfer.__file__).parent
 OUTSIDE_ALLOWED = {"torch"}  # beside the standard library
-PURE = {"plan": {"errors"}, "optim": {"plan"}, "errors": set()}
+PURE = {"plan": {"errors", "strategies"}, "strategies": {"errors"}, "optim": {"plan"}, "errors": set()}
 
 
 def imports(path: Path, everywhere: bool = True) -> set[str]:

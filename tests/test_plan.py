@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from hf_transfer import UserError, layer_groups
-from hf_transfer.plan import Plan, PlanArguments, check, is_wanted, make_plan, matches
+from hf_transfer.plan import Plan, make_plan, matches
+from hf_transfer.strategies import PlanArguments, check, is_wanted
 
 from .helpers import tiny_bert
 

@@ -1,0 +1,221 @@
+"""The keys of a plan, and the strategies: functions from these keys to stage specifications.
+
+A strategy returns a list in the form that users write under `stages:`, for example
+`[{"train": "head", "epochs": 1}, {"train": 4, "epochs": 2}, {"train": "all"}]`; the last one takes what is left of
+`num_train_epochs`. A new strategy is one function here and one line in `STRATEGIES`.
+
+Sources: linear probing then fine-tuning (LP-FT), Kumar et al. 2022, section 3; gradual unfreezing and discriminative
+rates, ULMFiT, Howard and Ruder 2018, sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, nearest
+
+HEAD = "head"
+# LP-FT and fastai train a pretrained body 10 to 100 times slower than its new head.
+TWO_PHASE_HEAD_RATIO = 20.0
+
+
+def key(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field that is a key: its default, what `--help` says, and the values it may have."""
+    return field(default=default, metadata={"help": doc, "choices": tuple(choices)})
+
+
+@dataclass
+class PlanArguments:
+    """The keys that a Plan is made of. Numbers of groups never count the head.
+
+    `TransferArguments` joins these to `transformers.TrainingArguments`, whose `learning_rate`, `num_train_epochs`,
+    `warmup_steps` and `lr_scheduler_type` keep their meaning.
+    """
+
+    strategy: str | None = key(None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, scratch")
+    head_epochs: float = key(1.0, "two-phase: epochs of the head alone")
+    unfrozen_groups: int = key(2, "partial: groups below the head that train")
+    groups_per_unfreeze: int = key(1, "gradual: groups thawed at a time, from the top")
+    unfreeze_interval: float = key(1.0, "gradual: epochs between two unfreezes")
+    unfreeze_until: str | None = key(None, "gradual: the deepest group to thaw, by name (default: all)")
+    stages: list[dict[str, Any]] | None = key(
+        None,
+        "an explicit plan instead of a strategy, e.g. [{epochs: 1, train: head}, {epochs: 2, train: 4}, "
+        "{epochs: 3, train: all, learning_rate: 1e-5}]; train is head, all, a number of groups from the top, or names",
+    )
+    stage_lr_decay: float = key(1.0, "factor on all rates at each unfreeze")
+    unfreeze_warmup_steps: int = key(0, "steps over which a group's rate rises linearly after it thaws")
+    layer_lr_decay: float | None = key(
+        None, "rate(i) = learning_rate * d^(n-1-i) for backbone groups 0..n-1 from input"
+    )
+    layer_lr_multiplier: float | None = key(None, "rate(i) = learning_rate * m^i for backbone groups from the input")
+    layer_learning_rates: dict[str, float] | None = key(
+        None, "ordered {pattern on group or parameter names: rate}; first match wins"
+    )
+    head_learning_rate: float | None = key(None, "the head's rate (default: see the layer-wise conventions)")
+    layer_rules: list[Any] | None = key(None, "ordered [pattern, depth] rules for models without declared layers")
+
+    if TYPE_CHECKING:  # `TrainingArguments` brings these
+        learning_rate: float = field(init=False)
+        num_train_epochs: float = field(init=False)
+
+
+# ---- strategies: functions from keys to stage specifications -------------------------------------------------------
+
+Spec = dict[str, Any]
+
+
+def linear_probe(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
+    """Feature extraction: the backbone is frozen, the head is trained."""
+    return [{"train": HEAD}]
+
+
+def partial(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
+    """The head and the last `unfrozen_groups` groups."""
+    return [{"train": keys.unfrozen_groups}]
+
+
+def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
+    """The head alone, then everything (LP-FT).
+
+    The backbone's rate is `learning_rate`; with no key that says otherwise the head's is 20 times that.
+    """
+    silent = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
+    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if all(k is None for k in silent) else {}
+    head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
+    return [*head, {"train": "all", **rates}]
+
+
+def gradual(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
+    """The head, then `groups_per_unfreeze` more groups from the top each `unfreeze_interval` epochs (ULMFiT)."""
+    if keys.unfreeze_until is not None and keys.unfreeze_until not in backbone:
+        raise UserError(
+            f"unfreeze_until: there is no group {keys.unfreeze_until!r} below the head.",
+            f"The groups are {', '.join(backbone)}.{nearest(keys.unfreeze_until, backbone)}",
+        )
+    deepest = backbone.index(keys.unfreeze_until) if keys.unfreeze_until is not None else 0
+    most = len(backbone) - deepest
+    counts = [*range(keys.groups_per_unfreeze, most, keys.groups_per_unfreeze), most]
+    return [
+        {"train": HEAD, "epochs": keys.unfreeze_interval},
+        *({"train": k, "epochs": keys.unfreeze_interval} for k in counts),
+    ]
+
+
+def full(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
+    """Everything, from the first step."""
+    return [{"train": "all"}]
+
+
+Strategy = Callable[[PlanArguments, Sequence[str]], list[Spec]]
+STRATEGIES: dict[str, Strategy] = {
+    "auto": two_phase,
+    "linear-probe": linear_probe,
+    "partial": partial,
+    "two-phase": two_phase,
+    "gradual": gradual,
+    "full": full,
+    "scratch": full,  # the same plan; the weights are random
+}
+# Keys that only some strategies read: given with another one they would silently do nothing.
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "head_epochs": ("auto", "two-phase"),
+    "unfrozen_groups": ("partial",),
+    "groups_per_unfreeze": ("gradual",),
+    "unfreeze_interval": ("gradual",),
+    "unfreeze_until": ("gradual",),
+}
+_SPEC_KEYS = ("name", "epochs", "train", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier")
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def is_wanted(keys: PlanArguments) -> bool:
+    """Whether any key asks for a Plan at all; `layer_rules` alone changes nothing."""
+    default = PlanArguments()
+    return any(getattr(keys, k) != v for k, v in asdict(default).items() if k != "layer_rules")
+
+
+def check(keys: PlanArguments) -> list[str]:
+    """Every problem of the plan keys that shows without a model."""
+    default = PlanArguments()
+    problems = []
+    if keys.strategy is not None and keys.strategy not in STRATEGIES:
+        problems.append(
+            f"strategy: {keys.strategy!r} is not one of {', '.join(STRATEGIES)}." + nearest(keys.strategy, STRATEGIES)
+        )
+    elif keys.strategy is not None and keys.stages is not None and keys.strategy != "auto":
+        problems.append(
+            f"strategy and stages contradict each other: stages is a plan of its own, so leave out "
+            f"strategy: {keys.strategy}."
+        )
+    chosen = "stages" if keys.stages is not None else keys.strategy or "full"
+    for name, readers in _READ_BY.items():
+        if (
+            chosen in (*STRATEGIES, "stages")
+            and chosen not in readers
+            and getattr(keys, name) != getattr(default, name)
+        ):
+            problems.append(
+                f"{name}: {getattr(keys, name)!r} has no effect with "
+                f"{'stages' if chosen == 'stages' else f'strategy: {chosen}'}; it belongs to "
+                f"{' and '.join(readers)}."
+            )
+    if keys.layer_lr_decay is not None and keys.layer_lr_multiplier is not None:
+        problems.append(
+            "layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
+            "head, the second up from the input. Keep one."
+        )
+    problems += _check_numbers(keys)
+    problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
+    if keys.stages is not None and not keys.stages:
+        problems.append("stages: the list is empty; give at least one stage, e.g. [{epochs: 3, train: all}].")
+    return problems
+
+
+def _check_numbers(keys: PlanArguments) -> Iterable[str]:
+    positive = (
+        "layer_lr_decay",
+        "layer_lr_multiplier",
+        "head_learning_rate",
+        "unfreeze_interval",
+        "groups_per_unfreeze",
+        "stage_lr_decay",
+    )
+    for name in positive:
+        value = getattr(keys, name)
+        if value is not None and not value > 0:
+            yield f"{name}: {value} is not a positive number."
+    for name in ("head_epochs", "unfrozen_groups", "unfreeze_warmup_steps"):
+        if getattr(keys, name) < 0:
+            yield f"{name}: {getattr(keys, name)} is negative."
+    if keys.layer_lr_decay is not None and keys.layer_lr_decay > 1:
+        yield f"layer_lr_decay: {keys.layer_lr_decay} is over 1, which would train the input fastest; use e.g. 0.75."
+    for pattern, rate in (keys.layer_learning_rates or {}).items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate >= 0:
+            yield f"layer_learning_rates: the rate of {pattern!r} is {rate!r}, not a number of 0 or more."
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"layer_learning_rates: {pattern!r} is not a regular expression ({error})."
+
+
+def _check_spec(spec: Any) -> Iterable[str]:
+    if not isinstance(spec, Mapping):
+        yield f"{spec!r} is not a mapping such as {{epochs: 1, train: head}}."
+        return
+    for key in spec:
+        if key not in _SPEC_KEYS:
+            yield f"unknown key {key!r}; a stage has {', '.join(_SPEC_KEYS)}.{nearest(key, _SPEC_KEYS)}"
+    if "train" not in spec:
+        yield "train is missing; it is head, all, a number of groups from the top, or a list of group names."
+    for key in ("epochs", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier"):
+        value = spec.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            yield f"{key}: {value!r} is not a positive number."
+    if "epochs" not in spec:
+        yield "epochs is missing; `stages` sets the run's length."
