@@ -126,11 +126,11 @@ def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> 
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", nargs="*", help="YAML file of keys; the command line comes before it")
     sections = {name: parser.add_argument_group(name) for name, _ in _SECTIONS}
-    for key in keys().values():
-        choices = f" ({', '.join(key.choices)})" if key.choices else ""
-        default = "" if key.default is None else f" [{key.default}]"
-        text = f"{' '.join(key.help.split())}{choices}{default}".replace("%", "%%")
-        sections[key.section].add_argument(f"--{key.name}", nargs="*", metavar="VALUE", help=text)
+    for entry in keys().values():
+        choices = f" ({', '.join(entry.choices)})" if entry.choices else ""
+        default = "" if entry.default is None else f" [{entry.default}]"
+        text = f"{' '.join(entry.help.split())}{choices}{default}".replace("%", "%%")
+        sections[entry.section].add_argument(f"--{entry.name}", nargs="*", metavar="VALUE", help=text)
     known, extra = parser.parse_known_args(list(argv))
     problems, previous = [], ""
     for token in extra:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,14 +60,18 @@ class LayerGroup:
     Attributes:
         name: `stem` or `embeddings`, a block's path such as `layer.3` or `blocks.2.0`, or `head`.
         parameters: names as in `model.named_parameters()`.
-        num_parameters: scalars in them.
-        num_trainable: scalars in those that required a gradient when the groups were made.
+        sizes: scalars in each of them.
+        requires_grad: whether each of them required a gradient when the groups were made.
     """
 
     name: str
     parameters: tuple[str, ...]
-    num_parameters: int
-    num_trainable: int
+    sizes: tuple[int, ...]
+    requires_grad: tuple[bool, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.sizes)
 
 
 def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGroup, ...]:
@@ -91,7 +95,7 @@ def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGro
     rest = [n for n in parameters if n not in depths]
     if rest:
         known = [n.removeprefix(prefix) for n in rest]
-        declared = _declared_depths(core) | _match_rules(ARCHITECTURE_RULES.get(_model_type(core), ()), known)
+        declared = _declared_depths(core) | _match_rules(_architecture_rules(core), known)
         depths |= {n: declared[k] for n, k in zip(rest, known, strict=True) if k in declared}
     unplaced = [n for n in parameters if n not in depths]
     if unplaced:
@@ -110,17 +114,21 @@ def _core(model: nn.Module) -> tuple[str, nn.Module]:
     return "", model
 
 
-def _model_type(core: nn.Module) -> str:
-    config = getattr(core, "config", None)
-    return str(getattr(config, "model_type", ""))
+def _pretrained(core: nn.Module) -> Any:
+    """`core` as a `transformers.PreTrainedModel`, or None where it is none."""
+    transformers = sys.modules.get("transformers")
+    return core if transformers is not None and isinstance(core, transformers.PreTrainedModel) else None
+
+
+def _architecture_rules(core: nn.Module) -> tuple[Rule, ...]:
+    model = _pretrained(core)
+    return ARCHITECTURE_RULES.get(model.config.model_type, ()) if model is not None else ()
 
 
 def _reads_tokens(core: nn.Module) -> bool:
-    transformers = sys.modules.get("transformers")
-    if transformers is None or not isinstance(core, transformers.PreTrainedModel):
-        return False
+    model = _pretrained(core)
     try:
-        return isinstance(core.get_input_embeddings(), nn.Embedding)
+        return model is not None and isinstance(model.get_input_embeddings(), nn.Embedding)
     except NotImplementedError:  # how transformers says that a vision model has none
         return False
 
@@ -194,12 +202,10 @@ def _declared_depths(core: nn.Module) -> dict[str, Depth]:
 
 def _timm_model(core: nn.Module) -> tuple[str, Any]:
     """(name prefix, the timm model) of a timm model or of transformers' wrapper round one."""
-    if "timm" not in sys.modules:
-        return "", None
-    inner = getattr(core, "timm_model", None)
-    if inner is not None and hasattr(inner, "group_matcher"):
-        return "timm_model.", inner
-    return "", core if hasattr(core, "group_matcher") else None
+    model = _pretrained(core)
+    if model is not None:
+        return ("timm_model.", model.timm_model) if model.config.model_type == "timm_wrapper" else ("", None)
+    return "", core if "timm" in sys.modules and hasattr(core, "group_matcher") else None
 
 
 def _timm_depths(model: Any) -> dict[str, Depth]:
@@ -250,7 +256,8 @@ def _blocks(core: nn.Module) -> list[str]:
         found = _outermost(core, lambda m: isinstance(m, layers.GradientCheckpointingLayer))
         if len(found) > 1:
             return found
-    declared = getattr(core, "_no_split_modules", None) or ()
+    model = _pretrained(core)
+    declared = (model._no_split_modules or ()) if model is not None else ()
     found = _outermost(core, lambda m: type(m).__name__ in declared)
     if len(found) > 1:
         return found
@@ -265,7 +272,7 @@ def _blocks(core: nn.Module) -> list[str]:
     return [f"{name}.{i}" for i in range(len(module))]
 
 
-def _outermost(core: nn.Module, wanted: Any) -> list[str]:
+def _outermost(core: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[str]:
     found: list[str] = []
     for name, module in core.named_modules():
         inside = any(name.startswith(f"{f}.") for f in found)
@@ -274,10 +281,10 @@ def _outermost(core: nn.Module, wanted: Any) -> list[str]:
     return found
 
 
-def _head_test(core: nn.Module) -> Any:
-    base = getattr(core, "base_model_prefix", "")
-    if base and isinstance(getattr(core, base, None), nn.Module):
-        return lambda name: not name.startswith(f"{base}.")
+def _head_test(core: nn.Module) -> Callable[[str], bool]:
+    model = _pretrained(core)
+    if model is not None and model.base_model is not model:
+        return lambda name: not name.startswith(f"{model.base_model_prefix}.")
     return lambda name: bool(_HEAD_NAMES.match(name))
 
 
@@ -285,7 +292,7 @@ def _head_test(core: nn.Module) -> Any:
 
 
 def _make_groups(
-    parameters: dict[str, nn.Parameter], depths: dict[str, Depth], prefix: str, stem_name: str
+    parameters: dict[str, nn.Parameter], depths: dict[str, Depth], prefix: str, stem: str
 ) -> tuple[LayerGroup, ...]:
     backbone = sorted({d for d in depths.values() if d not in (_HEAD_DEPTH, _LAST_DEPTH)})
     if _HEAD_DEPTH not in depths.values():
@@ -295,39 +302,30 @@ def _make_groups(
         )
     if not backbone:
         raise UserError("The layer rules place every parameter in the head, which leaves no backbone.")
-    core_members: dict[Depth, list[str]] = {d: [] for d in (*backbone, _HEAD_DEPTH)}
-    for name in parameters:
-        if depths[name] != _LAST_DEPTH:
-            core_members[depths[name]].append(name)
-    names = {d: _block_name([m.removeprefix(prefix) for m in core_members[d]]) for d in backbone}
-    common = _common_path([n.split(".")[:-1] for d, n in names.items() if n and d != backbone[0]])
-    labels: dict[Depth, str] = {}
-    for i, depth in enumerate(backbone):
-        # Drop what all blocks share ("bert.encoder."), but keep the list's own name ("layer.3").
-        path = names[depth].split(".")[max(len(common) - 1, 0) :] if names[depth] else []
-        labels[depth] = ".".join(path) or f"group.{i}"
-    first = names[backbone[0]]
-    if len(backbone) == 1 or not first or first.split(".")[: len(common)] != common or not common:
-        labels[backbone[0]] = stem_name
-    labels[_HEAD_DEPTH] = HEAD
-    repeated = {n for n in labels.values() if list(labels.values()).count(n) > 1}
-    labels = {d: f"{n}.{i}" if n in repeated else n for i, (d, n) in enumerate(labels.items())}
-    members: dict[Depth, list[str]] = {d: [] for d in labels}
-    for name in parameters:
-        members[backbone[-1] if depths[name] == _LAST_DEPTH else depths[name]].append(name)
-    return tuple(
-        LayerGroup(
-            labels[d],
-            tuple(members[d]),
-            sum(parameters[n].numel() for n in members[d]),
-            sum(parameters[n].numel() for n in members[d] if parameters[n].requires_grad),
-        )
-        for d in labels
-    )
+    own: dict[Depth, list[str]] = {d: [n for n in parameters if depths[n] == d] for d in (*backbone, _HEAD_DEPTH)}
+    names = _group_names([[n.removeprefix(prefix) for n in own[d]] for d in backbone], stem)
+    placed = {n: backbone[-1] if d == _LAST_DEPTH else d for n, d in depths.items()}
+    groups = []
+    for depth, label in zip((*backbone, _HEAD_DEPTH), (*names, HEAD), strict=True):
+        members = tuple(n for n in parameters if placed[n] == depth)
+        sizes = tuple(parameters[n].numel() for n in members)
+        groups.append(LayerGroup(label, members, sizes, tuple(parameters[n].requires_grad for n in members)))
+    return tuple(groups)
 
 
-def _block_name(members: list[str]) -> str:
-    """The path of the numbered module that holds a group's parameters; empty where they share none.
+def _group_names(members: list[list[str]], stem: str) -> list[str]:
+    """A name for each backbone group: the stem's, or the block's path without what all blocks share."""
+    paths = [_block_path(m) for m in members]
+    shared = _common_path([p[:-1] for p in paths[1:] if p])
+    # "bert.encoder." goes, the list's own name stays: "layer.3".
+    names = [".".join(p[max(len(shared) - 1, 0) :]) or f"group.{i}" for i, p in enumerate(paths)]
+    if not shared or paths[0][: len(shared)] != shared:
+        names[0] = stem
+    return [f"{n}.{i}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def _block_path(members: list[str]) -> list[str]:
+    """The parts of the path of the numbered module that holds a group's parameters; empty where they share none.
 
     What has no number in its path only joined the block (a final norm): it has no say in the block's name.
     """
@@ -336,7 +334,7 @@ def _block_name(members: list[str]) -> str:
     shared = _common_path(numbered or paths)
     while numbered and shared and not shared[-1].isdigit():
         shared.pop()  # a block with a single sub-module is still named after its number
-    return ".".join(shared)
+    return shared
 
 
 def _common_path(paths: list[list[str]]) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from .errors import UserError, UserErrors, nearest
 from .strategies import HEAD, STRATEGIES, PlanArguments, Spec
 
+Rates = tuple[tuple[str, float], ...]  # ordered (pattern, learning rate)
+
 
 class Group(Protocol):
     """What a plan needs to know of a layer group (`layers.LayerGroup` is one)."""
@@ -26,7 +28,9 @@ class Group(Protocol):
     @property
     def parameters(self) -> tuple[str, ...]: ...
     @property
-    def num_trainable(self) -> int: ...
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def requires_grad(self) -> tuple[bool, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,22 @@ class Stage:
         epochs: how long, in epochs of the training set.
         trainable: names of the layer groups that train, input to head.
         rates: ordered (pattern, learning rate) rules over group and parameter names; the first match wins.
+        num_trainable: scalars that train in it.
         start: the optimizer step at which the stage begins, once the plan is resolved.
     """
 
     name: str
     epochs: float
     trainable: tuple[str, ...]
-    rates: tuple[tuple[str, float], ...]
+    rates: Rates
+    num_trainable: int
     start: int | None = None
 
     def rate(self, group: str, parameter: str = "") -> float:
         """Learning rate of a parameter in this stage; 0.0 where it is frozen."""
         if group not in self.trainable:
             return 0.0
-        return next((rate for pattern, rate in self.rates if matches(pattern, group, parameter)), 0.0)
+        return _first_match(self.rates, group, parameter)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Plan:
     """Stages over named groups. Pure data: comparable, hashable, printable."""
 
     strategy: str
-    groups: tuple[tuple[str, int], ...]  # (name, trainable parameters), input to head
+    groups: tuple[tuple[str, int], ...]  # (name, scalars), input to head
     stages: tuple[Stage, ...]
     unfreeze_warmup_steps: int = 0
 
@@ -98,9 +104,6 @@ class Plan:
         assert start is not None, "an unresolved plan has no steps"
         return rate * min(1.0, (step - start) / self.unfreeze_warmup_steps)
 
-    def num_trainable(self, stage: Stage) -> int:
-        return sum(size for name, size in self.groups if name in stage.trainable)
-
     def to_list(self) -> list[dict[str, Any]]:
         """The stages as plain data, as `results.json` holds them."""
         return [
@@ -108,7 +111,7 @@ class Plan:
                 "name": s.name,
                 "epochs": s.epochs,
                 "groups": list(s.trainable),
-                "trainable_parameters": self.num_trainable(s),
+                "trainable_parameters": s.num_trainable,
                 "learning_rates": {g: s.rate(g) for g in s.trainable},
             }
             for s in self.stages
@@ -149,14 +152,15 @@ def make_plan(config: PlanArguments, groups: Sequence[Group], facts: Any = None)
         if stages and set(trainable) - set(stages[-1].trainable):
             unfreezes += 1
         rates = _rates(config, spec, backbone, config.stage_lr_decay**unfreezes)
-        stage = Stage(str(spec.get("name") or _stage_name(trainable, backbone)), epochs, trainable, rates)
-        if not any(g.num_trainable and any(stage.rate(g.name, p) > 0 for p in g.parameters) for g in groups):
-            raise UserError(f"Stage {stage.name!r} trains nothing: every parameter in it is frozen or has rate 0.")
-        stages.append(stage)
+        name = str(spec.get("name") or _stage_name(trainable, backbone))
+        size = _num_trainable(trainable, rates, groups)
+        if not size:
+            raise UserError(f"Stage {name!r} trains nothing: every parameter in it is frozen or has rate 0.")
+        stages.append(Stage(name, epochs, trainable, rates, size))
         begun += epochs
     return Plan(
         strategy if strategy != "auto" else "two-phase",
-        tuple((g.name, g.num_trainable) for g in groups),
+        tuple((g.name, sum(g.sizes)) for g in groups),
         tuple(stages),
         config.unfreeze_warmup_steps,
     )
@@ -185,7 +189,7 @@ def _trainable(train: Any, names: list[str]) -> tuple[str, ...]:
     return tuple(n for n in names if n in wanted)
 
 
-def _rates(config: PlanArguments, spec: Spec, backbone: list[str], factor: float) -> tuple[tuple[str, float], ...]:
+def _rates(config: PlanArguments, spec: Spec, backbone: list[str], factor: float) -> Rates:
     """Ordered rules: the user's patterns first, then each group by its name."""
     base = float(spec.get("learning_rate", config.learning_rate))
     decay = spec.get("layer_lr_decay", config.layer_lr_decay)
@@ -205,6 +209,20 @@ def _rates(config: PlanArguments, spec: Spec, backbone: list[str], factor: float
     named = zip([*backbone, HEAD], [*rates, head], strict=True)
     user = (config.layer_learning_rates or {}).items()
     return tuple((p, float(r) * factor) for p, r in (*user, *((re.escape(g), r) for g, r in named)))
+
+
+def _num_trainable(trainable: tuple[str, ...], rates: Rates, groups: Sequence[Group]) -> int:
+    return sum(
+        size
+        for g in groups
+        if g.name in trainable
+        for parameter, size, free in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
+        if free and _first_match(rates, g.name, parameter) > 0
+    )
+
+
+def _first_match(rates: Rates, group: str, parameter: str) -> float:
+    return next((rate for pattern, rate in rates if matches(pattern, group, parameter)), 0.0)
 
 
 def matches(pattern: str, group: str, parameter: str = "") -> bool:
@@ -246,7 +264,7 @@ def _table(plan: Plan) -> str:
     head = f"Plan: {plan.strategy}, {plan.num_train_epochs:g} epochs, {len(plan.groups) - 1} groups and the head"
     rows = [("stage", "epochs", "trains", "parameters", "learning rates, input to head")]
     for i, stage in enumerate(plan.stages):
-        size = plan.num_trainable(stage)
+        size = stage.num_trainable
         share = f"{size:,} ({100 * size / total:.1f}%)" if total else str(size)
         start = "" if stage.start is None else f" from step {stage.start}"
         rows.append(

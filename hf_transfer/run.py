@@ -22,7 +22,6 @@ from . import metrics
 from .config import Config
 from .data.load import Data, infer_labels, label_column, load_splits, make_data
 from .errors import UserError
-from .models import num_parameters
 from .plan import Plan
 from .progress import History, Progress, say
 from .tasks import Task, choose_task
@@ -194,9 +193,6 @@ def _facts(
 ) -> dict[str, Any]:
     """The rest of `results.json`: what was run, on what, and what it took."""
     plan, args = trainer.plan, config.training
-    sizes = dict(plan.groups) if plan is not None else {}
-    thawed = sum(n for g, n in sizes.items() if plan is not None and g not in plan.never_thawed)
-    total = num_parameters(trainer.model)
     return {
         "task": task.name,
         "problem_type": data.labels.problem_type,
@@ -210,8 +206,8 @@ def _facts(
         "stages": [{**record.to_dict(), "cache": None} for record in trainer.stage_records],
         "train_seconds": trained["train_runtime"],
         "train_samples_per_second": trained["train_samples_per_second"],
-        "trainable_parameters": thawed if plan is not None else total,
-        "total_parameters": total,
+        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
+        "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "device": torch.cuda.get_device_name()

@@ -6,7 +6,8 @@ What is overridden, and why that hook:
   at that moment, so what thaws later would never move).
 - `create_scheduler`: one closure per optimizer group (rate of the stage, warm-up after a thaw, the run's schedule).
 - `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and
-  which would switch BatchNorm and dropout of frozen modules back on. It runs even if a subclass replaces `compute_loss`.
+  which would switch BatchNorm and dropout of frozen modules back on. It runs even where a subclass replaces
+  `compute_loss`.
 - `compute_loss`: the loss of an accumulated batch equals the loss of the same examples in one batch.
 - `log`: the rate of every layer group, not only of the first.
 - a callback at the beginning of each optimizer step, where a new stage may begin.

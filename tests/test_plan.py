@@ -22,14 +22,15 @@ class Keys(PlanArguments):
 @dataclass(frozen=True)
 class G:
     name: str
-    num_trainable: int = 10
+    sizes: tuple = (8, 2)
+    requires_grad: tuple = (True, True)
 
     @property
     def parameters(self):
         return (f"model.{self.name}.weight", f"model.{self.name}.bias")
 
 
-GROUPS = [G("stem"), G("blocks.0"), G("blocks.1"), G("blocks.2"), G("head", 3)]
+GROUPS = [G("stem"), G("blocks.0"), G("blocks.1"), G("blocks.2"), G("head", (2, 1))]
 
 
 def plan(**keys) -> Plan:

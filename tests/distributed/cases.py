@@ -1,7 +1,7 @@
 """Run by `accelerate launch` with two processes: gradual unfreezing, compared between ranks and with one process.
 
-Writes one JSON file: {case: {"stages": n, "ranks": largest difference between ranks at any stage's end}} and the weights
-of rank 0. Without the reducer being built anew at each unfreeze the ranks drift apart: the difference is not 0.
+Writes one JSON file: {case: {"stages": n, "ranks": largest difference between ranks at any stage's end}} and the
+weights of rank 0. Without the reducer being built anew at each unfreeze the ranks drift apart: the difference is not 0.
 """
 
 from __future__ import annotations
