@@ -8,6 +8,7 @@ default < YAML < command line; all problems are collected and raised together.
 from __future__ import annotations
 
 import argparse
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -15,10 +16,11 @@ from functools import cache
 from typing import Any
 
 import yaml
+from transformers import TrainingArguments
 
 from .errors import UserError, UserErrors, nearest
 from .keys import Key, coerce, enum_values
-from .strategies import STRATEGIES, key
+from .strategies import STRATEGIES, PlanArguments, check, key
 from .trainer import TransferArguments
 
 
@@ -99,6 +101,7 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
 def keys() -> dict[str, Key]:
     """All keys, in the order of the dataclasses."""
     found: dict[str, Key] = {}
+    theirs = _trainers_docs()
     for section, cls in _SECTIONS:
         hints = typing.get_type_hints(cls)
         for f in fields(cls):
@@ -115,10 +118,16 @@ def keys() -> dict[str, Key]:
                 section,
                 hints[f.name],
                 RUN_DEFAULTS.get(f.name, default),
-                str(f.metadata.get("help", "")),
+                str(f.metadata.get("help") or theirs.get(f.name, "")),
                 tuple(choices),
             )
     return found
+
+
+def _trainers_docs() -> dict[str, str]:
+    """The first sentence on each of `TrainingArguments`' fields: they are documented in its docstring only."""
+    entries = re.findall(r"^ +(\w+) \(`[^\n]*\):\n +([^\n]+)", TrainingArguments.__doc__ or "", flags=re.MULTILINE)
+    return {name: text.split(". ")[0].rstrip(".:") for name, text in entries}
 
 
 def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
@@ -131,7 +140,7 @@ def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> 
         default = "" if entry.default is None else f" [{entry.default}]"
         text = f"{' '.join(entry.help.split())}{choices}{default}".replace("%", "%%")
         sections[entry.section].add_argument(f"--{entry.name}", nargs="*", metavar="VALUE", help=text)
-    known, extra = parser.parse_known_args(list(argv))
+    known, extra = parser.parse_known_args(_attach_numbers(argv))
     problems, previous = [], ""
     for token in extra:
         if token.startswith("--"):
@@ -151,6 +160,25 @@ def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> 
         else:
             problems.append(f"--{name} needs a value.")
     return values, problems
+
+
+def _attach_numbers(argv: Sequence[str]) -> list[str]:
+    """`--key -1e-3` as `--key=-1e-3`: argparse takes a negative number with an exponent for an option."""
+    joined: list[str] = []
+    for token in argv:
+        if token.startswith("-") and _is_float(token) and joined and joined[-1].startswith("--"):
+            joined[-1] += f"={token}"
+        else:
+            joined.append(token)
+    return joined
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown(name: str, dashes: str = "") -> str:
@@ -198,7 +226,8 @@ class Config:
                         found.append(f"{name}: {error}")
         chosen = dict(values)
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
-        found += [*_missing(values), *_contradictions(values, chosen), *_out_of_range(values)]
+        plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
+        found += [*_missing(values), *_contradictions(values, chosen), *_out_of_range(values), *check(plan)]
         if found:
             raise UserErrors(found)
         if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
@@ -254,10 +283,6 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
         if values[one] and values[other]:
             found.append(f"{one} and {other} contradict each other: keep one.")
     if chosen.get("stages") is not None:
-        if chosen.get("strategy") not in (None, "auto"):
-            found.append(
-                f"stages and strategy: {chosen['strategy']} contradict each other: stages is a plan of its own."
-            )
         total = sum(
             float(s["epochs"]) for s in chosen["stages"] if isinstance(s, Mapping) and _is_epochs(s.get("epochs"))
         )

@@ -28,15 +28,14 @@ def parameter_groups(
 
     Returns:
         Dictionaries with `params`, `weight_decay`, `lr` (the rate in the first stage that trains them), `layers` (the
-        names of the layer groups in it), `member` (one of its parameters, with its layer group) and `rates` (one per
-        stage, 0.0 where frozen).
+        names of the layer groups in it) and `rates` (one per stage, 0.0 where frozen).
     """
     parameters = dict(model.named_parameters())
     merged: dict[tuple[tuple[float, ...], float], dict[str, Any]] = {}
     for group in groups:
         for name in group.parameters:
             parameter = parameters[name]
-            rates = tuple(stage.rate(group.name, name) for stage in plan.stages)
+            rates = plan.trajectory(group.name, name)
             if not parameter.requires_grad or not any(rates):
                 continue
             decay = weight_decay if parameter.ndim > 1 and name not in no_decay else 0.0
@@ -48,7 +47,6 @@ def parameter_groups(
                     "weight_decay": decay,
                     "rates": rates,
                     "layers": [],
-                    "member": (group.name, name),
                 },
             )
             entry["params"].append(parameter)
@@ -63,10 +61,10 @@ def lr_factors(plan: Plan, group: dict[str, Any], schedule: Callable[[int], floa
     At step t of T this gives rate * schedule(t/T) * min(1, (t - t_thaw) / unfreeze_warmup_steps). A plain closure:
     `LambdaLR` would put a callable object's attributes into the checkpoint and restore them from there.
     """
-    base, (layer, parameter) = group["lr"], group["member"]
+    base, rates = group["lr"], group["rates"]
 
     def factor(step: int) -> float:
-        return schedule(step) * (plan.rate(step, layer, parameter) / base)
+        return schedule(step) * (plan.rate(step, rates) / base)
 
     return factor
 
@@ -78,9 +76,8 @@ def current_rates(param_groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     parts: dict[str, dict[tuple[float, ...], float]] = {}
     for group in param_groups:
-        frozen = not any(p.requires_grad for p in group["params"])
         for layer in group["layers"]:
-            parts.setdefault(layer, {})[tuple(group["rates"])] = 0.0 if frozen else float(group["lr"])
+            parts.setdefault(layer, {})[tuple(group["rates"])] = float(group["lr"])
     return {
         layer if i == 0 else f"{layer}#{i + 1}": rate
         for layer, rates in parts.items()

@@ -4,7 +4,7 @@
 Plan and knows nothing of strategies.
 
 Layer-wise decay is that of ELECTRA, Clark et al. 2020, appendix A, with the difference that the topmost block gets the
-full rate (ELECTRA's code gives it one decay).
+full rate (in ELECTRA's code it is the head's rate times decay²).
 """
 
 from __future__ import annotations
@@ -91,14 +91,18 @@ class Plan:
         """Index of the stage that optimizer step `step` (0 for the first) belongs to, in a resolved plan."""
         return max(i for i, stage in enumerate(self.stages) if stage.start is not None and stage.start <= step)
 
-    def rate(self, step: int, group: str, parameter: str = "") -> float:
+    def trajectory(self, group: str, parameter: str = "") -> tuple[float, ...]:
+        """A parameter's learning rate in each stage; 0.0 where it is frozen."""
+        return tuple(stage.rate(group, parameter) for stage in self.stages)
+
+    def rate(self, step: int, trajectory: Sequence[float]) -> float:
         """Learning rate at a step of a resolved plan, before the run's own schedule is applied to it."""
         index = self.at(step)
-        rate = self.stages[index].rate(group, parameter)
+        rate = trajectory[index]
         if not rate or not self.unfreeze_warmup_steps:
             return rate
         thaw = index
-        while thaw > 0 and self.stages[thaw - 1].rate(group, parameter) > 0:
+        while thaw > 0 and trajectory[thaw - 1] > 0:
             thaw -= 1
         start = self.stages[thaw].start
         assert start is not None, "an unresolved plan has no steps"

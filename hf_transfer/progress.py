@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -129,15 +129,15 @@ class History(TrainerCallback):
             file.write(json.dumps(entry) + "\n")
 
     def _throughput(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        """Examples per second since the last loss (evaluations in between count), and peak memory in bytes."""
+        """Examples per second since the last loss (evaluations in between count), and memory in bytes.
+
+        Memory is the device's peak, or what the process holds on a CPU.
+        """
         step, now = self._last
         self._last = (state.global_step, time.perf_counter())
         examples = (
             (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
-        memory = (
-            torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        )
+        on_device = torch.cuda.is_available()
+        memory = torch.cuda.max_memory_allocated() if on_device else psutil.Process().memory_info().rss
         return {"samples_per_second": examples / max(self._last[1] - now, 1e-9), "memory_bytes": float(memory)}

@@ -180,6 +180,10 @@ class TransferTrainer(Trainer):
         stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
         schedule = super().create_scheduler(num_training_steps, stand_in)
         if isinstance(schedule, LambdaLR):
+            for (
+                group
+            ) in self.optimizer.param_groups:  # a second `train()` starts from the plan, not from where it ended
+                group["lr"] = next(rate for rate in group["rates"] if rate)
             factors = [lr_factors(self.plan, group, schedule.lr_lambdas[0]) for group in self.optimizer.param_groups]
             self.lr_scheduler = LambdaLR(self.optimizer, factors)
         else:
@@ -243,13 +247,10 @@ class TransferTrainer(Trainer):
                 parameter.requires_grad_(active)
                 if not active:
                     parameter.grad = None
-                    self._optimizer_state().pop(parameter, None)
+                    self.optimizer.state.pop(parameter, None)
         self._frozen = frozen_modules(self.model, self.layer_groups)
         if changed and isinstance(self.model_wrapped, DistributedDataParallel):
             self._rewrap(self.model_wrapped)
-
-    def _optimizer_state(self) -> Any:
-        return getattr(self.optimizer, "optimizer", self.optimizer).state  # accelerate's wrapper holds the real one
 
     def _rewrap(self, ddp: DistributedDataParallel) -> None:
         """Build the gradient reducer anew: it reduces what required a gradient when it was built, and nothing else.

@@ -114,6 +114,7 @@ def test_values_become_their_keys_type(name, raw, value):
         ({"train_file": "x.csv"}, "dataset_name and train_file contradict each other"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16 contradict each other"),
         ({"strategy": "full", "stages": [{"epochs": 1, "train": "all"}]}, "contradict each other"),
+        ({"lerning_rate": 1, "layer_lr_decay": 2.0}, "layer_lr_decay: 2.0 is over 1"),
         ({"num_train_epochs": 5, "stages": [{"epochs": 1, "train": "all"}]}, "num_train_epochs: 5 contradicts stages"),
         ({"layer_lr_decay": 0.9, "layer_lr_multiplier": 1.1}, "Keep one"),
         ({"head_epochs": 2, "strategy": "gradual"}, "head_epochs: 2.0 has no effect with strategy: gradual"),
@@ -194,9 +195,11 @@ def test_what_only_the_command_line_may_say_stands_in_a_comment():
     assert "--trust_remote_code" in text.splitlines()[1]
 
 
-def test_every_key_has_a_help_text_or_is_trainers_own():
+def test_every_key_has_a_help_text():
     from transformers import TrainingArguments
 
     theirs = set(TrainingArguments.__dataclass_fields__)
-    assert [k.name for k in keys().values() if not k.help and k.name not in theirs] == []
+    without = {k.name for k in keys().values() if not k.help}
+    assert without <= theirs and len(without) < 12, without  # what their docstring leaves out
+    assert keys()["learning_rate"].help == "The initial learning rate for the optimizer"
     assert {"strategy", "layer_lr_decay", "learning_rate", "dataset_name", "model_name_or_path"} <= set(keys())

@@ -183,9 +183,11 @@ def test_steps():
 def test_warmup_after_each_thaw():
     """rate * min(1, (t - t_thaw) / unfreeze_warmup_steps), counted from each group's own thaw."""
     p = plan(strategy="gradual", num_train_epochs=3, unfreeze_warmup_steps=4).resolve(10)
-    assert [p.rate(t, "head") for t in (0, 1, 3, 4, 25)] == pytest.approx([0, 2.5e-4, 7.5e-4, 1e-3, 1e-3])
-    assert [p.rate(t, "blocks.2") for t in (9, 10, 11, 14, 20)] == pytest.approx([0, 0, 2.5e-4, 1e-3, 1e-3])
-    assert [p.rate(t, "blocks.1") for t in (19, 20, 22)] == pytest.approx([0, 0, 5e-4])
+    assert [p.rate(t, p.trajectory("head")) for t in (0, 1, 3, 4, 25)] == pytest.approx([0, 2.5e-4, 7.5e-4, 1e-3, 1e-3])
+    assert [p.rate(t, p.trajectory("blocks.2")) for t in (9, 10, 11, 14, 20)] == pytest.approx(
+        [0, 0, 2.5e-4, 1e-3, 1e-3]
+    )
+    assert [p.rate(t, p.trajectory("blocks.1")) for t in (19, 20, 22)] == pytest.approx([0, 0, 5e-4])
 
 
 def test_a_plan_is_data():

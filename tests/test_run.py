@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
 )
 
 from hf_transfer import UserError, fine_tune
@@ -251,24 +253,11 @@ def test_other_labels_get_a_fresh_head_and_the_same_labels_keep_it(text_run, tmp
     assert "Fresh head" not in capsys.readouterr().out
 
 
-def test_what_the_checkpoint_lacks_trains_with_the_head(tmp_path, capsys):
+def test_what_the_checkpoint_lacks_trains_with_the_head(tiny_checkpoint, tmp_path, capsys):
     """A masked-language-model checkpoint has no pooler: it must not stay random under a frozen backbone."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    folder = tmp_path / "base"
-    config = BertConfig(
-        hidden_size=8,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        vocab_size=30522,
-        max_position_embeddings=64,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bundled.model_path("bundled:minilm-l6"), model_max_length=64).save_pretrained(folder)
     data = csv(tmp_path / "a.csv", [(f"words {i}", "xy"[i % 2]) for i in range(12)])
     run = fine_tune(
-        str(folder),
+        str(tiny_checkpoint),
         data,
         output_dir=str(tmp_path / "o"),
         strategy="linear-probe",
@@ -282,6 +271,49 @@ def test_what_the_checkpoint_lacks_trains_with_the_head(tmp_path, capsys):
         "The checkpoint does not hold bert.pooler.dense.bias, bert.pooler.dense.weight: these train with the head"
         in capsys.readouterr().out
     )
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory):
+    """A masked-language model with the real vocabulary: no pooler, no head."""
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    config = BertConfig(
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        vocab_size=30522,
+        max_position_embeddings=64,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bundled.model_path("bundled:minilm-l6"), model_max_length=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("label", "problem_type", "labels", "metric"),
+    [
+        (lambda i: i / 7, "regression", ["label"], "rmse"),
+        (lambda i: ["a", "b", "c"][: i % 4], "multi_label_classification", ["a", "b", "c"], "f1_micro"),
+        (lambda i: bool(i % 2), "single_label_classification", ["False", "True"], "accuracy"),
+    ],
+)
+def test_problem_types(label, problem_type, labels, metric, tiny_checkpoint, tmp_path):
+    rows = [json.dumps({"premise": f"p {i}", "hypothesis": f"h {i}", "label": label(i)}) for i in range(24)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    run = fine_tune(
+        str(tiny_checkpoint),
+        str(tmp_path / "train.jsonl"),
+        output_dir=str(tmp_path / "o"),
+        num_train_epochs=1,
+        gradient_accumulation_steps=2,
+        train_val_split=0.25,
+        save_strategy="no",
+    )
+    assert (run.results["problem_type"], run.results["labels"]) == (problem_type, labels)
+    assert run.results["metrics_split"] == "validation" and metric in run.metrics and metric in run.results["intervals"]
+    loaded = AutoModelForSequenceClassification.from_pretrained(run.output_dir)
+    assert loaded.config.problem_type == problem_type and loaded.config.num_labels == len(labels)
 
 
 def test_random_weights_of_a_timm_architecture(tmp_path):

@@ -173,6 +173,15 @@ def test_a_pattern_of_rate_zero_freezes_batchnorm(tmp_path):
     assert all("bn" not in n for n in watch.trains[0])
 
 
+def test_training_twice_starts_the_schedule_anew(tmp_path):
+    trainer = TransferTrainer(tiny_bert(), arguments(tmp_path, strategy="two-phase"), train_dataset=texts())
+    logs = []
+    for _ in range(2):
+        trainer.train()
+        logs.append([{k: v for k, v in h.items() if "learning_rate" in k} for h in trainer.state.log_history])
+    assert logs[0] == logs[1] and max(logs[0][0].values()) == 0.2
+
+
 def test_after_training_nothing_stays_frozen(tmp_path):
     """A second trainer on the same model starts from the caller's own freeze, not from the last stage's."""
     model = tiny_bert()
@@ -205,7 +214,9 @@ def test_every_groups_rate_is_logged_at_every_step(tmp_path):
             if group.name in trainer.plan.never_thawed:
                 assert key not in log
             else:
-                assert log[key] == pytest.approx(trainer.plan.rate(step, group.name) * (1 - step / 15), abs=1e-15)
+                assert log[key] == pytest.approx(
+                    trainer.plan.rate(step, trainer.plan.trajectory(group.name)) * (1 - step / 15), abs=1e-15
+                )
 
 
 def test_no_logged_loss_mixes_two_stages(tmp_path):

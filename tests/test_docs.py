@@ -1,0 +1,155 @@
+"""Recipes and documents: every YAML is a right configuration, every command in the documents is one that works."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hf_transfer
+from hf_transfer import layer_groups, make_plan
+from hf_transfer.config import Config, parse_command_line
+from hf_transfer.keys import read_config_file
+from hf_transfer.strategies import STRATEGIES, PlanArguments
+
+from .helpers import texts, tiny_bert
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def configure(argv: list[str]) -> Config:
+    """What `train` does before it loads anything."""
+    given, problems = parse_command_line(argv)
+    path = given.pop("config", None)
+    return Config.from_sources(read_config_file(str(ROOT / path)) if path else {}, given, problems)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_recipe_is_a_configuration_with_its_figures(path):
+    made = configure(["--config", str(path)])
+    assert made.training.strategy and made.model.model_name_or_path and made.training.output_dir.startswith("out/")
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    command = next(line.split(":", 1)[1].strip() for line in header if line.startswith("# Command:"))
+    assert command == f"accelerate launch recipes/train.py --config {path.relative_to(ROOT)}"
+    expected = next(line for line in header if line.startswith("# Expected:"))
+    assert re.search(r"accuracy 0\.\d+", expected) and re.search(r"seed", expected)
+    assert any(re.search(r"^# Hardware: .*core", line) for line in header)
+    assert any(re.search(r"^# Time: .*\d+ (s|min)", line) for line in header)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    (path.name, line.split("#")[0].strip())
+    for path in DOCUMENTS
+    for block in blocks(path, "")
+    for line in block.splitlines()
+    if line.startswith(("make ", "hf-transfer ", "accelerate ", "pip ", "python "))
+]
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize(("document", "command"), COMMANDS)
+def test_every_command_in_the_documents_is_right(document, command):
+    program, *argv = shlex.split(command)
+    if program == "make":
+        assert re.search(rf"^{argv[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif program == "pip":
+        extras = re.search(r"hf-transfer-toolkit\[(\w+)\]", command)
+        assert extras and f"\n{extras[1]} = [" in (ROOT / "pyproject.toml").read_text()
+    elif program == "accelerate":
+        config = argv.index("--config_file") + 1
+        assert argv[0] == "launch" and yaml.safe_load((ROOT / argv[config]).read_text())["num_processes"]
+        script = argv.index("recipes/train.py")
+        configure(argv[script + 1 :])
+    else:
+        assert program == "hf-transfer" and argv[0] == "train"
+        configure(argv[1:])
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """With its names as written; only the size of the data is cut down."""
+    monkeypatch.chdir(tmp_path)
+    whole = hf_transfer.fine_tune
+    monkeypatch.setattr(
+        hf_transfer,
+        "fine_tune",
+        lambda *a, **k: whole(
+            *a, **k, max_train_samples=16, max_eval_samples=8, max_predict_samples=8, save_strategy="no"
+        ),
+        raising=False,
+    )
+    names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
+    found = blocks(ROOT / "README.md", "python")
+    assert len(found) == 2
+    for block in found:
+        exec(compile(block, "README.md", "exec"), names)
+        for entry in tmp_path.iterdir():
+            entry.rename(entry.with_name(f"{entry.name}-done"))
+    assert names["result"].metrics["accuracy"] >= 0 and "Plan: two-phase" in capsys.readouterr().out
+
+
+def test_the_plan_in_the_readme_is_the_quickstarts(capsys):
+    """Character for character, from the recipe and a model of MiniLM's shape."""
+    import torch
+    import transformers
+
+    made = configure(["--config", "recipes/text_classification/quickstart.yaml"])
+    config = transformers.BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    with torch.device("meta"):
+        model = transformers.BertForSequenceClassification(config)
+    plan = make_plan(made.training, layer_groups(model))
+    assert str(plan) in (ROOT / "README.md").read_text()
+
+
+def test_the_documents_show_every_strategy():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in STRATEGIES)
+    assert all(f"`{name}" in text or name in ("strategy", "layer_rules") for name in PlanArguments.__dataclass_fields__)
+
+
+def test_the_tree_in_the_readme_exists():
+    tree = next(b for b in blocks(ROOT / "README.md", "") if b.startswith("hf_transfer/\n"))
+    for line in tree.splitlines():
+        folder = ROOT / "hf_transfer" if line.startswith(" ") else ROOT
+        for name in re.findall(r"^\s*((?:[\w.]+/?\s?)+?)(?:\s{2,}|$)", line)[0].split():
+            assert (folder / name).exists(), name
+
+
+def test_the_strategy_in_contributing_works():
+    """The function as printed, added to the table, makes a plan."""
+    code = next(b for b in blocks(ROOT / "CONTRIBUTING.md", "python") if b.startswith("def top_down"))
+    names: dict = {}
+    exec(f"from __future__ import annotations\n{code}", names)
+    assert ast.parse(code)
+    stages = names["top_down"](None, ["stem", "a", "b", "c"])
+    assert [s["train"] for s in stages] == ["head", 2, "all"]
+    groups = layer_groups(tiny_bert(layers=3))
+
+    class Keys(PlanArguments):
+        learning_rate, num_train_epochs = 1e-3, 4.0
+
+    STRATEGIES["top-down"] = names["top_down"]
+    try:
+        plan = make_plan(Keys(strategy="top-down"), groups)
+    finally:
+        del STRATEGIES["top-down"]
+    assert [s.name for s in plan.stages] == ["head", "top 2 groups", "all groups"]
+
+
+def test_the_configs_of_accelerate_say_when_to_pick_them():
+    for path in sorted(ROOT.glob("accelerate_configs/*.yaml")):
+        assert "Pick it" in path.read_text().split("compute_environment")[0], path
