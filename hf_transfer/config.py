@@ -118,7 +118,7 @@ def keys() -> dict[str, Key]:
                 section,
                 hints[f.name],
                 RUN_DEFAULTS.get(f.name, default),
-                str(f.metadata.get("help") or theirs.get(f.name, "")),
+                str(f.metadata.get("help") or theirs.get(f.name, "")).rstrip("."),
                 tuple(choices),
             )
     return found

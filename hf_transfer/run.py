@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from .errors import UserError
 from .plan import Plan
 from .progress import History, Progress, say
 from .tasks import Task, choose_task
-from .trainer import TransferTrainer
+from .trainer import TransferArguments, TransferTrainer
 
 RESULTS = "results.json"
 RUN_FILE = "run.yaml"
@@ -42,14 +42,12 @@ class Result:
         results: what `results.json` holds.
         plan: the plan that was executed; None without a strategy.
         trainer: with the trained model.
-        task: how inputs are prepared.
     """
 
     output_dir: Path
     results: dict[str, Any]
     plan: Plan | None
     trainer: TransferTrainer
-    task: Task
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -86,60 +84,74 @@ def run(config: Config) -> Result:
     args = config.training
     output_dir = Path(str(args.output_dir))
     checkpoint = _checkpoint(config, output_dir)
-    # Bars for every tokenised split and every file of weights hide the run's own lines.
+    _fit_the_machine(args)
+    set_seed(args.seed)
+    with _without_bars():
+        with args.main_process_first(desc="data"):
+            splits = load_splits(config.data)
+        task, inputs = choose_task(splits["train"].features, config.data)
+        column = label_column(splits["train"].features, inputs, config.data)
+        labels = infer_labels(splits["train"], column, config.data.problem_type)
+        loaded, processor = task.load(config.model, config.data, labels)
+        data = make_data(splits, inputs, column, loaded.labels, config.data, args.data_seed or args.seed)
+        prepared = {n: task.prepare(split, inputs, processor, config.data) for n, split in data.splits.items()}
+
+        args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
+        trainer = TransferTrainer(
+            model=loaded.model,
+            args=args,
+            train_dataset=prepared["train"],
+            eval_dataset=prepared["validation"],
+            processing_class=processor,
+            data_collator=task.collator(processor),
+            compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
+        )
+        _replace_progress(trainer, output_dir)
+        if trainer.is_world_process_zero():
+            _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
+            _write(output_dir / RUN_FILE, config.to_yaml())
+
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        results = _evaluate(trainer, prepared, loaded.labels.problem_type)
+        results |= _facts(config, task, data, trainer, outcome.metrics)
+        _save(trainer, output_dir, results)
+    result = Result(output_dir, results, trainer.plan, trainer)
+    if trainer.is_world_process_zero():
+        _conclude(result, task)
+    return result
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """No bar for every tokenised split and every file of weights: they hide the run's own lines."""
+    ours, theirs = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    # Pinning without an accelerator does nothing but warn.
-    args.dataloader_pin_memory &= torch.accelerator.is_available()
-    if args.device.type == "cpu":
-        _use_the_cores()
-    set_seed(args.seed)
-    with args.main_process_first(desc="data"):
-        splits = load_splits(config.data)
-    task, inputs = choose_task(splits["train"].features, config.data)
-    column = label_column(splits["train"].features, inputs, config.data)
-    labels = infer_labels(splits["train"], column, config.data.problem_type)
-    loaded, processor = task.load(config.model, config.data, labels)
-    data = make_data(splits, inputs, column, loaded.labels, config.data, args.data_seed or args.seed)
-    args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
+    try:
+        yield
+    finally:
+        if not ours:
+            datasets.enable_progress_bars()
+        if theirs:
+            transformers_logging.enable_progress_bar()
 
-    trainer = TransferTrainer(
-        model=loaded.model,
-        args=args,
-        processing_class=processor,
-        data_collator=task.collator(processor),
-        compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
-        **{
-            f"{'eval' if name == 'validation' else name}_dataset": task.prepare(
-                data.splits[name], inputs, processor, config.data
-            )
-            for name in ("train", "validation")
-        },
-    )
+
+def _replace_progress(trainer: TransferTrainer, output_dir: Path) -> None:
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     trainer.add_callback(Progress(trainer))
     trainer.add_callback(History(trainer, output_dir / "history.jsonl"))
-    if trainer.is_world_process_zero():
-        _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
-        _write(output_dir / RUN_FILE, config.to_yaml())
-
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    results = _evaluate(trainer, task, data, processor, config)
-    results |= _facts(config, task, data, trainer, outcome.metrics)
-    _save(trainer, output_dir, results)
-    result = Result(output_dir, results, trainer.plan, trainer, task)
-    if trainer.is_world_process_zero():
-        _conclude(result)
-    return result
 
 
-def _use_the_cores() -> None:
-    """Undo the one thread that `accelerate launch` gives a process on the CPU where nobody chose a number.
+def _fit_the_machine(args: TransferArguments) -> None:
+    """Pin memory only for a device; give a launched process on the CPU its share of the cores.
 
-    `hf-transfer train` has all cores; the same run through the launcher took twice as long on two.
+    `accelerate launch` gives it one thread where nobody chose a number: the same run took twice as long as under
+    `hf-transfer train`.
     """
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if args.device.type == "cpu" and launched:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
@@ -182,17 +194,16 @@ def _logits(predictions: Any) -> Any:
     return predictions[0] if isinstance(predictions, tuple) else predictions  # some models return hidden states too
 
 
-def _evaluate(trainer: TransferTrainer, task: Task, data: Data, processor: Any, config: Config) -> dict[str, Any]:
+def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
     """Metrics of the held-out splits, with intervals for the one that counts."""
     validation = _without_speed(trainer.evaluate(), "eval_")
-    split = "test" if data.test is not None else "validation"
-    held_out = task.prepare(data.splits[split], data.inputs, processor, config.data)
-    prediction = trainer.predict(held_out)
+    split = "test" if "test" in prepared else "validation"
+    prediction = trainer.predict(prepared[split])
     return {
         "metrics": _without_speed(prediction.metrics, "test_"),
         "metrics_split": split,
         "validation_metrics": validation,
-        "intervals": metrics.intervals(data.labels.problem_type, _logits(prediction.predictions), prediction.label_ids),
+        "intervals": metrics.intervals(problem_type, _logits(prediction.predictions), prediction.label_ids),
     }
 
 
@@ -279,7 +290,7 @@ def _announce(config: Config, task: Task, data: Data, notes: Sequence[str], trai
     say()
 
 
-def _conclude(result: Result) -> None:
+def _conclude(result: Result, task: Task) -> None:
     results, folder = result.results, result.output_dir
     say()
     say(
@@ -291,11 +302,8 @@ def _conclude(result: Result) -> None:
         say(f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else ""))
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
-    auto = (
-        "AutoModelForImageClassification"
-        if re.search("image", result.task.name)
-        else "AutoModelForSequenceClassification"
-    )
     say("Next:")
     say(f"  hf-transfer train --config {folder / RUN_FILE} --output_dir {folder}-again   # repeats the run")
-    say(f"  python -c \"from transformers import {auto} as M; print(M.from_pretrained('{folder}').config.id2label)\"")
+    if task.auto_class:
+        code = f"from transformers import {task.auto_class} as M; print(M.from_pretrained('{folder}').config.id2label)"
+        say(f'  python -c "{code}"')

@@ -4,6 +4,7 @@ What is overridden, and why that hook:
 
 - `create_optimizer`: every group that will ever train exists from step 0 (Trainer takes only what requires a gradient
   at that moment, so what thaws later would never move).
+- `set_initial_training_values`: the loader is known, so a stage's epochs become steps.
 - `create_scheduler`: one closure per optimizer group (rate of the stage, warm-up after a thaw, the run's schedule).
 - `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and
   which would switch BatchNorm and dropout of frozen modules back on. It runs even where a subclass replaces
@@ -25,6 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from . import strategies
 from .errors import UserError, UserErrors
@@ -175,14 +177,11 @@ class TransferTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.plan is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.plan = self.plan.resolve(self._steps_per_epoch(num_training_steps))
         # The run's own schedule, taken from a stand-in: every factor is a function of the step alone.
         stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
         schedule = super().create_scheduler(num_training_steps, stand_in)
         if isinstance(schedule, LambdaLR):
-            for (
-                group
-            ) in self.optimizer.param_groups:  # a second `train()` starts from the plan, not from where it ended
+            for group in self.optimizer.param_groups:  # a second `train()` begins anew, not at the rates it ended with
                 group["lr"] = next(rate for rate in group["rates"] if rate)
             factors = [lr_factors(self.plan, group, schedule.lr_lambdas[0]) for group in self.optimizer.param_groups]
             self.lr_scheduler = LambdaLR(self.optimizer, factors)
@@ -197,19 +196,19 @@ class TransferTrainer(Trainer):
             super().create_scheduler(num_training_steps, self.optimizer)
         return self.lr_scheduler
 
-    def _steps_per_epoch(self, num_training_steps: int) -> int:
-        if self.args.max_steps <= 0:
-            return round(num_training_steps / self.args.num_train_epochs)
-        try:
-            batches = len(self.get_train_dataloader())
-        except TypeError as error:
-            raise UserError(
-                "The training set has no length, so a stage's epochs cannot be counted.",
-                "Give a data set with a length, or a strategy of one stage.",
-            ) from error
-        return max(1, -(-batches // self.args.gradient_accumulation_steps))
-
     # ---- stages ----
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any, *rest: Any) -> Any:
+        """Epochs become steps here: the loader is final (also after `auto_find_batch_size` made it anew)."""
+        values = super().set_initial_training_values(args, dataloader, *rest)
+        if self.plan is not None:
+            if len(self.plan.stages) > 1 and not has_length(dataloader):
+                raise UserError(
+                    "The training set has no length, so a stage's epochs cannot be counted.",
+                    "Give a data set with a length, or a strategy of one stage.",
+                )
+            self.plan = self.plan.resolve(values[1])
+        return values
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -85,6 +85,7 @@ def test_every_group_follows_the_closed_form(kind, tmp_path):
     )
     trainer, optimizer, _ = optimizer_of(tiny_bert(layers=2), tmp_path, **keys)
     total = 20  # 20 examples, batch 4, 4 epochs
+    trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     scheduler = trainer.create_scheduler(total, optimizer)
     oracle_optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     oracle = get_scheduler(kind, oracle_optimizer, num_warmup_steps=4, num_training_steps=total)

@@ -345,6 +345,18 @@ def test_max_steps_ends_a_plan_early(tmp_path):
     assert [(r.name, r.steps) for r in trainer.stage_records] == [("head", 5), ("all groups", 2)]
 
 
+def test_a_stream_needs_a_plan_of_one_stage(tmp_path):
+    stream = texts().to_iterable_dataset()
+    args = arguments(tmp_path, strategy="gradual", max_steps=4)
+    with pytest.raises(UserError, match="has no length"):
+        TransferTrainer(tiny_bert(), args, train_dataset=stream).train()
+    trainer = TransferTrainer(
+        tiny_bert(), arguments(tmp_path, strategy="full", max_steps=4, layer_lr_decay=0.5), train_dataset=stream
+    )
+    trainer.train()
+    assert trainer.stage_records[0].steps == 4
+
+
 def test_the_arguments_survive_a_round_trip(tmp_path):
     args = arguments(tmp_path, strategy="gradual", layer_learning_rates={"head": 1e-3})
     plain = json.loads(args.to_json_string())

@@ -17,9 +17,11 @@ class Task(ABC):
 
     Attributes:
         name: the value of the key `task`.
+        auto_class: transformers' class that loads what a run saves; empty where there is none.
     """
 
     name: ClassVar[str]
+    auto_class: ClassVar[str] = ""
 
     @abstractmethod
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from .base import Task
 
 class ImageClassification(Task):
     name = "image-classification"
+    auto_class = "AutoModelForImageClassification"
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.image_column_name:

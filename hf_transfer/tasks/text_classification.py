@@ -27,6 +27,7 @@ _USUAL = (
 
 class TextClassification(Task):
     name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.text_column_name:
