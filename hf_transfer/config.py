@@ -230,6 +230,7 @@ class Config:
         found += [*_missing(values), *_contradictions(values, chosen), *_out_of_range(values), *check(plan)]
         if found:
             raise UserErrors(found)
+        values["from_scratch"] |= values["strategy"] == "scratch"
         if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
             values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
         model, data, training = (_build(section, values) for _, section in _SECTIONS)
@@ -282,6 +283,8 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
     for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
         if values[one] and values[other]:
             found.append(f"{one} and {other} contradict each other: keep one.")
+    if chosen.get("from_scratch") is False and values["strategy"] == "scratch":
+        found.append("from_scratch: false contradicts strategy: scratch, which is training from random weights.")
     if chosen.get("stages") is not None:
         total = sum(
             float(s["epochs"]) for s in chosen["stages"] if isinstance(s, Mapping) and _is_epochs(s.get("epochs"))

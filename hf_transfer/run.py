@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import platform
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -302,8 +304,18 @@ def _conclude(result: Result, task: Task) -> None:
         say(f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else ""))
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
+    python = _python()
+    ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
     say("Next:")
-    say(f"  hf-transfer train --config {folder / RUN_FILE} --output_dir {folder}-again   # repeats the run")
+    say(f"  {ours} train --config {folder / RUN_FILE} --output_dir {folder}-again   # repeats the run")
     if task.auto_class:
         code = f"from transformers import {task.auto_class} as M; print(M.from_pretrained('{folder}').config.id2label)"
-        say(f'  python -c "{code}"')
+        say(f'  {python} -c "{code}"')
+
+
+def _python() -> str:
+    """How to call this interpreter from here."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    beside = os.path.relpath(sys.executable)
+    return sys.executable if beside.startswith("..") else beside

@@ -118,7 +118,7 @@ STRATEGIES: dict[str, Strategy] = {
     "two-phase": two_phase,
     "gradual": gradual,
     "full": full,
-    "scratch": full,  # the same plan; the weights are random
+    "scratch": full,  # the same plan; `train` and `fine_tune` make the weights random
 }
 # Keys that only some strategies read: given with another one they would silently do nothing.
 _READ_BY: dict[str, tuple[str, ...]] = {

@@ -170,6 +170,12 @@ def test_a_probe_has_a_heads_learning_rate_unless_told():
     assert config().training.learning_rate == 5e-5
 
 
+def test_scratch_means_random_weights():
+    assert config(strategy="scratch").model.from_scratch and not config(strategy="full").model.from_scratch
+    with pytest.raises(UserError, match="from_scratch: false contradicts"):
+        config(strategy="scratch", from_scratch=False)
+
+
 def test_run_yaml_repeats_the_configuration():
     made = config(
         strategy="gradual",

@@ -132,6 +132,19 @@ def test_a_label_that_training_has_not_seen():
         make_data(splits, ("text",), "label", infer_labels(splits["train"], "label", None), DataArguments(), 0)
 
 
+def test_a_test_split_whose_labels_are_secret_is_left_out():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
+    rows = {"text": [str(i) for i in range(20)], "label": [0, 1] * 10}
+    secret = Dataset.from_dict({"text": ["q", "r"], "label": [-1, -1]}, features=features)
+    splits = DatasetDict({"train": Dataset.from_dict(rows, features=features), "test": secret})
+    labels = infer_labels(splits["train"], "label", None)
+    made = make_data(splits, ("text",), "label", labels, DataArguments(), 0)
+    assert made.test is None and "The test split has no labels" in made.notes[0]
+    half = Dataset.from_dict({"text": ["q", "r"], "label": [-1, 1]}, features=features)
+    with pytest.raises(UserError, match="1 examples of the test split have no label"):
+        make_data(DatasetDict({**splits, "test": half}), ("text",), "label", labels, DataArguments(), 0)
+
+
 def test_an_ambiguous_label_column_is_explained():
     with pytest.raises(UserError, match="Name one of a, b"):
         label_column({"text": 0, "a": 0, "b": 0}, ("text",), DataArguments())

@@ -18,6 +18,7 @@ from ..models import Labels
 from . import bundled
 
 LABELS = "labels"
+SINGLE_LABEL = "single_label_classification"
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
@@ -148,6 +149,12 @@ def label_column(features: Any, inputs: Sequence[str], args: DataArguments) -> s
     )
 
 
+def missing_labels(split: Dataset, column: str) -> list[int]:
+    """Rows without a label: none, NaN, or the hub's -1 for a class that is kept secret."""
+    is_class = isinstance(split.features[column], ClassLabel)
+    return [i for i, v in enumerate(split[column]) if v is None or v != v or (is_class and v == -1)]
+
+
 def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Labels:
     """Problem type and classes of a label column, from the training split.
 
@@ -157,7 +164,7 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Label
         UserError: missing labels, or fewer than two classes.
     """
     feature, values = train.features[column], train[column]
-    missing = [i for i, v in enumerate(values) if v is None or v != v or (isinstance(feature, ClassLabel) and v == -1)]
+    missing = missing_labels(train, column)
     if missing:
         raise UserError(
             f"{len(missing)} training examples have no label in column {column!r}, the first is row {missing[0]}.",
@@ -195,8 +202,12 @@ def encode(split: Dataset, name: str, column: str, labels: Labels) -> Dataset:
     """`split` with a column `labels`: class indices, 0/1 vectors of float, or float values.
 
     Raises:
-        UserError: a label that the training split does not have.
+        UserError: no such column, missing labels, or a label that the training split does not have.
     """
+    if column not in split.features:
+        raise UserError(f"The {name} split has no column {column!r}.", f"It has {', '.join(split.features)}.")
+    if missing := missing_labels(split, column):
+        raise UserError(f"{len(missing)} examples of the {name} split have no label, the first is row {missing[0]}.")
     ids = {n: i for i, n in enumerate(labels.names)}
     feature = split.features[column]
     source = getattr(feature, "feature", None) or feature
@@ -233,16 +244,17 @@ def make_data(
     splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments, seed: int
 ) -> Data:
     """Encode the labels, make a validation split where there is none, and draw the numbers of examples asked for."""
+    splits, notes = _without_secret_test(splits, column)
     encoded = {
         name: encode(splits[name], name, column, labels) for name in ("train", "validation", "test") if name in splits
     }
-    notes = []
     if "validation" not in encoded:
         size = math.ceil(len(encoded["train"]) * args.train_val_split)
         rest, held_out = _draw(encoded["train"], size, labels, seed, "train_val_split")
         encoded |= {"train": rest, "validation": held_out}
         notes.append(
-            f"No validation split: {size} of {size + len(rest)} training examples validate, drawn by class "
+            f"No validation split: {size} of {size + len(rest)} training examples validate, drawn "
+            f"{'by class' if labels.problem_type == SINGLE_LABEL else 'at random'} "
             f"(train_val_split: {args.train_val_split:g}, seed {seed})."
         )
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
@@ -252,9 +264,18 @@ def make_data(
     return Data(encoded["train"], encoded["validation"], encoded.get("test"), inputs, labels, tuple(notes))
 
 
+def _without_secret_test(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
+    """(the splits, notes) without a test split of which no example has a label, as benchmarks publish them."""
+    test = splits.get("test")
+    if test is None or column not in test.features or len(missing_labels(test, column)) < len(test):
+        return splits, []
+    rest = DatasetDict({name: split for name, split in splits.items() if name != "test"})
+    return rest, ["The test split has no labels, so it is left out."]
+
+
 def _draw(split: Dataset, size: int, labels: Labels, seed: int, what: str) -> tuple[Dataset, Dataset]:
     """(the rest, `size` examples), each class in proportion where there are classes."""
-    if labels.problem_type != "single_label_classification":
+    if labels.problem_type != SINGLE_LABEL:
         parts = split.train_test_split(test_size=size, seed=seed)
         return parts["train"], parts["test"]
     counts = Counter(split[LABELS])

@@ -25,6 +25,10 @@ _USUAL = (
 )
 
 
+_UNBOUNDED = 10**9  # a tokenizer without a limit says 1e30
+_DEFAULT_LENGTH = 512
+
+
 class TextClassification(Task):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
@@ -91,7 +95,8 @@ def _load_tokenizer(args: ModelArguments) -> Any:
 
 def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:
     """How many tokens model and tokenizer can take; RoBERTa's positions start behind the padding index."""
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2
-    return min(tokenizer.model_max_length, positions)
+    limit = min(tokenizer.model_max_length, positions)
+    return _DEFAULT_LENGTH if limit >= _UNBOUNDED else limit
