@@ -130,16 +130,34 @@ def _trainers_docs() -> dict[str, str]:
     return {name: text.split(". ")[0].rstrip(".:") for name, text in entries}
 
 
+class _Help(argparse.HelpFormatter):
+    """`--key VALUE`, although a key may take several words or none."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return action.metavar if isinstance(action.metavar, str) else ""
+
+
 def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
     """(raw values by key, with `config` among them; problems) of `--key value` arguments. Prints `--help` and exits."""
-    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config", nargs="*", help="YAML file of keys; the command line comes before it")
-    sections = {name: parser.add_argument_group(name) for name, _ in _SECTIONS}
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [--config FILE.yaml] [--key value ...]",
+        formatter_class=_Help,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it"
+    )
+    plan = {f.name for f in fields(PlanArguments)}
+    sections = {name: parser.add_argument_group(name) for name in ("model", "data", "plan", "training")}
     for entry in keys().values():
         choices = f" ({', '.join(entry.choices)})" if entry.choices else ""
         default = "" if entry.default is None else f" [{entry.default}]"
         text = f"{' '.join(entry.help.split())}{choices}{default}".replace("%", "%%")
-        sections[entry.section].add_argument(f"--{entry.name}", nargs="*", metavar="VALUE", help=text)
+        sections["plan" if entry.name in plan else entry.section].add_argument(
+            f"--{entry.name}", nargs="*", metavar="VALUE", help=text
+        )
     known, extra = parser.parse_known_args(_attach_numbers(argv))
     problems, previous = [], ""
     for token in extra:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,11 +214,12 @@ def _timm_depths(model: Any) -> dict[str, Depth]:
     from timm.models import group_parameters
 
     by_group = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    declared = model.pretrained_cfg.get("classifier") or ()
+    # A class built directly, not by `timm.create_model`, declares no classifier: its name must do.
+    declared = (model.pretrained_cfg.get("classifier") or ()) if hasattr(model, "pretrained_cfg") else ()
     heads = (declared,) if isinstance(declared, str) else tuple(declared)
 
     def is_head(name: str) -> bool:
-        return any(name == h or name.startswith(f"{h}.") for h in heads)
+        return any(name == h or name.startswith(f"{h}.") for h in heads) if heads else bool(_HEAD_NAMES.match(name))
 
     depths: dict[str, Depth] = {n: _HEAD_DEPTH if is_head(n) else (float(g),) for n, g in by_group.items()}
     # timm leaves what follows the blocks in the classifier's group: it is backbone, so it joins the last block.
@@ -316,6 +318,7 @@ def _make_groups(
 def _group_names(members: list[list[str]], stem: str) -> list[str]:
     """A name for each backbone group: the stem's, or the block's path without what all blocks share."""
     paths = [_block_path(m) for m in members]
+    paths = [_deepened(p, m, paths) for p, m in zip(paths, members, strict=True)]
     shared = _common_path([p[:-1] for p in paths[1:] if p])
     # "bert.encoder." goes, the list's own name stays: "layer.3".
     names = [".".join(p[max(len(shared) - 1, 0) :]) or f"group.{i}" for i, p in enumerate(paths)]
@@ -335,6 +338,21 @@ def _block_path(members: list[str]) -> list[str]:
     while numbered and shared and not shared[-1].isdigit():
         shared.pop()  # a block with a single sub-module is still named after its number
     return shared
+
+
+def _deepened(path: list[str], members: list[str], paths: list[list[str]]) -> list[str]:
+    """`path`, or that of the block inside it where it also holds other groups' blocks.
+
+    A stage's downsampling shares the group of the stage's first block: the group is `stages.1.blocks.0`, not
+    `stages.1`, which holds the later blocks too.
+    """
+    inside = [p for p in paths if path and len(p) > len(path) and p[: len(path)] == path]
+    if not inside:
+        return path
+    depth = min(len(p) for p in inside)
+    candidates = Counter(tuple(m.split(".")[:depth]) for m in members if m.count(".") > depth)
+    candidates = Counter({c: n for c, n in candidates.items() if c[-1].isdigit()})
+    return list(candidates.most_common(1)[0][0]) if candidates else path
 
 
 def _common_path(paths: list[list[str]]) -> list[str]:

@@ -41,7 +41,9 @@ class Stage:
         name: what trains, in words.
         epochs: how long, in epochs of the training set.
         trainable: names of the layer groups that train, input to head.
-        rates: ordered (pattern, learning rate) rules over group and parameter names; the first match wins.
+        rates: learning rate of each of these groups.
+        patterns: ordered (pattern, learning rate) rules of the user's over group and parameter names; the first match
+            wins, and comes before `rates`.
         num_trainable: scalars that train in it.
         start: the optimizer step at which the stage begins, once the plan is resolved.
     """
@@ -49,15 +51,14 @@ class Stage:
     name: str
     epochs: float
     trainable: tuple[str, ...]
-    rates: Rates
+    rates: tuple[float, ...]
+    patterns: Rates
     num_trainable: int
     start: int | None = None
 
     def rate(self, group: str, parameter: str = "") -> float:
         """Learning rate of a parameter in this stage; 0.0 where it is frozen."""
-        if group not in self.trainable:
-            return 0.0
-        return _first_match(self.rates, group, parameter)
+        return _rate(self.trainable, self.rates, self.patterns, group, parameter)
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,11 @@ class Plan:
 
     def resolve(self, steps_per_epoch: int) -> Plan:
         """The same plan with every stage's first optimizer step filled in."""
-        starts, epochs = [], 0.0
+        starts: list[int] = []
+        epochs = 0.0
         for stage in self.stages:
-            starts.append(round(epochs * steps_per_epoch))
+            first = starts[-1] + 1 if starts else 0  # a stage has a step at least, however short it was asked to be
+            starts.append(max(round(epochs * steps_per_epoch), first))
             epochs += stage.epochs
         return replace(self, stages=tuple(replace(s, start=at) for s, at in zip(self.stages, starts, strict=True)))
 
@@ -128,13 +131,16 @@ class Plan:
 # ---- from keys to a Plan -------------------------------------------------------------------------------------------
 
 
-def make_plan(config: PlanArguments, groups: Sequence[Group], facts: Any = None) -> Plan:
+def make_plan(
+    config: PlanArguments, groups: Sequence[Group], facts: Any = None, num_train_epochs: float | None = None
+) -> Plan:
     """The Plan that `config` asks for over `groups` (input to head, the head last).
 
     Args:
         config: `PlanArguments` plus `learning_rate` and `num_train_epochs`.
         groups: layer groups of the model.
         facts: what is known of the data; none of today's strategies looks at it.
+        num_train_epochs: the run's length where something else than the key sets it (`max_steps`).
 
     Raises:
         UserError: names or counts of groups that do not exist, patterns that match nothing, a stage in which nothing
@@ -142,8 +148,10 @@ def make_plan(config: PlanArguments, groups: Sequence[Group], facts: Any = None)
     """
     backbone = [g.name for g in groups[:-1]]
     strategy = "stages" if config.stages is not None else config.strategy or "full"
-    specs = config.stages if config.stages is not None else STRATEGIES[strategy](config, backbone)
+    written = config.stages if config.stages is not None else STRATEGIES[strategy](config, backbone)
+    specs = [{k: v for k, v in spec.items() if v is not None} for spec in written]
     total = sum(s["epochs"] for s in specs) if config.stages is not None else config.num_train_epochs
+    total = num_train_epochs or total
     _check_patterns(config.layer_learning_rates or {}, groups)
     stages: list[Stage] = []
     begun, unfreezes = 0.0, 0
@@ -155,12 +163,15 @@ def make_plan(config: PlanArguments, groups: Sequence[Group], facts: Any = None)
         trainable = _trainable(spec["train"], [g.name for g in groups])
         if stages and set(trainable) - set(stages[-1].trainable):
             unfreezes += 1
-        rates = _rates(config, spec, backbone, config.stage_lr_decay**unfreezes)
+        factor = config.stage_lr_decay**unfreezes
+        by_group = _group_rates(config, spec, backbone)
+        rates = tuple(by_group[g] * factor for g in trainable)
+        patterns = tuple((p, float(r) * factor) for p, r in (config.layer_learning_rates or {}).items())
         name = str(spec.get("name") or _stage_name(trainable, backbone))
-        size = _num_trainable(trainable, rates, groups)
+        size = _num_trainable(trainable, rates, patterns, groups)
         if not size:
             raise UserError(f"Stage {name!r} trains nothing: every parameter in it is frozen or has rate 0.")
-        stages.append(Stage(name, epochs, trainable, rates, size))
+        stages.append(Stage(name, epochs, trainable, rates, patterns, size))
         begun += epochs
     return Plan(
         strategy if strategy != "auto" else "two-phase",
@@ -193,8 +204,8 @@ def _trainable(train: Any, names: list[str]) -> tuple[str, ...]:
     return tuple(n for n in names if n in wanted)
 
 
-def _rates(config: PlanArguments, spec: Spec, backbone: list[str], factor: float) -> Rates:
-    """Ordered rules: the user's patterns first, then each group by its name."""
+def _group_rates(config: PlanArguments, spec: Spec, backbone: list[str]) -> dict[str, float]:
+    """The layer-wise conventions: a rate for each group, the head's among them."""
     base = float(spec.get("learning_rate", config.learning_rate))
     decay = spec.get("layer_lr_decay", config.layer_lr_decay)
     multiplier = spec.get("layer_lr_multiplier", config.layer_lr_multiplier)
@@ -210,23 +221,26 @@ def _rates(config: PlanArguments, spec: Spec, backbone: list[str], factor: float
     else:
         rates, head = [base] * n, base
     head = spec.get("head_learning_rate", head if config.head_learning_rate is None else config.head_learning_rate)
-    named = zip([*backbone, HEAD], [*rates, head], strict=True)
-    user = (config.layer_learning_rates or {}).items()
-    return tuple((p, float(r) * factor) for p, r in (*user, *((re.escape(g), r) for g, r in named)))
+    return dict(zip([*backbone, HEAD], map(float, [*rates, head]), strict=True))
 
 
-def _num_trainable(trainable: tuple[str, ...], rates: Rates, groups: Sequence[Group]) -> int:
+def _num_trainable(
+    trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, groups: Sequence[Group]
+) -> int:
     return sum(
         size
         for g in groups
-        if g.name in trainable
         for parameter, size, free in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
-        if free and _first_match(rates, g.name, parameter) > 0
+        if free and _rate(trainable, rates, patterns, g.name, parameter) > 0
     )
 
 
-def _first_match(rates: Rates, group: str, parameter: str) -> float:
-    return next((rate for pattern, rate in rates if matches(pattern, group, parameter)), 0.0)
+def _rate(trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, group: str, parameter: str) -> float:
+    """The first pattern that fits, else the group's own rate, found by its exact name."""
+    if group not in trainable:
+        return 0.0
+    own = rates[trainable.index(group)]
+    return next((rate for pattern, rate in patterns if matches(pattern, group, parameter)), own)
 
 
 def matches(pattern: str, group: str, parameter: str = "") -> bool:

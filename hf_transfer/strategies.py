@@ -24,7 +24,8 @@ TWO_PHASE_HEAD_RATIO = 20.0
 
 def key(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
     """A dataclass field that is a key: its default, what `--help` says, and the values it may have."""
-    return field(default=default, metadata={"help": doc, "choices": tuple(choices)})
+    # HfArgumentParser hands the metadata to argparse, which takes empty choices for "no value is right".
+    return field(default=default, metadata={"help": doc, **({"choices": tuple(choices)} if choices else {})})
 
 
 @dataclass
@@ -208,14 +209,21 @@ def _check_spec(spec: Any) -> Iterable[str]:
     if not isinstance(spec, Mapping):
         yield f"{spec!r} is not a mapping such as {{epochs: 1, train: head}}."
         return
-    for key in spec:
-        if key not in _SPEC_KEYS:
-            yield f"unknown key {key!r}; a stage has {', '.join(_SPEC_KEYS)}.{nearest(key, _SPEC_KEYS)}"
-    if "train" not in spec:
+    for name in spec:
+        if name not in _SPEC_KEYS:
+            yield f"unknown key {name!r}; a stage has {', '.join(_SPEC_KEYS)}.{nearest(name, _SPEC_KEYS)}"
+    train = spec.get("train")
+    if train is None:
         yield "train is missing; it is head, all, a number of groups from the top, or a list of group names."
-    for key in ("epochs", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier"):
-        value = spec.get(key)
+    elif isinstance(train, bool) or not isinstance(train, int | str | list | tuple):
+        yield f"train: {train!r} is not head, all, a whole number of groups, or a list of group names."
+    for name in ("epochs", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier"):
+        value = spec.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            yield f"{key}: {value!r} is not a positive number."
-    if "epochs" not in spec:
+            yield f"{name}: {value!r} is not a positive number."
+        elif name == "layer_lr_decay" and value is not None and value > 1:
+            yield f"layer_lr_decay: {value} is over 1, which would train the input fastest; use e.g. 0.75."
+    if spec.get("epochs") is None:
         yield "epochs is missing; `stages` sets the run's length."
+    if spec.get("layer_lr_decay") is not None and spec.get("layer_lr_multiplier") is not None:
+        yield "layer_lr_decay and layer_lr_multiplier contradict each other. Keep one."

@@ -10,6 +10,8 @@ What is overridden, and why that hook:
   which would switch BatchNorm and dropout of frozen modules back on. It runs even where a subclass replaces
   `compute_loss`.
 - `compute_loss`: the loss of an accumulated batch equals the loss of the same examples in one batch.
+- `_get_num_items_in_batch`: -100 is no mark of an ignored label among a regression's values.
+- `_load_optimizer_and_scheduler`: a checkpoint of another plan is refused (it is loaded by position, with its rates).
 - `log`: the rate of every layer group, not only of the first.
 - a callback at the beginning of each optimizer step, where a new stage may begin.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from .errors import UserError, UserErrors
 from .layers import LayerGroup, frozen_modules, layer_groups
 from .optim import current_rates, lr_factors, parameter_groups
 from .plan import Plan, Stage, make_plan
+from .records import StageRecord, stage_records
 from .strategies import PlanArguments
 
 
@@ -59,42 +62,12 @@ class TransferArguments(PlanArguments, TrainingArguments):
         super().__post_init__()
 
 
-@dataclass
-class StageRecord:
-    """What a stage did: filled in while it runs."""
-
-    name: str
-    start: int
-    steps: int = 0
-    seconds: float = 0.0
-    loss: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    _loss_sum: float = 0.0
-    _loss_steps: int = 0
-
-    def add_loss(self, mean: float, steps: int) -> None:
-        self._loss_sum += mean * steps
-        self._loss_steps += steps
-        self.loss = self._loss_sum / self._loss_steps
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "start": self.start,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "loss": self.loss,
-            "metrics": self.metrics,
-        }
-
-
 class TransferTrainer(Trainer):
     """A `Trainer` whose arguments may carry a Plan.
 
     Attributes:
         plan: the Plan being executed, resolved to steps once training starts; None with no plan key set.
         layer_groups: the model's layer groups, input to head; empty without a plan.
-        stage_records: one record per stage that has begun.
 
     Raises:
         UserError: a plan that the model, the optimizer or the distributed backend cannot carry out.
@@ -107,22 +80,35 @@ class TransferTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.stage_records: list[StageRecord] = []
         self._stage: int | None = None
+        self._stage_began = 0.0
+        self._stage_seconds: dict[int, float] = {}
         self._frozen: list[nn.Module] = []
         self._rates: dict[str, float] = {}
         self._weighs_loss = False
         if not (isinstance(self.args, TransferArguments) and strategies.is_wanted(self.args)):
             return
-        self.layer_groups = layer_groups(self.model, self.args.layer_rules or ())
+        self._find_layers()
         self.plan = make_plan(self.args, self.layer_groups)
-        self._trainable = [n for n, p in self.model.named_parameters() if p.requires_grad]
         self._check_backend()
         # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
-        # needs it for all. A subclass with a loss of its own, and DataParallel, keep Trainer's behaviour.
-        self._weighs_loss = type(self).compute_loss is TransferTrainer.compute_loss and self.args.n_gpu <= 1
+        # needs it for all. A loss of the caller's own, and DataParallel, keep Trainer's behaviour.
+        own_loss = type(self).compute_loss is not TransferTrainer.compute_loss or self.compute_loss_func is not None
+        self._weighs_loss = not own_loss and self.args.n_gpu <= 1
         self.model_accepts_loss_kwargs |= self._weighs_loss
         self.add_callback(_StageCallback(self))
+
+    def _find_layers(self) -> None:
+        """The layer groups, and what may train: the caller's own freeze stays."""
+        self.layer_groups = layer_groups(self.model, self.args.layer_rules or ())
+        self._trainable = [n for n, p in self.model.named_parameters() if p.requires_grad]
+
+    @property
+    def stage_records(self) -> list[StageRecord]:
+        """One record per stage that has begun."""
+        if self.plan is None or self.plan.stages[0].start is None:
+            return []
+        return stage_records(self.plan, self.state.log_history, self.state.global_step, self._stage_seconds)
 
     def _check_backend(self) -> None:
         assert self.plan is not None
@@ -207,10 +193,16 @@ class TransferTrainer(Trainer):
                     "The training set has no length, so a stage's epochs cannot be counted.",
                     "Give a data set with a length, or a strategy of one stage.",
                 )
-            self.plan = self.plan.resolve(values[1])
+            # Made anew: a hyperparameter search sets arguments between trials, and `max_steps` the length of the run.
+            steps_per_epoch, max_steps = values[1], values[-1]
+            length = max_steps / steps_per_epoch if args.max_steps > 0 else None
+            self.plan = make_plan(self.args, self.layer_groups, num_train_epochs=length)
+            self.plan = self.plan.resolve(steps_per_epoch)
         return values
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.plan is not None:
+            self._find_layers()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -228,11 +220,10 @@ class TransferTrainer(Trainer):
         index = self.plan.at(step)
         if index == self._stage:
             return
-        self._close_stage(step)
+        self.end_stage()
         stage = self.plan.stages[index]
         self._freeze(stage)
         self._stage = index
-        self.stage_records.append(StageRecord(stage.name, step))
         self._stage_began = time.perf_counter()
 
     def _freeze(self, stage: Stage) -> None:
@@ -264,11 +255,39 @@ class TransferTrainer(Trainer):
         if handler is not None:
             handler.register_comm_hook(ddp)
 
-    def _close_stage(self, step: int) -> None:
-        if self.stage_records and self._stage is not None:
-            record = self.stage_records[-1]
-            record.steps = step - record.start
-            record.seconds = time.perf_counter() - self._stage_began
+    def end_stage(self) -> None:
+        """Note the stage's time, and give all processes rank 0's BatchNorm statistics."""
+        if self._stage is not None:
+            self._stage_seconds[self._stage] = time.perf_counter() - self._stage_began
+            self.share_buffers()
+
+    def share_buffers(self) -> None:
+        """Buffers in train mode are each process's own: make them one before they are evaluated, saved or frozen."""
+        if isinstance(self.model_wrapped, DistributedDataParallel):
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def reset_stages(self, step: int) -> None:
+        """Begin a training run at optimizer step `step`."""
+        self._stage, self._stage_seconds = None, {}
+        self.begin_step(step)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Refuse a checkpoint of another plan: its rates would silently replace this one's."""
+        if self.plan is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        ours = _shape_of(self.optimizer)
+        refusal = UserError(
+            f"resume_from_checkpoint: {checkpoint!r} was made under another plan (other groups, rates or decay).",
+            "Resume with the keys that it was started with, or start a new run from its weights.",
+        )
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise refusal from error
+        if _shape_of(self.optimizer) != ours:
+            raise refusal
 
     # ---- steps ----
 
@@ -291,12 +310,19 @@ class TransferTrainer(Trainer):
         """
         if num_items_in_batch is None or not self._weighs_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        items = inputs["labels"].ne(-100).sum()
+        items = _count(inputs["labels"]).ne(-100).sum()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         # The count is over all processes, and the gradients will be averaged over them.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         loss = loss * items * processes / num_items_in_batch  # in the loss's own precision, from left to right
         return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        if self._weighs_loss:
+            batch_samples = [
+                {**batch, "labels": _count(batch["labels"])} if "labels" in batch else batch for batch in batch_samples
+            ]
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     # ---- logs ----
 
@@ -307,15 +333,20 @@ class TransferTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.plan is not None and self._stage is not None and self.is_in_train:
             logs["stage"] = self._stage
-            record = self.stage_records[-1]
-            if "loss" in logs:
+            if "loss" in logs and self._rates:
                 logs["learning_rate"] = max(self._rates.values())  # Trainer's own is the first group's, often frozen
                 logs |= {f"learning_rate/{name}": rate for name, rate in self._rates.items()}
-                last = max((h["step"] for h in self.state.log_history if "loss" in h), default=0)
-                record.add_loss(logs["loss"], self.state.global_step - max(last, record.start))
-            elif "eval_loss" in logs:
-                record.metrics = {k: v for k, v in logs.items() if k.startswith("eval_")}
         super().log(logs, start_time)
+
+
+def _count(labels: Any) -> Any:
+    """Labels to count: a value of a regression is never -100 for "ignore"."""
+    return torch.zeros_like(labels) if torch.is_tensor(labels) and labels.is_floating_point() else labels
+
+
+def _shape_of(optimizer: Any) -> list[Any]:
+    """What of an optimizer's groups a plan decides."""
+    return [(list(g["layers"]), list(g["rates"]), g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
 
 
 class _StageCallback(TrainerCallback):
@@ -325,9 +356,7 @@ class _StageCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer._stage = None
-        self.trainer.stage_records = []
-        self.trainer.begin_step(state.global_step)
+        self.trainer.reset_stages(state.global_step)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.begin_step(state.global_step)
@@ -343,6 +372,14 @@ class _StageCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         if args.logging_strategy != "no" and (last or plan.at(state.global_step) != self.trainer._stage):
             control.should_log = True  # so that no logged loss mixes two stages
+        self._share_buffers(control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._share_buffers(control)
+
+    def _share_buffers(self, control: TrainerControl) -> None:
+        if control.should_evaluate or control.should_save:
+            self.trainer.share_buffers()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer._close_stage(state.global_step)
+        self.trainer.end_stage()

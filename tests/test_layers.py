@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import peft
 import pytest
 import timm
@@ -11,6 +14,8 @@ from torch import nn
 
 from hf_transfer import UserError, layer_groups
 from hf_transfer.layers import frozen_modules
+from hf_transfer.plan import make_plan, matches
+from hf_transfer.strategies import PlanArguments
 
 from .helpers import tiny_bert, tiny_timm_resnet, tiny_timm_vit, tiny_vit
 
@@ -168,6 +173,49 @@ def test_timm_models_follow_timms_own_order(name):
         assert depths[0] == previous + 1, (group.name, depths)
         assert len(depths) == 1 or group is groups[-2], (group.name, depths)
         previous = depths[0]
+
+
+def exact_rates(groups) -> None:
+    """Every parameter of a group has the group's rate: no group's name may fit another one's parameters."""
+
+    @dataclass
+    class Keys(PlanArguments):
+        learning_rate: float = 1.0
+        num_train_epochs: float = 1.0
+
+    stage = make_plan(Keys(layer_lr_decay=0.5), groups).stages[0]
+    depth = len(groups) - 1
+    for i, group in enumerate(groups[:-1]):
+        assert {stage.rate(group.name, p) for p in group.parameters} == {0.5 ** (depth - 1 - i)}, group.name
+        fitting = [g.name for g in groups for p in g.parameters if matches(re.escape(group.name), g.name, p)]
+        assert set(fitting) <= {group.name}, (group.name, set(fitting))
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_rates_of_timm_models(name):
+    with torch.device("meta"):
+        exact_rates(layer_groups(timm.create_model(name, pretrained=False)))
+
+
+@pytest.mark.parametrize("case", HF_CASES)
+def test_rates_of_hugging_face_models(case):
+    exact_rates(layer_groups(HF_CASES[case][0]()))
+
+
+def test_a_stage_is_named_after_its_first_block():
+    """Its downsampling is in the same group; the stage's own path would hold the later blocks too."""
+    with torch.device("meta"):
+        names = [g.name for g in layer_groups(timm.create_model("convnext_atto", pretrained=False))]
+    assert names[:5] == ["stem", "stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0", "stages.1.blocks.1"]
+
+
+def test_a_timm_class_built_directly():
+    from timm.models.vision_transformer import VisionTransformer
+
+    groups = layer_groups(
+        VisionTransformer(img_size=32, patch_size=16, embed_dim=8, depth=2, num_heads=2, num_classes=2)
+    )
+    assert [g.name for g in groups] == ["stem", "blocks.0", "blocks.1", "head"]
 
 
 def test_the_timm_wrapper_has_the_same_groups_as_the_model_in_it():

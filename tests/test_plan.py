@@ -180,6 +180,23 @@ def test_steps():
     assert [p.at(step) for step in (0, 3, 4, 6, 7, 9, 10, 13, 14, 1000)] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
+def test_a_short_stage_has_a_step():
+    p = plan(strategy="gradual", unfreeze_interval=0.01, num_train_epochs=3).resolve(5)
+    assert [s.start for s in p.stages] == [0, 1, 2, 3, 4]
+
+
+def test_something_else_than_the_epochs_sets_the_length():
+    p = make_plan(Keys(strategy="gradual", num_train_epochs=2), GROUPS, num_train_epochs=8)
+    assert p.never_thawed == () and p.num_train_epochs == 8
+    assert make_plan(Keys(strategy="gradual"), GROUPS, num_train_epochs=1).never_thawed == ALL[:-1]
+
+
+def test_null_in_a_stage_is_absent():
+    written = [{"epochs": 1, "train": "all", "learning_rate": None, "name": None}]
+    assert not check(Keys(stages=written))
+    assert plan(stages=written) == plan(stages=[{"epochs": 1, "train": "all"}])
+
+
 def test_warmup_after_each_thaw():
     """rate * min(1, (t - t_thaw) / unfreeze_warmup_steps), counted from each group's own thaw."""
     p = plan(strategy="gradual", num_train_epochs=3, unfreeze_warmup_steps=4).resolve(10)
@@ -225,6 +242,12 @@ def test_the_table_shows_every_stage():
         ({"stages": [{"train": "all"}]}, "epochs is missing"),
         ({"stages": [{"train": "all", "epochs": 1, "learning_rat": 1}]}, "'learning_rate'"),
         ({"stages": [{"train": "all", "epochs": -1}]}, "epochs: -1"),
+        ({"stages": [{"train": None, "epochs": 1}]}, "train is missing"),
+        ({"stages": [{"train": "all", "epochs": None}]}, "epochs is missing"),
+        ({"stages": [{"train": 2.0, "epochs": 1}]}, "train: 2.0 is not"),
+        ({"stages": [{"train": True, "epochs": 1}]}, "train: True is not"),
+        ({"stages": [{"train": "all", "epochs": 1, "layer_lr_decay": 3}]}, "over 1"),
+        ({"stages": [{"train": "all", "epochs": 1, "layer_lr_decay": 0.5, "layer_lr_multiplier": 2}]}, "contradict"),
         ({"layer_learning_rates": {"head": "fast"}}, "'fast'"),
         ({"layer_learning_rates": {"(": 1.0}}, "regular expression"),
     ],

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 
 from hf_transfer import TransferArguments, TransferTrainer, UserError
 
@@ -173,6 +173,55 @@ def test_a_pattern_of_rate_zero_freezes_batchnorm(tmp_path):
     assert all("bn" not in n for n in watch.trains[0])
 
 
+def test_a_freeze_made_after_construction_stays(tmp_path):
+    model = tiny_bert()
+    trainer = TransferTrainer(model, arguments(tmp_path, strategy="two-phase"), train_dataset=texts())
+    model.bert.embeddings.requires_grad_(False)
+    before = copy_state(model)
+    trainer.train()
+    moved = changed(before, copy_state(model))
+    assert moved and not any(n.startswith("bert.embeddings.") for n in moved)
+
+
+def test_arguments_changed_before_training_count(tmp_path):
+    """As a hyperparameter search changes them."""
+    trainer = TransferTrainer(
+        tiny_bert(), arguments(tmp_path, strategy="full", lr_scheduler_type="constant"), train_dataset=texts()
+    )
+    trainer.args.learning_rate = 0.125
+    trainer.train()
+    assert trainer.state.log_history[0]["learning_rate/head"] == 0.125
+
+
+def test_max_steps_sets_the_length_of_the_plan(tmp_path):
+    trainer = TransferTrainer(
+        tiny_bert(), arguments(tmp_path, strategy="gradual", max_steps=25, num_train_epochs=1), train_dataset=texts()
+    )
+    trainer.train()
+    assert trainer.plan.never_thawed == () and [r.steps for r in trainer.stage_records] == [5, 5, 5, 10]
+
+
+def test_transformers_own_parser_takes_the_keys(tmp_path):
+    """A script that reads its arguments with `HfArgumentParser` stays as it is."""
+    (args,) = HfArgumentParser((TransferArguments,)).parse_args_into_dataclasses(
+        [
+            "--output_dir",
+            str(tmp_path),
+            "--strategy",
+            "gradual",
+            "--layer_lr_decay",
+            "0.8",
+            "--use_cpu",
+            "true",
+            "--unfreeze_until",
+            "layer.1",
+            "--groups_per_unfreeze",
+            "2",
+        ]
+    )
+    assert (args.strategy, args.layer_lr_decay, args.groups_per_unfreeze) == ("gradual", 0.8, 2)
+
+
 def test_training_twice_starts_the_schedule_anew(tmp_path):
     trainer = TransferTrainer(tiny_bert(), arguments(tmp_path, strategy="two-phase"), train_dataset=texts())
     logs = []
@@ -313,6 +362,34 @@ def test_a_subclass_with_its_own_loss_keeps_trainers_scaling(tmp_path):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(2 * 0.693, abs=0.2)
 
 
+def test_a_loss_function_of_the_callers_own_gets_the_count(tmp_path):
+    """As Trainer documents it: the sum over the batch, divided by the number of items of the accumulated batch."""
+    counts = []
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        counts.append(num_items_in_batch)
+        return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    trainer = TransferTrainer(
+        tiny_bert(),
+        arguments(tmp_path, strategy="full", gradient_accumulation_steps=2, num_train_epochs=1),
+        train_dataset=texts(),
+        compute_loss_func=loss,
+    )
+    trainer.train()
+    assert [int(c) for c in counts] == [8, 8, 8, 8, 4]
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.69, abs=0.1)
+
+
+def test_a_regressions_value_of_minus_100_is_a_value(tmp_path):
+    rows = texts(8).remove_columns("labels").add_column("labels", [-100.0] * 4 + [-99.0] * 4)
+    model = tiny_bert(labels=1)
+    trainer = TransferTrainer(model, arguments(tmp_path, strategy="full", num_train_epochs=1), train_dataset=rows)
+    trainer.train()
+    losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
+    assert losses == pytest.approx([9900] * 2, rel=0.05) and all(torch.isfinite(p).all() for p in model.parameters())
+
+
 # ---- resuming, precision, other ways in ----------------------------------------------------------------------------
 
 
@@ -326,6 +403,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stop, tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{stop}"))
     assert not changed(copy_state(whole.model), copy_state(again.model))
     assert [h for h in again.state.log_history if "loss" in h] == [h for h in whole.state.log_history if "loss" in h]
+    ours, theirs = ([(r.name, r.start, r.steps, r.loss) for r in t.stage_records] for t in (again, whole))
+    assert ours == theirs and len(ours) == 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stage_lr_decay": 0.1},
+        {"learning_rate": 1e-4},
+        {"strategy": "two-phase"},
+        {"layer_lr_decay": 0.9},
+        {"weight_decay": 0.1},
+    ],
+)
+def test_a_checkpoint_of_another_plan_is_refused(other, tmp_path):
+    keys = dict(strategy="gradual", num_train_epochs=3, layer_lr_decay=0.5, save_strategy="steps", save_steps=7)
+    TransferTrainer(tiny_bert(), arguments(tmp_path / "a", **keys), train_dataset=texts()).train()
+    trainer = TransferTrainer(tiny_bert(), arguments(tmp_path / "b", **{**keys, **other}), train_dataset=texts())
+    with pytest.raises(UserError, match="was made under another plan"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-7"))
 
 
 def test_mixed_precision_goes_through_accelerate(tmp_path):
