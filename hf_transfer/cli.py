@@ -17,6 +17,8 @@ verbs:
 
 def train(argv: Sequence[str]) -> None:
     """Run a recipe."""
+    import torch
+
     from .config import Config, parse_command_line
     from .keys import read_config_file
     from .run import run
@@ -26,6 +28,8 @@ def train(argv: Sequence[str]) -> None:
     if isinstance(path, list):
         raise UserError(f"--config takes one file, not {len(path)}.")
     run(Config.from_sources(read_config_file(path) if path else {}, given, problems))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {"train": train}

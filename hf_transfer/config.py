@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any
@@ -229,7 +229,7 @@ class Config:
         Raises:
             UserErrors: every unknown key, wrong value and contradiction, in one message.
         """
-        found = list(problems)
+        found, rejected = list(problems), set[str]()
         values: dict[str, Any] = {}
         for source, origin in ((file, "in the file"), (given, "")):
             for name, raw in source.items():
@@ -242,12 +242,20 @@ class Config:
                         values[name] = coerce(raw, keys()[name])
                     except ValueError as error:
                         found.append(f"{name}: {error}")
+                        rejected.add(name)
         chosen = dict(values)
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
         plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
-        found += [*_missing(values), *_contradictions(values, chosen), *_out_of_range(values), *check(plan)]
+        found += [
+            *_missing(values, rejected),
+            *_contradictions(values, chosen),
+            *_out_of_range(values),
+            *check(plan),
+        ]
         if found:
             raise UserErrors(found)
+        if values["stages"] is not None:
+            values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
         values["from_scratch"] |= values["strategy"] == "scratch"
         if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
             values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
@@ -279,9 +287,10 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _missing(values: Mapping[str, Any]) -> list[str]:
-    """Keys that every run needs."""
+def _missing(values: Mapping[str, Any], rejected: Collection[str]) -> list[str]:
+    """Keys that every run needs; one whose value was refused is not missing."""
     found = []
+    values = {**values, **dict.fromkeys(rejected, "given")}
     if not values["model_name_or_path"]:
         found.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
     if not values["output_dir"]:
@@ -340,7 +349,7 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     ]
     found += [
         f"{name}: {values[name]:g} is negative."
-        for name in ("learning_rate", "weight_decay", "warmup_steps")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps", "seed")
         if not values[name] >= 0
     ]
     if not 0 < values["train_val_split"] < 1:

@@ -6,6 +6,7 @@ Not `HfArgumentParser`: it stops at the first problem, takes abbreviations, and 
 from __future__ import annotations
 
 import enum
+import numbers
 import re
 import types
 import typing
@@ -124,7 +125,9 @@ def _read_text(text: str, key: Key) -> Any:
         return text
     try:
         return load_yaml(text)
-    except yaml.YAMLError:
+    except yaml.YAMLError as error:
+        if flow:
+            raise ValueError(f"{text!r} is not YAML ({' '.join(str(error).split())}).") from None
         return text
 
 
@@ -140,7 +143,7 @@ _NAMES = {
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 # In order: the first that a key allows and that takes the value. None says no.

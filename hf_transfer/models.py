@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
@@ -65,13 +67,25 @@ class Loaded:
         return [(f"^{re.escape(name)}$", HEAD) for name in self.fresh]
 
 
-def load_config(args: ModelArguments) -> PreTrainedConfig:
+def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
     """The checkpoint's configuration.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or it is of another kind than the task.
     """
     name = _name(args)
+    config = _read_config(name, args)
+    # Code from a repository brings classes of its own, which no mapping knows.
+    if type(config) not in auto_class._model_mapping and not args.trust_remote_code:
+        kind = auto_class.__name__.removeprefix("AutoModelFor")
+        raise UserError(
+            f"model_name_or_path: {name!r} is a {config.model_type} model, for which transformers has no {kind}.",
+            "Take a model of the data's kind: an encoder for texts, an image model for images.",
+        )
+    return config
+
+
+def _read_config(name: str, args: ModelArguments) -> PreTrainedConfig:
     if name.startswith("bundled:"):
         from .data.bundled import model_config
 
@@ -170,8 +184,13 @@ def _from_checkpoint(
             dtype=torch.float32,
             use_safetensors=None if args.allow_pickle else True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_found(name, error) from error
+    if "labels" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss: it cannot be trained.",
+            "Take its undistilled sibling (for DeiT, facebook/deit-base-patch16-224).",
+        )
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return model, (set(info["missing_keys"]) | mismatched) & parameters

@@ -168,10 +168,11 @@ def make_plan(
         rates = tuple(by_group[g] * factor for g in trainable)
         patterns = tuple((p, float(r) * factor) for p, r in (config.layer_learning_rates or {}).items())
         name = str(spec.get("name") or _stage_name(trainable, backbone))
-        size = _num_trainable(trainable, rates, patterns, groups)
+        size, moving = _num_trainable(trainable, rates, patterns, groups)
         if not size:
             raise UserError(f"Stage {name!r} trains nothing: every parameter in it is frozen or has rate 0.")
-        stages.append(Stage(name, epochs, trainable, rates, patterns, size))
+        rates = tuple(r for g, r in zip(trainable, rates, strict=True) if g in moving)
+        stages.append(Stage(name, epochs, tuple(g for g in trainable if g in moving), rates, patterns, size))
         begun += epochs
     return Plan(
         strategy if strategy != "auto" else "two-phase",
@@ -226,13 +227,17 @@ def _group_rates(config: PlanArguments, spec: Spec, backbone: list[str]) -> dict
 
 def _num_trainable(
     trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, groups: Sequence[Group]
-) -> int:
-    return sum(
-        size
+) -> tuple[int, set[str]]:
+    """(scalars that train, groups with any): a group at rate 0, or frozen by the caller, does not train."""
+    sizes = {
+        g.name: sum(
+            size
+            for parameter, size, free in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
+            if free and _rate(trainable, rates, patterns, g.name, parameter) > 0
+        )
         for g in groups
-        for parameter, size, free in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
-        if free and _rate(trainable, rates, patterns, g.name, parameter) > 0
-    )
+    }
+    return sum(sizes.values()), {name for name, size in sizes.items() if size}
 
 
 def _rate(trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, group: str, parameter: str) -> float:

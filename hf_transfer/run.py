@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +33,7 @@ from .tasks import Task, choose_task
 from .trainer import TransferArguments, TransferTrainer
 
 RESULTS = "results.json"
+HISTORY = "history.jsonl"
 RUN_FILE = "run.yaml"
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
@@ -99,18 +102,22 @@ def run(config: Config) -> Result:
         prepared = {n: task.prepare(split, inputs, processor, config.data) for n, split in data.splits.items()}
 
         args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
-        trainer = TransferTrainer(
-            model=loaded.model,
-            args=args,
-            train_dataset=prepared["train"],
-            eval_dataset=prepared["validation"],
-            processing_class=processor,
-            data_collator=task.collator(processor),
-            compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
-        )
+        with _trainers_refusals():
+            trainer = TransferTrainer(
+                model=loaded.model,
+                args=args,
+                train_dataset=prepared["train"],
+                eval_dataset=prepared["validation"],
+                processing_class=processor,
+                data_collator=task.collator(processor),
+                compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
+            )
+            trainer.resolve_plan()
         _replace_progress(trainer, output_dir)
         if trainer.is_world_process_zero():
             _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
+            if config.data.overwrite_output_dir and checkpoint is None:
+                _clear(output_dir)
             _write(output_dir / RUN_FILE, config.to_yaml())
 
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
@@ -138,11 +145,30 @@ def _without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def _trainers_refusals() -> Iterator[None]:
+    """Values that only Trainer's constructor rejects, such as a tracker that is not installed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _clear(output_dir: Path) -> None:
+    """Remove what an earlier run left and this one would mix up with its own."""
+    for name in (RESULTS, HISTORY):
+        (output_dir / name).unlink(missing_ok=True)
+    for checkpoint in output_dir.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
 def _replace_progress(trainer: TransferTrainer, output_dir: Path) -> None:
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     trainer.add_callback(Progress(trainer))
-    trainer.add_callback(History(trainer, output_dir / "history.jsonl"))
+    trainer.add_callback(History(trainer, output_dir / HISTORY))
 
 
 def _fit_the_machine(args: TransferArguments) -> None:
@@ -166,9 +192,11 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
     """
     wanted = config.training.resume_from_checkpoint
     last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if config.data.overwrite_output_dir:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir: {str(output_dir)!r} is a file, not a folder.")
+    if config.data.overwrite_output_dir and wanted is None:
         return None
-    if (output_dir / RESULTS).is_file():
+    if (output_dir / RESULTS).is_file() and not config.data.overwrite_output_dir:
         raise UserError(
             f"output_dir: {str(output_dir)!r} holds a finished run.",
             "Choose another folder, or add --overwrite_output_dir.",
@@ -259,7 +287,16 @@ def _save(trainer: TransferTrainer, output_dir: Path, results: dict[str, Any]) -
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
         (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same in the open
-        _write(output_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+        _write(output_dir / RESULTS, json.dumps(_finite(results), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for what JSON has no number for: a loss that diverged."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:
@@ -304,13 +341,17 @@ def _conclude(result: Result, task: Task) -> None:
         say(f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else ""))
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
-    python = _python()
+    if any(not math.isfinite(v) for v in results["metrics"].values()):
+        say("The loss is not a number: training diverged. Try a lower learning_rate.")
+    python = shlex.quote(_python())
     ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
     say("Next:")
-    say(f"  {ours} train --config {folder / RUN_FILE} --output_dir {folder}-again   # repeats the run")
+    recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
+    say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
     if task.auto_class:
-        code = f"from transformers import {task.auto_class} as M; print(M.from_pretrained('{folder}').config.id2label)"
-        say(f'  {python} -c "{code}"')
+        load = f"M.from_pretrained({str(folder)!r})"
+        code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
+        say(f"  {python} -c {shlex.quote(code)}")
 
 
 def _python() -> str:

@@ -197,6 +197,9 @@ def _check_numbers(keys: PlanArguments) -> Iterable[str]:
     if keys.layer_lr_decay is not None and keys.layer_lr_decay > 1:
         yield f"layer_lr_decay: {keys.layer_lr_decay} is over 1, which would train the input fastest; use e.g. 0.75."
     for pattern, rate in (keys.layer_learning_rates or {}).items():
+        if not isinstance(pattern, str):
+            yield f"layer_learning_rates: the pattern {pattern!r} is not a text; write it in quotes."
+            continue
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate >= 0:
             yield f"layer_learning_rates: the rate of {pattern!r} is {rate!r}, not a number of 0 or more."
         try:

@@ -200,6 +200,11 @@ class TransferTrainer(Trainer):
             self.plan = self.plan.resolve(steps_per_epoch)
         return values
 
+    def resolve_plan(self) -> None:
+        """Fill in the plan's steps before training, from the loader as it is now."""
+        if self.plan is not None:
+            self.set_initial_training_values(self.args, self.get_train_dataloader())
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if self.plan is not None:
             self._find_layers()

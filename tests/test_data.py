@@ -132,6 +132,40 @@ def test_a_label_that_training_has_not_seen():
         make_data(splits, ("text",), "label", infer_labels(splits["train"], "label", None), DataArguments(), 0)
 
 
+def test_files_beside_a_named_data_set(tmp_path):
+    file = write(tmp_path / "d", "csv")
+    splits = load_splits(DataArguments(dataset_name="bundled:digits", validation_file=str(file)))
+    assert set(splits) == {"train", "validation", "test"} and splits["validation"].to_list() == ROWS
+
+
+def test_where_classes_cannot_be_drawn_in_proportion_it_is_at_random_and_said():
+    rows = [{"text": str(i), "label": "rare" if i == 0 else "ab"[i % 2]} for i in range(20)]
+    splits = DatasetDict({"train": Dataset.from_list(rows)})
+    labels = infer_labels(splits["train"], "label", None)
+    made = make_data(splits, ("text",), "label", labels, DataArguments(max_eval_samples=1), 0)
+    assert (len(made.train), len(made.validation)) == (18, 1) and "drawn at random" in made.notes[0]
+    with pytest.raises(UserError, match="too few to hold some out"):
+        make_data(DatasetDict({"train": Dataset.from_list(rows[:1])}), ("text",), "label", labels, DataArguments(), 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem_type", "said"),
+    [
+        (["a", "b"], "regression", "wants numbers"),
+        ([["a"], ["b"]], "single_label_classification", "wants one class each"),
+        (["ab", "b"], "multi_label_classification", "wants lists of classes"),
+    ],
+)
+def test_labels_that_are_not_of_the_problem_type(values, problem_type, said):
+    with pytest.raises(UserError, match=said):
+        infer_labels(Dataset.from_dict({"label": values}), "label", problem_type)
+
+
+def test_an_empty_folder_is_explained(tmp_path):
+    with pytest.raises(UserError, match="holds no data that is known"):
+        load_splits(DataArguments(dataset_name=str(tmp_path)))
+
+
 def test_a_test_split_whose_labels_are_secret_is_left_out():
     features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
     rows = {"text": [str(i) for i in range(20)], "label": [0, 1] * 10}

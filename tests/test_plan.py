@@ -174,6 +174,12 @@ def test_a_stage_has_its_own_learning_rate():
     assert rates(p.stages[1]) == approx(1.25e-5, 2.5e-5, 5e-5, 1e-4, 1e-4)
 
 
+def test_a_group_at_rate_zero_does_not_train():
+    p = plan(strategy="full", layer_learning_rates={"blocks.1": 0, "bias": 0})
+    assert p.stages[0].trainable == ("stem", "blocks.0", "blocks.2", "head") and p.never_thawed == ("blocks.1",)
+    assert p.stages[0].num_trainable == 8 + 8 + 8 + 2
+
+
 def test_steps():
     p = plan(strategy="gradual", num_train_epochs=3, unfreeze_interval=0.5).resolve(7)
     assert [s.start for s in p.stages] == [0, 4, 7, 10, 14]

@@ -18,6 +18,9 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    ViTImageProcessor,
 )
 
 from hf_transfer import UserError, fine_tune
@@ -221,6 +224,58 @@ def test_an_unfinished_run_is_continued(text_run, tmp_path):
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     steps = [json.loads(line)["step"] for line in (out / "history.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 4, 6, 8, 8]
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(text_run, tmp_path):
+    """Else its checkpoints would be resumed, and its results read, as this run's."""
+    import shutil
+
+    out = tmp_path / "my run's"
+    shutil.copytree(text_run.output_dir, out)
+    keys = TEXT | {"strategy": "linear-probe", "groups_per_unfreeze": 1, "num_train_epochs": 1, "save_strategy": "no"}
+    run = fine_tune(**keys, output_dir=str(out), overwrite_output_dir=True)
+    assert not list(out.glob("checkpoint-*"))
+    assert json.loads((out / "results.json").read_text())["strategy"] == "linear-probe" == run.plan.strategy
+    assert len((out / "history.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_that_diverges_says_so_and_writes_json(tmp_path, capsys):
+    data = csv(tmp_path / "a.csv", [(f"words {i}", "xy"[i % 2]) for i in range(16)])
+    run = fine_tune(
+        "bundled:minilm-l6",
+        data,
+        output_dir=str(tmp_path / "o"),
+        learning_rate=1e30,
+        strategy="full",
+        num_train_epochs=2,
+        save_strategy="no",
+        per_device_train_batch_size=4,
+    )
+    assert "training diverged" in capsys.readouterr().out
+
+    def no_constant(text):
+        raise AssertionError(text)
+
+    text = (run.output_dir / "results.json").read_text()
+    assert json.loads(text, parse_constant=no_constant)["metrics"]["loss"] is None
+
+
+def test_stages_repeat_from_their_run_yaml(tmp_path):
+    stages = [{"epochs": 1, "train": "head"}, {"epochs": 0.5, "train": ["layer.5", "head"]}]
+    keys = {k: v for k, v in TEXT.items() if k not in ("strategy", "groups_per_unfreeze", "num_train_epochs")}
+    run = fine_tune(**keys, stages=stages, output_dir=str(tmp_path / "a"), save_strategy="no")
+    assert [s["steps"] for s in run.results["stages"]] == [4, 2]
+    assert main(["train", "--config", str(tmp_path / "a" / "run.yaml"), "--output_dir", str(tmp_path / "b")]) == 0
+    again = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert again["metrics"] == run.metrics and again["plan"] == run.results["plan"]
+
+
+def test_a_distilled_deit_is_refused_before_training(tmp_path):
+    config = DeiTConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1, image_size=32)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "deit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "deit")
+    with pytest.raises(UserError, match="computes no loss"):
+        fine_tune(str(tmp_path / "deit"), "bundled:digits", output_dir=str(tmp_path / "o"), max_train_samples=20)
 
 
 # ---- swapping heads ------------------------------------------------------------------------------------------------

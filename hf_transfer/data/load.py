@@ -56,16 +56,13 @@ def load_splits(args: DataArguments) -> DatasetDict:
     Raises:
         UserError: there is no such data, or it has no training split.
     """
-    if args.train_file:
-        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        splits = DatasetDict({k: _read_files({"train": f}, f"{k}_file")["train"] for k, f in files.items() if f})
-    else:
-        assert args.dataset_name, "checked by Config"
-        splits = _load_named(args.dataset_name, args.dataset_config_name)
-    renamed = DatasetDict({_standard_name(k): v for k, v in splits.items()})
-    if "train" not in renamed:
+    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+    named = _load_named(args.dataset_name, args.dataset_config_name) if args.dataset_name else DatasetDict()
+    given = {k: _read_files({"train": f}, f"{k}_file")["train"] for k, f in files.items() if f}
+    splits = DatasetDict({**{_standard_name(k): v for k, v in named.items()}, **given})
+    if "train" not in splits:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split, only {', '.join(splits)}.")
-    return renamed
+    return splits
 
 
 def _standard_name(split: str) -> str:
@@ -103,7 +100,13 @@ def _load_folder(path: Path) -> DatasetDict:
             files.setdefault(next(known, "train"), []).append(str(file))
     if files:
         return _read_files(files, "dataset_name")
-    return datasets.load_dataset("imagefolder", data_dir=str(path))
+    try:
+        return datasets.load_dataset("imagefolder", data_dir=str(path))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise UserError(
+            f"dataset_name: the folder {str(path)!r} holds no data that is known.",
+            f"It may hold {', '.join(_FORMATS)} files, a data set saved to disk, or images in a folder per class.",
+        ) from error
 
 
 def _read_files(files: dict[str, Any], key: str) -> DatasetDict:
@@ -181,6 +184,7 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Label
             if is_float and not whole
             else "single_label_classification"
         )
+    _check_problem_type(problem_type, column, values)
     if problem_type == "regression":
         return Labels(problem_type, (column,))
     source = inner if problem_type == "multi_label_classification" else feature
@@ -192,6 +196,27 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Label
     if len(names) < 2:
         raise UserError(f"Column {column!r} has one class only ({', '.join(names)}): there is nothing to learn.")
     return Labels(problem_type, names)
+
+
+def _check_problem_type(problem_type: str, column: str, values: Sequence[Any]) -> None:
+    """Whether the first label can be what `problem_type` says.
+
+    Raises:
+        UserError: it cannot.
+    """
+    first = values[0]
+    is_list, is_number = isinstance(first, list), isinstance(first, int | float)
+    fits = {"regression": is_number, "multi_label_classification": is_list, SINGLE_LABEL: not is_list}
+    if not fits[problem_type]:
+        wanted = {
+            "regression": "numbers",
+            "multi_label_classification": "lists of classes",
+            SINGLE_LABEL: "one class each",
+        }
+        raise UserError(
+            f"problem_type: {problem_type} wants {wanted[problem_type]}, and column {column!r} holds {first!r}.",
+            "Leave problem_type out to have it seen from the labels, or name another label_column_name.",
+        )
 
 
 def _name(value: Any) -> str:
@@ -250,17 +275,22 @@ def make_data(
     }
     if "validation" not in encoded:
         size = math.ceil(len(encoded["train"]) * args.train_val_split)
-        rest, held_out = _draw(encoded["train"], size, labels, seed, "train_val_split")
+        if size >= len(encoded["train"]):
+            raise UserError(
+                f"The training split has {len(encoded['train'])} examples: too few to hold some out for validation.",
+                "Give more examples, or a validation split of your own.",
+            )
+        rest, held_out, by_class = _draw(encoded["train"], size, labels, seed)
         encoded |= {"train": rest, "validation": held_out}
         notes.append(
             f"No validation split: {size} of {size + len(rest)} training examples validate, drawn "
-            f"{'by class' if labels.problem_type == SINGLE_LABEL else 'at random'} "
+            f"{'by class' if by_class else 'at random'} "
             f"(train_val_split: {args.train_val_split:g}, seed {seed})."
         )
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     for name, limit in limits.items():
         if limit is not None and name in encoded and limit < len(encoded[name]):
-            encoded[name] = _draw(encoded[name], limit, labels, seed, f"{name} examples")[1]
+            encoded[name] = _draw(encoded[name], limit, labels, seed)[1]
     return Data(encoded["train"], encoded["validation"], encoded.get("test"), inputs, labels, tuple(notes))
 
 
@@ -273,20 +303,14 @@ def _without_secret_test(splits: DatasetDict, column: str) -> tuple[DatasetDict,
     return rest, ["The test split has no labels, so it is left out."]
 
 
-def _draw(split: Dataset, size: int, labels: Labels, seed: int, what: str) -> tuple[Dataset, Dataset]:
-    """(the rest, `size` examples), each class in proportion where there are classes."""
-    if labels.problem_type != SINGLE_LABEL:
+def _draw(split: Dataset, size: int, labels: Labels, seed: int) -> tuple[Dataset, Dataset, bool]:
+    """(the rest, `size` examples, whether each class is there in proportion): by class where that can be done."""
+    counts = Counter(split[LABELS]) if labels.problem_type == SINGLE_LABEL else Counter()
+    by_class = bool(counts) and min(counts.values()) > 1 and len(counts) <= min(size, len(split) - size)
+    if not by_class:
         parts = split.train_test_split(test_size=size, seed=seed)
-        return parts["train"], parts["test"]
-    counts = Counter(split[LABELS])
-    if min(counts.values()) < 2 or size < len(counts) or len(split) - size < len(counts):
-        rare = labels.names[min(counts, key=lambda label: counts[label])]
-        raise UserError(
-            f"{what}: {size} of {len(split)} examples cannot be drawn by class: there are {len(counts)} "
-            f"classes, and {rare!r} has {min(counts.values())} examples.",
-            "Give more examples, or a split of your own.",
-        )
+        return parts["train"], parts["test"], False
     features = split.features.copy()
     features[LABELS] = ClassLabel(names=list(labels.names))
     parts = split.cast(features).train_test_split(test_size=size, seed=seed, stratify_by_column=LABELS)
-    return parts["train"], parts["test"]
+    return parts["train"], parts["test"], True

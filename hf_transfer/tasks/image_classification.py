@@ -35,7 +35,7 @@ class ImageClassification(Task):
         return tuple(images)
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
-        config = load_config(model_args)
+        config = load_config(model_args, AutoModelForImageClassification)
         if data_args.image_size:
             _set_image_size(config, data_args.image_size)
         loaded = load_model(model_args, AutoModelForImageClassification, config, labels)
@@ -43,6 +43,8 @@ class ImageClassification(Task):
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         (column,) = inputs
+        if not isinstance(split.features[column], Image):  # paths
+            split = split.cast_column(column, Image())
 
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
             images = [image.convert("RGB") for image in batch[column]]

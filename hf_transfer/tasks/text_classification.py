@@ -42,7 +42,9 @@ class TextClassification(Task):
                         f"text_column_name: there is no column {column!r}.",
                         f"There are {', '.join(features)}.{nearest(column, features)}",
                     )
-            return tuple(given[:2])
+            if len(given) > 2:
+                raise UserError(f"text_column_name: {', '.join(given)} are {len(given)} columns; give one, or a pair.")
+            return tuple(given)
         texts = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
         for usual in _USUAL:
             if all(n in texts for n in usual):
@@ -55,7 +57,7 @@ class TextClassification(Task):
         return tuple(texts) if len(texts) == 1 else ()
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
-        config = load_config(model_args)
+        config = load_config(model_args, AutoModelForSequenceClassification)
         tokenizer = _load_tokenizer(model_args)
         if config.pad_token_id is None:  # decoders: the last token that is not padding carries the class
             if tokenizer.pad_token is None:
@@ -68,6 +70,15 @@ class TextClassification(Task):
         return load_model(model_args, AutoModelForSequenceClassification, config, labels), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
+        for column in inputs:
+            if split.features[column].dtype not in ("string", "large_string"):
+                raise UserError(f"text_column_name: {column!r} holds {split.features[column].dtype}, not text.")
+            empty = [i for i, text in enumerate(split[column]) if text is None]
+            if empty:
+                raise UserError(
+                    f"{len(empty)} examples have no text in column {column!r}, the first is row {empty[0]}."
+                )
+
         def tokenize(batch: dict[str, Any]) -> Any:
             return processor(*(batch[c] for c in inputs), truncation=True)
 

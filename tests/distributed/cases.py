@@ -105,3 +105,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    dist.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
