@@ -94,7 +94,7 @@ def _read_config(name: str, args: ModelArguments) -> PreTrainedConfig:
         return timm_config(name.removeprefix("timm/"))
     try:
         return AutoConfig.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _not_found(name, error) from error
 
 
@@ -102,10 +102,16 @@ def timm_config(name: str) -> PreTrainedConfig:
     """Configuration of transformers' timm wrapper for a timm model name, without a hub.
 
     Raises:
-        UserError: timm has no such model.
+        UserError: timm has no such model, or is not installed.
     """
-    import timm
-    from transformers import TimmWrapperConfig
+    try:
+        import timm
+        from transformers import TimmWrapperConfig
+    except ImportError as error:
+        raise UserError(
+            f"model_name_or_path: timm/{name} needs timm and torchvision, which are not installed.",
+            'Install them with `pip install torch torchvision "hf-transfer-toolkit[vision]"`.',
+        ) from error
 
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
@@ -184,7 +190,7 @@ def _from_checkpoint(
             dtype=torch.float32,
             use_safetensors=None if args.allow_pickle else True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(name, error) from error
     if "labels" not in inspect.signature(model.forward).parameters:
         raise UserError(

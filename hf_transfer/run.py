@@ -349,7 +349,7 @@ def _conclude(result: Result, task: Task) -> None:
     recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
     say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
     if task.auto_class:
-        load = f"M.from_pretrained({str(folder)!r})"
+        load = f"M.from_pretrained({json.dumps(str(folder))})"
         code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
         say(f"  {python} -c {shlex.quote(code)}")
 
