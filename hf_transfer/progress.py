@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
@@ -23,36 +24,18 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-class Progress(ProgressCallback):
-    """A bar in a terminal, one plain line per log everywhere."""
+class Bars(ProgressCallback):
+    """transformers' bars, for a terminal, without its lines: `Lines` has them."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class Lines(TrainerCallback):
+    """One plain line per log, in a terminal and everywhere else."""
 
     def __init__(self, trainer: TransferTrainer):
-        super().__init__()
         self.trainer = trainer
-        self.bars = sys.stderr.isatty()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if self.bars:
-            super().on_train_begin(args, state, control, **kw)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if self.bars:
-            super().on_step_end(args, state, control, **kw)
-
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kw: Any,
-    ) -> None:
-        if self.bars:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kw)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if self.bars:
-            super().on_train_end(args, state, control, **kw)
 
     def on_log(
         self,
@@ -64,9 +47,7 @@ class Progress(ProgressCallback):
     ) -> None:
         line = self._line(state, logs or {}) if self.trainer.is_in_train else ""
         if line and state.is_world_process_zero:
-            if getattr(self, "training_bar", None) is not None:
-                self.training_bar.write(line)
-            else:
+            with tqdm.external_write_mode(file=sys.stdout):
                 say(line)
 
     def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from .config import Config
 from .data.load import Data, infer_labels, label_column, load_splits, make_data
 from .errors import UserError
 from .plan import Plan
-from .progress import History, Progress, say
+from .progress import Bars, History, Lines, say
 from .tasks import Task, choose_task
 from .trainer import TransferArguments, TransferTrainer
 
@@ -167,7 +167,9 @@ def _clear(output_dir: Path) -> None:
 def _replace_progress(trainer: TransferTrainer, output_dir: Path) -> None:
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    trainer.add_callback(Progress(trainer))
+    if sys.stderr.isatty():
+        trainer.add_callback(Bars())
+    trainer.add_callback(Lines(trainer))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
 
 

@@ -196,8 +196,8 @@ class TransferTrainer(Trainer):
             # Made anew: a hyperparameter search sets arguments between trials, and `max_steps` the length of the run.
             steps_per_epoch, max_steps = values[1], values[-1]
             length = max_steps / steps_per_epoch if args.max_steps > 0 else None
-            self.plan = make_plan(self.args, self.layer_groups, num_train_epochs=length)
-            self.plan = self.plan.resolve(steps_per_epoch)
+            plan = make_plan(self.args, self.layer_groups, num_train_epochs=length)
+            self.plan = plan.resolve(steps_per_epoch)
         return values
 
     def resolve_plan(self) -> None:

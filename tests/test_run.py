@@ -18,8 +18,12 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
+    ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessor,
 )
 
@@ -268,6 +272,35 @@ def test_stages_repeat_from_their_run_yaml(tmp_path):
     assert main(["train", "--config", str(tmp_path / "a" / "run.yaml"), "--output_dir", str(tmp_path / "b")]) == 0
     again = json.loads((tmp_path / "b" / "results.json").read_text())
     assert again["metrics"] == run.metrics and again["plan"] == run.results["plan"]
+
+
+def test_image_size_of_hugging_face_models(tmp_path):
+    """A convolution takes any size; learnt positions do not."""
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    convolution = ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=32)
+    positions = ViTConfig(
+        hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1, image_size=32
+    )
+    for name, model in (
+        ("c", ConvNextForImageClassification(convolution)),
+        ("v", ViTForImageClassification(positions)),
+    ):
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    keys = dict(
+        dataset_name="bundled:digits",
+        image_size=64,
+        max_train_samples=20,
+        max_eval_samples=10,
+        max_predict_samples=10,
+        num_train_epochs=1,
+        save_strategy="no",
+    )
+    run = fine_tune(str(tmp_path / "c"), output_dir=str(tmp_path / "o"), **keys)
+    assert run.model.config.image_size == 64
+    assert AutoImageProcessor.from_pretrained(run.output_dir).size["height"] == 64
+    with pytest.raises(UserError, match="has positions for 32 pixels, not 64"):
+        fine_tune(str(tmp_path / "v"), output_dir=str(tmp_path / "p"), **keys)
 
 
 def test_a_distilled_deit_is_refused_before_training(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..config import DataArguments, ModelArguments
 from ..data.load import LABELS
@@ -36,9 +36,11 @@ class ImageClassification(Task):
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForImageClassification)
-        if data_args.image_size:
-            _set_image_size(config, data_args.image_size)
+        if data_args.image_size and config.model_type == "timm_wrapper":
+            _set_timm_size(config, data_args.image_size)
         loaded = load_model(model_args, AutoModelForImageClassification, config, labels)
+        if data_args.image_size and config.model_type != "timm_wrapper":
+            _set_size(loaded.model, data_args.image_size)
         return loaded, _load_processor(model_args, config, data_args.image_size)
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
@@ -63,17 +65,24 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _set_image_size(config: PreTrainedConfig, size: int) -> None:
+def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
     """Tell the configuration the input size, so that what is saved loads with it."""
-    if config.model_type == "timm_wrapper":
-        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, size, size]}
-        if config.pretrained_cfg.get("fixed_input_size"):
-            config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
-    elif hasattr(config, "image_size") and config.image_size != size:
+    config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, size, size]}
+    if config.pretrained_cfg.get("fixed_input_size"):
+        config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
+
+
+def _set_size(model: PreTrainedModel, size: int) -> None:
+    """The same for a Hugging Face model, which can change its size unless it has learnt a vector per position."""
+    config = model.config
+    if not hasattr(config, "image_size") or config.image_size == size:
+        return
+    if any("position_embedding" in name for name, _ in model.named_parameters()):
         raise UserError(
             f"image_size: {config.model_type} has positions for {config.image_size} pixels, not {size}.",
             "Leave image_size out, or take a convolutional or timm model.",
         )
+    config.image_size = size
 
 
 def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | None) -> Any:
