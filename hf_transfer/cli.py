@@ -1,62 +1,466 @@
-"""`hf-transfer VERB [--config FILE.yaml] [--key value ...]`."""
+"""`hf-transfer VERB [--key value ...]`: words to functions, errors to exit codes."""
 
 from __future__ import annotations
 
+import argparse
+import errno
+import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, UserErrors, nearest
+from .errors import UserError, UserErrors, WorkFailed, nearest, one_line
+from .strategies import key
 
-USAGE = """usage: hf-transfer VERB [--config FILE.yaml] [--key value ...]
+if TYPE_CHECKING:
+    from .keys import Key
 
-verbs:
-  train    fine-tune a pretrained model on a data set
-
-`hf-transfer VERB --help` lists a verb's keys, with their defaults."""
+SHELLS = ("bash", "zsh", "tcsh")
+INTERRUPTED = 130
 
 
-def train(argv: Sequence[str]) -> None:
+# ---- keys of the verbs that are no keys of a run -------------------------------------------------------------------
+
+
+@dataclass
+class OutputArguments:
+    """How much is said. Every verb has these."""
+
+    quiet: bool = key(False, "say nothing but errors")
+    verbose: bool = key(False, "let the libraries speak too")
+    debug: bool = key(False, "show the traceback of an error")
+
+
+@dataclass
+class InputArguments:
+    """How inputs are read."""
+
+    text_column_name: str | list[str] | None = key(
+        None, "text column of a table, or two for a pair (default: the run's)"
+    )
+    image_column_name: str | None = key(None, "column of a table that holds images or their paths (default: the run's)")
+    per_device_eval_batch_size: int | None = key(None, "examples per forward pass (default: the run's)")
+    trust_remote_code: bool = key(False, "run code from the model's repository")
+
+
+@dataclass
+class PredictArguments:
+    """What is answered, and where."""
+
+    output: str | None = key(None, "file for the answers, written when all are there (default: standard output)")
+    top_k: int | None = key(None, "only so many scores, the highest first (default: all, in the order of the labels)")
+    features: bool = key(False, "add the pooled feature vector that the head receives")
+
+
+@dataclass
+class EvaluateArguments:
+    """What is evaluated on."""
+
+    test_file: str | None = key(None, "CSV, JSON or Parquet file with labels")
+    dataset_name: str | None = key(None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>")
+    dataset_config_name: str | None = key(None, "the hub data set's configuration")
+    split: str | None = key(None, "split of the data (default: test, else validation, else the only one)")
+    label_column_name: str | None = key(
+        None, "label column (default: the run's, label, labels, or the only class column)"
+    )
+    max_predict_samples: int | None = key(None, "examples to evaluate on, drawn by class (default: all)")
+    json: bool = key(False, "print one JSON object instead of lines")
+
+
+@dataclass
+class TrainArguments:
+    """What `train` does instead of training."""
+
+    print_config: bool = key(False, "print a YAML file of all keys with their help, and end")
+
+
+def _keys(*sections: tuple[str, type]) -> dict[str, Key]:
+    from .keys import keys_of
+
+    return {
+        name: k for topic, cls in (*sections, ("messages", OutputArguments)) for name, k in keys_of(cls, topic).items()
+    }
+
+
+# ---- verbs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb.
+
+    Attributes:
+        summary: a line for the list of verbs.
+        run: from arguments to an exit code.
+        parser: makes the parser of its arguments, for `--help` and for completion.
+    """
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+    parser: Callable[[], argparse.ArgumentParser]
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    from .config import parser
+    from .keys import add_keys
+
+    made = parser()
+    add_keys(made, _keys(("instead", TrainArguments)))
+    return made
+
+
+def train(argv: Sequence[str]) -> int:
     """Run a recipe."""
-    import torch
+    from .config import Config, keys, to_commented_yaml
+    from .keys import coerce, parse_options, read_config_file
 
-    from .config import Config, parse_command_line
-    from .keys import read_config_file
-    from .run import run
-
-    given, problems = parse_command_line(argv)
+    own = _keys(("instead", TrainArguments))
+    given, problems = parse_options(_train_parser(), argv, {**keys(), **own})
+    flags = {name: coerce(given.pop(name, False), own[name]) for name in own}
     path = given.pop("config", None)
     if isinstance(path, list):
         raise UserError(f"--config takes one file, not {len(path)}.")
-    run(Config.from_sources(read_config_file(path) if path else {}, given, problems))
+    file = read_config_file(path) if path else {}
+    level = "error" if flags["quiet"] else "info" if flags["verbose"] else None
+    if level:
+        given.setdefault("log_level", level)
+    if flags["print_config"]:
+        if problems:
+            raise UserErrors(problems)
+        print(to_commented_yaml({**file, **given}), end="")
+        return 0
+    config = Config.from_sources(file, given, problems)
+
+    import torch
+
+    from .run import run
+
+    run(config)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
+    return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {"train": train}
+def _words_parser(verb: str, words: str, description: str, keys: Mapping[str, Key]) -> argparse.ArgumentParser:
+    from .keys import add_keys, make_parser
+
+    made = make_parser(f"hf-transfer {verb}", f"{words} [--key value ...]", description)
+    add_keys(made, keys, flags=True)
+    return made
+
+
+def _read_words(
+    parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
+) -> tuple[list[str], dict[str, Any]]:
+    """(words, every key's value).
+
+    Raises:
+        UserErrors: all problems of the keys at once.
+    """
+    from .keys import parse_words
+
+    words, given, problems = parse_words(parser, argv, keys)
+    values = {name: given.get(name, k.default) for name, k in keys.items()}
+    problems += [
+        f"--{name}: {values[name]} is not positive."
+        for name in ("top_k", "per_device_eval_batch_size", "max_predict_samples")
+        if values.get(name) is not None and values[name] <= 0
+    ]
+    if problems:
+        raise UserErrors(problems)
+    _set_library_messages(values["quiet"], values["verbose"])
+    return words, values
+
+
+def _set_library_messages(quiet: bool, verbose: bool) -> None:
+    """Standard output belongs to the answers: bars and notices of the libraries only when asked for."""
+    import datasets
+    from transformers import logging
+
+    if verbose:
+        logging.set_verbosity_info()
+        return
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    if quiet:
+        logging.set_verbosity_error()
+
+
+PREDICT_SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments))
+PREDICT_HELP = (
+    "Answer each INPUT with a line of JSON, in order. INPUT is a text, an image, a .txt file of lines, a CSV, TSV, "
+    "JSON, JSONL or Parquet file, a folder of such files, or - for lines of standard input. RUN is the folder of a run "
+    "or of any saved model, or a hub id. Words after -- are inputs even where they begin with a dash."
+)
+
+
+def _predict_parser() -> argparse.ArgumentParser:
+    return _words_parser("predict", "RUN INPUT...", PREDICT_HELP, _keys(*PREDICT_SECTIONS))
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Answer inputs. 1 where one of them could not be read."""
+    import json
+
+    words, values = _read_words(_predict_parser(), argv, _keys(*PREDICT_SECTIONS))
+    if len(words) < 2:
+        raise UserError(
+            "RUN and INPUT are needed: a run's folder or hub id, then texts, files, folders or -.", _help("predict")
+        )
+    run, *inputs = words
+    if values["output"]:
+        _check_output(Path(values["output"]))
+
+    from tqdm.auto import tqdm
+
+    from .predictor import Predictor
+
+    predictor = Predictor.load(run, **{f.name: values[f.name] for f in fields(InputArguments)})
+    wrong, count = [], 0
+    shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
+    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"])
+    bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
+    with _writer(values["output"]) as write, bar:
+        for answer in bar:
+            count += 1
+            wrong += [answer] if "error" in answer else []
+            write(json.dumps(answer, ensure_ascii=False))
+    if wrong:
+        first = f"{wrong[0]['input']!r}: {wrong[0]['error']}"
+        raise WorkFailed(
+            f"{len(wrong)} of {count} inputs could not be read; the first is {first}.",
+            "Their answers hold `error`.",
+        )
+    return 0
+
+
+EVALUATE_SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments))
+EVALUATE_HELP = (
+    "Metrics of a trained model on labelled data, with 95% intervals; by default on what the run held out. RUN is the "
+    "folder of a run or of any saved model, or a hub id."
+)
+
+
+def _evaluate_parser() -> argparse.ArgumentParser:
+    return _words_parser("evaluate", "RUN [--test_file F | --dataset_name D]", EVALUATE_HELP, _keys(*EVALUATE_SECTIONS))
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure a trained model."""
+    import json
+
+    words, values = _read_words(_evaluate_parser(), argv, _keys(*EVALUATE_SECTIONS))
+    if len(words) != 1:
+        raise UserError(f"One RUN is needed, a run's folder or hub id; {len(words)} were given.", _help("evaluate"))
+    if values["test_file"] and values["dataset_name"]:
+        raise UserError("test_file and dataset_name contradict each other: keep one.")
+
+    from .predictor import Predictor, format_metrics
+
+    own = ("label_column_name", "max_predict_samples", *(f.name for f in fields(InputArguments)))
+    predictor = Predictor.load(words[0], **{name: values[name] for name in own})
+    others = ("test_file", "dataset_name", "dataset_config_name", "max_predict_samples")
+    is_other = values["test_file"] or values["dataset_name"]
+    data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
+    found = predictor.evaluate(data, values["split"])
+    if values["json"]:
+        print(json.dumps(found))
+    else:
+        print(f"{words[0]} on {found['metrics_split']} of {found['dataset']} ({found['num_examples']:,} examples):")
+        print("\n".join(format_metrics(found["metrics"], found["intervals"])))
+    return 0
+
+
+DOCTOR_HELP = (
+    "What is installed, what the machine has, what is wrong and how to mend it. Exit code 1 where something is wrong. "
+    "EXTRA names extras that must be there: vision, quickstart, onnx, demo, track, hpo."
+)
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    return _words_parser("doctor", "[EXTRA...]", DOCTOR_HELP, _keys())
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Examine the installation."""
+    from .doctor import NOTE, OK, WRONG, examine
+    from .keys import parse_words
+
+    words, values, problems = parse_words(_doctor_parser(), argv, _keys())
+    if problems:
+        raise UserErrors(problems)
+    counts = dict.fromkeys((OK, NOTE, WRONG), 0)
+    for check in examine(words):
+        counts[check.state] += 1
+        if check.state == WRONG or not values.get("quiet"):
+            print(check, flush=True)
+    if not values.get("quiet"):
+        print("Everything is in order." if not counts[WRONG] else f"{counts[WRONG]} to mend.")
+    return 1 if counts[WRONG] else 0
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb("fine-tune a pretrained model on a data set", train, _train_parser),
+    "predict": Verb("answer texts, images, files and folders with JSON lines", predict, _predict_parser),
+    "evaluate": Verb("metrics of a trained model on labelled data", evaluate, _evaluate_parser),
+    "doctor": Verb("what is installed, what is wrong, and how to mend it", doctor, _doctor_parser),
+}
+
+
+# ---- main ----------------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 0 done, 2 wrong input."""
+    """The command line. Returns the exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    options = argv[: argv.index("--")] if "--" in argv else argv
+    try:
+        return _dispatch(argv)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        resume = " Continue with --resume_from_checkpoint auto." if argv[:1] == ["train"] else ""
+        sys.stderr.write(f"hf-transfer: interrupted.{resume}\n")
+        return INTERRUPTED
+    except Exception as error:
+        if "--debug" in options:
+            traceback.print_exc()
+        shown = explain(error)
+        sys.stderr.write(_format(shown))
+        return shown.exit_code
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0 if argv else 2
     if argv[0] == "--version":
         from . import __version__
 
         print(__version__)
         return 0
-    try:
-        if argv[0] not in VERBS:
-            raise UserError(f"{argv[0]!r} is not a verb.", f"There are {', '.join(VERBS)}.{nearest(argv[0], VERBS)}")
-        VERBS[argv[0]](argv[1:])
-    except UserError as error:
-        sys.stderr.write(_format(error))
-        return 2
+    if argv[0] == "--print_completion":
+        return _print_completion(argv[1:])
+    if argv[0] not in VERBS:
+        raise UserError(f"{argv[0]!r} is not a verb.", f"There are {', '.join(VERBS)}.{nearest(argv[0], VERBS)}")
+    return VERBS[argv[0]].run(argv[1:])
+
+
+def usage() -> str:
+    """What `hf-transfer --help` prints."""
+    verbs = "\n".join(f"  {name:<9} {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: hf-transfer VERB [--key value ...]\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`hf-transfer VERB --help` lists a verb's keys, with their units and defaults.\n"
+        "`hf-transfer train --print_config > recipe.yaml` writes a recipe with every key.\n"
+        "`hf-transfer --print_completion SHELL` prints a script that completes verbs and keys "
+        f"({', '.join(SHELLS)}).\n"
+        "`hf-transfer --version` prints the version."
+    )
+
+
+def _print_completion(words: Sequence[str]) -> int:
+    """A script for a shell. It is static: asking us at each tab would take seconds."""
+    import shtab
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise UserError(f"--print_completion takes one of {', '.join(SHELLS)}, not {' '.join(words) or 'nothing'}.")
+    root = argparse.ArgumentParser(prog="hf-transfer")
+    verbs = root.add_subparsers()
+    for name, verb in VERBS.items():
+        whole = verb.parser()
+        part = verbs.add_parser(name, parents=[whole], conflict_handler="resolve", help=verb.summary)
+        part.prog = whole.prog
+        _add_choices(part)
+    print(shtab.complete(root, shell=words[0]))
     return 0
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """The values of each key, and files where a key names one; argparse would check them with messages of its own."""
+    import shtab
+
+    from .config import keys
+
+    for action in parser._actions:
+        known = keys().get(action.dest)
+        if known is not None and known.choices:
+            action.choices = known.choices
+        elif action.dest.endswith(("_file", "_dir", "config", "output", "name_or_path", "dataset_name")):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+# ---- errors and output ---------------------------------------------------------------------------------------------
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def explain(error: Exception) -> UserError:
+    """Any error as one that is meant for a person: the world's failures by their cause, our own mistakes as such."""
+    if isinstance(error, UserError):
+        return error
+    for cause in _chain(error):
+        text = str(cause)
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in _DISK or "No space left on device" in text or "os error 27" in text:
+            return WorkFailed(
+                f"The disk is full, or a quota is used up ({one_line(cause, 200)}).",
+                "Make room, or choose an output_dir on another disk (HF_HOME moves the caches); then run it again.",
+            )
+        if number in _PERMISSION:
+            return WorkFailed(f"{one_line(cause, 200)}.", "Change the permissions, or choose another folder.")
+    return WorkFailed(
+        f"{type(error).__name__}: {one_line(error, 500)}",
+        "Add --debug to see where; if it looks like a mistake of ours, please report it.",
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _format(error: UserError) -> str:
     if isinstance(error, UserErrors):
         return f"hf-transfer: {error}\n"
     return f"hf-transfer: {error.message}\n" + (f"{error.fix}\n" if error.fix else "")
+
+
+def _help(verb: str) -> str:
+    return f"`hf-transfer {verb} --help` shows them."
+
+
+def _check_output(path: Path) -> None:
+    """Raises:
+    UserError: the file cannot be made where it should be.
+    """
+    if path.is_dir():
+        raise UserError(f"output: {str(path)!r} is a folder, not a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"output: there is no folder {str(path.parent)!r}.")
+    if not os.access(path.parent, os.W_OK):
+        raise WorkFailed(f"output: {str(path.parent)!r} cannot be written to.", "Choose another folder.")
+
+
+@contextmanager
+def _writer(output: str | None) -> Iterator[Callable[[str], None]]:
+    """A function that writes a line: at once to standard output, or to a file that appears when it is whole."""
+    if output is None:
+        yield lambda line: print(line, flush=True)
+        return
+    path = Path(output)
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yield lambda line: print(line, file=file)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

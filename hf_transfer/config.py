@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import re
-import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
 import yaml
 from transformers import TrainingArguments
 
-from .errors import UserError, UserErrors, nearest
-from .keys import Key, coerce, enum_values
+from .errors import UserError, UserErrors, nearest, one_line
+from .keys import Key, add_keys, coerce, commented_yaml, keys_of, make_parser, parse_options, unknown
 from .strategies import STRATEGIES, PlanArguments, check, key
 from .trainer import TransferArguments
 
@@ -76,6 +75,54 @@ RUN_DEFAULTS: dict[str, Any] = {
 }
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
+# Headings of TrainingArguments' docstring, shorter or joined; the others stand as they are, in lower case.
+TOPICS = {
+    "Training Duration and Batch Size": "length and batch size",
+    "Learning Rate & Scheduler": "learning rate",
+    "Regularization & Training Stability": "regularization",
+    "Mixed Precision Training": "precision",
+    "Activation Checkpointing": "memory and speed",
+    "Compilation": "memory and speed",
+    "Kernels": "memory and speed",
+    "Additional Optimizations": "memory and speed",
+    "Logging & Monitoring Training": "logging",
+    "Experiment Tracking Integration": "logging",
+    "Metrics Computation": "evaluation",
+    "Checkpointing & Saving": "checkpoints",
+    "Best Model Tracking": "checkpoints",
+    "Resuming Training": "checkpoints",
+    "Hugging Face Hub Integration": "hub",
+    "Hardware Configuration": "hardware",
+    "Accelerate Configuration": "hardware",
+    "DDP (DistributedDataParallel)": "distributed",
+    "FSDP (Fully Sharded Data Parallel)": "distributed",
+    "DeepSpeed": "distributed",
+    "Debugging & Profiling (Experimental)": "hardware",
+    "External Script Flags (not used by Trainer)": "checkpoints",
+}
+# Said with the unit, where TrainingArguments' docstring leaves it out.
+UNITS = {
+    "output_dir": "folder that the run is written to",
+    "num_train_epochs": "epochs in all; a share of an epoch may be given",
+    "max_steps": "optimizer steps in all, instead of num_train_epochs; -1: num_train_epochs counts",
+    "per_device_train_batch_size": "examples per device and forward pass in training",
+    "per_device_eval_batch_size": "examples per device and forward pass in evaluation",
+    "gradient_accumulation_steps": "batches per optimizer step",
+    "learning_rate": "peak rate of the backbone (1e-3 for strategy: linear-probe)",
+    "warmup_steps": "optimizer steps over which rates rise from 0; below 1, a share of all steps",
+    "weight_decay": "decoupled weight decay per step, relative to the rate",
+    "max_grad_norm": "largest norm of the gradient; 0: no clipping",
+    "logging_steps": "optimizer steps between lines; below 1, a share of all steps",
+    "eval_steps": "optimizer steps between evaluations with eval_strategy: steps; below 1, a share of all steps",
+    "eval_delay": "epochs or steps (as eval_strategy counts) before the first evaluation",
+    "save_steps": "optimizer steps between checkpoints with save_strategy: steps; below 1, a share of all steps",
+    "save_total_limit": "checkpoints to keep; the oldest goes first",
+    "dataloader_num_workers": "processes that load data, beside each training process",
+    "ddp_timeout": "seconds to wait for the other processes",
+    "seed": "seed of initial weights, order and dropout",
+    "data_seed": "seed of splits and order (default: seed)",
+    "log_level": "debug, info, warning, error, critical, or passive; from error on, nothing but errors is said",
+}
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
 _NOT_KEYS = (
     "parallelism_config",
@@ -99,110 +146,69 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
 
 @cache
 def keys() -> dict[str, Key]:
-    """All keys, in the order of the dataclasses."""
+    """All keys, by topic."""
     found: dict[str, Key] = {}
+    for topic, cls in _SECTIONS:
+        found |= {name: entry for name, entry in keys_of(cls, topic).items() if name not in _NOT_KEYS}
     theirs = _trainers_docs()
-    for section, cls in _SECTIONS:
-        hints = typing.get_type_hints(cls)
-        for f in fields(cls):
-            if not f.init or f.name in _NOT_KEYS:
-                continue
-            default = (
-                f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
-            )
-            choices = f.metadata.get("choices", ()) or enum_values(hints[f.name])
-            if f.name == "strategy":
-                choices = tuple(STRATEGIES)
-            found[f.name] = Key(
-                f.name,
-                section,
-                hints[f.name],
-                RUN_DEFAULTS.get(f.name, default),
-                str(f.metadata.get("help") or theirs.get(f.name, "")).rstrip("."),
-                tuple(choices),
-            )
+    topics = {name: topic for name, (topic, _) in theirs.items()} | dict.fromkeys(
+        keys_of(PlanArguments, "plan"), "plan"
+    )
+    for name, entry in found.items():
+        help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
+        found[name] = replace(
+            entry,
+            topic="output" if name in ("output_dir", "overwrite_output_dir") else topics.get(name, entry.topic),
+            default=RUN_DEFAULTS.get(name, entry.default),
+            help=help_text.rstrip("."),
+            choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
+        )
+    order = list(dict.fromkeys(["output", "model", "data", "plan", *(t for t, _ in theirs.values())]))
+    return dict(sorted(found.items(), key=lambda entry: order.index(entry[1].topic)))
+
+
+def _trainers_docs() -> dict[str, tuple[str, str]]:
+    """(topic, first sentence) on each of `TrainingArguments`' fields: both stand in its docstring only."""
+    topic, found = "training", {}
+    doc = TrainingArguments.__doc__ or ""
+    for heading, name, text in re.findall(
+        r"^ {8}(?:> ([^\n]+)|(\w+) ?\(`[^\n]*\):?\n +([^\n]+))", doc, flags=re.MULTILINE
+    ):
+        if heading:
+            topic = TOPICS.get(heading, heading.lower())
+        else:
+            found[name] = (topic, text.split(". ")[0].rstrip(".:"))
     return found
 
 
-def _trainers_docs() -> dict[str, str]:
-    """The first sentence on each of `TrainingArguments`' fields: they are documented in its docstring only."""
-    entries = re.findall(r"^ +(\w+) \(`[^\n]*\):\n +([^\n]+)", TrainingArguments.__doc__ or "", flags=re.MULTILINE)
-    return {name: text.split(". ")[0].rstrip(".:") for name, text in entries}
-
-
-class _Help(argparse.HelpFormatter):
-    """`--key VALUE`, although a key may take several words or none."""
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return action.metavar if isinstance(action.metavar, str) else ""
+def parser(prog: str = "hf-transfer train") -> argparse.ArgumentParser:
+    """All keys and `--config` as options."""
+    made = make_parser(prog, "[--config FILE.yaml] [--key value ...]", "Fine-tune a pretrained model on a data set.")
+    made.add_argument("--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it")
+    add_keys(made, keys())
+    return made
 
 
 def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
     """(raw values by key, with `config` among them; problems) of `--key value` arguments. Prints `--help` and exits."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage=f"{prog} [--config FILE.yaml] [--key value ...]",
-        formatter_class=_Help,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it"
-    )
-    plan = {f.name for f in fields(PlanArguments)}
-    sections = {name: parser.add_argument_group(name) for name in ("model", "data", "plan", "training")}
-    for entry in keys().values():
-        choices = f" ({', '.join(entry.choices)})" if entry.choices else ""
-        default = "" if entry.default is None else f" [{entry.default}]"
-        text = f"{' '.join(entry.help.split())}{choices}{default}".replace("%", "%%")
-        sections["plan" if entry.name in plan else entry.section].add_argument(
-            f"--{entry.name}", nargs="*", metavar="VALUE", help=text
-        )
-    known, extra = parser.parse_known_args(_attach_numbers(argv))
-    problems, previous = [], ""
-    for token in extra:
-        if token.startswith("--"):
-            name = token[2:].split("=")[0]
-            problems.append(_unknown(name, "--"))
-        elif not previous.startswith("--"):
-            problems.append(f"{token!r} is not a key; keys are written --key value.")
-        previous = token
-    values: dict[str, Any] = {}
-    for name, tokens in vars(known).items():
-        if len(tokens) == 1:
-            values[name] = tokens[0]
-        elif tokens:
-            values[name] = tokens
-        elif name in keys() and bool in keys()[name].types:
-            values[name] = True
-        else:
-            problems.append(f"--{name} needs a value.")
-    return values, problems
+    return parse_options(parser(prog), argv, keys())
 
 
-def _attach_numbers(argv: Sequence[str]) -> list[str]:
-    """`--key -1e-3` as `--key=-1e-3`: argparse takes a negative number with an exponent for an option."""
-    joined: list[str] = []
-    for token in argv:
-        if token.startswith("-") and _is_float(token) and joined and joined[-1].startswith("--"):
-            joined[-1] += f"={token}"
-        else:
-            joined.append(token)
-    return joined
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _unknown(name: str, dashes: str = "") -> str:
-    if name == "hub_token":
-        return "hub_token is not a key, so that it ends up in no file: set HF_TOKEN, or run `hf auth login`."
-    return f"{dashes}{name} is not a key.{nearest(name, keys())}"
+def to_commented_yaml(values: Mapping[str, Any]) -> str:
+    """A YAML file with every key that a file may hold, with its help: `values` where given, else the defaults."""
+    given, problems = {}, []
+    for name, raw in values.items():
+        try:
+            given[name] = coerce(raw, keys()[name])
+        except KeyError:
+            problems.append(unknown(name, keys()))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise UserErrors(problems)
+    shown = {name: entry for name, entry in keys().items() if name not in COMMAND_LINE_ONLY}
+    values = {name: given.get(name, entry.default) for name, entry in shown.items()}
+    return "\n".join(["# Every key of `hf-transfer train`, with its value.", *commented_yaml(shown, values), ""])
 
 
 # ---- the configuration ---------------------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ class Config:
         for source, origin in ((file, "in the file"), (given, "")):
             for name, raw in source.items():
                 if name not in keys():
-                    found.append(_unknown(name))
+                    found.append(unknown(name, keys()))
                 elif origin and name in COMMAND_LINE_ONLY and raw:
                     found.append(f"{name} cannot be set in a file, only on the command line.")
                 else:
@@ -262,6 +268,10 @@ class Config:
         model, data, training = (_build(section, values) for _, section in _SECTIONS)
         return cls(model, data, training, values)
 
+    def resolved(self, **data: Any) -> Config:
+        """With what was seen from the data in place of nothing, for `run.yaml` and for what comes after training."""
+        return replace(self, data=replace(self.data, **data), values={**self.values, **data})
+
     def to_yaml(self) -> str:
         """A file that repeats this run; keys that a file may not hold stand in a comment."""
         values = {
@@ -284,7 +294,7 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
     except UserError:
         raise
     except (ValueError, TypeError) as error:  # TrainingArguments' own checks
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(one_line(error)) from error
 
 
 def _missing(values: Mapping[str, Any], rejected: Collection[str]) -> list[str]:

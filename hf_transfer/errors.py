@@ -1,17 +1,20 @@
-"""The one error that is meant for the person at the keyboard."""
+"""The errors that are meant for the person at the keyboard."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class UserError(ValueError):
     """Bad input: `message` says what is wrong and `fix` what to do about it.
 
-    The command line prints both and exits with code 2, without a traceback. It is a `ValueError`, so Python
+    The command line prints both and exits with `exit_code`, without a traceback. It is a `ValueError`, so Python
     callers can catch it as one.
     """
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, fix: str = ""):
         self.message, self.fix = message, fix
@@ -28,7 +31,18 @@ class UserErrors(UserError):
         super().__init__("\n".join([head, *(f"  - {p}" for p in self.problems)]))
 
 
+class WorkFailed(UserError):
+    """The input is right, but the world is not: the disk is full, the hub cannot be reached."""
+
+    exit_code = 1
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or an empty string where nothing is close."""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error of a library says, on one line and not too long."""
+    return " ".join(str(error).split())[:most]

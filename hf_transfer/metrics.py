@@ -1,71 +1,178 @@
-"""Metrics of a set of predictions, and how sure they are."""
+"""Metrics of a set of predictions, and how sure they are.
+
+Each problem type has one `evaluate.Metric` over scikit-learn's functions, made here: `evaluate.load` asks a hub and
+runs code that it finds in the working directory. `compute` gives the same numbers from arrays, without files;
+the training loop uses that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import evaluate
 import numpy as np
+from datasets import Features, Sequence, Value
 from scipy import stats
+from scipy.special import softmax
 from sklearn import metrics as sk
 
 Array = np.ndarray[Any, Any]
 BOOTSTRAP_SAMPLES = 1000
 SLOW_BOOTSTRAP_SAMPLES = 200  # where each one is a call of scikit-learn
 CONFIDENCE = 0.95
+CALIBRATION_BINS = 15  # as in Guo et al. 2017
+TOP = 5
+
+
+class _OfLogits(evaluate.Metric):
+    """All metrics of a problem type. `predictions` are logits, so that ranking and calibration can be measured too."""
+
+    description: ClassVar[str]
+    references: ClassVar[Any]
+    predictions: ClassVar[Any] = Sequence(Value("float64"))
+
+    def __init__(self, *args: Any, keep_in_memory: bool = True, **kwargs: Any):
+        super().__init__(*args, keep_in_memory=keep_in_memory, **kwargs)
+
+    def _info(self) -> evaluate.EvaluationModuleInfo:
+        return evaluate.EvaluationModuleInfo(
+            description=self.description,
+            citation="",
+            inputs_description="predictions: logits; references: labels.",
+            features=Features({"predictions": self.predictions, "references": self.references}),
+            format="numpy",
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        found = self.of(np.asarray(predictions), np.asarray(references))
+        return {k: float(v) for k, v in found.items()}
+
+    @staticmethod
+    def of(logits: Array, labels: Array) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class SingleLabelMetrics(_OfLogits):
+    """Accuracy, macro F1, precision and recall, MCC, expected calibration error; top-5 with more than five classes.
+
+    predictions: (examples, classes) logits. references: (examples,) class indices.
+    """
+
+    description = "Metrics of a classification into one of several classes."
+    references = Value("int64")
+
+    @staticmethod
+    def of(logits: Array, labels: Array) -> dict[str, Any]:
+        predicted = logits.argmax(-1)
+        average = {"average": "macro", "zero_division": 0}
+        scores = {
+            "accuracy": sk.accuracy_score(labels, predicted),
+            "f1_macro": sk.f1_score(labels, predicted, **average),
+            "precision_macro": sk.precision_score(labels, predicted, **average),
+            "recall_macro": sk.recall_score(labels, predicted, **average),
+            "mcc": sk.matthews_corrcoef(labels, predicted),
+            "ece": calibration_error(*_confidence(logits, labels)),
+        }
+        if logits.shape[-1] > TOP:
+            scores["top_5_accuracy"] = _in_top(logits, labels).mean()
+        return scores
+
+
+class MultiLabelMetrics(_OfLogits):
+    """Macro and micro F1 at a probability of one half, exact matches, and mean average precision.
+
+    predictions: (examples, labels) logits. references: (examples, labels) of 0 and 1.
+    """
+
+    description = "Metrics of a classification into any number of labels."
+    references = Sequence(Value("float64"))
+
+    @staticmethod
+    def of(logits: Array, labels: Array) -> dict[str, Any]:
+        predicted, present = (logits > 0).astype(int), labels.any(axis=0)
+        scores = {
+            "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
+            "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
+            "accuracy": sk.accuracy_score(labels, predicted),
+        }
+        if present.any() and np.isfinite(logits).all():  # a label that never occurs has no average precision
+            scores["map"] = sk.average_precision_score(labels[:, present], logits[:, present], average="macro")
+        return scores
+
+
+class RegressionMetrics(_OfLogits):
+    """Mean absolute and root mean squared error; Pearson's and Spearman's correlation unless one side is constant.
+
+    predictions: (examples,) values. references: (examples,) values.
+    """
+
+    description = "Metrics of a regression."
+    predictions = references = Value("float64")
+
+    @staticmethod
+    def of(logits: Array, labels: Array) -> dict[str, Any]:
+        values = logits.reshape(labels.shape)
+        scores = {
+            "mae": np.abs(values - labels).mean(),  # scikit-learn refuses the NaN of a run that diverged
+            "rmse": np.sqrt(np.square(values - labels).mean()),
+        }
+        if len(labels) > 1 and np.ptp(values) > 0 and np.ptp(labels) > 0:  # a constant correlates with nothing
+            scores |= {
+                "pearson": stats.pearsonr(values, labels).statistic,
+                "spearman": stats.spearmanr(values, labels).statistic,
+            }
+        return scores
+
+
+METRICS: dict[str, type[_OfLogits]] = {
+    "single_label_classification": SingleLabelMetrics,
+    "multi_label_classification": MultiLabelMetrics,
+    "regression": RegressionMetrics,
+}
 
 
 def compute(problem_type: str, logits: Array, labels: Array) -> dict[str, float]:
-    """Metrics by problem type.
+    """Metrics by problem type: what `METRICS[problem_type]().compute` gives.
 
     Args:
         problem_type: as in `transformers` configurations.
         logits: (examples, labels).
         labels: (examples,) class indices; (examples, labels) of 0 and 1; (examples,) values.
     """
-    return {k: float(v) for k, v in _METRICS[problem_type](logits, labels).items()}
+    return {k: float(v) for k, v in METRICS[problem_type].of(logits, labels).items()}
 
 
-def _single_label(logits: Array, labels: Array) -> dict[str, Any]:
-    predicted = logits.argmax(-1)
-    average = {"average": "macro", "zero_division": 0}
-    return {
-        "accuracy": sk.accuracy_score(labels, predicted),
-        "f1_macro": sk.f1_score(labels, predicted, **average),
-        "precision_macro": sk.precision_score(labels, predicted, **average),
-        "recall_macro": sk.recall_score(labels, predicted, **average),
-        "mcc": sk.matthews_corrcoef(labels, predicted),
-    }
+def names(problem_type: str, num_labels: int) -> tuple[str, ...]:
+    """The metrics of a problem type."""
+    if problem_type == "regression":
+        return tuple(RegressionMetrics.of(np.array([[1.0], [2.0]]), np.array([1.0, 2.0])))
+    labels = np.eye(num_labels)[:2] if problem_type == "multi_label_classification" else np.arange(2) % num_labels
+    return tuple(METRICS[problem_type].of(np.eye(num_labels)[:2], labels))
 
 
-def _multi_label(logits: Array, labels: Array) -> dict[str, Any]:
-    predicted, present = (logits > 0).astype(int), labels.any(axis=0)
-    scores = {
-        "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
-        "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
-        "accuracy": sk.accuracy_score(labels, predicted),
-    }
-    if present.any():  # a label that never occurs has no average precision
-        scores["map"] = sk.average_precision_score(labels[:, present], logits[:, present], average="macro")
-    return scores
+def calibration_error(confidence: Array, correct: Array) -> Array:
+    """Expected calibration error: the mean distance between confidence and accuracy over equal bins of confidence
+    (Guo et al. 2017, equation 3).
+
+    Args:
+        confidence: (..., examples), each in 0 to 1.
+        correct: (..., examples) of 0 and 1.
+    """
+    confidence = np.nan_to_num(confidence)  # of a run that diverged
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [np.abs(((correct - confidence) * (bins == b)).sum(-1)) for b in range(CALIBRATION_BINS)]
+    return np.sum(gaps, axis=0) / confidence.shape[-1]
 
 
-def _regression(logits: Array, labels: Array) -> dict[str, Any]:
-    values, labels = logits.reshape(labels.shape), labels
-    scores = {"mae": np.abs(values - labels).mean(), "rmse": np.sqrt(np.square(values - labels).mean())}
-    if len(labels) > 1 and np.ptp(values) > 0 and np.ptp(labels) > 0:  # a constant correlates with nothing
-        scores |= {
-            "pearson": stats.pearsonr(values, labels).statistic,
-            "spearman": stats.spearmanr(values, labels).statistic,
-        }
-    return scores
+def _confidence(logits: Array, labels: Array) -> tuple[Array, Array]:
+    return softmax(logits.astype(np.float64), axis=-1).max(-1), (logits.argmax(-1) == labels).astype(float)
 
 
-_METRICS: dict[str, Callable[[Array, Array], dict[str, Any]]] = {
-    "single_label_classification": _single_label,
-    "multi_label_classification": _multi_label,
-    "regression": _regression,
-}
+def _in_top(logits: Array, labels: Array) -> Array:
+    """Whether fewer than five classes rank before the true one: higher, or equal and earlier."""
+    own = np.take_along_axis(logits, labels[:, None], axis=-1)
+    earlier = np.arange(logits.shape[-1]) < labels[:, None]
+    return ((logits > own) | ((logits == own) & earlier)).sum(-1) < TOP
 
 
 def intervals(problem_type: str, logits: Array, labels: Array, seed: int = 0) -> dict[str, list[float]]:
@@ -82,10 +189,14 @@ def intervals(problem_type: str, logits: Array, labels: Array, seed: int = 0) ->
         table = sk.confusion_matrix(labels, logits.argmax(-1), labels=np.arange(logits.shape[-1]))
         draws = rng.multinomial(len(labels), table.ravel() / len(labels), BOOTSTRAP_SAMPLES)
         samples = from_confusion(draws.reshape(BOOTSTRAP_SAMPLES, *table.shape))
+        confidence, correct = _confidence(logits, labels)
+        resampled = (rng.integers(0, len(labels), len(labels)) for _ in range(SLOW_BOOTSTRAP_SAMPLES))
+        samples["ece"] = np.array([calibration_error(confidence[i], correct[i]) for i in resampled])
         # No resample of a faultless test has a fault: the bootstrap would be certain of an accuracy of 1.
         samples.pop("accuracy")
-        low, high = stats.binomtest(int(np.trace(table)), len(labels)).proportion_ci(CONFIDENCE, method="wilson")
-        found["accuracy"] = [float(low), float(high)]
+        found["accuracy"] = _wilson(np.trace(table), len(labels))
+        if logits.shape[-1] > TOP:
+            found["top_5_accuracy"] = _wilson(_in_top(logits, labels).sum(), len(labels))
     else:
         indices = rng.integers(0, len(labels), (SLOW_BOOTSTRAP_SAMPLES, len(labels)))
         drawn = [compute(problem_type, logits[i], labels[i]) for i in indices]
@@ -93,6 +204,11 @@ def intervals(problem_type: str, logits: Array, labels: Array, seed: int = 0) ->
     tail = 100 * (1 - CONFIDENCE) / 2
     quantiles = {name: np.percentile(values, [tail, 100 - tail]) for name, values in samples.items()}
     return found | {name: [float(low), float(high)] for name, (low, high) in quantiles.items()}
+
+
+def _wilson(hits: Any, count: int) -> list[float]:
+    low, high = stats.binomtest(int(hits), count).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(low), float(high)]
 
 
 def from_confusion(table: Array) -> dict[str, Array]:

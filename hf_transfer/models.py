@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from . import hub
 from .config import ModelArguments
-from .errors import UserError, nearest
+from .errors import UserError, nearest, one_line
 from .layers import HEAD, layer_groups
 
 
@@ -29,6 +31,13 @@ class Labels:
 
     problem_type: str
     names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Labels:
+        """What a saved model predicts."""
+        names = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+        silent = "regression" if len(names) == 1 else "single_label_classification"
+        return cls(config.problem_type or silent, names)
 
     @property
     def config_kwargs(self) -> dict[str, Any]:
@@ -73,8 +82,7 @@ def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
     Raises:
         UserError: there is no such model, or it is of another kind than the task.
     """
-    name = _name(args)
-    config = _read_config(name, args)
+    name, config = _name(args), read_config(args)
     # Code from a repository brings classes of its own, which no mapping knows.
     if type(config) not in auto_class._model_mapping and not args.trust_remote_code:
         kind = auto_class.__name__.removeprefix("AutoModelFor")
@@ -85,15 +93,57 @@ def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
     return config
 
 
-def _read_config(name: str, args: ModelArguments) -> PreTrainedConfig:
+def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
+    """(what to give `from_pretrained`: a folder or a hub id; its options).
+
+    Raises:
+        UserError: there is no such folder and no such model on the hub.
+        WorkFailed: the hub cannot be reached.
+    """
+    name = _name(args)
+    if name.startswith("bundled:"):
+        from .data.bundled import model_path
+
+        return str(model_path(name)), {}
+    options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), options
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        is_file = "is a file, not" if path.exists() else "is not"
+        raise UserError(
+            f"model_name_or_path: {name!r} {is_file} a folder.",
+            "Give a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
+        )
+    if name.startswith("timm/"):
+        _check_timm_name(name.removeprefix("timm/"))
+    if hub.find("model_name_or_path", name, revision=args.model_revision):
+        options["local_files_only"] = True
+    return name, options
+
+
+def read_config(args: ModelArguments) -> PreTrainedConfig:
+    """The checkpoint's configuration, whatever it is a model of.
+
+    Raises:
+        UserError: there is no such model.
+        WorkFailed: the hub cannot be reached.
+    """
+    name = _name(args)
     if name.startswith("bundled:"):
         from .data.bundled import model_config
 
         return model_config(name)
     if name.startswith("timm/") and args.from_scratch:
         return timm_config(name.removeprefix("timm/"))
+    place, options = source(args)
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise UserError(
+            f"model_name_or_path: the folder {name!r} holds no model: it has no config.json.",
+            "Give the folder that `save_pretrained` or a run wrote.",
+        )
     try:
-        return AutoConfig.from_pretrained(name, revision=args.model_revision, trust_remote_code=args.trust_remote_code)
+        return AutoConfig.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
         raise _not_found(name, error) from error
 
@@ -104,24 +154,35 @@ def timm_config(name: str) -> PreTrainedConfig:
     Raises:
         UserError: timm has no such model, or is not installed.
     """
+    architecture = _check_timm_name(name)
+    import timm
+    from transformers import TimmWrapperConfig
+
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = TimmWrapperConfig(architecture=architecture)
+    config.pretrained_cfg = {k: v for k, v in known.to_dict().items() if k != "num_classes"} if known else {}
+    return config
+
+
+def _check_timm_name(name: str) -> str:
+    """The architecture of a timm name.
+
+    Raises:
+        UserError: timm has no such model, or is not installed.
+    """
     try:
         import timm
-        from transformers import TimmWrapperConfig
     except ImportError as error:
         raise UserError(
             f"model_name_or_path: timm/{name} needs timm and torchvision, which are not installed.",
             'Install them with `pip install torch torchvision "hf-transfer-toolkit[vision]"`.',
         ) from error
-
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise UserError(
             f"model_name_or_path: timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}"
         )
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    config = TimmWrapperConfig(architecture=architecture)
-    config.pretrained_cfg = {k: v for k, v in known.to_dict().items() if k != "num_classes"} if known else {}
-    return config
+    return architecture
 
 
 def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, labels: Labels) -> Loaded:
@@ -136,7 +197,8 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     Raises:
         UserError: there is no such model, or its weights are not safetensors.
     """
-    before, labels = _label_names(config), labels.in_order_of(config)
+    before, own = _label_names(config), set((config.id2label or {}).values())
+    labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
         setattr(config, key, value)
     # transformers prints a table of missing and mismatched weights; `notes` says it in a line.
@@ -148,7 +210,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         if args.from_scratch:
             return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
         head = layer_groups(model)[-1].parameters
-        if not missing & set(head) and before != set(labels.names):
+        if not missing & set(head) and set(labels.names) not in (before, own):
             missing |= _fresh_head(model, auto_class, head)
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -176,19 +238,16 @@ def _from_checkpoint(
         loaded = load_weights(name, auto_class, config)
         if loaded is not None:
             return loaded
-        from .data.bundled import model_path
-
-        name = str(model_path(name))
+    place, options = source(args)
     try:
         model, info = auto_class.from_pretrained(
-            name,
+            place,
             config=config,
-            revision=args.model_revision,
-            trust_remote_code=args.trust_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             dtype=torch.float32,
             use_safetensors=None if args.allow_pickle else True,
+            **options,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(name, error) from error
@@ -227,7 +286,7 @@ def _name(args: ModelArguments) -> str:
 
 def _not_found(name: str, error: Exception) -> UserError:
     return UserError(
-        f"model_name_or_path: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
+        f"model_name_or_path: {name!r} cannot be loaded ({one_line(error)}).",
         "Give a hub id, a local folder, timm/<name> or bundled:<name>.",
     )
 

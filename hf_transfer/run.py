@@ -10,6 +10,7 @@ import platform
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,23 +19,23 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import EvalPrediction, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers import logging as transformers_logging
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from . import metrics
 from .config import Config
 from .data.load import Data, infer_labels, label_column, load_splits, make_data
-from .errors import UserError
+from .errors import UserError, WorkFailed, nearest, one_line
+from .metrics import names as metric_names
 from .plan import Plan
+from .predictor import RUN_FILE, Predictor, format_metrics, held_out_metrics, metrics_of, without_speed
 from .progress import Bars, History, Lines, say
 from .tasks import Task, choose_task
 from .trainer import TransferArguments, TransferTrainer
 
 RESULTS = "results.json"
 HISTORY = "history.jsonl"
-RUN_FILE = "run.yaml"
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
 
@@ -47,12 +48,14 @@ class Result:
         results: what `results.json` holds.
         plan: the plan that was executed; None without a strategy.
         trainer: with the trained model.
+        predictor: the trained model at work.
     """
 
     output_dir: Path
     results: dict[str, Any]
     plan: Plan | None
     trainer: TransferTrainer
+    predictor: Predictor
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -63,9 +66,43 @@ class Result:
     def model(self) -> Any:
         return self.trainer.model
 
+    def predict(self, inputs: Any, top_k: int | None = None, features: bool = False) -> list[dict[str, Any]]:
+        """An answer per input: see `Predictor.predict`."""
+        return self.predictor.predict(inputs, top_k, features)
+
+    def evaluate(self, dataset_name: str | None = None, split: str | None = None, **keys: Any) -> dict[str, Any]:
+        """Metrics on labelled data, by default on what the run held out: see `Predictor.evaluate`.
+
+        Args:
+            dataset_name: hub id, file, folder or `bundled:<name>`.
+            split: which of its splits.
+            **keys: other data keys, for example `test_file` or `label_column_name`.
+
+        Raises:
+            UserError: there is no such data, or its labels are not the model's.
+        """
+        if dataset_name is None and not keys:
+            return self.predictor.evaluate(split=split)
+        return self.predictor.evaluate(self.predictor.other_data(dataset_name=dataset_name, **keys), split)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model, with its tokenizer or image processor, to another folder, as `output_dir` holds it."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_model(self.trainer, Path(folder))
+        return Path(folder)
+
     def __repr__(self) -> str:
-        scores = ", ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
-        return f"Result({self.results['metrics_split']}: {scores}; {self.output_dir})"
+        results = self.results
+        found = format_metrics(self.metrics, results["intervals"])
+        stages = f", {len(self.plan.stages)} stages" if self.plan is not None else ""
+        return "\n".join(
+            [
+                f"Result of {results['model']} on {results['dataset']} ({results['strategy']}{stages}, "
+                f"{results['train_seconds']:.0f} s of training) in {self.output_dir}",
+                f"{results['metrics_split']}:",
+                *found,
+            ]
+        )
 
 
 def fine_tune(model_name_or_path: str, dataset_name: str | None = None, **keys: Any) -> Result:
@@ -89,20 +126,30 @@ def run(config: Config) -> Result:
     args = config.training
     output_dir = Path(str(args.output_dir))
     checkpoint = _checkpoint(config, output_dir)
+    _check_writable(output_dir)
     _fit_the_machine(args)
     set_seed(args.seed)
-    with _without_bars():
+    with _quiet_libraries(args):
         with args.main_process_first(desc="data"):
             splits = load_splits(config.data)
         task, inputs = choose_task(splits["train"].features, config.data)
         column = label_column(splits["train"].features, inputs, config.data)
         labels = infer_labels(splits["train"], column, config.data.problem_type)
         loaded, processor = task.load(config.model, config.data, labels)
-        data = make_data(splits, inputs, column, loaded.labels, config.data, args.data_seed or args.seed)
+        labels = loaded.labels
+        data = make_data(splits, inputs, column, labels, config.data, args.data_seed or args.seed)
+        _check_best(args, labels.problem_type, len(labels.names))
+        _check_batches(args, len(data.train))
         prepared = {n: task.prepare(split, inputs, processor, config.data) for n, split in data.splits.items()}
+        config = config.resolved(
+            task=task.name,
+            problem_type=labels.problem_type,
+            label_column_name=column,
+            **{task.input_key: list(inputs) if len(inputs) > 1 else inputs[0]},
+        )
 
         args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
-        with _trainers_refusals():
+        with _trainers_refusals(output_dir):
             trainer = TransferTrainer(
                 model=loaded.model,
                 args=args,
@@ -110,29 +157,44 @@ def run(config: Config) -> Result:
                 eval_dataset=prepared["validation"],
                 processing_class=processor,
                 data_collator=task.collator(processor),
-                compute_metrics=lambda p: _metrics(loaded.labels.problem_type, p),
+                compute_metrics=lambda p: metrics_of(labels.problem_type, p),
             )
             trainer.resolve_plan()
-        _replace_progress(trainer, output_dir)
+            trainer.check_optimization()
+            _check_disk(output_dir, trainer)
+        talks = _talks(args)
+        _replace_progress(trainer, output_dir, talks)
         if trainer.is_world_process_zero():
-            _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
+            if talks:
+                _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
             if config.data.overwrite_output_dir and checkpoint is None:
                 _clear(output_dir)
             _write(output_dir / RUN_FILE, config.to_yaml())
 
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
-        results = _evaluate(trainer, prepared, loaded.labels.problem_type)
+        results = _evaluate(trainer, prepared, labels.problem_type)
         results |= _facts(config, task, data, trainer, outcome.metrics)
         _save(trainer, output_dir, results)
-    result = Result(output_dir, results, trainer.plan, trainer)
-    if trainer.is_world_process_zero():
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
+    batch_size, seed = args.per_device_eval_batch_size, args.data_seed or args.seed
+    predictor = Predictor(task, trainer.model, processor, labels, config.data, batch_size, precision, seed)
+    result = Result(output_dir, results, trainer.plan, trainer, predictor)
+    if trainer.is_world_process_zero() and talks:
         _conclude(result, task)
     return result
 
 
+def _talks(args: TransferArguments) -> bool:
+    """Whether the run says what it does: not from `log_level: error` on."""
+    return args.log_level not in ("error", "critical")
+
+
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
+def _quiet_libraries(args: TransferArguments) -> Iterator[None]:
     """No bar for every tokenised split and every file of weights: they hide the run's own lines."""
+    if args.log_level in ("debug", "info"):
+        yield
+        return
     ours, theirs = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
@@ -146,14 +208,17 @@ def _without_bars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _trainers_refusals() -> Iterator[None]:
+def _trainers_refusals(output_dir: Path) -> Iterator[None]:
     """Values that only Trainer's constructor rejects, such as a tracker that is not installed."""
+    existed = output_dir.exists()
     try:
         yield
-    except UserError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
+            output_dir.rmdir()  # Trainer makes it before it has looked at everything
+        if isinstance(error, UserError):
+            raise
+        raise UserError(one_line(error)) from error
 
 
 def _clear(output_dir: Path) -> None:
@@ -164,12 +229,13 @@ def _clear(output_dir: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def _replace_progress(trainer: TransferTrainer, output_dir: Path) -> None:
+def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    if sys.stderr.isatty():
+    if talks and sys.stderr.isatty():
         trainer.add_callback(Bars())
-    trainer.add_callback(Lines(trainer))
+    if talks:
+        trainer.add_callback(Lines(trainer))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
 
 
@@ -218,30 +284,80 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
     return wanted
 
 
-def _metrics(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
-    return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
+def _check_writable(output_dir: Path) -> None:
+    """Raises:
+    WorkFailed: nothing can be written there.
+    """
+    existing = _existing(output_dir)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise WorkFailed(
+            f"output_dir: nothing can be written to {str(existing)!r} ({error.strerror}).", "Choose another folder."
+        ) from error
 
 
-def _logits(predictions: Any) -> Any:
-    return predictions[0] if isinstance(predictions, tuple) else predictions  # some models return hidden states too
+def _existing(path: Path) -> Path:
+    """The nearest that there is, upwards."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _check_disk(output_dir: Path, trainer: TransferTrainer) -> None:
+    """Whether the disk has room for the model and one more copy, which is written before an old one goes.
+
+    Raises:
+        WorkFailed: it has not.
+    """
+    size = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    needed, free = 2 * size, shutil.disk_usage(_existing(output_dir)).free
+    if free < needed:
+        raise WorkFailed(
+            f"output_dir: the disk of {str(output_dir)!r} has {free / 1e6:,.0f} MB left, and the run writes at least "
+            f"{needed / 1e6:,.0f} MB.",
+            "Make room, or choose an output_dir on another disk.",
+        )
+
+
+def _check_best(args: TransferArguments, problem_type: str, num_labels: int) -> None:
+    """Trainer looks for the metric after the first epoch only.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    known = ("loss", *metric_names(problem_type, num_labels))
+    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if wanted not in known:
+        raise UserError(
+            f"metric_for_best_model: {args.metric_for_best_model!r} is no metric of {problem_type}.",
+            f"There are {', '.join(known)}.{nearest(wanted, known)}",
+        )
+
+
+def _check_batches(args: TransferArguments, examples: int) -> None:
+    """Raises:
+    UserError: an epoch would have no batch.
+    """
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and examples < size:
+        raise UserError(
+            f"per_device_train_batch_size: {args.per_device_train_batch_size} makes a batch of {size}, there are "
+            f"{examples} training examples, and dataloader_drop_last drops a batch that is not full.",
+            "Take a smaller batch, or leave dataloader_drop_last out.",
+        )
 
 
 def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
     """Metrics of the held-out splits, with intervals for the one that counts."""
-    validation = _without_speed(trainer.evaluate(), "eval_")
+    validation = without_speed(trainer.evaluate(), "eval_")
     split = "test" if "test" in prepared else "validation"
-    prediction = trainer.predict(prepared[split])
+    found = held_out_metrics(trainer, prepared[split], problem_type)
     return {
-        "metrics": _without_speed(prediction.metrics, "test_"),
+        "metrics": found["metrics"],
         "metrics_split": split,
         "validation_metrics": validation,
-        "intervals": metrics.intervals(problem_type, _logits(prediction.predictions), prediction.label_ids),
+        "intervals": found["intervals"],
     }
-
-
-def _without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
-    hidden = ("runtime", "per_second", "epoch", "preparation_time")
-    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
 
 
 def _facts(
@@ -286,10 +402,23 @@ def _processor() -> str:
 
 def _save(trainer: TransferTrainer, output_dir: Path, results: dict[str, Any]) -> None:
     """The model as plain `from_pretrained` reads it, and `results.json` last: it marks a finished run."""
-    trainer.save_model(str(output_dir))
+    save_model(trainer, output_dir)
     if trainer.is_world_process_zero():
-        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same in the open
         _write(output_dir / RESULTS, json.dumps(_finite(results), indent=2, allow_nan=False) + "\n")
+
+
+def save_model(trainer: TransferTrainer, folder: Path) -> None:
+    """Save beside and move: `folder` holds the whole model or, on a full disk, what it held before."""
+    beside = folder / ".saving"
+    try:
+        trainer.save_model(str(beside))
+        if trainer.is_world_process_zero():
+            (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same in the open
+            for path in beside.iterdir():
+                path.replace(folder / path.name)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _finite(value: Any) -> Any:
@@ -338,9 +467,8 @@ def _conclude(result: Result, task: Task) -> None:
         f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
         f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
     )
-    for name, value in results["metrics"].items():
-        low, high = results["intervals"].get(name, (None, None))
-        say(f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else ""))
+    for line in format_metrics(results["metrics"], results["intervals"]):
+        say(line)
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
     if any(not math.isfinite(v) for v in results["metrics"].values()):

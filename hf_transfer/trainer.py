@@ -31,7 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import has_length
 
 from . import strategies
-from .errors import UserError, UserErrors
+from .errors import UserError, UserErrors, one_line
 from .layers import LayerGroup, frozen_modules, layer_groups
 from .optim import current_rates, lr_factors, parameter_groups
 from .plan import Plan, Stage, make_plan
@@ -181,6 +181,24 @@ class TransferTrainer(Trainer):
             self.lr_scheduler = None
             super().create_scheduler(num_training_steps, self.optimizer)
         return self.lr_scheduler
+
+    def check_optimization(self) -> None:
+        """Make an optimizer and a schedule and throw them away: their keys are read before anything is trained.
+
+        Raises:
+            UserError: the optimizer or the schedule refuses its keys.
+        """
+        keys = "optim, optim_args"
+        try:
+            self.create_optimizer()
+            keys = "lr_scheduler_type, lr_scheduler_kwargs"
+            self.create_scheduler(1000, self.optimizer)
+        except UserError:
+            raise
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise UserError(f"{keys}: {one_line(error)}") from error
+        self.optimizer = self.lr_scheduler = None
+        self._created_lr_scheduler = False
 
     # ---- stages ----
 

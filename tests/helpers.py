@@ -24,12 +24,11 @@ def tiny_bert(layers: int = 2, dropout: float = 0.0, labels: int = 2, **config: 
             num_attention_heads=2,
             intermediate_size=16,
             num_hidden_layers=layers,
-            vocab_size=VOCABULARY,
             max_position_embeddings=16,
             num_labels=labels,
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
-            **config,
+            **{"vocab_size": VOCABULARY, **config},
         )
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from .. import hub
 from ..config import DataArguments
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, one_line
 from ..models import Labels
 from . import bundled
 
@@ -61,8 +62,40 @@ def load_splits(args: DataArguments) -> DatasetDict:
     given = {k: _read_files({"train": f}, f"{k}_file")["train"] for k, f in files.items() if f}
     splits = DatasetDict({**{_standard_name(k): v for k, v in named.items()}, **given})
     if "train" not in splits:
-        raise UserError(f"dataset_name: {args.dataset_name!r} has no train split, only {', '.join(splits)}.")
+        raise UserError(
+            f"dataset_name: {args.dataset_name!r} has no train split, only {', '.join(splits)}.",
+            "Name the file to train on with --train_file.",
+        )
+    _check_rows(splits)
     return splits
+
+
+def load_held_out(args: DataArguments, split: str | None) -> tuple[str, Dataset]:
+    """(name, examples) of the split to evaluate on: the one asked for, else test, else validation, else the only one.
+
+    Raises:
+        UserError: there is no such data or split.
+    """
+    if args.test_file:
+        splits = {"test": _read_files({"train": args.test_file}, "test_file")["train"]}
+    else:
+        assert args.dataset_name, "checked by the caller"
+        splits = {_standard_name(k): v for k, v in _load_named(args.dataset_name, args.dataset_config_name).items()}
+    known = f"It has {', '.join(splits)}."
+    if split is not None and _standard_name(split) not in splits:
+        raise UserError(f"split: the data has no split {split!r}.", f"{known}{nearest(split, splits)}")
+    usual = [name for name in ("test", "validation") if name in splits]
+    if split is None and not usual and len(splits) > 1:
+        raise UserError("split: the data has no test and no validation split.", f"{known} Name one with --split.")
+    name = _standard_name(split) if split is not None else next(iter(usual or splits))
+    _check_rows({name: splits[name]})
+    return name, splits[name]
+
+
+def _check_rows(splits: Mapping[str, Dataset]) -> None:
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise UserError(f"The {name} split has no examples.", "The file is empty, or holds a header only.")
 
 
 def _standard_name(split: str) -> str:
@@ -72,56 +105,84 @@ def _standard_name(split: str) -> str:
 def _load_named(name: str, config_name: str | None) -> DatasetDict:
     if name.startswith("bundled:"):
         return bundled.load_dataset(name)
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return _read_files({"train": name}, "dataset_name")
     if path.is_dir():
         return _load_folder(path)
-    if path.suffix in _FORMATS or name.startswith((".", "/")):
-        raise UserError(f"dataset_name: there is no file or folder {name!r}.")
+    if path.suffix in _FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"dataset_name: there is no file or folder {name!r}.", _beside(path))
+    hub.find("dataset_name", name, "dataset")
     try:
         loaded = datasets.load_dataset(name, config_name)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
-            f"dataset_name: {name!r} cannot be loaded ({' '.join(str(error).split())[:300]}).",
+            f"dataset_name: {name!r} cannot be loaded ({one_line(error)}).",
             "Give a hub id, a file, a folder, or bundled:<name>.",
         ) from error
     return loaded
 
 
 def _load_folder(path: Path) -> DatasetDict:
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        loaded = datasets.load_from_disk(str(path))
-        return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-    files: dict[str, list[str]] = {}
-    for file in sorted(path.iterdir()):
-        if file.suffix in _FORMATS:
-            known = (s for s in ("train", "test", *_VALIDATION_NAMES) if file.stem.lower().split("-")[0] == s)
-            files.setdefault(next(known, "train"), []).append(str(file))
-    if files:
-        return _read_files(files, "dataset_name")
+    unknown = UserError(
+        f"dataset_name: the folder {str(path)!r} holds no data that is known.",
+        f"It may hold {', '.join(_FORMATS)} files, a data set saved to disk, or images in a folder per class.",
+    )
     try:
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+            return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
+        files: dict[str, list[str]] = {}
+        for file in sorted(path.iterdir()):
+            if file.suffix in _FORMATS:
+                known = (s for s in ("train", "test", *_VALIDATION_NAMES) if file.stem.lower().split("-")[0] == s)
+                files.setdefault(next(known, "train"), []).append(str(file))
+        if files:
+            return _read_files(files, "dataset_name")
         return datasets.load_dataset("imagefolder", data_dir=str(path))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except PermissionError as error:
         raise UserError(
-            f"dataset_name: the folder {str(path)!r} holds no data that is known.",
-            f"It may hold {', '.join(_FORMATS)} files, a data set saved to disk, or images in a folder per class.",
+            f"dataset_name: the folder {str(path)!r} cannot be read ({error.strerror}).",
+            "Change its permissions, or copy the data to where you may read it.",
         ) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise unknown from error
 
 
 def _read_files(files: dict[str, Any], key: str) -> DatasetDict:
-    first = Path(files["train"] if isinstance(files.get("train"), str) else next(iter(files.values()))[0])
+    paths = [Path(p) for v in files.values() for p in ([v] if isinstance(v, str) else v)]
+    first = paths[0]
     kind = _FORMATS.get(first.suffix)
     if kind is None:
         raise UserError(f"{key}: {str(first)!r} is not a {', '.join(_FORMATS)} file.")
     if not first.is_file():
-        raise UserError(f"{key}: there is no file {str(first)!r}.")
+        raise UserError(f"{key}: there is no file {str(first)!r}.", _beside(first))
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise UserError(f"{key}: {str(path)!r} is empty.", "Give a file with a header and at least one example.")
     options = {"sep": "\t"} if first.suffix == ".tsv" else {}
     try:
         return datasets.load_dataset(kind, data_files=files, **options)
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise UserError(f"{key}: {str(first)!r} cannot be read as {kind} ({reason}).") from error
+    except PermissionError as error:
+        raise UserError(f"{key}: {str(first)!r} cannot be read ({error.strerror}).") from error
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):
+            raise UserError(f"{key}: {str(first)!r} has no examples.", "It holds a header only.") from error
+        name = str(first) if len(paths) == 1 else f"{first} and {len(paths) - 1} more"
+        fix = (
+            f"Text files are read as UTF-8: `iconv -f latin1 -t utf-8 {first.name} > utf8{first.suffix}` converts one."
+            if isinstance(cause, UnicodeDecodeError)
+            else f"Look at the file: is it really {kind}, and whole?"
+        )
+        raise UserError(f"{key}: {name!r} cannot be read as {kind} ({one_line(cause, 200)}).", fix) from error
+
+
+def _beside(path: Path) -> str:
+    """The nearest name in the same folder."""
+    return nearest(path.name, [p.name for p in path.parent.iterdir()]).strip() if path.parent.is_dir() else ""
 
 
 # ---- columns and labels --------------------------------------------------------------------------------------------
@@ -147,9 +208,12 @@ def label_column(features: Any, inputs: Sequence[str], args: DataArguments) -> s
     rest = [n for n in features if n not in inputs]
     if len(classes) == 1 or len(rest) == 1:
         return (classes or rest)[0]
-    raise UserError(
-        "label_column_name: the label column is not plain.", f"Name one of {', '.join(rest) or 'none left'}."
-    )
+    if not rest:
+        raise UserError(
+            f"label_column_name: the data has inputs only ({', '.join(inputs)}), and no labels.",
+            "A table needs a label column; an image folder needs a folder for each of two classes or more.",
+        )
+    raise UserError("label_column_name: the label column is not plain.", f"Name one of {', '.join(rest)}.")
 
 
 def missing_labels(split: Dataset, column: str) -> list[int]:
@@ -242,8 +306,9 @@ def encode(split: Dataset, name: str, column: str, labels: Labels) -> Dataset:
         text = as_name(value)
         if text not in ids:
             raise UserError(
-                f"The {name} split has the label {text!r}, which the training split has not.",
-                f"Its labels are {', '.join(labels.names[:10])}.",
+                f"The {name} split has the label {text!r}, which is none of those that the model learns.",
+                f"They are {', '.join(labels.names[:10])}{' …' if len(labels.names) > 10 else ''}."
+                f"{nearest(text, labels.names)}",
             )
         return ids[text]
 
@@ -280,7 +345,7 @@ def make_data(
                 f"The training split has {len(encoded['train'])} examples: too few to hold some out for validation.",
                 "Give more examples, or a validation split of your own.",
             )
-        rest, held_out, by_class = _draw(encoded["train"], size, labels, seed)
+        rest, held_out, by_class = draw(encoded["train"], size, labels, seed)
         encoded |= {"train": rest, "validation": held_out}
         notes.append(
             f"No validation split: {size} of {size + len(rest)} training examples validate, drawn "
@@ -290,7 +355,7 @@ def make_data(
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     for name, limit in limits.items():
         if limit is not None and name in encoded and limit < len(encoded[name]):
-            encoded[name] = _draw(encoded[name], limit, labels, seed)[1]
+            encoded[name] = draw(encoded[name], limit, labels, seed)[1]
     return Data(encoded["train"], encoded["validation"], encoded.get("test"), inputs, labels, tuple(notes))
 
 
@@ -303,7 +368,7 @@ def _without_secret_test(splits: DatasetDict, column: str) -> tuple[DatasetDict,
     return rest, ["The test split has no labels, so it is left out."]
 
 
-def _draw(split: Dataset, size: int, labels: Labels, seed: int) -> tuple[Dataset, Dataset, bool]:
+def draw(split: Dataset, size: int, labels: Labels, seed: int) -> tuple[Dataset, Dataset, bool]:
     """(the rest, `size` examples, whether each class is there in proportion): by class where that can be done."""
     counts = Counter(split[LABELS]) if labels.problem_type == SINGLE_LABEL else Counter()
     by_class = bool(counts) and min(counts.values()) > 1 and len(counts) <= min(size, len(split) - size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import transformers
+
 from ..config import DataArguments
 from ..errors import UserError
 from .base import Task
@@ -41,3 +43,25 @@ def choose_task(features: Mapping[str, Any], args: DataArguments) -> tuple[Task,
         )
     name, columns = next(iter(found.items()))
     return TASKS[name], columns
+
+
+def task_of(config: Any, name: str) -> str:
+    """The task that a saved model was made for, by its class.
+
+    Raises:
+        UserError: it is of no known task.
+    """
+    found = []
+    for task in TASKS.values():
+        mapping = getattr(transformers, task.auto_class)._model_mapping if task.auto_class else {}
+        if type(config) in mapping:
+            classes = mapping[type(config)]
+            names = {c.__name__ for c in (classes if isinstance(classes, list | tuple) else [classes])}
+            found += [task.name] if names & set(config.architectures or ()) else []
+    if len(found) == 1:
+        return found[0]
+    raise UserError(
+        f"RUN: {name!r} holds {', '.join(config.architectures or ('a ' + config.model_type + ' model',))}, which is of "
+        f"none of the tasks {', '.join(TASKS)}.",
+        "Train a head on it with `hf-transfer train`.",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -18,10 +18,14 @@ class Task(ABC):
     Attributes:
         name: the value of the key `task`.
         auto_class: transformers' class that loads what a run saves; empty where there is none.
+        input_key: the key that names the input column.
+        suffixes: of the files that are one input each.
     """
 
     name: ClassVar[str]
     auto_class: ClassVar[str] = ""
+    input_key: ClassVar[str]
+    suffixes: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
@@ -44,6 +48,18 @@ class Task(ABC):
     @abstractmethod
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         """`split` with exactly what the model reads, and `labels`."""
+
+    @abstractmethod
+    def read(self, value: Any) -> Any:
+        """One input as a user gives it, in the form that `encode` takes.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
+
+    @abstractmethod
+    def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:
+        """What the model reads, by name, for a batch of inputs: one sequence per input column."""
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

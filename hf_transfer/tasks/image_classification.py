@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +14,16 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from ..config import DataArguments, ModelArguments
 from ..data.load import LABELS
-from ..errors import UserError, nearest
-from ..models import Labels, Loaded, load_config, load_model
+from ..errors import UserError, nearest, one_line
+from ..models import Labels, Loaded, load_config, load_model, source
 from .base import Task
 
 
 class ImageClassification(Task):
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
+    input_key = "image_column_name"
+    suffixes = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.image_column_name:
@@ -49,20 +53,40 @@ class ImageClassification(Task):
             split = split.cast_column(column, Image())
 
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            images = [image.convert("RGB") for image in batch[column]]
-            return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"], LABELS: batch[LABELS]}
+            return {**self.encode([batch[column]], processor), LABELS: batch[LABELS]}
 
         return split.select_columns([column, LABELS]).with_transform(transform)
+
+    def read(self, value: Any) -> Any:
+        """A picture from a path, its bytes, a cell of a `datasets` image column, a picture or an array."""
+        from PIL import Image as Pixels
+
+        if isinstance(value, dict):  # how `datasets` stores an image in a file
+            value = value.get("bytes") or value.get("path")
+        try:
+            if isinstance(value, str | Path):
+                value = Path(value).read_bytes()
+            if isinstance(value, bytes):
+                image = Pixels.open(BytesIO(value))
+                image.load()
+                return image
+        except (OSError, SyntaxError, ValueError, Pixels.DecompressionBombError) as error:
+            raise ValueError(f"it cannot be read as an image ({one_line(error, 100)})") from error
+        if value is None:
+            raise ValueError("there is no image")
+        return value if isinstance(value, Pixels.Image) else Pixels.fromarray(value)
+
+    def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
+        images = [image.convert("RGB") for image in columns[0]]
+        return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return _collate
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "pixel_values": torch.stack([e["pixel_values"] for e in examples]),
-        LABELS: torch.tensor([e[LABELS] for e in examples]),
-    }
+    batch = {"pixel_values": torch.stack([e["pixel_values"] for e in examples])}
+    return batch | ({LABELS: torch.tensor([e[LABELS] for e in examples])} if LABELS in examples[0] else {})
 
 
 def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
@@ -87,19 +111,22 @@ def _set_size(model: PreTrainedModel, size: int) -> None:
 
 def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | None) -> Any:
     if config.model_type == "timm_wrapper":
+        import timm
         from transformers import TimmWrapperImageProcessor
 
         # It warns at every save that config.json already holds what it would write, which is what we rely on.
         logging.getLogger(TimmWrapperImageProcessor.__module__).setLevel(logging.ERROR)
-        return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
+        # A model made from a bare architecture says nothing of its input: timm does.
+        usual = timm.get_pretrained_cfg(config.architecture, allow_unregistered=True)
+        known = config.to_dict().get("pretrained_cfg") or (usual.to_dict() if usual else {})
+        return TimmWrapperImageProcessor(known, architecture=config.architecture)
+    place, options = source(args)
     try:
-        processor = AutoImageProcessor.from_pretrained(
-            args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-        )
+        processor = AutoImageProcessor.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model_name_or_path: {args.model_name_or_path!r} has no image processor that can be loaded "
-            f"({' '.join(str(error).split())[:200]})."
+            f"({one_line(error)})."
         ) from error
     if size:
         resize_to = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, Value
@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from ..config import DataArguments, ModelArguments
 from ..data.load import LABELS
-from ..errors import UserError, nearest
-from ..models import Labels, Loaded, load_config, load_model
+from ..errors import UserError, nearest, one_line
+from ..models import Labels, Loaded, load_config, load_model, source
 from .base import Task
 
 # GLUE's and the hub's usual names, tried before "the only text column".
@@ -32,6 +32,7 @@ _DEFAULT_LENGTH = 512
 class TextClassification(Task):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
+    input_key = "text_column_name"
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.text_column_name:
@@ -79,28 +80,31 @@ class TextClassification(Task):
                     f"{len(empty)} examples have no text in column {column!r}, the first is row {empty[0]}."
                 )
 
-        def tokenize(batch: dict[str, Any]) -> Any:
-            return processor(*(batch[c] for c in inputs), truncation=True)
+        return split.map(
+            lambda batch: self.encode([batch[c] for c in inputs], processor),
+            batched=True,
+            remove_columns=[c for c in split.column_names if c != LABELS],
+        )
 
-        return split.map(tokenize, batched=True, remove_columns=[c for c in split.column_names if c != LABELS])
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a text")
+        return value
+
+    def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
+        return processor(*(list(column) for column in columns), truncation=True)
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return DataCollatorWithPadding(processor)
 
 
 def _load_tokenizer(args: ModelArguments) -> Any:
-    name = str(args.model_name_or_path)
-    if name.startswith("bundled:"):
-        from ..data.bundled import model_path
-
-        name = str(model_path(name))
+    place, options = source(args)
     try:
-        return AutoTokenizer.from_pretrained(
-            name, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path: {name!r} has no tokenizer that can be loaded ({' '.join(str(error).split())[:200]})."
+            f"model_name_or_path: {args.model_name_or_path!r} has no tokenizer that can be loaded ({one_line(error)})."
         ) from error
 
 

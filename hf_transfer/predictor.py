@@ -1,0 +1,363 @@
+"""A trained model at work: predictions for inputs, metrics on labelled data."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy.special import expit, softmax
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from . import metrics
+from .config import DataArguments, ModelArguments
+from .data.inputs import Example, check_inputs, example, read_inputs
+from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data
+from .errors import UserError
+from .keys import read_config_file
+from .layers import layer_groups
+from .models import Labels, read_config
+from .tasks import TASKS, task_of
+from .tasks.base import Task
+
+RUN_FILE = "run.yaml"
+BATCH_SIZE = 32
+THRESHOLD = 0.5  # of a label's probability
+
+
+@dataclass
+class Predictor:
+    """A model with what it needs to read inputs and to name its answers.
+
+    Attributes:
+        task: what it reads.
+        model: with its head.
+        processor: the tokenizer or image processor.
+        labels: problem type and names, in the order of the outputs.
+        data: the data keys of the run that trained it.
+        batch_size: examples per forward pass.
+        precision: `bf16` or `fp16` where it was trained and evaluated under autocast, else None.
+        seed: of the run's splits.
+    """
+
+    task: Task
+    model: Any
+    processor: Any
+    labels: Labels
+    data: DataArguments = field(default_factory=DataArguments)
+    batch_size: int = BATCH_SIZE
+    precision: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def load(cls, run: str, **changes: Any) -> Predictor:
+        """The model of a run's folder, of any folder that `save_pretrained` wrote, or of a hub id.
+
+        Args:
+            run: the folder or id.
+            **changes: keys to use instead of the run's own, for example `per_device_eval_batch_size`.
+
+        Raises:
+            UserError: there is no such model, or it has no trained head.
+        """
+        keys = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
+        data = DataArguments(**{f.name: keys[f.name] for f in fields(DataArguments) if f.name in keys})
+        model_args = ModelArguments(run, trust_remote_code=bool(changes.get("trust_remote_code")))
+        config = read_config(model_args)
+        task, labels = data.task or task_of(config, run), Labels.of(config)
+        data = replace(data, task=task)
+        # What was saved holds its own size and length.
+        loaded, processor = TASKS[task].load(model_args, replace(data, image_size=None, max_seq_length=None), labels)
+        if loaded.fresh:
+            raise UserError(
+                f"RUN: {run!r} holds no trained head ({', '.join(loaded.fresh[:2])} would be random).",
+                f"Train one with `hf-transfer train --model_name_or_path {run}`.",
+            )
+        precision = next((p for p in ("bf16", "fp16") if keys.get(p)), None)
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return cls(
+            TASKS[task],
+            loaded.model.to(device).eval(),
+            processor,
+            loaded.labels,
+            data,
+            int(keys.get("per_device_eval_batch_size") or BATCH_SIZE),
+            precision,
+            int(keys.get("data_seed") or keys.get("seed") or 0),
+        )
+
+    # ---- predictions ----
+
+    def predict(self, inputs: Any, top_k: int | None = None, features: bool = False) -> list[dict[str, Any]]:
+        """An answer per input, in order.
+
+        Args:
+            inputs: texts (tuples of two for pairs), or pictures: paths, arrays or PIL images; or one of them.
+            top_k: only so many scores, the highest first; None gives all, in the order of the labels.
+            features: add what the head receives: one vector per example.
+
+        Returns:
+            `{"input", "label", "score", "scores": {label: probability}}`; for several labels `labels` instead of
+            `label` and `score`; for a regression `value`.
+
+        Raises:
+            UserError: an input cannot be read.
+        """
+        several = isinstance(inputs, list | Dataset) or (isinstance(inputs, tuple) and not self.is_pair)
+        items = list(inputs) if several else [inputs]
+        examples = [self._example(item) for item in items]
+        for i, made in enumerate(examples):
+            if made.values is None:
+                raise UserError(f"inputs[{i}]: {made.error}.")
+        return list(self.stream(examples, top_k, features))
+
+    def _example(self, item: Any) -> Example:
+        columns = self.columns
+        if isinstance(item, dict) and columns and all(c in item for c in columns):
+            item = tuple(item[c] for c in columns)
+        raw = list(item) if isinstance(item, tuple) else [item]
+        return example(self.task, raw if len(raw) > 1 else item, raw)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The input columns that the run was trained on; empty where that is not known."""
+        named = getattr(self.data, self.task.input_key)
+        return (named,) if isinstance(named, str) else tuple(named or ())
+
+    @property
+    def is_pair(self) -> bool:
+        return len(self.columns) == 2
+
+    def read(self, words: Sequence[str]) -> Iterator[Example | None]:
+        """Examples of what `hf-transfer predict` was given.
+
+        Raises:
+            UserError: an input is missing or of the wrong kind.
+        """
+        check_inputs(words, self.task)
+        return read_inputs(words, self.task, self.data)
+
+    def stream(
+        self, examples: Iterable[Example | None], top_k: int | None = None, features: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """An answer per example, in order, as soon as a batch is full or the source pauses (None).
+
+        One that cannot be read is answered with its `error`.
+        """
+        batch: list[Example] = []
+        for item in examples:
+            if item is not None:
+                batch.append(item)
+            if batch and (item is None or len(batch) == self.batch_size):
+                yield from self._answers(batch, top_k, features)
+                batch = []
+        if batch:
+            yield from self._answers(batch, top_k, features)
+
+    def _answers(self, batch: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
+        whole = [e for e in batch if e.values is not None and len(e.values) == (len(self.columns) or len(e.values))]
+        logits, vectors = self.logits([e.values for e in whole if e.values], features) if whole else ([], None)
+        answers = {id(e): self.answer(z, top_k) for e, z in zip(whole, logits, strict=True)}
+        if vectors is not None:
+            for e, vector in zip(whole, vectors, strict=True):
+                answers[id(e)]["features"] = vector.tolist()
+        for e in batch:
+            wrong = e.error or f"the model reads {' and '.join(self.columns)}, give a table with these columns"
+            yield {"input": e.shown, **answers.get(id(e), {"error": wrong})}
+
+    def answer(self, logits: Any, top_k: int | None = None) -> dict[str, Any]:
+        """The answer that one example's logits (labels,) stand for."""
+        if self.labels.problem_type == "regression":
+            return {"value": float(logits[0])}
+        several = self.labels.problem_type == "multi_label_classification"
+        wide = np.asarray(logits, dtype=np.float64)
+        scores = expit(wide) if several else softmax(wide)
+        order = np.argsort(-scores, kind="stable")[:top_k] if top_k else range(len(scores))
+        named = {"scores": {self.labels.names[i]: float(scores[i]) for i in order}}
+        if several:
+            chosen = [n for n, p in zip(self.labels.names, scores, strict=True) if p > THRESHOLD]
+            return {"labels": chosen, **named}
+        best = int(np.asarray(logits).argmax())
+        return {"label": self.labels.names[best], "score": float(scores[best]), **named}
+
+    @torch.no_grad()
+    def logits(self, values: Sequence[tuple[Any, ...]], features: bool = False) -> tuple[Any, Any]:
+        """((examples, labels) logits, (examples, width) features or None) of one batch, computed as in evaluation."""
+        encoded = self.task.encode(list(zip(*values, strict=True)), self.processor)
+        rows = [{k: v[i] for k, v in encoded.items()} for i in range(len(values))]
+        device = self.model.device
+        batch = {k: v.to(device) for k, v in self.task.collator(self.processor)(rows).items()}
+        self.model.eval()
+        seen = _Features(self.model) if features else None
+        with _autocast(self.precision, device), seen or contextlib.nullcontext():
+            output = self.model(**batch).logits
+        vectors = seen.pooled(batch).float().cpu().numpy() if seen else None
+        return output.float().cpu().numpy(), vectors
+
+    # ---- evaluation ----
+
+    def evaluate(self, data: DataArguments | None = None, split: str | None = None) -> dict[str, Any]:
+        """Metrics on labelled data, as training computes them.
+
+        Args:
+            data: where the data is; None takes what the run held out.
+            split: which of its splits (default: test, else validation, else the only one).
+
+        Returns:
+            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`.
+
+        Raises:
+            UserError: there is no such data, or its labels are not the model's.
+        """
+        name, examples = self._held_out(data, split)
+        return {**self.measure(examples), "metrics_split": name, "dataset": _name_of(data or self.data)}
+
+    def other_data(self, **keys: Any) -> DataArguments:
+        """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
+        nothing = dict.fromkeys(("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"))
+        return replace(self.data, **{**nothing, "max_predict_samples": None, **keys})
+
+    def _held_out(self, data: DataArguments | None, split: str | None) -> tuple[str, Dataset]:
+        """(name, prepared examples) of the split to evaluate on."""
+        own = data is None
+        args = self.data if data is None else data
+        if own and not (args.dataset_name or args.train_file):
+            raise UserError(
+                "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
+            )
+        if own:
+            splits = load_splits(args)
+            features = splits["train"].features
+        else:
+            name, examples = load_held_out(args, split)
+            features = examples.features
+        inputs = self.task.input_columns(features, args)
+        if not inputs:
+            raise UserError(
+                f"{self.task.input_key}: the data has no input column for {self.task.name}.",
+                f"Name one of {', '.join(features)}.",
+            )
+        column = label_column(features, inputs, args)
+        if own:
+            made = make_data(splits, inputs, column, self.labels, args, self.seed).splits
+            name = split or ("test" if "test" in made else "validation")
+            if name not in made:
+                raise UserError(f"split: the data has no split {split!r}.", f"It has {', '.join(made)}.")
+            examples = made[name]
+        else:
+            examples = encode(examples, name, column, self.labels)
+            limit = args.max_predict_samples
+            if limit is not None and limit < len(examples):
+                examples = draw(examples, limit, self.labels, self.seed)[1]
+        return name, self.task.prepare(examples, inputs, self.processor, args)
+
+    def measure(self, prepared: Dataset) -> dict[str, Any]:
+        """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
+        with tempfile.TemporaryDirectory() as folder:
+            args = TrainingArguments(
+                folder,
+                per_device_eval_batch_size=self.batch_size,
+                remove_unused_columns=False,
+                dataloader_pin_memory=torch.accelerator.is_available(),
+                disable_tqdm=True,
+                use_cpu=not torch.accelerator.is_available(),
+                **({self.precision: True} if self.precision else {}),
+            )
+            trainer = Trainer(
+                model=self.model,
+                args=args,
+                data_collator=self.task.collator(self.processor),
+                compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
+            )
+            return held_out_metrics(trainer, prepared, self.labels.problem_type)
+
+
+# ---- metrics, as training and evaluation share them ----------------------------------------------------------------
+
+
+def metrics_of(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` for a Trainer."""
+    return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
+
+
+def _logits(predictions: Any) -> Any:
+    return predictions[0] if isinstance(predictions, tuple) else predictions  # some models return hidden states too
+
+
+def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
+    """`{"metrics", "intervals", "num_examples"}` of a Trainer's model on prepared examples."""
+    prediction = trainer.predict(prepared)
+    return {
+        "metrics": without_speed(prediction.metrics, "test_"),
+        "intervals": metrics.intervals(problem_type, _logits(prediction.predictions), prediction.label_ids),
+        "num_examples": len(prepared),
+    }
+
+
+def without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
+    """A Trainer's metrics without its prefix and without how long it took."""
+    hidden = ("runtime", "per_second", "epoch", "preparation_time")
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
+
+
+def format_metrics(found: dict[str, float], intervals: dict[str, list[float]]) -> Iterator[str]:
+    """A line per metric, with its interval where there is one."""
+    for name, value in found.items():
+        low, high = intervals.get(name, (None, None))
+        yield f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else "")
+
+
+# ---- details -------------------------------------------------------------------------------------------------------
+
+
+class _Features:
+    """Notes, during a forward pass, what the head receives: the input of its first layer with weights."""
+
+    def __init__(self, model: torch.nn.Module):
+        head = {name.rpartition(".")[0] for name in layer_groups(model)[-1].parameters}
+        self.model = model
+        self.layers = [module for name, module in model.named_modules() if name in head]
+        self.seen: torch.Tensor | None = None
+
+    def __enter__(self) -> _Features:
+        self.handles = [layer.register_forward_pre_hook(self._note) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.seen is None and inputs and torch.is_tensor(inputs[0]):
+            self.seen = inputs[0]
+
+    def pooled(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(examples, width). Where the head classifies every token (decoders), the last one that is no padding."""
+        assert self.seen is not None, "the head was not called"
+        if self.seen.ndim == 3 and "attention_mask" in batch and self.seen.shape[:2] == batch["attention_mask"].shape:
+            places = torch.arange(self.seen.shape[1], device=self.seen.device)
+            last = (batch["attention_mask"] * places).argmax(-1)
+            return self.seen[torch.arange(len(last), device=last.device), last]
+        return self.seen.flatten(1)
+
+
+def _autocast(precision: str | None, device: torch.device) -> Any:
+    if precision is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def _keys_of_run(run: str) -> dict[str, Any]:
+    """The keys that a run's folder recorded; none for another model's folder or a hub id."""
+    path = Path(run) / RUN_FILE
+    return read_config_file(str(path)) if path.is_file() else {}
+
+
+def _name_of(data: DataArguments) -> str | None:
+    return data.test_file or data.dataset_name or data.train_file
