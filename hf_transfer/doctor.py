@@ -6,6 +6,7 @@ It imports nothing of the package but the error type, so that it runs where the 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import re

@@ -40,7 +40,6 @@ class _OfLogits(evaluate.Metric):
             citation="",
             inputs_description="predictions: logits; references: labels.",
             features=Features({"predictions": self.predictions, "references": self.references}),
-            format="numpy",
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:

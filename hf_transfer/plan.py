@@ -284,7 +284,8 @@ def _stage_name(trainable: tuple[str, ...], backbone: list[str]) -> str:
 
 def _table(plan: Plan) -> str:
     total = sum(size for _, size in plan.groups)
-    head = f"Plan: {plan.strategy}, {plan.num_train_epochs:g} epochs, {len(plan.groups) - 1} groups and the head"
+    epochs = f"{plan.num_train_epochs:g} epoch{'' if plan.num_train_epochs == 1 else 's'}"
+    head = f"Plan: {plan.strategy}, {epochs}, {len(plan.groups) - 1} groups and the head"
     rows = [("stage", "epochs", "trains", "parameters", "learning rates, input to head")]
     for i, stage in enumerate(plan.stages):
         size = stage.num_trainable

@@ -94,7 +94,8 @@ class Result:
     def __repr__(self) -> str:
         results = self.results
         found = format_metrics(self.metrics, results["intervals"])
-        stages = f", {len(self.plan.stages)} stages" if self.plan is not None else ""
+        count = len(self.plan.stages) if self.plan is not None else 0
+        stages = f", {count} stage{'' if count == 1 else 's'}" if count else ""
         return "\n".join(
             [
                 f"Result of {results['model']} on {results['dataset']} ({results['strategy']}{stages}, "

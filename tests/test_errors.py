@@ -154,7 +154,11 @@ CASES = [
     (f"{TRAIN} --dataset_name {{w}}/nowhere", "there is no file or folder"),
     (f"{TRAIN} --dataset_name bundled:rotten", "Did you mean 'bundled:rotten-tomatoes'?"),
     ("train --model_name_or_path {w}/vit --dataset_name {w}/images --output_dir {w}/out", "inputs only (image)"),
+    (f"{GOOD} --text_column_name '[text, text, label]'", "are 3 columns"),
+    (f"{GOOD} --problem_type multi_label_classification", "wants lists of classes"),
+    (f"{GOOD} --image_size -3", "image_size: -3 is not positive"),
     # ---- models
+    ("train --model_name_or_path {w}/bert --dataset_name bundled:digits --output_dir {w}/out", "is a bert model"),
     ("train --model_name_or_path {w}/none --train_file {w}/good.csv --output_dir {w}/out", "is not a folder"),
     ("train --model_name_or_path {w}/empty --train_file {w}/good.csv --output_dir {w}/out", "has no config.json"),
     (
