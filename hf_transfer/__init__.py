@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .layers import LayerGroup, layer_groups
     from .plan import Plan, Stage, make_plan
+    from .predictor import Predictor
     from .run import Result, fine_tune
     from .trainer import TransferArguments, TransferTrainer
 
@@ -20,6 +21,7 @@ _HOME = {
     "Plan": "plan",
     "Stage": "plan",
     "make_plan": "plan",
+    "Predictor": "predictor",
     "Result": "run",
     "fine_tune": "run",
     "TransferArguments": "trainer",

@@ -66,6 +66,11 @@ class Predictor:
         Raises:
             UserError: there is no such model, or it has no trained head.
         """
+        with _named_run():
+            return cls._load(run, changes)
+
+    @classmethod
+    def _load(cls, run: str, changes: dict[str, Any]) -> Predictor:
         keys = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
         data = DataArguments(**{f.name: keys[f.name] for f in fields(DataArguments) if f.name in keys})
         model_args = ModelArguments(run, trust_remote_code=bool(changes.get("trust_remote_code")))
@@ -127,7 +132,7 @@ class Predictor:
     @property
     def columns(self) -> tuple[str, ...]:
         """The input columns that the run was trained on; empty where that is not known."""
-        named = getattr(self.data, self.task.input_key)
+        named = getattr(self.data, self.task.input_key) if self.task.input_key else None
         return (named,) if isinstance(named, str) else tuple(named or ())
 
     @property
@@ -351,6 +356,16 @@ def _autocast(precision: str | None, device: torch.device) -> Any:
     if precision is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+@contextlib.contextmanager
+def _named_run() -> Iterator[None]:
+    """Here the model is named by RUN, not by a key."""
+    try:
+        yield
+    except UserError as error:
+        message, fix = (text.replace("model_name_or_path:", "RUN:") for text in (error.message, error.fix))
+        raise type(error)(message, fix) from error
 
 
 def _keys_of_run(run: str) -> dict[str, Any]:

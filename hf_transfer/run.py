@@ -142,12 +142,10 @@ def run(config: Config) -> Result:
         _check_best(args, labels.problem_type, len(labels.names))
         _check_batches(args, len(data.train))
         prepared = {n: task.prepare(split, inputs, processor, config.data) for n, split in data.splits.items()}
-        config = config.resolved(
-            task=task.name,
-            problem_type=labels.problem_type,
-            label_column_name=column,
-            **{task.input_key: list(inputs) if len(inputs) > 1 else inputs[0]},
-        )
+        seen: dict[str, Any] = {"task": task.name, "problem_type": labels.problem_type, "label_column_name": column}
+        if task.input_key:
+            seen[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
+        config = config.resolved(**seen)
 
         args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
         with _trainers_refusals(output_dir):

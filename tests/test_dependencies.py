@@ -81,6 +81,7 @@ def test_the_public_surface():
     assert hf_transfer.__all__ == [
         "LayerGroup",
         "Plan",
+        "Predictor",
         "Result",
         "Stage",
         "TransferArguments",

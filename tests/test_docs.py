@@ -130,8 +130,8 @@ def test_every_command_in_the_documents_is_right(document, command):
 def check(argv: list[str]) -> None:
     """What a verb does with its words before it loads anything."""
     if argv[0] == "train":
-        argv = [word for word in argv[1:] if word not in (">", "--print_config")]
-        configure(argv[: argv.index("recipe.yaml")] if "recipe.yaml" in argv else argv)
+        if argv[1:2] != ["--print_config"]:  # which needs nothing
+            configure(argv[1:])
     elif argv[0].startswith("--"):
         assert argv[0] in usage()
     else:
@@ -160,6 +160,10 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path / str(i))
         exec(compile(block, "README.md", "exec"), names)
     assert names["result"].metrics["accuracy"] >= 0 and "Plan: two-phase" in capsys.readouterr().out
+    (after,) = blocks(ROOT / "docs" / "commands.md", "python")  # on what the first one trained
+    monkeypatch.chdir(tmp_path / "0")
+    exec(compile(after, "commands.md", "exec"), names)
+    assert [set(a) for a in names["answers"]] == [{"input", "label", "score", "scores"}] * 2
 
 
 def test_the_plan_in_the_readme_is_the_quickstarts(capsys):

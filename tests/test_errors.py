@@ -184,7 +184,7 @@ CASES = [
     # ---- predict
     ("predict", "RUN and INPUT are needed"),
     ("predict {w}/bert", "RUN and INPUT are needed"),
-    ("predict {w}/none text", "'{w}/none' is not a folder"),
+    ("predict {w}/none text", "RUN: '{w}/none' is not a folder"),
     ("predict {w}/hollow text", "cannot be loaded"),
     ("predict {w}/headless text", "holds BertModel, which is of none of the tasks"),
     ("predict {w}/bert text --topk 2", "--topk is not a key. Did you mean 'top_k'?"),

@@ -58,8 +58,10 @@ class RowClassification(Task):
         return Loaded(RowModel(RowConfig(**labels.config_kwargs)), labels, (), ()), None
 
     def prepare(self, split, inputs, processor, args):
-        rows = list(zip(*(split[c] for c in inputs), strict=True))
-        return Dataset.from_dict({"row": rows, "labels": split["labels"]})
+        return Dataset.from_dict({**self.encode([split[c] for c in inputs], processor), "labels": split["labels"]})
+
+    def encode(self, columns, processor):
+        return {"row": list(zip(*columns, strict=True))}
 
     def collator(self, processor):
         return default_data_collator
@@ -84,6 +86,7 @@ def test_a_third_task(tmp_path, monkeypatch, capsys):
     assert result.results["task"] == "row-classification"
     assert [s.name for s in result.plan.stages] == ["head", "top 1 group", "top 2 groups", "all groups"]
     assert result.metrics["accuracy"] > 0.85
+    assert [a["label"] for a in result.predict([(2.0, 2.0, 0.0), (-2.0, -2.0, 0.0)])] == ["up", "down"]
     assert json.loads((tmp_path / "out" / "results.json").read_text())["labels"] == ["down", "up"]
 
 

@@ -171,7 +171,7 @@ def _beside(path: Path, value: Any, task: Task) -> Any:
 
 
 def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -> tuple[str, ...]:
-    given = getattr(args, task.input_key)
+    given = getattr(args, task.input_key) if task.input_key else None
     names = [given] if isinstance(given, str) else list(given or [])
     missing = [name for name in names if name not in row]
     if missing:

@@ -18,13 +18,13 @@ class Task(ABC):
     Attributes:
         name: the value of the key `task`.
         auto_class: transformers' class that loads what a run saves; empty where there is none.
-        input_key: the key that names the input column.
+        input_key: the key that names the input column; empty where no key does.
         suffixes: of the files that are one input each.
     """
 
     name: ClassVar[str]
     auto_class: ClassVar[str] = ""
-    input_key: ClassVar[str]
+    input_key: ClassVar[str] = ""
     suffixes: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
@@ -49,13 +49,13 @@ class Task(ABC):
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         """`split` with exactly what the model reads, and `labels`."""
 
-    @abstractmethod
     def read(self, value: Any) -> Any:
         """One input as a user gives it, in the form that `encode` takes.
 
         Raises:
             ValueError: what is wrong with it.
         """
+        return value
 
     @abstractmethod
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:
