@@ -25,10 +25,11 @@ from typing import Any
 
 from torch import nn
 
-from .errors import UserError
+from .errors import UserError, nearest
 
 HEAD = "head"
 LAST = "last"
+NEXT = "next"
 STEM = "stem"
 
 Depth = tuple[float, ...]
@@ -39,17 +40,91 @@ _LAST_DEPTH: Depth = (math.inf, -1.0)  # placeholder: becomes the deepest backbo
 _SYMBOLS: dict[str, Depth] = {STEM: (0.0,), LAST: _LAST_DEPTH, HEAD: _HEAD_DEPTH}
 
 # Where an architecture's parameters do not follow its block list. A rule is (regular expression searched in the
-# parameter's name, depth); see `layer_groups`. One line per Hugging Face `model_type`.
+# parameter's name, depth); see `layer_groups`. One line per `model_type` of Hugging Face, or class of timm.
+_PATCHES_AND_BLOCKS: tuple[Rule, ...] = (
+    (r"patch_embeddings\.0\.", STEM),
+    (r"patch_embeddings\.(\d+)", None),
+    (r"block\.(\d+)\.(\d+)", None),
+    ("^norm", LAST),
+)
+_STAGES_OF_LAYERS: tuple[Rule, ...] = (
+    (r"stages\.(\d+)\.(?:layers\.(\d+)|downsampling_layer)", None),
+    (r"stages\.(\d+)\.downsample", NEXT),
+)
+_STAGES_OF_BLOCKS: tuple[Rule, ...] = (
+    (r"(?:stages|layers)\.0\.patch_embedding", STEM),
+    (r"(?:stages|layers)\.(\d+)\.(?:blocks\.(\d+)|patch_embedding)", None),
+    (r"(?:stages|layers)\.(\d+)\.(?:downsample|layer_norm)", NEXT),
+)
+_ENCODER_AND_DECODER: tuple[Rule, ...] = (
+    (r"encoder\.layers\.(\d+)", None),
+    (r"decoder\.layers\.(\d+)", 1000),
+    (r"decoder\.(?:embed_positions|layernorm_embedding)|encoder\.layer_norm", 1000),
+    (r"decoder\.layer_norm", LAST),
+    (r"shared|embed", STEM),
+)
+_LISTS_SIDE_BY_SIDE: tuple[Rule, ...] = (
+    (r"(?:attentions|layer_norm1|ffns|layer_norm2)\.(\d+)", None),
+    (r"embeddings|layer_norm_emb", STEM),
+)
+_MOBILEVIT: tuple[Rule, ...] = ((r"encoder\.layer\.([01])\.layer\.(\d+)", None), (r"encoder\.layer\.(\d+)", None))
+_RESIDUAL_LAYERS: tuple[Rule, ...] = (("embedder", STEM), *_STAGES_OF_LAYERS, ("^classifier", HEAD))
 ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
-    # Relative positions live beside the layers but are read by the first one.
+    # Relative positions live beside the layers but are read by the first one; the convolution follows it.
     "deberta": ((r"encoder\.(rel_embeddings|LayerNorm)", STEM),),
-    "deberta-v2": ((r"encoder\.(rel_embeddings|LayerNorm|conv)", STEM),),
+    "deberta-v2": ((r"encoder\.(rel_embeddings|LayerNorm)", STEM), (r"encoder\.conv", 2)),
     "mpnet": ((r"encoder\.relative_attention_bias", STEM),),
-    # No block class of their own: stages hold plain residual layers.
-    "resnet": (("embedder", STEM), (r"stages\.(\d+)\.layers\.(\d+)", None), ("^classifier", HEAD)),
-    "regnet": (("embedder", STEM), (r"stages\.(\d+)\.layers\.(\d+)", None), ("^classifier", HEAD)),
     # One set of layers is used at every depth.
     "albert": (("embedding", STEM), (r"albert_layer_groups\.(\d+)", None), ("pooler", LAST), ("^classifier", HEAD)),
+    # Layers are defined as lists of their parts, or after what comes behind them.
+    "xlm": _LISTS_SIDE_BY_SIDE,
+    "flaubert": _LISTS_SIDE_BY_SIDE,
+    "bart": _ENCODER_AND_DECODER,
+    "mbart": _ENCODER_AND_DECODER,
+    "nomic_bert": (("pooler", LAST),),
+    "opt": ((r"decoder\.(final_layer_norm|project_out)", LAST),),
+    "funnel": ((r"blocks\.(\d+)\.(\d+)", None),),
+    # Stages hold plain residual layers, or blocks, and what changes the resolution between them.
+    "resnet": _RESIDUAL_LAYERS,
+    "regnet": _RESIDUAL_LAYERS,
+    "bit": _STAGES_OF_LAYERS,
+    "convnext": _STAGES_OF_LAYERS,
+    "convnextv2": _STAGES_OF_LAYERS,
+    "focalnet": _STAGES_OF_LAYERS,
+    "swin": _STAGES_OF_BLOCKS,
+    "swinv2": _STAGES_OF_BLOCKS,
+    "donut-swin": _STAGES_OF_BLOCKS,
+    "pvt_v2": _STAGES_OF_BLOCKS,
+    "segformer": _STAGES_OF_BLOCKS,
+    "pvt": _PATCHES_AND_BLOCKS,
+    "poolformer": _PATCHES_AND_BLOCKS,
+    "cvt": (("^layernorm", LAST),),
+    "mobilevit": _MOBILEVIT,
+    "mobilevitv2": _MOBILEVIT,
+    "swiftformer": (
+        (r"network\.(\d+)\.blocks\.(\d+)", None),
+        (r"network\.(\d+)\.(?:proj|norm)", NEXT),
+        ("^norm", LAST),
+    ),
+    # timm's, where the class declares no `group_matcher`.
+    "PoolingVisionTransformer": (
+        (r"embed|cls_token", STEM),
+        (r"transformers\.(\d+)\.(?:blocks\.(\d+)|pool)", None),
+        ("^norm", LAST),
+        ("^head", HEAD),
+    ),
+    "MetaFormer": (
+        ("^stem", STEM),
+        (r"stages\.(\d+)\.(?:blocks\.(\d+)|downsample)", None),
+        (r"^head\.fc", HEAD),
+        ("^head", LAST),
+    ),
+    "CSATv2": (
+        ("^stem", STEM),
+        (r"stages\.(\d+)\.(\d+)", None),
+        (r"^head\.fc", HEAD),
+        ("^(head|norm)", LAST),
+    ),
 }
 _HEAD_NAMES = re.compile(r"^(classifier|score|head|fc|classification_head|logits_proj|cls_classifier)(\.|$)")
 
@@ -82,9 +157,10 @@ def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGro
         model: a timm model, a Hugging Face model with a classification head, either wrapped by peft, or any module
             that `rules` cover.
         rules: ordered `(pattern, depth)` pairs that come before everything the model declares; the first whose
-            regular expression is found in a parameter's name wins. A depth is a number (0 is the stem), `"stem"`,
-            `"last"` (joins the deepest block), `"head"`, or None: 1 + the number that the pattern captures (several
-            captures order by the first, then the second, ...).
+            regular expression is found in a parameter's name wins. A depth is `"stem"`, `"last"` (joins the deepest
+            block), `"head"`, None: 1 + the number that the pattern captures (several captures order by the first,
+            then the second, ...), `"next"`: as None, but with what comes after that number (a stage's downsampling),
+            or a number (0 is the stem), which orders before what the pattern captures, if it does.
 
     Raises:
         UserError: parameters that no rule places (they are named, with rules to add), a pattern that matches
@@ -96,7 +172,9 @@ def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGro
     rest = [n for n in parameters if n not in depths]
     if rest:
         known = [n.removeprefix(prefix) for n in rest]
-        declared = _declared_depths(core) | _match_rules(_architecture_rules(core), known)
+        inner = _timm_model(core)[0]
+        ruled = _match_rules(_architecture_rules(core), [n.removeprefix(inner) for n in known])
+        declared = _declared_depths(core) | {inner + n: d for n, d in ruled.items()}
         depths |= {n: declared[k] for n, k in zip(rest, known, strict=True) if k in declared}
     unplaced = [n for n in parameters if n not in depths]
     if unplaced:
@@ -122,16 +200,15 @@ def _pretrained(core: nn.Module) -> Any:
 
 
 def _architecture_rules(core: nn.Module) -> tuple[Rule, ...]:
-    model = _pretrained(core)
+    model, timm_model = _pretrained(core), _timm_model(core)[1]
+    if timm_model is not None:
+        return () if hasattr(timm_model, "group_matcher") else ARCHITECTURE_RULES.get(type(timm_model).__name__, ())
     return ARCHITECTURE_RULES.get(model.config.model_type, ()) if model is not None else ()
 
 
 def _reads_tokens(core: nn.Module) -> bool:
     model = _pretrained(core)
-    try:
-        return model is not None and isinstance(model.get_input_embeddings(), nn.Embedding)
-    except NotImplementedError:  # how transformers says that a vision model has none
-        return False
+    return model is not None and model.main_input_name == "input_ids"
 
 
 # ---- rules ---------------------------------------------------------------------------------------------------------
@@ -154,32 +231,45 @@ def _apply_rules(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Depth
 
 def _match_rules(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Depth]:
     depths: dict[str, Depth] = {}
+    before_next: set[str] = set()
     for name in names:
         for pattern, depth in rules:
             match = re.search(pattern, name)
             if match:
                 depths[name] = _depth(depth, match)
+                before_next |= {name} if depth == NEXT else set()
                 break
-    return depths
+    # What is "next" to the last block has no block to join: it follows it.
+    deepest = max((d for n, d in depths.items() if n not in before_next and d[0] < math.inf), default=_LAST_DEPTH)
+    return {n: _LAST_DEPTH if n in before_next and d > deepest else d for n, d in depths.items()}
 
 
 def _depth(depth: int | str | None, match: re.Match[str]) -> Depth:
-    if isinstance(depth, str):
+    if isinstance(depth, str) and depth != NEXT:
         if depth not in _SYMBOLS:
             raise UserError(
                 f"layer_rules: the depth {depth!r} is not known.",
-                "Use a number, stem, last, head, or null for the number that the pattern captures.",
+                "Use a number, stem, last, head, next, or null for the number that the pattern captures."
+                f"{nearest(depth, [*_SYMBOLS, NEXT])}",
             )
         return _SYMBOLS[depth]
-    if depth is not None:
-        return (float(depth),)
-    numbers = [float(g) for g in match.groups() if g is not None]
+    numbers = [float(g) for g in match.groups() if g is not None and g.isdigit()]
+    if isinstance(depth, int | float):
+        return _shortest((float(depth), *numbers))
     if not numbers:
         raise UserError(
             f"layer_rules: the pattern {match.re.pattern!r} has no depth and captures no number.",
             r"Give a depth, or capture one, as in '^blocks\.(\d+)'.",
         )
-    return (1 + numbers[0], *numbers[1:])
+    first = 1 + numbers[0] + (depth == NEXT)
+    return _shortest((first, *(numbers[1:] if depth is None else ())))
+
+
+def _shortest(depth: Depth) -> Depth:
+    """Without trailing zeros: what precedes the first block of a stage is at its depth, so that they are one group."""
+    while len(depth) > 1 and depth[-1] == 0:
+        depth = depth[:-1]
+    return depth
 
 
 def _uncovered(model: str, unplaced: list[str]) -> UserError:
@@ -206,11 +296,14 @@ def _timm_model(core: nn.Module) -> tuple[str, Any]:
     model = _pretrained(core)
     if model is not None:
         return ("timm_model.", model.timm_model) if model.config.model_type == "timm_wrapper" else ("", None)
-    return "", core if "timm" in sys.modules and hasattr(core, "group_matcher") else None
+    is_timm = "timm" in sys.modules and type(core).__module__.startswith("timm.")
+    return "", core if is_timm or hasattr(core, "group_matcher") else None
 
 
 def _timm_depths(model: Any) -> dict[str, Depth]:
     """timm's own order (`group_matcher`), with the declared classifier apart as the head."""
+    if not hasattr(model, "group_matcher"):
+        return {}  # `ARCHITECTURE_RULES` may know its class
     from timm.models import group_parameters
 
     by_group = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
@@ -305,7 +398,7 @@ def _make_groups(
     if not backbone:
         raise UserError("The layer rules place every parameter in the head, which leaves no backbone.")
     own: dict[Depth, list[str]] = {d: [n for n in parameters if depths[n] == d] for d in (*backbone, _HEAD_DEPTH)}
-    names = _group_names([[n.removeprefix(prefix) for n in own[d]] for d in backbone], stem)
+    names = _group_names([[n.removeprefix(prefix) for n in own[d]] for d in backbone], stem, _SYMBOLS[STEM] in own)
     placed = {n: backbone[-1] if d == _LAST_DEPTH else d for n, d in depths.items()}
     groups = []
     for depth, label in zip((*backbone, _HEAD_DEPTH), (*names, HEAD), strict=True):
@@ -315,14 +408,14 @@ def _make_groups(
     return tuple(groups)
 
 
-def _group_names(members: list[list[str]], stem: str) -> list[str]:
+def _group_names(members: list[list[str]], stem: str, has_stem: bool) -> list[str]:
     """A name for each backbone group: the stem's, or the block's path without what all blocks share."""
     paths = [_block_path(m) for m in members]
     paths = [_deepened(p, m, paths) for p, m in zip(paths, members, strict=True)]
     shared = _common_path([p[:-1] for p in paths[1:] if p])
     # "bert.encoder." goes, the list's own name stays: "layer.3".
     names = [".".join(p[max(len(shared) - 1, 0) :]) or f"group.{i}" for i, p in enumerate(paths)]
-    if not shared or paths[0][: len(shared)] != shared:
+    if has_stem or not shared or paths[0][: len(shared)] != shared:
         names[0] = stem
     return [f"{n}.{i}" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
@@ -337,7 +430,14 @@ def _block_path(members: list[str]) -> list[str]:
     shared = _common_path(numbered or paths)
     while numbered and shared and not shared[-1].isdigit():
         shared.pop()  # a block with a single sub-module is still named after its number
+    if numbered and not shared:  # parts of several lists or stages: the place that most of them are in
+        shared = list(Counter(tuple(_to_last_number(p)) for p in numbered).most_common(1)[0][0])
     return shared
+
+
+def _to_last_number(path: list[str]) -> list[str]:
+    last = max(i for i, part in enumerate(path) if part.isdigit())
+    return path[: last + 1]
 
 
 def _deepened(path: list[str], members: list[str], paths: list[list[str]]) -> list[str]:
