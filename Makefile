@@ -7,7 +7,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/single.yaml 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check bench docs clean
+.PHONY: help quickstart test test-slow check bench docs architectures clean
 
 help:
 	@echo "make quickstart   install, then fine-tune a real text and a real image model, offline (about 2 minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make bench        the benchmarks (hours)"
 	@echo "make docs         the documentation as a site"
+	@echo "make architectures   writes docs/architectures.md"
 
 # One stamp per extra: a change of pyproject.toml installs anew. torch and torchvision are asked for in one command, so
 # that pip picks a matching pair.
@@ -44,6 +45,8 @@ bench: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --site-dir build/site
+architectures: $(VENV)/.installed-test
+	$(OFFLINE) $(BIN)/python -m tests.architectures
 
 clean:
 	rm -rf $(VENV) out build

@@ -72,6 +72,14 @@ class EvaluateArguments:
 
 
 @dataclass
+class PlanVerbArguments:
+    """How a plan is shown."""
+
+    json: bool = key(False, "print one JSON object instead of tables")
+    depth_map: str | None = key(None, "picture of groups, epochs and rates to write: .png, .svg or .pdf")
+
+
+@dataclass
 class TrainArguments:
     """What `train` does instead of training."""
 
@@ -104,31 +112,45 @@ class Verb:
     parser: Callable[[], argparse.ArgumentParser]
 
 
-def _train_parser() -> argparse.ArgumentParser:
+def _run_parser(verb: str, summary: str, own: type) -> argparse.ArgumentParser:
+    """All keys of a run, and the verb's own."""
     from .config import parser
     from .keys import add_keys
 
-    made = parser()
-    add_keys(made, _keys(("instead", TrainArguments)))
+    made = parser(f"hf-transfer {verb}", summary)
+    add_keys(made, _keys(("instead" if verb == "train" else "shown", own)))
     return made
+
+
+def _read_run(
+    verb: str, argv: Sequence[str], parser: argparse.ArgumentParser, own: type
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    """(keys of the file, keys given, the verb's own values, problems)."""
+    from .config import keys
+    from .keys import coerce, parse_options, read_config_file
+
+    owned = _keys(("", own))
+    given, problems = parse_options(parser, argv, {**keys(), **owned})
+    values = {name: coerce(given.pop(name, k.default), k) for name, k in owned.items()}
+    path = given.pop("config", None)
+    if isinstance(path, list):
+        raise UserError(f"--config takes one file, not {len(path)}.")
+    level = "error" if values["quiet"] else "info" if values["verbose"] else None
+    if level:
+        given.setdefault("log_level", level)
+    return read_config_file(path) if path else {}, given, values, problems
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    return _run_parser("train", "Fine-tune a pretrained model on a data set.", TrainArguments)
 
 
 def train(argv: Sequence[str]) -> int:
     """Run a recipe."""
-    from .config import Config, keys, to_commented_yaml
-    from .keys import coerce, parse_options, read_config_file
+    from .config import Config, to_commented_yaml
 
-    own = _keys(("instead", TrainArguments))
-    given, problems = parse_options(_train_parser(), argv, {**keys(), **own})
-    flags = {name: coerce(given.pop(name, False), own[name]) for name in own}
-    path = given.pop("config", None)
-    if isinstance(path, list):
-        raise UserError(f"--config takes one file, not {len(path)}.")
-    file = read_config_file(path) if path else {}
-    level = "error" if flags["quiet"] else "info" if flags["verbose"] else None
-    if level:
-        given.setdefault("log_level", level)
-    if flags["print_config"]:
+    file, given, values, problems = _read_run("train", argv, _train_parser(), TrainArguments)
+    if values["print_config"]:
         if problems:
             raise UserErrors(problems)
         print(to_commented_yaml({**file, **given}), end="")
@@ -142,6 +164,40 @@ def train(argv: Sequence[str]) -> int:
     run(config)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
+    return 0
+
+
+PLAN_HELP = (
+    "What a run would do, with the keys of train: each stage, and each layer group's rate in it. Trains nothing and "
+    "writes nothing. Without data, the model alone is planned for."
+)
+
+
+def _plan_parser() -> argparse.ArgumentParser:
+    return _run_parser("plan", PLAN_HELP, PlanVerbArguments)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Show what a run would do."""
+    import json
+    import tempfile
+
+    from .config import Config
+    from .depth_map import check_picture
+
+    file, given, values, problems = _read_run("plan", argv, _plan_parser(), PlanVerbArguments)
+    if values["depth_map"]:
+        check_picture(values["depth_map"])
+    with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder
+        config = Config.from_sources(file, {**given, "output_dir": folder}, problems, needs=("model",))
+
+        from .planned import plan_only
+
+        found = plan_only(config, talks=not (values["json"] or values["quiet"]))
+    if values["json"]:
+        print(json.dumps(found.to_dict(), indent=2))
+    if values["depth_map"]:
+        found.depth_map.draw(values["depth_map"])
     return 0
 
 
@@ -305,6 +361,7 @@ def doctor(argv: Sequence[str]) -> int:
 
 VERBS: dict[str, Verb] = {
     "train": Verb("fine-tune a pretrained model on a data set", train, _train_parser),
+    "plan": Verb("what a run would do to each layer, when and how fast; trains nothing", plan, _plan_parser),
     "predict": Verb("answer texts, images, files and folders with JSON lines", predict, _predict_parser),
     "evaluate": Verb("metrics of a trained model on labelled data", evaluate, _evaluate_parser),
     "doctor": Verb("what is installed, what is wrong, and how to mend it", doctor, _doctor_parser),

@@ -181,9 +181,9 @@ def _trainers_docs() -> dict[str, tuple[str, str]]:
     return found
 
 
-def parser(prog: str = "hf-transfer train") -> argparse.ArgumentParser:
+def parser(prog: str = "hf-transfer train", description: str = "") -> argparse.ArgumentParser:
     """All keys and `--config` as options."""
-    made = make_parser(prog, "[--config FILE.yaml] [--key value ...]", "Fine-tune a pretrained model on a data set.")
+    made = make_parser(prog, "[--config FILE.yaml] [--key value ...]", description)
     made.add_argument("--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it")
     add_keys(made, keys())
     return made
@@ -229,8 +229,14 @@ class Config:
     values: dict[str, Any]
 
     @classmethod
-    def from_sources(cls, file: Mapping[str, Any], given: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
-        """Merge defaults, a file's keys and keys given on the command line or in Python.
+    def from_sources(
+        cls,
+        file: Mapping[str, Any],
+        given: Mapping[str, Any],
+        problems: Sequence[str] = (),
+        needs: Collection[str] = ("model", "output", "data"),
+    ) -> Config:
+        """Merge defaults, a file's keys and keys given on the command line or in Python; `needs` must be among them.
 
         Raises:
             UserErrors: every unknown key, wrong value and contradiction, in one message.
@@ -253,7 +259,7 @@ class Config:
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
         plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
         found += [
-            *_missing(values, rejected),
+            *_missing(values, rejected, needs),
             *_contradictions(values, chosen),
             *_out_of_range(values),
             *check(plan),
@@ -297,15 +303,15 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
         raise UserError(one_line(error)) from error
 
 
-def _missing(values: Mapping[str, Any], rejected: Collection[str]) -> list[str]:
+def _missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collection[str]) -> list[str]:
     """Keys that every run needs; one whose value was refused is not missing."""
     found = []
     values = {**values, **dict.fromkeys(rejected, "given")}
     if not values["model_name_or_path"]:
         found.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
-    if not values["output_dir"]:
+    if "output" in needs and not values["output_dir"]:
         found.append("output_dir is missing: the folder that the run is written to.")
-    if not values["dataset_name"] and not values["train_file"]:
+    if "data" in needs and not values["dataset_name"] and not values["train_file"]:
         found.append("dataset_name or train_file is missing: what to train on.")
     return found
 

@@ -430,8 +430,9 @@ def _block_path(members: list[str]) -> list[str]:
     shared = _common_path(numbered or paths)
     while numbered and shared and not shared[-1].isdigit():
         shared.pop()  # a block with a single sub-module is still named after its number
-    if numbered and not shared:  # parts of several lists or stages: the place that most of them are in
-        shared = list(Counter(tuple(_to_last_number(p)) for p in numbered).most_common(1)[0][0])
+    if not shared:  # parts of several lists or stages: the place that most of them are in
+        places = [_to_last_number(p) for p in numbered] or [p[:1] for p in paths if p]
+        shared = list(Counter(map(tuple, places)).most_common(1)[0][0]) if places else []
     return shared
 
 

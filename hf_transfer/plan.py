@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .errors import UserError, UserErrors, nearest
-from .strategies import HEAD, STRATEGIES, PlanArguments, Spec
+from .strategies import HEAD, STRATEGIES, PlanArguments, Spec, frozen_entries
 
 Rates = tuple[tuple[str, float], ...]  # ordered (pattern, learning rate)
 
@@ -152,6 +152,7 @@ def make_plan(
     specs = [{k: v for k, v in spec.items() if v is not None} for spec in written]
     total = sum(s["epochs"] for s in specs) if config.stages is not None else config.num_train_epochs
     total = num_train_epochs or total
+    frozen = _frozen_patterns(frozen_entries(config), groups)
     _check_patterns(config.layer_learning_rates or {}, groups)
     stages: list[Stage] = []
     begun, unfreezes = 0.0, 0
@@ -166,7 +167,8 @@ def make_plan(
         factor = config.stage_lr_decay**unfreezes
         by_group = _group_rates(config, spec, backbone)
         rates = tuple(by_group[g] * factor for g in trainable)
-        patterns = tuple((p, float(r) * factor) for p, r in (config.layer_learning_rates or {}).items())
+        written_rates = (config.layer_learning_rates or {}).items()
+        patterns = (*((p, 0.0) for p in frozen), *((p, float(r) * factor) for p, r in written_rates))
         name = str(spec.get("name") or _stage_name(trainable, backbone))
         size, moving = _num_trainable(trainable, rates, patterns, groups)
         if not size:
@@ -254,6 +256,43 @@ def matches(pattern: str, group: str, parameter: str = "") -> bool:
     `layer.1` is in `encoder.layer.1.output.bias` but not in `encoder.layer.11.output.bias`.
     """
     return bool(re.fullmatch(pattern, group) or (parameter and re.search(rf"(?:^|\.)(?:{pattern})(?:\.|$)", parameter)))
+
+
+def _frozen_patterns(entries: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    """`freeze` as patterns of rate 0: a group with what is inside it, a range of groups, or a pattern.
+
+    Raises:
+        UserErrors: entries that mean nothing.
+    """
+    names = [g.name for g in groups]
+    patterns, problems = [], []
+    for entry in entries:
+        whole = re.fullmatch(r"(.*?)(\d+)-(\d+)", entry)
+        wanted = [f"{whole[1]}{i}" for i in range(int(whole[2]), int(whole[3]) + 1)] if whole else [entry]
+        known = [w for w in wanted if any(n == w or n.startswith(f"{w}.") for n in names)]
+        if whole and (len(known) < len(wanted) or not wanted):
+            missing = next((w for w in wanted if w not in known), entry)
+            problems.append(f"freeze: {entry!r} has no group {missing!r}. The groups are {', '.join(names)}.")
+        elif known:
+            patterns += [rf"{re.escape(w)}(?:\..*)?" for w in known]
+        elif _is_pattern(entry) and any(matches(entry, g.name, p) for g in groups for p in g.parameters):
+            patterns.append(entry)
+        else:
+            problems.append(
+                f"freeze: {entry!r} is no group and matches no parameter. The groups are {', '.join(names)}."
+                f"{nearest(entry, names)}"
+            )
+    if problems:
+        raise UserErrors(problems)
+    return patterns
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _check_patterns(rates: Mapping[str, float], groups: Sequence[Group]) -> None:

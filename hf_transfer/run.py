@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -10,28 +9,24 @@ import platform
 import shlex
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import PrinterCallback, set_seed
-from transformers import logging as transformers_logging
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .config import Config
-from .data.load import Data, infer_labels, label_column, load_splits, make_data
-from .errors import UserError, WorkFailed, nearest, one_line
-from .metrics import names as metric_names
+from .data.load import Data
+from .errors import UserError
 from .plan import Plan
-from .predictor import RUN_FILE, Predictor, format_metrics, held_out_metrics, metrics_of, without_speed
+from .predictor import RUN_FILE, Predictor, format_metrics, held_out_metrics, without_speed
+from .preparation import announce, check_writable, fit_the_machine, make_trainer, prepare, quiet_libraries
 from .progress import Bars, History, Lines, say
-from .tasks import Task, choose_task
+from .tasks import Task
 from .trainer import TransferArguments, TransferTrainer
 
 RESULTS = "results.json"
@@ -127,56 +122,33 @@ def run(config: Config) -> Result:
     args = config.training
     output_dir = Path(str(args.output_dir))
     checkpoint = _checkpoint(config, output_dir)
-    _check_writable(output_dir)
-    _fit_the_machine(args)
+    check_writable(output_dir)
+    fit_the_machine(args)
     set_seed(args.seed)
-    with _quiet_libraries(args):
-        with args.main_process_first(desc="data"):
-            splits = load_splits(config.data)
-        task, inputs = choose_task(splits["train"].features, config.data)
-        column = label_column(splits["train"].features, inputs, config.data)
-        labels = infer_labels(splits["train"], column, config.data.problem_type)
-        loaded, processor = task.load(config.model, config.data, labels)
-        labels = loaded.labels
-        data = make_data(splits, inputs, column, labels, config.data, args.data_seed or args.seed)
-        _check_best(args, labels.problem_type, len(labels.names))
-        _check_batches(args, len(data.train))
-        prepared = {n: task.prepare(split, inputs, processor, config.data) for n, split in data.splits.items()}
-        seen: dict[str, Any] = {"task": task.name, "problem_type": labels.problem_type, "label_column_name": column}
-        if task.input_key:
-            seen[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
-        config = config.resolved(**seen)
-
-        args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
-        with _trainers_refusals(output_dir):
-            trainer = TransferTrainer(
-                model=loaded.model,
-                args=args,
-                train_dataset=prepared["train"],
-                eval_dataset=prepared["validation"],
-                processing_class=processor,
-                data_collator=task.collator(processor),
-                compute_metrics=lambda p: metrics_of(labels.problem_type, p),
-            )
-            trainer.resolve_plan()
-            trainer.check_optimization()
-            _check_disk(output_dir, trainer)
-        talks = _talks(args)
+    talks = _talks(args)
+    with quiet_libraries(args):
+        prepared = prepare(config)
+        config, task, data, labels = prepared.config, prepared.task, prepared.data, prepared.loaded.labels
+        splits = {
+            name: task.prepare(split, prepared.inputs, prepared.processor, config.data)
+            for name, split in data.splits.items()
+        }
+        trainer = make_trainer(prepared, splits["train"], splits["validation"])
         _replace_progress(trainer, output_dir, talks)
         if trainer.is_world_process_zero():
             if talks:
-                _announce(config, task, data, [*loaded.notes, *data.notes], trainer)
+                announce(prepared, trainer)
             if config.data.overwrite_output_dir and checkpoint is None:
                 _clear(output_dir)
             _write(output_dir / RUN_FILE, config.to_yaml())
 
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
-        results = _evaluate(trainer, prepared, labels.problem_type)
+        results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer, outcome.metrics)
         _save(trainer, output_dir, results)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     batch_size, seed = args.per_device_eval_batch_size, args.data_seed or args.seed
-    predictor = Predictor(task, trainer.model, processor, labels, config.data, batch_size, precision, seed)
+    predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
     result = Result(output_dir, results, trainer.plan, trainer, predictor)
     if trainer.is_world_process_zero() and talks:
         _conclude(result, task)
@@ -186,38 +158,6 @@ def run(config: Config) -> Result:
 def _talks(args: TransferArguments) -> bool:
     """Whether the run says what it does: not from `log_level: error` on."""
     return args.log_level not in ("error", "critical")
-
-
-@contextlib.contextmanager
-def _quiet_libraries(args: TransferArguments) -> Iterator[None]:
-    """No bar for every tokenised split and every file of weights: they hide the run's own lines."""
-    if args.log_level in ("debug", "info"):
-        yield
-        return
-    ours, theirs = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if not ours:
-            datasets.enable_progress_bars()
-        if theirs:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _trainers_refusals(output_dir: Path) -> Iterator[None]:
-    """Values that only Trainer's constructor rejects, such as a tracker that is not installed."""
-    existed = output_dir.exists()
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
-            output_dir.rmdir()  # Trainer makes it before it has looked at everything
-        if isinstance(error, UserError):
-            raise
-        raise UserError(one_line(error)) from error
 
 
 def _clear(output_dir: Path) -> None:
@@ -236,19 +176,6 @@ def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -
     if talks:
         trainer.add_callback(Lines(trainer))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
-
-
-def _fit_the_machine(args: TransferArguments) -> None:
-    """Pin memory only for a device; give a launched process on the CPU its share of the cores.
-
-    `accelerate launch` gives it one thread where nobody chose a number: the same run took twice as long as under
-    `hf-transfer train`.
-    """
-    args.dataloader_pin_memory &= torch.accelerator.is_available()
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if args.device.type == "cpu" and launched:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _checkpoint(config: Config, output_dir: Path) -> str | None:
@@ -281,69 +208,6 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
             "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.",
         )
     return wanted
-
-
-def _check_writable(output_dir: Path) -> None:
-    """Raises:
-    WorkFailed: nothing can be written there.
-    """
-    existing = _existing(output_dir)
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise WorkFailed(
-            f"output_dir: nothing can be written to {str(existing)!r} ({error.strerror}).", "Choose another folder."
-        ) from error
-
-
-def _existing(path: Path) -> Path:
-    """The nearest that there is, upwards."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-
-
-def _check_disk(output_dir: Path, trainer: TransferTrainer) -> None:
-    """Whether the disk has room for the model and one more copy, which is written before an old one goes.
-
-    Raises:
-        WorkFailed: it has not.
-    """
-    size = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    needed, free = 2 * size, shutil.disk_usage(_existing(output_dir)).free
-    if free < needed:
-        raise WorkFailed(
-            f"output_dir: the disk of {str(output_dir)!r} has {free / 1e6:,.0f} MB left, and the run writes at least "
-            f"{needed / 1e6:,.0f} MB.",
-            "Make room, or choose an output_dir on another disk.",
-        )
-
-
-def _check_best(args: TransferArguments, problem_type: str, num_labels: int) -> None:
-    """Trainer looks for the metric after the first epoch only.
-
-    Raises:
-        UserError: there is no such metric.
-    """
-    known = ("loss", *metric_names(problem_type, num_labels))
-    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if wanted not in known:
-        raise UserError(
-            f"metric_for_best_model: {args.metric_for_best_model!r} is no metric of {problem_type}.",
-            f"There are {', '.join(known)}.{nearest(wanted, known)}",
-        )
-
-
-def _check_batches(args: TransferArguments, examples: int) -> None:
-    """Raises:
-    UserError: an epoch would have no batch.
-    """
-    size = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and examples < size:
-        raise UserError(
-            f"per_device_train_batch_size: {args.per_device_train_batch_size} makes a batch of {size}, there are "
-            f"{examples} training examples, and dataloader_drop_last drops a batch that is not full.",
-            "Take a smaller batch, or leave dataloader_drop_last out.",
-        )
 
 
 def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
@@ -438,25 +302,6 @@ def _write(path: Path, text: str) -> None:
 
 
 # ---- what the user reads -------------------------------------------------------------------------------------------
-
-
-def _announce(config: Config, task: Task, data: Data, notes: Sequence[str], trainer: TransferTrainer) -> None:
-    counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    say(f"{task.name}: {config.model.model_name_or_path} on {config.data.dataset_name or config.data.train_file}")
-    say(
-        f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
-        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else ".")
-    )
-    for note in notes:
-        say(note)
-    say()
-    if trainer.plan is not None:
-        if config.values["strategy"] == "auto" and config.values["stages"] is None:
-            say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
-        say(str(trainer.plan))
-    else:
-        say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
-    say()
 
 
 def _conclude(result: Result, task: Task) -> None:

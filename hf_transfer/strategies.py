@@ -57,6 +57,9 @@ class PlanArguments:
         None, "ordered {pattern on group or parameter names: rate}; first match wins"
     )
     head_learning_rate: float | None = key(None, "the head's rate (default: see the layer-wise conventions)")
+    freeze: str | list[str] | None = key(
+        None, "what never trains: names of groups, [stem, blocks.0-7], or patterns on parameter names"
+    )
     layer_rules: list[Any] | None = key(None, "ordered [pattern, depth] rules for models without declared layers")
 
     if TYPE_CHECKING:  # `TrainingArguments` brings these
@@ -178,6 +181,11 @@ def check(keys: PlanArguments) -> list[str]:
     return problems
 
 
+def frozen_entries(keys: PlanArguments) -> list[Any]:
+    """The entries of `freeze`."""
+    return [keys.freeze] if isinstance(keys.freeze, str) else list(keys.freeze or ())
+
+
 def _check_numbers(keys: PlanArguments) -> Iterable[str]:
     positive = (
         "layer_lr_decay",
@@ -196,6 +204,9 @@ def _check_numbers(keys: PlanArguments) -> Iterable[str]:
             yield f"{name}: {getattr(keys, name)} is negative."
     if keys.layer_lr_decay is not None and keys.layer_lr_decay > 1:
         yield f"layer_lr_decay: {keys.layer_lr_decay} is over 1, which would train the input fastest; use e.g. 0.75."
+    for entry in frozen_entries(keys):
+        if not isinstance(entry, str) or not entry:
+            yield f"freeze: {entry!r} is not the name of a group, a range such as blocks.0-7, or a pattern."
     for pattern, rate in (keys.layer_learning_rates or {}).items():
         if not isinstance(pattern, str):
             yield f"layer_learning_rates: the pattern {pattern!r} is not a text; write it in quotes."

@@ -10,7 +10,7 @@ family is represented by its smallest variant, in `TIMM`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,6 +177,129 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     ),
 }
 
+# The smallest variant of every family (module) of timm 1.0.31.
+TIMM: tuple[str, ...] = (
+    "beit_base_patch16_224",
+    "halonet_h1",
+    "test_byobnet",
+    "cait_xxs24_224",
+    "coat_tiny",
+    "convit_tiny",
+    "convmixer_768_32",
+    "test_convnext",
+    "cpubone_nano",
+    "crossvit_tiny_240",
+    "csatv2",
+    "cs3darknet_focus_s",
+    "cspnext_tiny",
+    "davit_tiny",
+    "deepseek_vit_412m",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "dla46x_c",
+    "dpn48b",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "test_efficientnet",
+    "efficientvim_m1",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "fasternet_t0",
+    "fastvit_t8",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "gemma4_vit_167m",
+    "ghostnet_050",
+    "hardcorenas_b",
+    "hgnetv2_b0",
+    "hiera_tiny_224",
+    "sam2_hiera_tiny",
+    "hrnet_w18_small",
+    "iformer_t",
+    "inception_next_atto",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "lcnetv2_small",
+    "levit_128s",
+    "lowformer_b0",
+    "test_mambaout",
+    "test_coatnet",
+    "poolformerv2_s12",
+    "gmlp_ti16_224",
+    "mobilenetv3_small_050",
+    "mobilenetv5_base",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "naflexvit_base_patch16_parfac_gap",
+    "nasnetalarge",
+    "nest_tiny",
+    "nextvit_small",
+    "test_nfnet",
+    "pit_ti_224",
+    "pnasnet5large",
+    "pvt_v2_b0",
+    "qwen3_vit_88m",
+    "rdnet_tiny",
+    "regnetx_002",
+    "repghostnet_050",
+    "repvit_m1",
+    "res2next50",
+    "resnest14d",
+    "test_resnet",
+    "resnetv2_18",
+    "rexnet_100",
+    "selecsls42",
+    "legacy_seresnet18",
+    "sequencer2d_s",
+    "shvit_s1",
+    "skresnet18",
+    "starnet_s050",
+    "swiftformer_xs",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "swinv2_cr_tiny_224",
+    "tiny_vit_5m_224",
+    "tnt_s_legacy_patch16_224",
+    "tresnet_m",
+    "twins_svt_small",
+    "vgg11",
+    "visformer_tiny",
+    "test_vit",
+    "vit_tiny_r_s16_p8_224",
+    "test_vit_relpos",
+    "samvit_base_patch16_224",
+    "vitamin_small_224",
+    "volo_d1_224",
+    "ese_vovnet19b_slim_dw",
+    "legacy_xception",
+    "xception41p",
+    "xcit_nano_12_p8_224",
+)
+
+# Where a later group is used before an earlier one is done, and why.
+REASONS = {
+    "DebertaForSequenceClassification": "relative positions, read inside the first layer and shared by all: stem",
+    "cait_xxs24_224": "the class token joins after the patch blocks; timm counts it to the stem",
+    "convit_tiny": "the class token joins after the first blocks; timm counts it to the stem",
+    "xcit_nano_12_p8_224": "the class token joins after the patch blocks; timm counts it to the stem",
+    "coat_tiny": "position encodings of a stage, read inside its first block and shared by all: before it",
+    "volo_d1_224": "position embedding added after the first stage; timm counts it to the stem",
+    "levit_128s": "two heads (distilled): the second one's norm, which joins the last block, follows the first head",
+    "repvit_m1": "two heads (distilled): the second one's norm, which joins the last block, follows the first head",
+    "efficientvim_m1": "each stage has an output norm of its own; timm puts them all behind the blocks",
+}
+# Of the image and text classifiers that people ask for, what is not here.
+LEFT_OUT = {
+    "DINOv3": "transformers has no classification class for it; timm's `vit_*_dinov3` is in the family `eva`",
+    "Dinat": "needs the package natten",
+    "DeiT, distilled": "transformers' class computes no loss, so it cannot be trained",
+}
+# timm declares no `group_matcher` for these: ours are rules, and there is nothing to compare with.
+UNDECLARED_BY_TIMM = ("csatv2", "poolformerv2_s12", "pit_ti_224")
+
 
 def hugging_face(name: str) -> Any:
     """The model of `name` in its tiny form, in eval mode, with four labels."""
@@ -186,6 +309,18 @@ def hugging_face(name: str) -> Any:
     if getattr(config, "pad_token_id", 0) is None:
         config.pad_token_id = 0
     return cls(config).eval()
+
+
+def from_timm(name: str) -> Any:
+    """The model of `name` without memory for its weights, with four classes."""
+    import timm
+
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False, num_classes=4).eval()
+
+
+def timm_input(model: Any) -> torch.Tensor:
+    return torch.empty(2, *(model.pretrained_cfg.get("input_size") or (3, 224, 224)), device="meta")
 
 
 def inputs_of(model: Any) -> dict[str, torch.Tensor]:
@@ -242,33 +377,104 @@ def first_uses(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
     return watch.order
 
 
-@dataclass(frozen=True)
-class Order:
-    """How well groups follow the forward pass.
-
-    Attributes:
-        sorted: the groups' first uses rise from one to the next.
-        overlaps: pairs of neighbours where the later one is used before the earlier one is done, with the parameters.
-        unused: parameters that the forward pass does not use.
-    """
-
-    sorted: bool
-    overlaps: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
-def order_of(groups: Any, uses: dict[str, int]) -> Order:
-    spans = []
+def overlaps(groups: Any, uses: dict[str, int]) -> list[str]:
+    """Where a group is used before an earlier one is done; empty where groups follow the forward pass exactly."""
+    found: list[str] = []
+    latest, before = -1, ""
     for group in groups:
-        seen = {uses[n]: n for n in group.parameters if n in uses}
-        if seen:
-            spans.append((group.name, min(seen), max(seen), seen))
-    overlaps = []
-    for i, (name, first, _, seen) in enumerate(spans):
-        for other, _, last, earlier in spans[:i]:
-            if last > first:
-                late = [earlier[t] for t in sorted(earlier) if t > first]
-                overlaps.append(f"{other} > {name}: {late[0]} after {seen[first]}")
-    starts = [first for _, first, *_ in spans]
-    unused = tuple(n for g in groups for n in g.parameters if n not in uses)
-    return Order(starts == sorted(starts), tuple(overlaps), unused)
+        seen = sorted((uses[n], n) for n in group.parameters if n in uses)
+        if seen and seen[0][0] < latest:
+            found.append(f"{group.name} begins with {seen[0][1]}, before {before}")
+        if seen and seen[-1][0] > latest:
+            latest, before = seen[-1]
+    return found
+
+
+def timm_scales(model: Any, decay: float) -> dict[str, float]:
+    """Parameter name -> `lr_scale` by timm's own function."""
+    from timm.optim import param_groups_layer_decay
+
+    names = {id(p): n for n, p in model.named_parameters()}
+    made = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=decay)
+    return {names[id(p)]: group["lr_scale"] for group in made for p in group["params"]}
+
+
+def our_scales(groups: Any, decay: float) -> dict[str, float]:
+    """The same by a plan with `layer_lr_decay`, at a learning rate of 1."""
+    from hf_transfer import make_plan
+    from hf_transfer.strategies import PlanArguments
+
+    class Keys(PlanArguments):
+        learning_rate, num_train_epochs = 1.0, 1.0
+
+    (stage,) = make_plan(Keys(strategy="full", layer_lr_decay=decay), groups).stages
+    return {name: stage.rate(group.name, name) for group in groups for name in group.parameters}
+
+
+def as_ours(scale: float, decay: float) -> float:
+    """timm's scale in our convention: timm's head has a depth of its own, so that its last block gets `decay`; ours
+    gets 1, as do the final norm and the head."""
+    return min(1.0, scale / decay)
+
+
+# ---- docs/architectures.md -----------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    import timm
+
+    from hf_transfer import layer_groups
+
+    lines = [
+        "# Architectures",
+        "",
+        f"Made by `make architectures` with transformers {transformers.__version__} and timm {timm.__version__}; the",
+        "tests check every line. Groups are counted with stem and head. *Order*: whether each group's parameters are",
+        "first used after all those of the groups before it, watched in a forward pass, independently of the rules.",
+        "*timm*: whether every parameter's rate under `layer_lr_decay` is that of timm's `param_groups_layer_decay`,",
+        "where timm's last block has the rate `decay` and ours has 1 (with the final norm and the head):",
+        "ours = min(1, timm's / decay).",
+        "",
+        "## Hugging Face",
+        "",
+        "| class | groups | from | to | head | order |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in HUGGING_FACE:
+        model = hugging_face(name)
+        groups = layer_groups(model)
+        lines.append(f"| `{name}` | {_cells(groups)} | {_order(name, groups, model, lambda m: m(**inputs_of(m)))} |")
+    lines += ["", "## timm", "", "One line per family, its smallest variant.", ""]
+    lines += ["| family | variant | groups | from | to | head | order | timm |", "|---|---|---|---|---|---|---|---|"]
+    for name in TIMM:
+        model = from_timm(name)
+        groups = layer_groups(model)
+        agrees = "not declared"
+        if name not in UNDECLARED_BY_TIMM:
+            ours, theirs = our_scales(groups, 0.5), timm_scales(model, 0.5)
+            agrees = "same" if ours == {n: as_ours(s, 0.5) for n, s in theirs.items()} else "differs"
+        family = type(model).__module__.rpartition(".")[2]
+        order = _order(name, groups, model, lambda m: m(timm_input(m)))
+        lines.append(f"| {family} | `{name}` | {_cells(groups)} | {order} | {agrees} |")
+    lines += ["", "## Left out", "", *(f"- {name}: {reason}." for name, reason in LEFT_OUT.items()), ""]
+    return "\n".join(lines)
+
+
+def _cells(groups: Any) -> str:
+    head = sorted({name.rpartition(".")[0] for name in groups[-1].parameters})
+    return f"{len(groups)} | {groups[1].name} | {groups[-2].name} | {', '.join(head)}"
+
+
+def _order(name: str, groups: Any, model: Any, run: Callable[[Any], Any]) -> str:
+    exact = not overlaps(groups, first_uses(model, lambda: run(model)))
+    return "exact" if exact else REASONS.get(name, "WRONG")
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    place = Path(__file__).parents[1] / "docs" / "architectures.md"
+    place.write_text(table(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -391,7 +391,7 @@ def test_a_mistake_of_ours_is_told_as_one(monkeypatch, world, capsys):
     def broken(*_, **__):
         raise KeyError("nobody thought of this")
 
-    monkeypatch.setattr("hf_transfer.run.load_splits", broken)
+    monkeypatch.setattr("hf_transfer.preparation.load_splits", broken)
     code, out, err = run(words(GOOD, world), capsys)
     assert (code, out) == (1, "") and err.startswith("hf-transfer: KeyError: 'nobody thought of this'")
     assert "Traceback" not in err and "--debug" in err

@@ -65,3 +65,22 @@ def task_of(config: Any, name: str) -> str:
         f"none of the tasks {', '.join(TASKS)}.",
         "Train a head on it with `hf-transfer train`.",
     )
+
+
+def task_of_kind(config: Any) -> str:
+    """The task that a kind of model can be trained for.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    found = [
+        task.name
+        for task in TASKS.values()
+        if task.auto_class and type(config) in getattr(transformers, task.auto_class)._model_mapping
+    ]
+    if len(found) == 1:
+        return found[0]
+    raise UserError(
+        f"task: a {config.model_type} model does not show which task this is.",
+        f"Set task to one of {', '.join(TASKS)}.",
+    )

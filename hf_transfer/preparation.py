@@ -1,0 +1,235 @@
+"""Everything of a run before it trains: data, model, trainer, and the checks that can be made in advance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import logging as transformers_logging
+
+from .config import Config
+from .data.load import Data, infer_labels, label_column, load_splits, make_data
+from .errors import UserError, WorkFailed, nearest, one_line
+from .metrics import names as metric_names
+from .models import Loaded
+from .predictor import metrics_of
+from .progress import say
+from .tasks import Task, choose_task
+from .trainer import TransferArguments, TransferTrainer
+
+
+@dataclass
+class Prepared:
+    """Data and model of a configuration, before there is a trainer.
+
+    Attributes:
+        config: with what was seen from the data.
+        task: what the model reads.
+        inputs: the input columns.
+        data: the splits.
+        loaded: the model with its head, its labels, and notes for the user.
+        processor: tokenizer or image processor.
+    """
+
+    config: Config
+    task: Task
+    inputs: tuple[str, ...]
+    data: Data
+    loaded: Loaded
+    processor: Any
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self.loaded.notes, *self.data.notes]
+
+
+def prepare(config: Config) -> Prepared:
+    """Read the data, see what it is, load the model with a head for it, make the splits.
+
+    Raises:
+        UserError: there is no such data or model, or they do not go together.
+    """
+    args = config.training
+    with args.main_process_first(desc="data"):
+        splits = load_splits(config.data)
+    task, inputs = choose_task(splits["train"].features, config.data)
+    column = label_column(splits["train"].features, inputs, config.data)
+    labels = infer_labels(splits["train"], column, config.data.problem_type)
+    loaded, processor = task.load(config.model, config.data, labels)
+    data = make_data(splits, inputs, column, loaded.labels, config.data, args.data_seed or args.seed)
+    problem_type = loaded.labels.problem_type
+    _check_best(args, problem_type, len(loaded.labels.names))
+    _check_batches(args, len(data.train))
+    seen: dict[str, Any] = {"task": task.name, "problem_type": problem_type, "label_column_name": column}
+    if task.input_key:
+        seen[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
+    args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
+    return Prepared(config.resolved(**seen), task, inputs, data, loaded, processor)
+
+
+def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTrainer:
+    """The trainer with its plan resolved, and everything checked that can be before training.
+
+    Raises:
+        UserError: the plan, the optimizer, the schedule or the tracker does not go with the model.
+    """
+    args, output_dir = prepared.config.training, Path(str(prepared.config.training.output_dir))
+    labels = prepared.loaded.labels
+    with _trainers_refusals(output_dir):
+        trainer = TransferTrainer(
+            model=prepared.loaded.model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=validation,
+            processing_class=prepared.processor,
+            data_collator=prepared.task.collator(prepared.processor),
+            compute_metrics=lambda p: metrics_of(labels.problem_type, p),
+        )
+        trainer.resolve_plan()
+        trainer.check_optimization()
+        _check_disk(output_dir, trainer)
+    return trainer
+
+
+def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
+    """What is known before training."""
+    config, data = prepared.config, prepared.data
+    counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    source = config.data.dataset_name or config.data.train_file
+    say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
+    say(
+        f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
+        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else ".")
+    )
+    for note in prepared.notes:
+        say(note)
+    say()
+    if trainer.plan is not None:
+        if config.values["strategy"] == "auto" and config.values["stages"] is None:
+            say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
+        say(str(trainer.plan))
+    else:
+        say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
+    say()
+
+
+# ---- the machine and the libraries ----
+
+
+@contextlib.contextmanager
+def quiet_libraries(args: TransferArguments) -> Iterator[None]:
+    """No bar for every tokenised split and every file of weights: they hide the run's own lines."""
+    if args.log_level in ("debug", "info"):
+        yield
+        return
+    ours, theirs = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if not ours:
+            datasets.enable_progress_bars()
+        if theirs:
+            transformers_logging.enable_progress_bar()
+
+
+def fit_the_machine(args: TransferArguments) -> None:
+    """Pin memory only for a device; give a launched process on the CPU its share of the cores.
+
+    `accelerate launch` gives it one thread where nobody chose a number: the same run took twice as long as under
+    `hf-transfer train`.
+    """
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if args.device.type == "cpu" and launched:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+# ---- checks ----
+
+
+@contextlib.contextmanager
+def _trainers_refusals(output_dir: Path) -> Iterator[None]:
+    """Values that only Trainer's constructor rejects, such as a tracker that is not installed."""
+    existed = output_dir.exists()
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
+            output_dir.rmdir()  # Trainer makes it before it has looked at everything
+        if isinstance(error, UserError):
+            raise
+        raise UserError(one_line(error)) from error
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raises:
+    WorkFailed: nothing can be written there.
+    """
+    existing = _existing(output_dir)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise WorkFailed(
+            f"output_dir: nothing can be written to {str(existing)!r} ({error.strerror}).", "Choose another folder."
+        ) from error
+
+
+def _existing(path: Path) -> Path:
+    """The nearest that there is, upwards."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _check_disk(output_dir: Path, trainer: TransferTrainer) -> None:
+    """Whether the disk has room for the model and one more copy, which is written before an old one goes.
+
+    Raises:
+        WorkFailed: it has not.
+    """
+    size = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    needed, free = 2 * size, shutil.disk_usage(_existing(output_dir)).free
+    if free < needed:
+        raise WorkFailed(
+            f"output_dir: the disk of {str(output_dir)!r} has {free / 1e6:,.0f} MB left, and the run writes at least "
+            f"{needed / 1e6:,.0f} MB.",
+            "Make room, or choose an output_dir on another disk.",
+        )
+
+
+def _check_best(args: TransferArguments, problem_type: str, num_labels: int) -> None:
+    """Trainer looks for the metric after the first epoch only.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    known = ("loss", *metric_names(problem_type, num_labels))
+    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if wanted not in known:
+        raise UserError(
+            f"metric_for_best_model: {args.metric_for_best_model!r} is no metric of {problem_type}.",
+            f"There are {', '.join(known)}.{nearest(wanted, known)}",
+        )
+
+
+def _check_batches(args: TransferArguments, examples: int) -> None:
+    """Raises:
+    UserError: an epoch would have no batch.
+    """
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and examples < size:
+        raise UserError(
+            f"per_device_train_batch_size: {args.per_device_train_batch_size} makes a batch of {size}, there are "
+            f"{examples} training examples, and dataloader_drop_last drops a batch that is not full.",
+            "Take a smaller batch, or leave dataloader_drop_last out.",
+        )
