@@ -15,6 +15,7 @@ from .models import Labels, Loaded, read_config
 from .plan import Plan, make_plan
 from .preparation import announce, make_trainer, prepare, quiet_libraries
 from .progress import say
+from .strategies import is_wanted
 from .tasks import TASKS, task_of_kind
 
 
@@ -59,6 +60,8 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
         UserError: as `run` does before it trains; no strategy is set.
     """
     args = config.training
+    if not is_wanted(args):
+        raise UserError("strategy: none is set, so there is no plan.", "Set one, for example --strategy gradual.")
     set_seed(args.seed)
     with quiet_libraries(args):
         if config.data.dataset_name or config.data.train_file:
@@ -75,8 +78,7 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
             if talks:
                 say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
                 say(f"\n{plan}\n")
-    if plan is None:
-        raise UserError("strategy: none is set, so there is no plan.", "Set one, for example --strategy gradual.")
+    assert plan is not None, "a strategy makes one"
     found = Planned(config, plan, depth_map(plan, groups), notes, examples)
     if talks:
         say(str(found.depth_map))
