@@ -219,3 +219,20 @@ def test_the_strategy_in_contributing_works():
 def test_the_configs_of_accelerate_say_when_to_pick_them():
     for path in sorted(ROOT.glob("accelerate_configs/*.yaml")):
         assert "Pick it" in path.read_text().split("compute_environment")[0], path
+
+
+def test_the_architecture_in_contributing_is_all_that_is_needed(monkeypatch):
+    """Without any other rule, the line as printed puts HF's ResNet in order."""
+    from hf_transfer import layers
+
+    from . import architectures as arch
+
+    line = next(b for b in blocks(ROOT / "CONTRIBUTING.md", "python") if b.startswith('"resnet"'))
+    rules = ast.literal_eval("{" + re.sub(r"\b(STEM|HEAD|LAST|NEXT)\b", lambda m: repr(m[1].lower()), line) + "}")
+    model = arch.hugging_face("ResNetForImageClassification")
+    monkeypatch.setattr(layers, "ARCHITECTURE_RULES", {})
+    uses = arch.first_uses(model, lambda: model(**arch.inputs_of(model)))
+    assert len(layer_groups(model)) != 5, "the rule is needed"
+    monkeypatch.setattr(layers, "ARCHITECTURE_RULES", rules)
+    groups = layer_groups(model)
+    assert len(groups) == 5 and not arch.overlaps(groups, uses)
