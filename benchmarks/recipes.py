@@ -181,7 +181,7 @@ def table(book: Book) -> str:
         f"transformers {version('transformers')}.",
         "Accuracy on the test split: mean ± standard deviation of seeds 0, 1, 2 (subsets), or one run with seed 42 and",
         "its 95% interval over the test examples (all). Seconds of training, with the evaluations after each epoch.",
-        "Trained share: the parameters that train at some time. The recipes' rates are ours, those of the image recipes",
+        "Trained share: the parameters that train at some time. The recipes' rates are ours; those for images were",
         "chosen on the validation split of digits. The machine did other work at times: take seconds loosely.",
         "",
         "| data | examples | method | test accuracy | seconds | trained share |",

@@ -31,6 +31,7 @@ class ModelArguments:
     model_revision: str = key("main", "branch, tag or commit on the hub")
     from_scratch: bool = key(False, "random weights in the checkpoint's architecture")
     trust_remote_code: bool = key(False, "run code from the model's repository (command line only)")
+    layer_rules: list[Any] | None = key(None, "ordered [pattern, depth] rules for models without declared layers")
     allow_pickle: bool = key(False, "also load weights that are not safetensors (command line only)")
 
 

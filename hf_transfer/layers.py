@@ -81,7 +81,10 @@ ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
     "flaubert": _LISTS_SIDE_BY_SIDE,
     "bart": _ENCODER_AND_DECODER,
     "mbart": _ENCODER_AND_DECODER,
+    "plbart": _ENCODER_AND_DECODER,
+    "mvp": _ENCODER_AND_DECODER,
     "nomic_bert": (("pooler", LAST),),
+    "gte": (("pooler", LAST),),
     "opt": ((r"decoder\.(final_layer_norm|project_out)", LAST),),
     "funnel": ((r"blocks\.(\d+)\.(\d+)", None),),
     # Stages hold plain residual layers, or blocks, and what changes the resolution between them.
@@ -91,6 +94,7 @@ ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
     "convnext": _STAGES_OF_LAYERS,
     "convnextv2": _STAGES_OF_LAYERS,
     "focalnet": _STAGES_OF_LAYERS,
+    "hiera": _STAGES_OF_LAYERS,
     "swin": _STAGES_OF_BLOCKS,
     "swinv2": _STAGES_OF_BLOCKS,
     "donut-swin": _STAGES_OF_BLOCKS,
@@ -116,6 +120,7 @@ ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
     "MetaFormer": (
         ("^stem", STEM),
         (r"stages\.(\d+)\.(?:blocks\.(\d+)|downsample)", None),
+        (r"^head\.fc\.(fc1|norm)", LAST),
         (r"^head\.fc", HEAD),
         ("^head", LAST),
     ),
@@ -347,24 +352,26 @@ def _block_list_depths(core: nn.Module) -> dict[str, Depth]:
 def _blocks(core: nn.Module) -> list[str]:
     """Paths of the outermost repeated blocks, in definition order."""
     layers = sys.modules.get("transformers.modeling_layers")
-    if layers is not None:
-        found = _outermost(core, lambda m: isinstance(m, layers.GradientCheckpointingLayer))
-        if len(found) > 1:
-            return found
     model = _pretrained(core)
     declared = (model._no_split_modules or ()) if model is not None else ()
-    found = _outermost(core, lambda m: type(m).__name__ in declared)
-    if len(found) > 1:
-        return found
     lists = [
-        (name, module)
-        for name, module in core.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1 and len(module) > 1
+        [f"{name}.{i}" for i in range(len(module))]
+        for name, module in sorted(
+            (
+                (n, m)
+                for n, m in core.named_modules()
+                if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
+            ),
+            key=lambda item: -sum(p.numel() for p in item[1].parameters()),
+        )
     ]
-    if not lists:
-        return []
-    name, module = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-    return [f"{name}.{i}" for i in range(len(module))]
+    ways = [
+        _outermost(core, lambda m: isinstance(m, layers.GradientCheckpointingLayer)) if layers is not None else [],
+        _outermost(core, lambda m: type(m).__name__ in declared),
+        *([max(lists, key=lambda found: (len(found) > 1, -lists.index(found)))] if lists else []),
+    ]
+    # A model of one layer is a model too, but two blocks are a surer sign than one.
+    return next((found for found in ways if len(found) > 1), next((found for found in ways if found), []))
 
 
 def _outermost(core: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[str]:

@@ -209,7 +209,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         notes = []
         if args.from_scratch:
             return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
-        head = layer_groups(model)[-1].parameters
+        head = layer_groups(model, args.layer_rules or ())[-1].parameters
         if not missing & set(head) and set(labels.names) not in (before, own):
             missing |= _fresh_head(model, auto_class, head)
     finally:

@@ -38,7 +38,7 @@ def parameter_groups(
             rates = plan.trajectory(group.name, name)
             if not parameter.requires_grad or not any(rates):
                 continue
-            decay = weight_decay if parameter.ndim > 1 and name not in no_decay else 0.0
+            decay = weight_decay if _is_matrix(parameter) and name not in no_decay else 0.0
             entry = merged.setdefault(
                 (rates, decay),
                 {
@@ -53,6 +53,11 @@ def parameter_groups(
             if group.name not in entry["layers"]:
                 entry["layers"].append(group.name)
     return list(merged.values())
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it has two dimensions or more; a vector that only broadcasts, as (1, 1, 1, C), has one."""
+    return parameter.ndim == 2 or sum(size > 1 for size in parameter.shape) > 1
 
 
 def lr_factors(plan: Plan, group: dict[str, Any], schedule: Callable[[int], float]) -> Callable[[int], float]:

@@ -46,6 +46,7 @@ class Stage:
             wins, and comes before `rates`.
         num_trainable: scalars that train in it.
         start: the optimizer step at which the stage begins, once the plan is resolved.
+        highest: for each of these groups the highest rate of its parameters, which is `rates` but for `patterns`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     patterns: Rates
     num_trainable: int
     start: int | None = None
+    highest: tuple[float, ...] = ()
 
     def rate(self, group: str, parameter: str = "") -> float:
         """Learning rate of a parameter in this stage; 0.0 where it is frozen."""
@@ -80,15 +82,20 @@ class Plan:
     def num_train_epochs(self) -> float:
         return sum(stage.epochs for stage in self.stages)
 
-    def resolve(self, steps_per_epoch: int) -> Plan:
-        """The same plan with every stage's first optimizer step filled in."""
+    def resolve(self, steps_per_epoch: int, max_steps: int | None = None) -> Plan:
+        """The same plan with every stage's first optimizer step filled in, without stages that a run of `max_steps`
+        does not reach."""
         starts: list[int] = []
         epochs = 0.0
         for stage in self.stages:
             first = starts[-1] + 1 if starts else 0  # a stage has a step at least, however short it was asked to be
             starts.append(max(round(epochs * steps_per_epoch), first))
             epochs += stage.epochs
-        return replace(self, stages=tuple(replace(s, start=at) for s, at in zip(self.stages, starts, strict=True)))
+        kept = [at for at in starts if max_steps is None or at < max_steps] or starts[:1]
+        stages = [replace(s, start=at) for s, at in zip(self.stages, kept, strict=False)]
+        left = epochs - sum(s.epochs for s in stages)
+        stages[-1] = replace(stages[-1], epochs=stages[-1].epochs + left) if left else stages[-1]
+        return replace(self, stages=tuple(stages))
 
     def at(self, step: int) -> int:
         """Index of the stage that optimizer step `step` (0 for the first) belongs to, in a resolved plan."""
@@ -119,7 +126,7 @@ class Plan:
                 "epochs": s.epochs,
                 "groups": list(s.trainable),
                 "trainable_parameters": s.num_trainable,
-                "learning_rates": {g: s.rate(g) for g in s.trainable},
+                "learning_rates": dict(zip(s.trainable, s.highest or s.rates, strict=True)),
             }
             for s in self.stages
         ]
@@ -152,29 +159,38 @@ def make_plan(
     specs = [{k: v for k, v in spec.items() if v is not None} for spec in written]
     total = sum(s["epochs"] for s in specs) if config.stages is not None else config.num_train_epochs
     total = num_train_epochs or total
-    frozen = _frozen_patterns(frozen_entries(config), groups)
-    _check_patterns(config.layer_learning_rates or {}, groups)
+    frozen_groups, frozen_patterns = _frozen(frozen_entries(config), groups)
+    written_rates = tuple((config.layer_learning_rates or {}).items())
+    _check_patterns(dict(written_rates), groups)
     stages: list[Stage] = []
     begun, unfreezes = 0.0, 0
     for i, spec in enumerate(specs):
-        if begun >= total:
+        if total - begun <= 1e-9 * total:  # eight times 0.1 epochs are not quite 0.8
             break  # `never_thawed` says what the epochs did not reach
         last = i == len(specs) - 1
         epochs = total - begun if last else min(float(spec.get("epochs", total)), total - begun)
-        trainable = _trainable(spec["train"], [g.name for g in groups])
-        if stages and set(trainable) - set(stages[-1].trainable):
+        wanted = _trainable(spec["train"], [g.name for g in groups])
+        name = str(spec.get("name") or _stage_name(wanted, backbone))
+        by_group = _group_rates(config, spec, backbone)
+        patterns: Rates = (*((p, 0.0) for p in frozen_patterns), *((p, float(r)) for p, r in written_rates))
+        trainable = tuple(g for g in wanted if g not in frozen_groups)
+        moving = _moving(trainable, tuple(by_group[g] for g in trainable), patterns, groups)
+        if not moving:
+            raise UserError(f"Stage {name!r} trains nothing: every parameter in it is frozen or has rate 0.")
+        if stages and set(moving) - set(stages[-1].trainable):
             unfreezes += 1
         factor = config.stage_lr_decay**unfreezes
-        by_group = _group_rates(config, spec, backbone)
-        rates = tuple(by_group[g] * factor for g in trainable)
-        written_rates = (config.layer_learning_rates or {}).items()
-        patterns = (*((p, 0.0) for p in frozen), *((p, float(r) * factor) for p, r in written_rates))
-        name = str(spec.get("name") or _stage_name(trainable, backbone))
-        size, moving = _num_trainable(trainable, rates, patterns, groups)
-        if not size:
-            raise UserError(f"Stage {name!r} trains nothing: every parameter in it is frozen or has rate 0.")
-        rates = tuple(r for g, r in zip(trainable, rates, strict=True) if g in moving)
-        stages.append(Stage(name, epochs, tuple(g for g in trainable if g in moving), rates, patterns, size))
+        stages.append(
+            Stage(
+                name,
+                epochs,
+                tuple(moving),
+                tuple(by_group[g] * factor for g in moving),
+                tuple((p, r * factor) for p, r in patterns),
+                sum(size for size, _ in moving.values()),
+                highest=tuple(rate * factor for _, rate in moving.values()),
+            )
+        )
         begun += epochs
     return Plan(
         strategy if strategy != "auto" else "two-phase",
@@ -227,19 +243,23 @@ def _group_rates(config: PlanArguments, spec: Spec, backbone: list[str]) -> dict
     return dict(zip([*backbone, HEAD], map(float, [*rates, head]), strict=True))
 
 
-def _num_trainable(
+def _moving(
     trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, groups: Sequence[Group]
-) -> tuple[int, set[str]]:
-    """(scalars that train, groups with any): a group at rate 0, or frozen by the caller, does not train."""
-    sizes = {
-        g.name: sum(
-            size
-            for parameter, size, free in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
-            if free and _rate(trainable, rates, patterns, g.name, parameter) > 0
-        )
-        for g in groups
-    }
-    return sum(sizes.values()), {name for name, size in sizes.items() if size}
+) -> dict[str, tuple[int, float]]:
+    """(scalars that train, the highest rate among them) of each group with any, input to head.
+
+    A group at rate 0, or frozen by the caller, does not train.
+    """
+    found = {}
+    for g in groups:
+        free = [
+            (size, _rate(trainable, rates, patterns, g.name, parameter))
+            for parameter, size, requires_grad in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
+            if requires_grad
+        ]
+        if any(rate > 0 for _, rate in free):
+            found[g.name] = (sum(size for size, rate in free if rate > 0), max(rate for _, rate in free))
+    return found
 
 
 def _rate(trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, group: str, parameter: str) -> float:
@@ -258,24 +278,25 @@ def matches(pattern: str, group: str, parameter: str = "") -> bool:
     return bool(re.fullmatch(pattern, group) or (parameter and re.search(rf"(?:^|\.)(?:{pattern})(?:\.|$)", parameter)))
 
 
-def _frozen_patterns(entries: Sequence[str], groups: Sequence[Group]) -> list[str]:
-    """`freeze` as patterns of rate 0: a group with what is inside it, a range of groups, or a pattern.
+def _frozen(entries: Sequence[str], groups: Sequence[Group]) -> tuple[set[str], list[str]]:
+    """(groups, patterns on parameters) that `freeze` names: a group with what is inside it, a range of groups, or a
+    pattern where no group has the name.
 
     Raises:
         UserErrors: entries that mean nothing.
     """
     names = [g.name for g in groups]
-    patterns, problems = [], []
+    frozen, patterns, problems = set[str](), [], []
     for entry in entries:
         whole = re.fullmatch(r"(.*?)(\d+)-(\d+)", entry)
         wanted = [f"{whole[1]}{i}" for i in range(int(whole[2]), int(whole[3]) + 1)] if whole else [entry]
-        known = [w for w in wanted if any(n == w or n.startswith(f"{w}.") for n in names)]
-        if whole and (len(known) < len(wanted) or not wanted):
-            missing = next((w for w in wanted if w not in known), entry)
+        meant = {w: {n for n in names if n == w or n.startswith(f"{w}.")} for w in wanted}
+        if (whole and not all(meant.values())) or not meant:
+            missing = next((w for w in wanted if not meant[w]), entry)
             problems.append(f"freeze: {entry!r} has no group {missing!r}. The groups are {', '.join(names)}.")
-        elif known:
-            patterns += [rf"{re.escape(w)}(?:\..*)?" for w in known]
-        elif _is_pattern(entry) and any(matches(entry, g.name, p) for g in groups for p in g.parameters):
+        elif any(meant.values()):
+            frozen |= set().union(*meant.values())
+        elif _is_pattern(entry) and any(matches(entry, "", p) for g in groups for p in g.parameters):
             patterns.append(entry)
         else:
             problems.append(
@@ -284,7 +305,7 @@ def _frozen_patterns(entries: Sequence[str], groups: Sequence[Group]) -> list[st
             )
     if problems:
         raise UserErrors(problems)
-    return patterns
+    return frozen, patterns
 
 
 def _is_pattern(text: str) -> bool:
@@ -345,7 +366,7 @@ def _span(names: tuple[str, ...]) -> str:
 
 
 def _rate_span(stage: Stage) -> str:
-    rates = [f"{stage.rate(g):.2g}" for g in stage.trainable]
+    rates = [f"{rate:.2g}" for rate in stage.highest or stage.rates]
     body, head = rates[:-1], rates[-1]
     if not body:
         return head

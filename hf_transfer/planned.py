@@ -73,7 +73,8 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
                 announce(prepared, trainer)
         else:
             loaded = _load_alone(config)
-            groups, examples, notes = layer_groups(loaded.model, args.layer_rules or ()), {}, list(loaded.notes)
+            rules = [*(args.layer_rules or ()), *loaded.layer_rules]
+            groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)
             plan = make_plan(args, groups)
             if talks:
                 say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")

@@ -10,6 +10,7 @@ rates, ULMFiT, Howard and Ruder 2018, sections 3.2 and 3.3.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -175,6 +176,7 @@ def check(keys: PlanArguments) -> list[str]:
             "head, the second up from the input. Keep one."
         )
     problems += _check_numbers(keys)
+    problems += [f"layer_rules[{i}]: {p}" for i, rule in enumerate(keys.layer_rules or ()) for p in _check_rule(rule)]
     problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
     if keys.stages is not None and not keys.stages:
         problems.append("stages: the list is empty; give at least one stage, e.g. [{epochs: 3, train: all}].")
@@ -197,7 +199,7 @@ def _check_numbers(keys: PlanArguments) -> Iterable[str]:
     )
     for name in positive:
         value = getattr(keys, name)
-        if value is not None and not value > 0:
+        if value is not None and not (value > 0 and math.isfinite(value)):
             yield f"{name}: {value} is not a positive number."
     for name in ("head_epochs", "unfrozen_groups", "unfreeze_warmup_steps"):
         if getattr(keys, name) < 0:
@@ -211,12 +213,24 @@ def _check_numbers(keys: PlanArguments) -> Iterable[str]:
         if not isinstance(pattern, str):
             yield f"layer_learning_rates: the pattern {pattern!r} is not a text; write it in quotes."
             continue
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate >= 0:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
             yield f"layer_learning_rates: the rate of {pattern!r} is {rate!r}, not a number of 0 or more."
         try:
             re.compile(pattern)
         except re.error as error:
             yield f"layer_learning_rates: {pattern!r} is not a regular expression ({error})."
+
+
+def _check_rule(rule: Any) -> Iterable[str]:
+    if not isinstance(rule, list | tuple) or len(rule) != 2:
+        yield f"{rule!r} is not a pair of a pattern and a depth, such as ['^embed', stem]."
+        return
+    pattern, depth = rule
+    if not isinstance(pattern, str):
+        yield f"the pattern {pattern!r} is not a text."
+    is_number = isinstance(depth, int | float) and not isinstance(depth, bool)
+    if not (depth is None or isinstance(depth, str) or (is_number and 0 <= depth < math.inf)):
+        yield f"the depth {depth!r} is not stem, last, head, next, null, or a number of 0 or more."
 
 
 def _check_spec(spec: Any) -> Iterable[str]:

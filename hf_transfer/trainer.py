@@ -215,7 +215,7 @@ class TransferTrainer(Trainer):
             steps_per_epoch, max_steps = values[1], values[-1]
             length = max_steps / steps_per_epoch if args.max_steps > 0 else None
             plan = make_plan(self.args, self.layer_groups, num_train_epochs=length)
-            self.plan = plan.resolve(steps_per_epoch)
+            self.plan = plan.resolve(steps_per_epoch, max_steps)
         return values
 
     def resolve_plan(self) -> None:

@@ -28,6 +28,11 @@ VISION = dict(
 STAGES = dict(embed_dim=8, depths=[1, 2], num_heads=[2, 2], image_size=32, patch_size=2, window_size=4)
 CONVNEXT = dict(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, image_size=32)
 
+ENCODER_AND_DECODER = dict(
+    **dict(d_model=8, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2),
+    **dict(encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50, max_position_embeddings=32),
+)
+
 # Class of transformers -> keys of its configuration. The configuration's class is the model's own.
 HUGGING_FACE: dict[str, dict[str, Any]] = {
     # ---- text encoders
@@ -71,6 +76,7 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     "LayoutLMForSequenceClassification": ENCODER,
     "NomicBertForSequenceClassification": ENCODER,
     "EuroBertForSequenceClassification": DECODER,
+    "GteForSequenceClassification": ENCODER,
     "BigBirdForSequenceClassification": {**ENCODER, "attention_type": "original_full"},
     "LongformerForSequenceClassification": {**ENCODER, "attention_window": 4},
     "MegatronBertForSequenceClassification": ENCODER,
@@ -78,14 +84,10 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     "Data2VecTextForSequenceClassification": ENCODER,
     "RobertaPreLayerNormForSequenceClassification": ENCODER,
     # ---- encoder-decoders and decoders
-    "BartForSequenceClassification": dict(
-        **dict(d_model=8, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2),
-        **dict(encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50, max_position_embeddings=32),
-    ),
-    "MBartForSequenceClassification": dict(
-        **dict(d_model=8, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2),
-        **dict(encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50, max_position_embeddings=32),
-    ),
+    "BartForSequenceClassification": ENCODER_AND_DECODER,
+    "MBartForSequenceClassification": ENCODER_AND_DECODER,
+    "PLBartForSequenceClassification": ENCODER_AND_DECODER,
+    "MvpForSequenceClassification": ENCODER_AND_DECODER,
     "MT5ForSequenceClassification": dict(
         **dict(d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, vocab_size=50),
         **dict(decoder_start_token_id=0, eos_token_id=2),
@@ -168,7 +170,7 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     "SwiftFormerForImageClassification": dict(image_size=64, depths=[1, 1, 1, 1], embed_dims=[8, 8, 16, 16]),
     "BitForImageClassification": dict(embedding_size=8, hidden_sizes=[32, 64], depths=[1, 2], num_groups=4),
     "HieraForImageClassification": dict(
-        **dict(image_size=[64, 64], embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
+        **dict(image_size=[64, 64], embed_dim=8, depths=[1, 2, 1, 1], num_heads=[1, 1, 1, 1]),
     ),
     "CLIPForImageClassification": dict(vision_config=VISION, text_config=ENCODER),
     "SiglipForImageClassification": dict(vision_config=VISION, text_config=ENCODER),
@@ -176,6 +178,37 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
         vision_config={**VISION, "num_patches": 16, "num_channels": 3}, text_config=ENCODER
     ),
 }
+
+# How many blocks each has, where its configuration does not say it in so many words.
+BLOCKS = {
+    "AlbertForSequenceClassification": 1,  # one layer, used at every depth
+    "EfficientNetForImageClassification": 7,
+    "MobileNetV1ForImageClassification": 26,
+    "MobileNetV2ForImageClassification": 16,
+    "MobileViTForImageClassification": 7,  # 1 + 3 convolutional, 3 with transformers
+    "MobileViTV2ForImageClassification": 6,
+    "LevitForImageClassification": 8,  # attention and MLP are a block each, and so is the subsampling
+    "BloomForSequenceClassification": 3,
+}
+
+
+def number_of_blocks(name: str) -> int:
+    """From the configuration, independently of every layer rule."""
+    if name in BLOCKS:
+        return BLOCKS[name]
+    keys = HUGGING_FACE[name]
+    keys = keys.get("vision_config", keys)
+    for key in ("depths", "depth"):
+        if key in keys:
+            return sum(keys[key])
+    if "block_sizes" in keys:
+        return sum(keys["block_sizes"])
+    if "encoder_layers" in keys:
+        return keys["encoder_layers"] + keys["decoder_layers"]
+    if "d_kv" in keys:  # T5: encoder and decoder
+        return 2 * keys["num_layers"]
+    return next(keys[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in keys)
+
 
 # The smallest variant of every family (module) of timm 1.0.31.
 TIMM: tuple[str, ...] = (
@@ -228,6 +261,7 @@ TIMM: tuple[str, ...] = (
     "test_mambaout",
     "test_coatnet",
     "poolformerv2_s12",
+    "caformer_s18",
     "gmlp_ti16_224",
     "mobilenetv3_small_050",
     "mobilenetv5_base",
@@ -298,7 +332,7 @@ LEFT_OUT = {
     "DeiT, distilled": "transformers' class computes no loss, so it cannot be trained",
 }
 # timm declares no `group_matcher` for these: ours are rules, and there is nothing to compare with.
-UNDECLARED_BY_TIMM = ("csatv2", "poolformerv2_s12", "pit_ti_224")
+UNDECLARED_BY_TIMM = ("csatv2", "poolformerv2_s12", "caformer_s18", "pit_ti_224")
 
 
 def hugging_face(name: str) -> Any:
