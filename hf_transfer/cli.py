@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -180,7 +182,6 @@ def _plan_parser() -> argparse.ArgumentParser:
 def plan(argv: Sequence[str]) -> int:
     """Show what a run would do."""
     import json
-    import tempfile
 
     from .config import Config
     from .depth_map import check_picture
@@ -219,6 +220,8 @@ def _read_words(
     """
     from .keys import parse_words
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("This verb runs in one process: call it without `accelerate launch` or torchrun.")
     words, given, problems = parse_words(parser, argv, keys)
     values = {name: given.get(name, k.default) for name, k in keys.items()}
     problems += [
@@ -273,8 +276,10 @@ def predict(argv: Sequence[str]) -> int:
 
     from tqdm.auto import tqdm
 
-    from .predictor import Predictor
+    from .predictor import Predictor, finite
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal's own
     predictor = Predictor.load(run, **{f.name: values[f.name] for f in fields(InputArguments)})
     wrong, count = [], 0
     shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
@@ -284,7 +289,7 @@ def predict(argv: Sequence[str]) -> int:
         for answer in bar:
             count += 1
             wrong += [answer] if "error" in answer else []
-            write(json.dumps(answer, ensure_ascii=False))
+            write(json.dumps(finite(answer), ensure_ascii=False, default=str))
     if wrong:
         first = f"{wrong[0]['input']!r}: {wrong[0]['error']}"
         raise WorkFailed(
@@ -315,16 +320,19 @@ def evaluate(argv: Sequence[str]) -> int:
     if values["test_file"] and values["dataset_name"]:
         raise UserError("test_file and dataset_name contradict each other: keep one.")
 
-    from .predictor import Predictor, format_metrics
+    if values["dataset_config_name"] and not values["dataset_name"]:
+        raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
-    own = ("label_column_name", "max_predict_samples", *(f.name for f in fields(InputArguments)))
+    from .predictor import Predictor, finite, format_metrics
+
+    own = ("label_column_name", *(f.name for f in fields(InputArguments)))
     predictor = Predictor.load(words[0], **{name: values[name] for name in own})
-    others = ("test_file", "dataset_name", "dataset_config_name", "max_predict_samples")
+    others = ("test_file", "dataset_name", "dataset_config_name")
     is_other = values["test_file"] or values["dataset_name"]
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
-    found = predictor.evaluate(data, values["split"])
+    found = predictor.evaluate(data, values["split"], values["max_predict_samples"])
     if values["json"]:
-        print(json.dumps(found))
+        print(json.dumps(finite(found)))
     else:
         print(f"{words[0]} on {found['metrics_split']} of {found['dataset']} ({found['num_examples']:,} examples):")
         print("\n".join(format_metrics(found["metrics"], found["intervals"])))
@@ -513,11 +521,13 @@ def _writer(output: str | None) -> Iterator[Callable[[str], None]]:
     if output is None:
         yield lambda line: print(line, flush=True)
         return
-    path = Path(output)
-    beside = path.with_name(f".{path.name}.new")
-    try:
+    path = Path(output).resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # a device or a pipe: nothing to replace
+        with path.open("w", encoding="utf-8") as file:
+            yield lambda line: print(line, file=file, flush=True)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".predict-") as folder:
+        beside = Path(folder) / "answers"
         with beside.open("w", encoding="utf-8") as file:
             yield lambda line: print(line, file=file)
         beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ default < YAML < command line; all problems are collected and raised together.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -137,6 +138,12 @@ _NOT_KEYS = (
     "label_names",
     "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
+    # A run's metrics need every logit, in the precision that the model is saved and predicts in.
+    "prediction_loss_only",
+    "eval_do_concat_batches",
+    "batch_eval_metrics",
+    "bf16_full_eval",
+    "fp16_full_eval",
 )
 _SECTIONS: tuple[tuple[str, type], ...] = (
     ("model", ModelArguments),
@@ -275,6 +282,11 @@ class Config:
         model, data, training = (_build(section, values) for _, section in _SECTIONS)
         return cls(model, data, training, values)
 
+    @property
+    def split_seed(self) -> int:
+        """The seed of splits and draws."""
+        return self.training.seed if self.training.data_seed is None else self.training.data_seed
+
     def resolved(self, **data: Any) -> Config:
         """With what was seen from the data in place of nothing, for `run.yaml` and for what comes after training."""
         return replace(self, data=replace(self.data, **data), values={**self.values, **data})
@@ -300,7 +312,7 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
         return section(**own)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:  # TrainingArguments' own checks
+    except (ValueError, TypeError, ImportError, OSError) as error:  # TrainingArguments' own checks
         raise UserError(one_line(error)) from error
 
 
@@ -366,9 +378,18 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     ]
     found += [
         f"{name}: {values[name]:g} is negative."
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps", "seed")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps")
         if not values[name] >= 0
     ]
+    for name in ("seed", "data_seed"):
+        if values[name] is not None and not 0 <= values[name] < 2**32:
+            found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")
+    if values["num_train_epochs"] == math.inf:
+        found.append("num_train_epochs: inf is not a length.")
+    if values["max_steps"] == 0 or values["max_steps"] < -1:
+        found.append(f"max_steps: {values['max_steps']} is neither a positive number nor -1.")
+    if not 0 <= values["label_smoothing_factor"] < 1:
+        found.append(f"label_smoothing_factor: {values['label_smoothing_factor']:g} is not from 0 to below 1.")
     if not 0 < values["train_val_split"] < 1:
         found.append(f"train_val_split: {values['train_val_split']:g} is not a share between 0 and 1.")
     return found

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -222,7 +223,7 @@ def hub() -> Iterator[Check]:
         answered = True
     except HTTPError:  # it answers, which is what was asked
         answered = True
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
         answered = False
         yield Check(
             "hub",

@@ -69,9 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
-    ]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] not in ("float", "bool", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -102,7 +100,7 @@ def read_config_file(path: str) -> dict[str, Any]:
         values = load_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config: {path!r} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # also what is no text, and dates that are none
         raise UserError(f"--config: {path!r} is not YAML ({one_line(error)}).") from error
     if not isinstance(values, dict):
         raise UserError(f"--config: {path!r} is not a mapping of keys to values.")
@@ -289,6 +287,11 @@ def parse_words(
             words.append(token)
         elif name not in keys:
             problems.append(unknown(name, keys, "--"))
+        elif has_value and keys[name].default is False:
+            try:
+                tokens += [f"--{name}"] if coerce(token.partition("=")[2], keys[name]) else []
+            except ValueError as error:
+                problems.append(f"--{name}: {error}")
         elif has_value or keys[name].default is False:
             tokens.append(token)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from scipy.special import expit, softmax
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
-from .config import DataArguments, ModelArguments
+from .config import DataArguments, ModelArguments, keys
 from .data.inputs import Example, check_inputs, example, read_inputs
-from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data
-from .errors import UserError
-from .keys import read_config_file
+from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data, standard_name
+from .errors import UserError, nearest, one_line
+from .keys import coerce, read_config_file
 from .layers import layer_groups
 from .models import Labels, read_config
 from .tasks import TASKS, task_of
@@ -47,8 +48,8 @@ class Predictor:
     """
 
     task: Task
-    model: Any
-    processor: Any
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
     labels: Labels
     data: DataArguments = field(default_factory=DataArguments)
     batch_size: int = BATCH_SIZE
@@ -56,7 +57,7 @@ class Predictor:
     seed: int = 0
 
     @classmethod
-    def load(cls, run: str, **changes: Any) -> Predictor:
+    def load(cls, run: str | Path, **changes: Any) -> Predictor:
         """The model of a run's folder, of any folder that `save_pretrained` wrote, or of a hub id.
 
         Args:
@@ -66,13 +67,18 @@ class Predictor:
         Raises:
             UserError: there is no such model, or it has no trained head.
         """
+        known = {*DataArguments.__dataclass_fields__, "per_device_eval_batch_size", "trust_remote_code"}
+        for name in set(changes) - known:
+            raise UserError(f"{name} is no key of a trained model.{nearest(name, known)}")
         with _named_run():
-            return cls._load(run, changes)
+            return cls._load(str(run), changes)
 
     @classmethod
     def _load(cls, run: str, changes: dict[str, Any]) -> Predictor:
-        keys = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
-        data = DataArguments(**{f.name: keys[f.name] for f in fields(DataArguments) if f.name in keys})
+        if not run:
+            raise UserError("RUN: it is empty.", "Give the folder of a run, or a hub id.")
+        found = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
+        data = DataArguments(**{f.name: found[f.name] for f in fields(DataArguments) if f.name in found})
         model_args = ModelArguments(run, trust_remote_code=bool(changes.get("trust_remote_code")))
         config = read_config(model_args)
         task, labels = data.task or task_of(config, run), Labels.of(config)
@@ -84,7 +90,7 @@ class Predictor:
                 f"RUN: {run!r} holds no trained head ({', '.join(loaded.fresh[:2])} would be random).",
                 f"Train one with `hf-transfer train --model_name_or_path {run}`.",
             )
-        precision = next((p for p in ("bf16", "fp16") if keys.get(p)), None)
+        precision = next((p for p in ("bf16", "fp16") if found.get(p)), None)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(
             TASKS[task],
@@ -92,9 +98,9 @@ class Predictor:
             processor,
             loaded.labels,
             data,
-            int(keys.get("per_device_eval_batch_size") or BATCH_SIZE),
+            int(found.get("per_device_eval_batch_size") or BATCH_SIZE),
             precision,
-            int(keys.get("data_seed") or keys.get("seed") or 0),
+            int(next((found[k] for k in ("data_seed", "seed") if found.get(k) is not None), 0)),
         )
 
     # ---- predictions ----
@@ -114,20 +120,35 @@ class Predictor:
         Raises:
             UserError: an input cannot be read.
         """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k: {top_k} is not positive.")
         several = isinstance(inputs, list | Dataset) or (isinstance(inputs, tuple) and not self.is_pair)
         items = list(inputs) if several else [inputs]
         examples = [self._example(item) for item in items]
         for i, made in enumerate(examples):
-            if made.values is None:
-                raise UserError(f"inputs[{i}]: {made.error}.")
+            if wrong := self._wrong(made):
+                raise UserError(f"inputs[{i}]: {wrong}.")
         return list(self.stream(examples, top_k, features))
 
     def _example(self, item: Any) -> Example:
         columns = self.columns
         if isinstance(item, dict) and columns and all(c in item for c in columns):
             item = tuple(item[c] for c in columns)
+        elif isinstance(item, dict) and not columns:
+            texts = {k: Value("string") for k, v in item.items() if isinstance(v, str)}
+            found = self.task.input_columns(texts, self.data)
+            item = tuple(item[c] for c in found) if found else item
+        item = item[0] if isinstance(item, tuple) and len(item) == 1 else item
         raw = list(item) if isinstance(item, tuple) else [item]
         return example(self.task, raw if len(raw) > 1 else item, raw)
+
+    def _wrong(self, made: Example) -> str:
+        """Why an example cannot be answered; empty where it can."""
+        if made.values is None:
+            return made.error
+        if self.columns and len(made.values) != len(self.columns):
+            return f"the model reads {' and '.join(self.columns)}: give {'both' if self.is_pair else 'one'}"
+        return ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -158,6 +179,9 @@ class Predictor:
         batch: list[Example] = []
         for item in examples:
             if item is not None:
+                if batch and len(item.values or ()) != len(batch[-1].values or item.values or ()):
+                    yield from self._answers(batch, top_k, features)  # texts and pairs do not share a batch
+                    batch = []
                 batch.append(item)
             if batch and (item is None or len(batch) == self.batch_size):
                 yield from self._answers(batch, top_k, features)
@@ -166,15 +190,14 @@ class Predictor:
             yield from self._answers(batch, top_k, features)
 
     def _answers(self, batch: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
-        whole = [e for e in batch if e.values is not None and len(e.values) == (len(self.columns) or len(e.values))]
+        whole = [e for e in batch if not self._wrong(e)]
         logits, vectors = self.logits([e.values for e in whole if e.values], features) if whole else ([], None)
         answers = {id(e): self.answer(z, top_k) for e, z in zip(whole, logits, strict=True)}
         if vectors is not None:
             for e, vector in zip(whole, vectors, strict=True):
                 answers[id(e)]["features"] = vector.tolist()
         for e in batch:
-            wrong = e.error or f"the model reads {' and '.join(self.columns)}, give a table with these columns"
-            yield {"input": e.shown, **answers.get(id(e), {"error": wrong})}
+            yield {"input": e.shown, **answers.get(id(e), {"error": self._wrong(e)})}
 
     def answer(self, logits: Any, top_k: int | None = None) -> dict[str, Any]:
         """The answer that one example's logits (labels,) stand for."""
@@ -207,12 +230,15 @@ class Predictor:
 
     # ---- evaluation ----
 
-    def evaluate(self, data: DataArguments | None = None, split: str | None = None) -> dict[str, Any]:
+    def evaluate(
+        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+    ) -> dict[str, Any]:
         """Metrics on labelled data, as training computes them.
 
         Args:
             data: where the data is; None takes what the run held out.
             split: which of its splits (default: test, else validation, else the only one).
+            max_examples: only so many of them, drawn by class.
 
         Returns:
             `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`.
@@ -220,7 +246,7 @@ class Predictor:
         Raises:
             UserError: there is no such data, or its labels are not the model's.
         """
-        name, examples = self._held_out(data, split)
+        name, examples = self._held_out(data, split, max_examples)
         return {**self.measure(examples), "metrics_split": name, "dataset": _name_of(data or self.data)}
 
     def other_data(self, **keys: Any) -> DataArguments:
@@ -228,7 +254,9 @@ class Predictor:
         nothing = dict.fromkeys(("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"))
         return replace(self.data, **{**nothing, "max_predict_samples": None, **keys})
 
-    def _held_out(self, data: DataArguments | None, split: str | None) -> tuple[str, Dataset]:
+    def _held_out(
+        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+    ) -> tuple[str, Dataset]:
         """(name, prepared examples) of the split to evaluate on."""
         own = data is None
         args = self.data if data is None else data
@@ -251,15 +279,16 @@ class Predictor:
         column = label_column(features, inputs, args)
         if own:
             made = make_data(splits, inputs, column, self.labels, args, self.seed).splits
-            name = split or ("test" if "test" in made else "validation")
+            name = standard_name(split) if split else "test" if "test" in made else "validation"
             if name not in made:
-                raise UserError(f"split: the data has no split {split!r}.", f"It has {', '.join(made)}.")
+                raise UserError(
+                    f"split: the data has no split {split!r}.", f"It has {', '.join(made)}.{nearest(name, made)}"
+                )
             examples = made[name]
         else:
             examples = encode(examples, name, column, self.labels)
-            limit = args.max_predict_samples
-            if limit is not None and limit < len(examples):
-                examples = draw(examples, limit, self.labels, self.seed)[1]
+        if max_examples is not None and max_examples < len(examples):
+            examples = draw(examples, max_examples, self.labels, self.seed)[1]
         return name, self.task.prepare(examples, inputs, self.processor, args)
 
     def measure(self, prepared: Dataset) -> dict[str, Any]:
@@ -271,6 +300,7 @@ class Predictor:
                 remove_unused_columns=False,
                 dataloader_pin_memory=torch.accelerator.is_available(),
                 disable_tqdm=True,
+                average_tokens_across_devices=False,  # else Trainer multiplies BERT's loss by the number of processes
                 use_cpu=not torch.accelerator.is_available(),
                 **({self.precision: True} if self.precision else {}),
             )
@@ -309,6 +339,15 @@ def without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
     """A Trainer's metrics without its prefix and without how long it took."""
     hidden = ("runtime", "per_second", "epoch", "preparation_time")
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for what JSON has no number for: a loss that diverged."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_metrics(found: dict[str, float], intervals: dict[str, list[float]]) -> Iterator[str]:
@@ -371,7 +410,15 @@ def _named_run() -> Iterator[None]:
 def _keys_of_run(run: str) -> dict[str, Any]:
     """The keys that a run's folder recorded; none for another model's folder or a hub id."""
     path = Path(run) / RUN_FILE
-    return read_config_file(str(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = {k: coerce(v, keys()[k]) for k, v in read_config_file(str(path)).items() if k in keys()}
+        if found.get("task") not in (None, *TASKS):
+            raise ValueError(f"task: {found['task']!r} is not one of {', '.join(TASKS)}.")
+    except ValueError as error:
+        raise UserError(f"RUN: {str(path)!r} is not what a run writes ({one_line(error)}).") from error
+    return found
 
 
 def _name_of(data: DataArguments) -> str | None:

@@ -64,7 +64,7 @@ def prepare(config: Config) -> Prepared:
     column = label_column(splits["train"].features, inputs, config.data)
     labels = infer_labels(splits["train"], column, config.data.problem_type)
     loaded, processor = task.load(config.model, config.data, labels)
-    data = make_data(splits, inputs, column, loaded.labels, config.data, args.data_seed or args.seed)
+    data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
     problem_type = loaded.labels.problem_type
     _check_best(args, problem_type, len(loaded.labels.names))
     _check_batches(args, len(data.train))

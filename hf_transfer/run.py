@@ -9,7 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from .config import Config
+from .config import Config, DataArguments
 from .data.load import Data
-from .errors import UserError
+from .errors import UserError, nearest
 from .plan import Plan
-from .predictor import RUN_FILE, Predictor, format_metrics, held_out_metrics, without_speed
+from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, without_speed
 from .preparation import announce, check_writable, fit_the_machine, make_trainer, prepare, quiet_libraries
 from .progress import Bars, History, Lines, say
 from .tasks import Task
@@ -65,20 +65,29 @@ class Result:
         """An answer per input: see `Predictor.predict`."""
         return self.predictor.predict(inputs, top_k, features)
 
-    def evaluate(self, dataset_name: str | None = None, split: str | None = None, **keys: Any) -> dict[str, Any]:
+    def evaluate(
+        self, dataset_name: str | None = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+    ) -> dict[str, Any]:
         """Metrics on labelled data, by default on what the run held out: see `Predictor.evaluate`.
 
         Args:
             dataset_name: hub id, file, folder or `bundled:<name>`.
             split: which of its splits.
+            max_examples: only so many of them, drawn by class.
             **keys: other data keys, for example `test_file` or `label_column_name`.
 
         Raises:
-            UserError: there is no such data, or its labels are not the model's.
+            UserError: there is no such data or key, or the labels are not the model's.
         """
-        if dataset_name is None and not keys:
-            return self.predictor.evaluate(split=split)
-        return self.predictor.evaluate(self.predictor.other_data(dataset_name=dataset_name, **keys), split)
+        known = [f.name for f in fields(DataArguments)]
+        for name in keys:
+            if name not in known:
+                raise UserError(f"{name} is no key of data.{nearest(name, known)}")
+        if dataset_name is None and "test_file" not in keys:
+            own = replace(self.predictor, data=replace(self.predictor.data, **keys))
+            return own.evaluate(split=split, max_examples=max_examples)
+        data = self.predictor.other_data(dataset_name=dataset_name, **keys)
+        return self.predictor.evaluate(data, split, max_examples)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model, with its tokenizer or image processor, to another folder, as `output_dir` holds it."""
@@ -143,11 +152,13 @@ def run(config: Config) -> Result:
             _write(output_dir / RUN_FILE, config.to_yaml())
 
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
         results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer, outcome.metrics)
-        _save(trainer, output_dir, results)
+        if trainer.is_world_process_zero():  # last: it marks a finished run
+            _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    batch_size, seed = args.per_device_eval_batch_size, args.data_seed or args.seed
+    batch_size, seed = args.per_device_eval_batch_size, config.split_seed
     predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
     result = Result(output_dir, results, trainer.plan, trainer, predictor)
     if trainer.is_world_process_zero() and talks:
@@ -263,13 +274,6 @@ def _processor() -> str:
     return f"{torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def _save(trainer: TransferTrainer, output_dir: Path, results: dict[str, Any]) -> None:
-    """The model as plain `from_pretrained` reads it, and `results.json` last: it marks a finished run."""
-    save_model(trainer, output_dir)
-    if trainer.is_world_process_zero():
-        _write(output_dir / RESULTS, json.dumps(_finite(results), indent=2, allow_nan=False) + "\n")
-
-
 def save_model(trainer: TransferTrainer, folder: Path) -> None:
     """Save beside and move: `folder` holds the whole model or, on a full disk, what it held before."""
     beside = folder / ".saving"
@@ -282,15 +286,6 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(beside, ignore_errors=True)
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for: a loss that diverged."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -346,6 +347,26 @@ class TransferTrainer(Trainer):
                 {**batch, "labels": _count(batch["labels"])} if "labels" in batch else batch for batch in batch_samples
             ]
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    # ---- evaluation ----
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._every_example():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._every_example():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _every_example(self) -> Iterator[None]:
+        """With a plan, `dataloader_drop_last` is for training: a metric is over every example."""
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops and self.plan is None
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drops
 
     # ---- logs ----
 

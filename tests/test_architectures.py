@@ -168,6 +168,7 @@ def test_adapters_are_in_their_hosts_groups(make, targets, head):
 def test_a_model_of_one_layer(name):
     cls = getattr(transformers, f"{name}ForSequenceClassification")
     keys = {**arch.HUGGING_FACE[cls.__name__]}
+    keys |= {"conv_kernel_size": 0} if "conv_kernel_size" in keys else {}  # it follows the first of several layers
     keys |= {k: 1 for k in ("num_hidden_layers", "n_layer", "n_layers") if k in keys}
     model = cls(cls.config_class(num_labels=4, **keys))
     groups = layer_groups(model)

@@ -195,3 +195,31 @@ def test_an_ambiguous_label_column_is_explained():
 def test_data_that_is_not_there(args, said):
     with pytest.raises(UserError, match=said):
         load_splits(DataArguments(**args))
+
+
+def test_names_of_files_say_their_split(tmp_path):
+    """However they are joined: a test file must never be trained on."""
+    for name in ("train_data", "reviews-test", "my.valid.2", "EVAL_x".lower()):
+        (tmp_path / f"{name}.csv").write_text("text,label\na,x\nb,y\n")
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path)))
+    assert {name: len(split) for name, split in splits.items()} in (
+        {"train": 2, "test": 2, "validation": 2},
+        {"train": 2, "test": 2, "validation": 4},
+    )
+
+
+def test_paths_as_people_have_them(tmp_path, monkeypatch):
+    """Brackets are no pattern, ~ is the home, a suffix may be in capitals."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("good[1].csv", "GOOD.CSV"):
+        (tmp_path / name).write_text("text,label\na,x\nb,y\n")
+        for place in (tmp_path / name, f"~/{name}"):
+            assert len(load_splits(DataArguments(train_file=str(place)))["train"]) == 2
+            assert len(load_splits(DataArguments(dataset_name=str(place)))["train"]) == 2
+
+
+def test_a_table_of_metadata_belongs_to_the_images_beside_it(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,y\n")
+    assert set(load_splits(DataArguments(dataset_name=str(tmp_path)))["train"].features) == {"image", "label"}

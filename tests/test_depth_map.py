@@ -61,6 +61,26 @@ def test_a_name_also_means_what_is_inside_it():
     assert make_plan(Keys(strategy="full", freeze="layer.1"), many).never_thawed == ("layer.1",)
 
 
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("MobileViTForImageClassification", "layer.2"),
+        ("SiglipForImageClassification", "head"),
+        ("SwinForImageClassification", "layers.0"),
+        ("Cvt" + "ForImageClassification", "stages.0"),
+    ],
+)
+def test_a_name_means_groups_and_nothing_else(name, entry):
+    """Parameters of other groups may have the same words in their names."""
+    from . import architectures as arch
+
+    groups = layer_groups(arch.hugging_face(name))
+    meant = {g.name for g in groups if g.name == entry or g.name.startswith(f"{entry}.")}
+    (stage,) = make_plan(Keys(strategy="full", freeze=entry), groups).stages
+    frozen = {(g.name, n) for g in groups for n in g.parameters if stage.rate(g.name, n) == 0}
+    assert meant and frozen == {(g.name, n) for g in groups if g.name in meant for n in g.parameters}
+
+
 def test_freeze_by_pattern_on_parameters():
     plan = plan_of(strategy="full", freeze=["attention", r"layer\.3\.output"])
     free = {n for g in GROUPS for n in g.parameters if plan.stages[0].rate(g.name, n) > 0}
@@ -240,12 +260,37 @@ def test_what_cannot_be_planned(argv, said, capsys, tmp_path, monkeypatch):
     assert said in err and not out and not list(tmp_path.iterdir())
 
 
-def test_layer_rules_from_a_recipe(tmp_path, capsys):
-    """Two lines for a model that nothing covers; `next` and a number before what the pattern captures."""
-    rules = "[['embeddings', stem], ['layer\\.([0-2])\\.', null], ['layer\\.(\\d+)\\.', 100], ['pooler', last]]"
-    assert main(["plan", "--model_name_or_path", "bundled:minilm-l6", "--layer_rules", rules, "--json"]) == 0
+def test_layer_rules_from_a_recipe(tmp_path, capsys, monkeypatch):
+    """For a model whose own rules are gone: the same keys reach the loader, the plan and the trainer."""
+    from hf_transfer import layers
+
+    from . import architectures as arch
+
+    arch.hugging_face("ResNetForImageClassification").save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(layers, "ARCHITECTURE_RULES", {})
+    monkeypatch.setattr(layers, "_blocks", lambda core: [])
+    argv = ["plan", "--model_name_or_path", str(tmp_path / "m"), "--json"]
+    monkeypatch.setattr("hf_transfer.tasks.image_classification._load_processor", lambda *_: None)
+    assert main(argv) == 2 and "Add ordered rules" in capsys.readouterr().err
+    rules = "[['embedder', stem], ['stages\\.(\\d+)\\.layers\\.(\\d+)', null], ['^classifier', head]]"
+    assert main([*argv, "--layer_rules", rules]) == 0
     names = [g["name"] for g in json.loads(capsys.readouterr().out)["groups"]]
-    assert names == ["embeddings", *(f"layer.{i}" for i in range(6)), "head"]
+    assert names == ["stem", "stages.0.layers.0", "stages.1.layers.0", "stages.1.layers.1", "head"]
+
+
+def test_plan_without_data_puts_what_the_checkpoint_lacks_into_the_head(tmp_path, capsys):
+    """BERT's pooler on a masked-language checkpoint, as `train` does."""
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+    from hf_transfer.data import bundled
+
+    config = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=2)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(bundled.model_path("bundled:minilm-l6")).save_pretrained(tmp_path)
+    assert main(["plan", "--model_name_or_path", str(tmp_path), "--strategy", "linear-probe", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "pooler.dense" in " ".join(found["groups"][-1]["modules"])
+    assert found["stages"][0]["trainable_parameters"] == 8 * 8 + 8 + 2 * 8 + 2
 
 
 def test_no_tax_of_the_check_before_training(tmp_path):

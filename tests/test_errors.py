@@ -69,6 +69,16 @@ def world(tmp_path_factory) -> Path:
     (root / "images" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "images" / "cat" / "1.png")
     (root / "broken.png").write_bytes(b"\x89PNG and no more")
+    (root / "twice.csv").write_text("text,label,text\nfirst,a,second\n")
+    (root / "sentence.csv").write_text("sentence,label\nx,a\ny,b\n")
+    (root / "hot.jsonl").write_text('{"text": "a", "label": [0, 1]}\n{"text": "b", "label": [1, 0]}\n')
+    (root / "hole.jsonl").write_text('{"text": "a", "label": ["x", null]}\n{"text": "b", "label": ["y"]}\n')
+    (root / "deep.jsonl").write_text('{"text": "a", "label": {"x": 1}}\n{"text": "b", "label": {"x": 2}}\n')
+    (root / "utf16.csv").write_text("text,label\na,x\nb,y\n", encoding="utf-16")
+    (root / "mixed").mkdir()
+    (root / "mixed" / "train_data.csv").write_text("text,label\na,x\nb,y\n")
+    (root / "mixed" / "reviews.csv").write_text("text,label\na,x\nb,y\n")
+    (root / "date.yaml").write_text("output_dir: 2024-99-99\nnum_train_epochs: 0\n")
     (root / "bad.yaml").write_text("learning_rate: [1, 2\n")
     (root / "list.yaml").write_text("- 1\n- 2\n")
     (root / "typo.yaml").write_text("learning_rat: 1e-3\nstrategy: gradul\n")
@@ -124,7 +134,26 @@ CASES = [
     (f"{GOOD} --train_val_split 1.5", "train_val_split: 1.5 is not a share"),
     (f"{GOOD} --dataloader_drop_last --per_device_train_batch_size 64", "per_device_train_batch_size"),
     (f"{GOOD} --resume_from_checkpoint {{w}}/none", "there is no folder"),
+    ("train --config {w}/date.yaml", "num_train_epochs: 0 is not positive"),
+    (f"{GOOD} --seed 4294967296", "seed: 4294967296 is not a number from 0"),
+    (f"{GOOD} --data_seed -1", "data_seed: -1 is not a number from 0"),
+    (f"{GOOD} --num_train_epochs .inf", "num_train_epochs: inf is not a length"),
+    (f"{GOOD} --max_steps -7", "max_steps: -7 is neither"),
+    (f"{GOOD} --label_smoothing_factor 5", "label_smoothing_factor: 5 is not from 0"),
+    (f"{GOOD} --head_learning_rate .inf", "head_learning_rate: inf is not a positive number"),
+    (f"{GOOD} --deepspeed {{w}}/none.json", "eepspeed"),
+    (f"{GOOD} --prediction_loss_only true", "prediction_loss_only is not a key"),
+    (f"{GOOD} --layer_rules '[[embeddings]]'", "layer_rules[0]: ['embeddings'] is not a pair"),
+    (f"{GOOD} --layer_rules '[[3, stem]]'", "the pattern 3 is not a text"),
+    (f"{GOOD} --layer_rules '[[layer, .nan]]'", "the depth nan is not"),
+    (f"{GOOD} --layer_rules '[[layer, true]]'", "the depth True is not"),
     # ---- data
+    (f"{GOOD} --test_file {{w}}/sentence.csv", "The test split has no column 'text'"),
+    (f"{TRAIN} --train_file {{w}}/hot.jsonl", "its classes have no names"),
+    (f"{TRAIN} --train_file {{w}}/hole.jsonl", "1 training examples have no label"),
+    (f"{TRAIN} --train_file {{w}}/deep.jsonl", "wants one class each"),
+    (f"{TRAIN} --train_file {{w}}/utf16.csv", "iconv -f utf-16"),
+    (f"{TRAIN} --dataset_name {{w}}/mixed", "'reviews.csv' does not"),
     (f"{TRAIN} --train_file {{w}}/god.csv", "Did you mean 'good.csv'?"),
     (f"{TRAIN} --train_file {{w}}/nothing.csv", "is empty"),
     (f"{TRAIN} --train_file {{w}}/header.csv", "header.csv' has no examples"),
@@ -203,7 +232,12 @@ CASES = [
     ("predict {w}/bert text --output {w}/empty", "is a folder, not a file"),
     ("predict {w}/bert text --output {w}/none/x.jsonl", "there is no folder"),
     ("predict {w}/vit text", "there is no file or folder 'text'"),
+    ("predict {w}/bert {w}/twice.csv", "has two columns 'text'"),
+    ("predict '' text", "RUN: it is empty"),
+    ("predict {w}/vit ''", "there is no file or folder ''"),
+    ("predict {w}/bert text --features=maybe", "--features: 'maybe' is not true or false"),
     # ---- evaluate and doctor
+    ("evaluate {w}/bert --dataset_config_name x", "dataset_config_name: it belongs to a dataset_name"),
     ("evaluate", "One RUN is needed"),
     ("evaluate {w}/bert", "what to evaluate on"),
     ("evaluate {w}/bert --test_file {w}/good.csv --dataset_name imdb", "contradict each other"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from hf_transfer import TransferTrainer
-from hf_transfer.optim import lr_factors
+from hf_transfer import TransferTrainer, layer_groups, make_plan
+from hf_transfer.optim import lr_factors, parameter_groups
+from hf_transfer.strategies import PlanArguments
 
 from .helpers import arguments, images, texts, tiny_bert, tiny_timm_resnet, tiny_timm_vit
 
@@ -115,3 +116,19 @@ def test_factors_are_plain_functions(tmp_path):
     trainer, optimizer, _ = optimizer_of(tiny_bert(), tmp_path, strategy="gradual")
     plan = trainer.plan.resolve(5)
     assert type(lr_factors(plan, optimizer.param_groups[0], lambda step: 1.0)).__name__ == "function"
+
+
+def test_vectors_that_only_broadcast_are_not_decayed():
+    """ConvNeXt V2's response normalisation is (1, 1, 1, C); a head of one output is a matrix all the same."""
+    from . import architectures as arch
+
+    model = arch.hugging_face("ConvNextV2ForImageClassification")
+    groups = layer_groups(model)
+
+    class Keys(PlanArguments):
+        learning_rate, num_train_epochs = 1e-3, 1.0
+
+    made = parameter_groups(model, groups, make_plan(Keys(strategy="full"), groups), 0.1)
+    decayed = {id(p) for group in made if group["weight_decay"] for p in group["params"]}
+    names = {n for n, p in model.named_parameters() if id(p) in decayed}
+    assert names and not any("grn" in n or "bias" in n or "norm" in n for n in names) and "classifier.weight" in names

@@ -289,3 +289,28 @@ def test_no_key_wants_no_plan():
     assert (
         is_wanted(Keys(layer_lr_decay=0.9)) and is_wanted(Keys(strategy="full")) and is_wanted(Keys(unfrozen_groups=3))
     )
+
+
+def test_only_stages_that_run_are_in_a_resolved_plan():
+    """Sums of epochs such as 0.1 are not exact, and a stage can begin behind the last step."""
+    groups = layer_groups(tiny_bert(layers=10))
+    keys = dict(strategy="gradual", unfreeze_interval=0.1)
+    plan = make_plan(Keys(**keys), groups, num_train_epochs=0.8)
+    assert len(plan.stages) == 8 and sum(s.epochs for s in plan.stages) == pytest.approx(0.8)
+    short = make_plan(Keys(**{**keys, "unfreeze_interval": 0.05}), groups, num_train_epochs=0.5).resolve(4, 2)
+    assert [s.start for s in short.stages] == [0, 1] and len(short.never_thawed) == 10
+    assert sum(s.epochs for s in short.stages) == pytest.approx(0.5)
+
+
+def test_a_plans_rates_are_the_highest_that_its_patterns_give():
+    groups = layer_groups(tiny_bert(layers=2))
+    rates = {"encoder.layer.0": 5e-3, r"layer\.\d": 0}
+    (stage,) = make_plan(Keys(strategy="full", layer_learning_rates=rates), groups).to_list()
+    assert stage["learning_rates"]["layer.0"] == 5e-3 and "layer.1" not in stage["learning_rates"]
+
+
+def test_stages_that_only_thaw_what_is_frozen_are_no_unfreeze():
+    groups = layer_groups(tiny_bert(layers=4))
+    keys = dict(strategy="gradual", groups_per_unfreeze=2, stage_lr_decay=0.1, num_train_epochs=4.0)
+    plan = make_plan(Keys(**keys, freeze=["layer.0-1", "embeddings"]), groups)
+    assert [stage.rate("head") for stage in plan.stages] == pytest.approx([1e-3, 1e-4, 1e-4, 1e-4])

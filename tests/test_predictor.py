@@ -368,3 +368,110 @@ def test_evaluation_is_trainers_own(text_run):
     args = TrainingArguments("unused", per_device_eval_batch_size=4, disable_tqdm=True, dataloader_pin_memory=False)
     plain = Trainer(model, args, data_collator=text_run.trainer.data_collator).predict(prepared)
     assert plain.metrics["test_loss"] == text_run.metrics["loss"] and LABELS in prepared.column_names
+
+
+# ---- what is easily got wrong --------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_turned_as_its_camera_says(image_run, tmp_path):
+    """As `datasets` turns it in training and evaluation: most photographs of a telephone are stored lying."""
+    picture = Image.fromarray(np.arange(24 * 40 * 3, dtype=np.uint8).reshape(24, 40, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "x.jpg", exif=exif)
+    theirs = Dataset.from_dict({"image": [str(tmp_path / "x.jpg")]}).cast_column("image", ImageColumn())[0]["image"]
+    ours = image_run.predictor.task.read(str(tmp_path / "x.jpg"))
+    assert ours.size == theirs.size == (24, 40) and np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_words_that_are_hard_to_tell_from_files(text_run, tmp_path, capsys, monkeypatch):
+    run = text_run.output_dir
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.txt").write_text("not to be read")
+    long = "a text longer than any name of a file may be, " * 20
+    assert [a["input"] for a in answers(capsys, "predict", run, "", long)] == ["", long]
+    code = f"{sys.executable} -m hf_transfer predict {run} <(printf 'one\\ntwo')"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == ["one", "two"]
+
+
+def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
+    rows = ['{"text": "\\ud800 half a character"}', '{"text": "whole"}', '{"text": 7}']
+    (tmp_path / "x.jsonl").write_text("\n".join(rows))
+    (tmp_path / "x.csv").write_text("text,id\na,1,2\nb,2\n")
+    assert main(["predict", str(text_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wrong = ["it is not valid Unicode", None, "7 is not a text", "it has more cells than the header", None]
+    assert [a.get("error") for a in found] == wrong
+
+
+def test_answers_go_where_they_are_asked_to(text_run, tmp_path, capsys):
+    """A link stays a link; a device is written to, not replaced."""
+    (tmp_path / "real.jsonl").write_text("old")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    assert main(["predict", str(text_run.output_dir), "x", "--output", str(tmp_path / "link.jsonl")]) == 0
+    assert (tmp_path / "link.jsonl").is_symlink() and json.loads((tmp_path / "real.jsonl").read_text())["input"] == "x"
+    assert main(["predict", str(text_run.output_dir), "x", "--output", "/dev/stderr"]) == 0
+    assert not Path("/dev/stderr").is_file() or Path("/dev/stderr").is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} == {"real.jsonl", "link.jsonl"}
+
+
+def test_json_has_no_nan(tmp_path, capsys):
+    model = tiny_bert(vocab_size=30522)
+    torch.nn.init.constant_(model.classifier.weight, float("nan"))
+    _predictor(tmp_path, model)
+    (found,) = answers(capsys, "predict", tmp_path, "x")
+    assert found["score"] is None
+
+
+def test_texts_and_pairs_for_a_model_that_says_nothing(tmp_path):
+    predictor = _predictor(tmp_path, tiny_bert(vocab_size=30522))
+    found = predictor.predict(["a", ("b", "c"), "d"])
+    assert [a["input"] for a in found] == ["a", ["b", "c"], "d"]
+    assert found[1]["scores"] == predictor.predict([("b", "c")])[0]["scores"]
+
+
+def test_python_callers_are_checked_too(text_run, tmp_path):
+    with pytest.raises(UserError, match="the model reads text: give one"):
+        text_run.predict([("a", "b")])
+    with pytest.raises(UserError, match="top_k: 0 is not positive"):
+        text_run.predict("a", top_k=0)
+    with pytest.raises(UserError, match="Did you mean 'per_device_eval_batch_size'"):
+        Predictor.load(text_run.output_dir, per_device_eval_batch=3)
+    with pytest.raises(UserError, match="Did you mean 'test_file'"):
+        text_run.evaluate(tst_file="x")
+    assert text_run.predict([{"text": "hello", "label": "x"}])[0]["input"] == "hello"
+    assert Predictor.load(text_run.output_dir).seed == 42 and len(repr(text_run.predictor)) < 2000
+    assert text_run.evaluate(max_examples=10)["num_examples"] == 10
+    assert text_run.evaluate(split="val", max_examples=3)["num_examples"] == 3
+    with pytest.raises(UserError, match="no split 'tset'"):
+        text_run.evaluate(split="tset")
+
+
+def test_a_run_file_that_no_run_wrote(tmp_path):
+    _predictor(tmp_path, tiny_bert(vocab_size=30522))
+    for text in ("task: foo", "per_device_eval_batch_size: many", "- a list"):
+        (tmp_path / "run.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"RUN: .*run\.yaml' is not what a run writes"):
+            Predictor.load(tmp_path)
+
+
+def test_every_held_out_example_counts(tmp_path):
+    """`dataloader_drop_last` is for training; the splits' seed may be 0."""
+    _predictor(tmp_path / "base", tiny_bert(vocab_size=30522))
+    rows = ["text,label", *(f"t {i},{'ab'[i % 2]}" for i in range(30))]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    keys = dict(output_dir=str(tmp_path / "o"), dataloader_drop_last=True, per_device_eval_batch_size=8, data_seed=0)
+    run = fine_tune(str(tmp_path / "base"), str(tmp_path / "x.csv"), **keys, train_val_split=0.4, **HUSH)
+    assert run.predictor.seed == 0 and run.evaluate()["metrics"] == run.metrics
+    assert run.evaluate()["num_examples"] == 12
+    assert run.results["intervals"]["accuracy"][1] < 1
+
+
+def test_a_failing_evaluation_does_not_cost_the_model(tmp_path, monkeypatch):
+    _predictor(tmp_path / "base", tiny_bert(vocab_size=30522))
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *(f"t {i},{'ab'[i % 2]}" for i in range(20))]))
+    monkeypatch.setattr("hf_transfer.run._evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fine_tune(str(tmp_path / "base"), str(tmp_path / "x.csv"), output_dir=str(tmp_path / "o"), **HUSH)
+    assert (tmp_path / "o" / "model.safetensors").is_file() and not (tmp_path / "o" / "results.json").exists()

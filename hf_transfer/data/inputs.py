@@ -20,6 +20,7 @@ from datasets import Value
 from ..config import DataArguments
 from ..errors import UserError, nearest, one_line
 from ..tasks.base import Task
+from .load import convert
 
 TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
 LINES = frozenset((".txt",))
@@ -49,6 +50,8 @@ def example(task: Task, shown: Any, raw: Sequence[Any]) -> Example:
     try:
         return Example(shown, tuple(task.read(value) for value in raw))
     except ValueError as error:
+        if isinstance(shown, str):  # half a character cannot be printed
+            shown = shown.encode("utf-8", "backslashreplace").decode()
         return Example(shown, None, str(error))
 
 
@@ -60,10 +63,12 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
     """
     for word in words:
         path = Path(word)
-        if word == STANDARD_INPUT or path.is_dir():
+        if word == STANDARD_INPUT or os.path.isdir(word) or (not word and not task.suffixes):
             continue
         known = TABLES | LINES | task.suffixes
-        if path.is_file():
+        if _is_pipe(word) and not task.suffixes:
+            continue
+        if os.path.isfile(word):
             if path.suffix.lower() not in known:
                 raise UserError(
                     f"INPUT: {word!r} is a file of no known kind.", f"Known are {', '.join(sorted(known))} and folders."
@@ -71,7 +76,7 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
             if path.suffix.lower() in LINES and task.suffixes:
                 raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
         elif task.suffixes or (path.suffix.lower() in known and not any(c.isspace() for c in word)):
-            beside = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            beside = nearest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
             raise UserError(f"INPUT: there is no file or folder {word!r}.{beside}")
 
 
@@ -84,12 +89,17 @@ def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterat
     for word in words:
         if word == STANDARD_INPUT:
             yield from _standard_input(task)
-        elif Path(word).is_dir():
+        elif os.path.isdir(word):  # os.path takes any text; pathlib stumbles over a long one
             yield from _folder(Path(word), task, args)
-        elif Path(word).is_file():
+        elif os.path.isfile(word) or _is_pipe(word):
             yield from _file(Path(word), task, args)
         else:
             yield example(task, word, [word])
+
+
+def _is_pipe(word: str) -> bool:
+    """Whether it names what a shell's `<(...)` gives."""
+    return os.path.exists(word) and not os.path.isfile(word) and not os.path.isdir(word)
 
 
 def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
@@ -110,7 +120,7 @@ def _file(path: Path, task: Task, args: DataArguments) -> Iterator[Example | Non
     suffix = path.suffix.lower()
     if suffix in task.suffixes:
         yield example(task, str(path), [str(path)])
-    elif suffix in LINES:
+    elif suffix in LINES or _is_pipe(str(path)):
         with _open(path) as file:
             yield from (example(task, line, [line]) for line in _numbered(path, (line.rstrip("\r\n") for line in file)))
     else:
@@ -119,6 +129,8 @@ def _file(path: Path, task: Task, args: DataArguments) -> Iterator[Example | Non
 
 def _standard_input(task: Task) -> Iterator[Example | None]:
     """A line is an example. What has come is given at once: a slow writer gets its answers without filling a batch."""
+    if sys.stdin is None:
+        raise UserError("INPUT: there is no standard input to read.")
     pending, source = b"", sys.stdin.fileno()
     while chunk := os.read(source, 1 << 16):
         *lines, pending = (pending + chunk).split(b"\n")
@@ -149,6 +161,9 @@ def _line(line: bytes, task: Task) -> Example:
 def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
     columns: tuple[str, ...] = ()
     for number, row in enumerate(_numbered(path, _rows(path)), 1):
+        if None in row:  # csv's name for what the header does not cover
+            yield Example(f"{path}:{number}", None, "it has more cells than the header")
+            continue
         columns = columns or _columns(row, path, task, args)
         missing = [name for name in columns if name not in row]
         if missing:
@@ -166,8 +181,8 @@ def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
 
 def _beside(path: Path, value: Any, task: Task) -> Any:
     """A picture's path that is relative to the table, where there is no such file here."""
-    relative = task.suffixes and isinstance(value, str) and not Path(value).is_file()
-    return str(path.parent / value) if relative and (path.parent / value).is_file() else value
+    relative = task.suffixes and isinstance(value, str) and not os.path.isfile(value)
+    return str(path.parent / value) if relative and os.path.isfile(path.parent / value) else value
 
 
 def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -> tuple[str, ...]:
@@ -177,7 +192,7 @@ def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -
     if missing:
         raise UserError(
             f"{task.input_key}: {str(path)!r} has no column {missing[0]!r}.",
-            f"It has {', '.join(row)}.{nearest(missing[0], row)}",
+            f"It has {', '.join(row)}; name the one to read with --{task.input_key}.{nearest(missing[0], row)}",
         )
     if names:
         return tuple(names)
@@ -199,7 +214,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if suffix in (".csv", ".tsv"):
         csv.field_size_limit(_FIELD_LIMIT)
         with _open(path, newline="") as file:
-            yield from csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+            names = reader.fieldnames or []
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise UserError(f"INPUT: {str(path)!r} has two columns {twice[0]!r}.", "Rename one of them.")
+            yield from reader
     elif suffix == ".parquet":
         import pyarrow.parquet
 
@@ -243,7 +262,7 @@ def _numbered(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"INPUT: {str(path)!r} is not text in UTF-8 (after row {number}).",
-            f"`iconv -f latin1 -t utf-8 {path.name} > utf8{path.suffix}` converts a Latin-1 file.",
+            convert(path),
         ) from error
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"INPUT: {str(path)!r} cannot be read after row {number} ({one_line(error, 150)}).") from error

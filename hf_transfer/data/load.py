@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from . import bundled
 LABELS = "labels"
 SINGLE_LABEL = "single_label_classification"
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def load_splits(args: DataArguments) -> DatasetDict:
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     named = _load_named(args.dataset_name, args.dataset_config_name) if args.dataset_name else DatasetDict()
     given = {k: _read_files({"train": f}, f"{k}_file")["train"] for k, f in files.items() if f}
-    splits = DatasetDict({**{_standard_name(k): v for k, v in named.items()}, **given})
+    splits = DatasetDict({**{standard_name(k): v for k, v in named.items()}, **given})
     if "train" not in splits:
         raise UserError(
             f"dataset_name: {args.dataset_name!r} has no train split, only {', '.join(splits)}.",
@@ -80,14 +82,14 @@ def load_held_out(args: DataArguments, split: str | None) -> tuple[str, Dataset]
         splits = {"test": _read_files({"train": args.test_file}, "test_file")["train"]}
     else:
         assert args.dataset_name, "checked by the caller"
-        splits = {_standard_name(k): v for k, v in _load_named(args.dataset_name, args.dataset_config_name).items()}
+        splits = {standard_name(k): v for k, v in _load_named(args.dataset_name, args.dataset_config_name).items()}
     known = f"It has {', '.join(splits)}."
-    if split is not None and _standard_name(split) not in splits:
+    if split is not None and standard_name(split) not in splits:
         raise UserError(f"split: the data has no split {split!r}.", f"{known}{nearest(split, splits)}")
     usual = [name for name in ("test", "validation") if name in splits]
     if split is None and not usual and len(splits) > 1:
         raise UserError("split: the data has no test and no validation split.", f"{known} Name one with --split.")
-    name = _standard_name(split) if split is not None else next(iter(usual or splits))
+    name = standard_name(split) if split is not None else next(iter(usual or splits))
     _check_rows({name: splits[name]})
     return name, splits[name]
 
@@ -98,7 +100,7 @@ def _check_rows(splits: Mapping[str, Dataset]) -> None:
             raise UserError(f"The {name} split has no examples.", "The file is empty, or holds a header only.")
 
 
-def _standard_name(split: str) -> str:
+def standard_name(split: str) -> str:
     return "validation" if split in _VALIDATION_NAMES else split
 
 
@@ -107,15 +109,15 @@ def _load_named(name: str, config_name: str | None) -> DatasetDict:
         return bundled.load_dataset(name)
     path = Path(name).expanduser()
     if path.is_file():
-        return _read_files({"train": name}, "dataset_name")
+        return _read_files({"train": str(path)}, "dataset_name")
     if path.is_dir():
         return _load_folder(path)
-    if path.suffix in _FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if path.suffix.lower() in _FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"dataset_name: there is no file or folder {name!r}.", _beside(path))
     hub.find("dataset_name", name, "dataset")
     try:
         loaded = datasets.load_dataset(name, config_name)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"dataset_name: {name!r} cannot be loaded ({one_line(error)}).",
             "Give a hub id, a file, a folder, or bundled:<name>.",
@@ -132,12 +134,7 @@ def _load_folder(path: Path) -> DatasetDict:
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             loaded = datasets.load_from_disk(str(path))
             return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-        files: dict[str, list[str]] = {}
-        for file in sorted(path.iterdir()):
-            if file.suffix in _FORMATS:
-                known = (s for s in ("train", "test", *_VALIDATION_NAMES) if file.stem.lower().split("-")[0] == s)
-                files.setdefault(next(known, "train"), []).append(str(file))
-        if files:
+        if files := _split_files(path):
             return _read_files(files, "dataset_name")
         return datasets.load_dataset("imagefolder", data_dir=str(path))
     except PermissionError as error:
@@ -151,10 +148,32 @@ def _load_folder(path: Path) -> DatasetDict:
         raise unknown from error
 
 
+def _split_files(folder: Path) -> dict[str, list[str]]:
+    """The tables of a folder by the split that their names say; all are training data where no name says one.
+
+    Raises:
+        UserError: some names say a split and others do not.
+    """
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in _FORMATS and file.stem != "metadata":  # which belongs to the images beside it
+            words = re.split(r"[-_. ]+", file.stem.lower())
+            said = [s for s in ("train", "test", *_VALIDATION_NAMES) if s in words]
+            found.setdefault(said[0] if said else "", []).append(str(file))
+    if "" in found and len(found) > 1:
+        raise UserError(
+            f"dataset_name: in the folder {str(folder)!r} the names of some files say their split, "
+            f"{Path(found[''][0]).name!r} does not.",
+            "Name it train, validation or test too, or give the files with train_file, validation_file and test_file.",
+        )
+    return {split or "train": files for split, files in found.items()}
+
+
 def _read_files(files: dict[str, Any], key: str) -> DatasetDict:
-    paths = [Path(p) for v in files.values() for p in ([v] if isinstance(v, str) else v)]
+    listed = {split: [Path(p).expanduser() for p in ([v] if isinstance(v, str) else v)] for split, v in files.items()}
+    paths = [path for split in listed.values() for path in split]
     first = paths[0]
-    kind = _FORMATS.get(first.suffix)
+    kind = _FORMATS.get(first.suffix.lower())
     if kind is None:
         raise UserError(f"{key}: {str(first)!r} is not a {', '.join(_FORMATS)} file.")
     if not first.is_file():
@@ -162,9 +181,10 @@ def _read_files(files: dict[str, Any], key: str) -> DatasetDict:
     for path in paths:
         if path.stat().st_size == 0:
             raise UserError(f"{key}: {str(path)!r} is empty.", "Give a file with a header and at least one example.")
-    options = {"sep": "\t"} if first.suffix == ".tsv" else {}
+    options = {"sep": "\t"} if first.suffix.lower() == ".tsv" else {}
+    data_files = {split: [glob.escape(str(path)) for path in paths] for split, paths in listed.items()}
     try:
-        return datasets.load_dataset(kind, data_files=files, **options)
+        return datasets.load_dataset(kind, data_files=data_files, **options)
     except PermissionError as error:
         raise UserError(f"{key}: {str(first)!r} cannot be read ({error.strerror}).") from error
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
@@ -173,11 +193,18 @@ def _read_files(files: dict[str, Any], key: str) -> DatasetDict:
             raise UserError(f"{key}: {str(first)!r} has no examples.", "It holds a header only.") from error
         name = str(first) if len(paths) == 1 else f"{first} and {len(paths) - 1} more"
         fix = (
-            f"Text files are read as UTF-8: `iconv -f latin1 -t utf-8 {first.name} > utf8{first.suffix}` converts one."
+            f"Text files are read as UTF-8. {convert(first)}"
             if isinstance(cause, UnicodeDecodeError)
             else f"Look at the file: is it really {kind}, and whole?"
         )
         raise UserError(f"{key}: {name!r} cannot be read as {kind} ({one_line(cause, 200)}).", fix) from error
+
+
+def convert(path: Path) -> str:
+    """How to make UTF-8 of a text file in another encoding."""
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+    return f"`iconv -f {encoding} -t utf-8 {path.name} > utf8{path.suffix}` converts it."
 
 
 def _beside(path: Path) -> str:
@@ -219,7 +246,11 @@ def label_column(features: Any, inputs: Sequence[str], args: DataArguments) -> s
 def missing_labels(split: Dataset, column: str) -> list[int]:
     """Rows without a label: none, NaN, or the hub's -1 for a class that is kept secret."""
     is_class = isinstance(split.features[column], ClassLabel)
-    return [i for i, v in enumerate(split[column]) if v is None or v != v or (is_class and v == -1)]
+    return [
+        i
+        for i, v in enumerate(split[column])
+        if v is None or v != v or (is_class and v == -1) or (isinstance(v, list) and None in v)
+    ]
 
 
 def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Labels:
@@ -249,6 +280,11 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Label
             else "single_label_classification"
         )
     _check_problem_type(problem_type, column, values)
+    if problem_type == "multi_label_classification" and _is_many_hot(values):
+        raise UserError(
+            f"Column {column!r} holds a 0 or 1 for each class ({values[0]}): its classes have no names.",
+            "Give the names of an example's classes instead, for example ['red', 'round'].",
+        )
     if problem_type == "regression":
         return Labels(problem_type, (column,))
     source = inner if problem_type == "multi_label_classification" else feature
@@ -262,16 +298,28 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None) -> Label
     return Labels(problem_type, names)
 
 
+def _is_many_hot(values: Sequence[Any]) -> bool:
+    lengths = {len(v) for v in values}
+    return (
+        len(lengths) == 1
+        and min(lengths) > 1
+        and all(x in (0, 1) and not isinstance(x, str) for v in values for x in v)
+    )
+
+
 def _check_problem_type(problem_type: str, column: str, values: Sequence[Any]) -> None:
     """Whether the first label can be what `problem_type` says.
 
     Raises:
         UserError: it cannot.
     """
-    first = values[0]
-    is_list, is_number = isinstance(first, list), isinstance(first, int | float)
-    fits = {"regression": is_number, "multi_label_classification": is_list, SINGLE_LABEL: not is_list}
-    if not fits[problem_type]:
+    fits = {
+        "regression": lambda v: isinstance(v, int | float),
+        "multi_label_classification": lambda v: isinstance(v, list) and not any(isinstance(x, list | dict) for x in v),
+        SINGLE_LABEL: lambda v: not isinstance(v, list | dict),
+    }[problem_type]
+    first = next((v for v in values if not fits(v)), None)
+    if first is not None:
         wanted = {
             "regression": "numbers",
             "multi_label_classification": "lists of classes",
@@ -313,6 +361,7 @@ def encode(split: Dataset, name: str, column: str, labels: Labels) -> Dataset:
         return ids[text]
 
     values = split[column]
+    _check_problem_type(labels.problem_type, column, values)
     if labels.problem_type == "regression":
         encoded: list[Any] = [float(v) for v in values]
     elif labels.problem_type == "multi_label_classification":
@@ -335,6 +384,12 @@ def make_data(
 ) -> Data:
     """Encode the labels, make a validation split where there is none, and draw the numbers of examples asked for."""
     splits, notes = _without_secret_test(splits, column)
+    for name, split in splits.items():
+        if missing := [c for c in inputs if c not in split.features]:
+            raise UserError(
+                f"The {name} split has no column {missing[0]!r}, which the training split has.",
+                f"It has {', '.join(split.features)}.",
+            )
     encoded = {
         name: encode(splits[name], name, column, labels) for name in ("train", "validation", "test") if name in splits
     }

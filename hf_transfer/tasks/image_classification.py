@@ -49,17 +49,23 @@ class ImageClassification(Task):
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         (column,) = inputs
-        if not isinstance(split.features[column], Image):  # paths
-            split = split.cast_column(column, Image())
+        split = split.cast_column(column, Image(decode=False))  # also paths; `read` decodes, here as in prediction
+
+        def read(cell: Any) -> Any:
+            try:
+                return self.read(cell)
+            except ValueError as error:
+                raise UserError(f"An image of the data, {cell.get('path') or 'without a name'}: {error}.") from error
 
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            return {**self.encode([batch[column]], processor), LABELS: batch[LABELS]}
+            return {**self.encode([[read(cell) for cell in batch[column]]], processor), LABELS: batch[LABELS]}
 
         return split.select_columns([column, LABELS]).with_transform(transform)
 
     def read(self, value: Any) -> Any:
         """A picture from a path, its bytes, a cell of a `datasets` image column, a picture or an array."""
         from PIL import Image as Pixels
+        from PIL import ImageOps
 
         if isinstance(value, dict):  # how `datasets` stores an image in a file
             value = value.get("bytes") or value.get("path")
@@ -69,12 +75,12 @@ class ImageClassification(Task):
             if isinstance(value, bytes):
                 image = Pixels.open(BytesIO(value))
                 image.load()
-                return image
-        except (OSError, SyntaxError, ValueError, Pixels.DecompressionBombError) as error:
+                return ImageOps.exif_transpose(image)  # as `datasets` does
+            if value is None:
+                raise ValueError("there is none")
+            return value if isinstance(value, Pixels.Image) else Pixels.fromarray(value)
+        except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Pixels.DecompressionBombError) as error:
             raise ValueError(f"it cannot be read as an image ({one_line(error, 100)})") from error
-        if value is None:
-            raise ValueError("there is no image")
-        return value if isinstance(value, Pixels.Image) else Pixels.fromarray(value)
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
         images = [image.convert("RGB") for image in columns[0]]
@@ -91,7 +97,7 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
     """Tell the configuration the input size, so that what is saved loads with it."""
-    config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, size, size]}
+    config.pretrained_cfg = {**(config.to_dict().get("pretrained_cfg") or {}), "input_size": [3, size, size]}
     if config.pretrained_cfg.get("fixed_input_size"):
         config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
 

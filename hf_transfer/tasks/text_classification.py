@@ -89,6 +89,10 @@ class TextClassification(Task):
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is not a text")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("it is not valid Unicode") from error
         return value
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
