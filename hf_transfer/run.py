@@ -316,6 +316,9 @@ def _conclude(result: Result, task: Task) -> None:
     ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
     say("Next:")
     recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
+    what = "texts" if not task.suffixes else "paths of images"
+    say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
+    say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
     say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
     if task.auto_class:
         load = f"M.from_pretrained({json.dumps(str(folder))})"

@@ -173,10 +173,15 @@ def test_run_yaml_repeats_the_run(text_run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Plan: gradual" in out and "stage 2/2 (top 4 groups)" in out and "Fresh head for 2 outputs" in out
     assert "Result on test" in out
-    for command in out.split("Next:\n")[1].splitlines():  # as printed, and the first only as far as its keys
+    said = {"predict": '"label": ', "evaluate": "95% interval", "train": "", "-c": "{0: 'negative', 1: 'positive'}\n"}
+    for command in out.split("Next:\n")[1].splitlines():  # as printed, and the run only as far as its keys
         argv = shlex.split(command.split("   #")[0])
-        done = subprocess.run([*argv, *(["--seed", "x"] if "train" in argv else [])], capture_output=True, text=True)
-        assert "seed: 'x'" in done.stderr if "train" in argv else done.stdout == "{0: 'negative', 1: 'positive'}\n"
+        (verb,) = set(argv) & set(said)
+        done = subprocess.run(
+            [*argv, *(["--seed", "x"] if verb == "train" else [])], capture_output=True, text=True, input="fine\n"
+        )
+        assert said.pop(verb) in done.stdout and (done.returncode == 0 or "seed: 'x'" in done.stderr)
+    assert not said
     assert out.index("Plan: gradual") < out.index("step 2/8") < out.index("Result on test")
 
 
