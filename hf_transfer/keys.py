@@ -117,6 +117,8 @@ def coerce(value: Any, key: Key) -> Any:
         value = value.value
     if isinstance(value, str):
         value = _read_text(value, key)
+    if isinstance(value, str) and str not in key.types and list[str] in alternatives(key.hint):
+        value = [value]  # a list of texts may be one
     if value is None and (types.NoneType in key.types or key.default is None):
         return None
     for wanted, convert in _CONVERSIONS.items():

@@ -58,7 +58,7 @@ class PlanArguments:
         None, "ordered {pattern on group or parameter names: rate}; first match wins"
     )
     head_learning_rate: float | None = key(None, "the head's rate (default: see the layer-wise conventions)")
-    freeze: str | list[str] | None = key(
+    freeze: list[str] | None = key(
         None, "what never trains: names of groups, [stem, blocks.0-7], or patterns on parameter names"
     )
     layer_rules: list[Any] | None = key(None, "ordered [pattern, depth] rules for models without declared layers")
@@ -184,7 +184,7 @@ def check(keys: PlanArguments) -> list[str]:
 
 
 def frozen_entries(keys: PlanArguments) -> list[Any]:
-    """The entries of `freeze`."""
+    """The entries of `freeze`; a caller in Python may give a single one."""
     return [keys.freeze] if isinstance(keys.freeze, str) else list(keys.freeze or ())
 
 

@@ -76,6 +76,8 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_defaults():
         ("logging_steps", "0.05", 0.05),
         ("text_column_name", "[a, b]", ["a", "b"]),
         ("text_column_name", "text", "text"),
+        ("freeze", "stem", ["stem"]),
+        ("freeze", "[stem, blocks.0-7]", ["stem", "blocks.0-7"]),
         ("layer_learning_rates", "{head: 1e-3}", {"head": 1e-3}),
         ("strategy", "null", None),
         ("warmup_steps", "0.1", 0.1),
