@@ -7,6 +7,7 @@ the training loop uses that.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import evaluate
@@ -24,7 +25,7 @@ CALIBRATION_BINS = 15  # as in Guo et al. 2017
 TOP = 5
 
 
-class _OfLogits(evaluate.Metric):
+class _OfLogits(evaluate.Metric, ABC):
     """All metrics of a problem type. `predictions` are logits, so that ranking and calibration can be measured too."""
 
     description: ClassVar[str]
@@ -47,8 +48,9 @@ class _OfLogits(evaluate.Metric):
         return {k: float(v) for k, v in found.items()}
 
     @staticmethod
+    @abstractmethod
     def of(logits: Array, labels: Array) -> dict[str, Any]:
-        raise NotImplementedError
+        """The metrics by name."""
 
 
 class SingleLabelMetrics(_OfLogits):

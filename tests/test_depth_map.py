@@ -67,7 +67,7 @@ def test_a_name_also_means_what_is_inside_it():
         ("MobileViTForImageClassification", "layer.2"),
         ("SiglipForImageClassification", "head"),
         ("SwinForImageClassification", "layers.0"),
-        ("Cvt" + "ForImageClassification", "stages.0"),
+        ("CvtForImageClassification", "stages.0"),
     ],
 )
 def test_a_name_means_groups_and_nothing_else(name, entry):
