@@ -60,16 +60,19 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 or sum(size > 1 for size in parameter.shape) > 1
 
 
-def lr_factors(plan: Plan, group: dict[str, Any], schedule: Callable[[int], float]) -> Callable[[int], float]:
+def lr_factors(
+    plan: Callable[[], Plan], group: dict[str, Any], schedule: Callable[[int], float]
+) -> Callable[[int], float]:
     """The factor on an optimizer group's `lr` at each step: its stage's rate and warm-up, times the run's schedule.
 
-    At step t of T this gives rate * schedule(t/T) * min(1, (t - t_thaw) / unfreeze_warmup_steps). A plain closure:
-    `LambdaLR` would put a callable object's attributes into the checkpoint and restore them from there.
+    At step t of T this gives rate * schedule(t/T) * min(1, (t - t_thaw) / unfreeze_warmup_steps). `plan` is asked at
+    each step, since a plateau decides late where a stage begins. A plain closure: `LambdaLR` would put a callable
+    object's attributes into the checkpoint and restore them from there.
     """
     base, rates = group["lr"], group["rates"]
 
     def factor(step: int) -> float:
-        return schedule(step) * (plan.rate(step, rates) / base)
+        return schedule(step) * (plan().rate(step, rates) / base)
 
     return factor
 

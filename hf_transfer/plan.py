@@ -39,24 +39,26 @@ class Stage:
 
     Attributes:
         name: what trains, in words.
-        epochs: how long, in epochs of the training set.
+        epochs: how long, in epochs of the training set; None where a plateau decides.
         trainable: names of the layer groups that train, input to head.
         rates: learning rate of each of these groups.
         patterns: ordered (pattern, learning rate) rules of the user's over group and parameter names; the first match
             wins, and comes before `rates`.
         num_trainable: scalars that train in it.
-        start: the optimizer step at which the stage begins, once the plan is resolved.
+        start: the optimizer step at which the stage begins, once the plan is resolved; None before it is known.
         highest: for each of these groups the highest rate of its parameters, which is `rates` but for `patterns`.
+        patience: the stage ends after so many evaluations without gain; None where `epochs` end it.
     """
 
     name: str
-    epochs: float
+    epochs: float | None
     trainable: tuple[str, ...]
     rates: tuple[float, ...]
     patterns: Rates
     num_trainable: int
     start: int | None = None
     highest: tuple[float, ...] = ()
+    patience: int | None = None
 
     def rate(self, group: str, parameter: str = "") -> float:
         """Learning rate of a parameter in this stage; 0.0 where it is frozen."""
@@ -70,6 +72,7 @@ class Plan:
     strategy: str
     groups: tuple[tuple[str, int], ...]  # (name, scalars), input to head
     stages: tuple[Stage, ...]
+    num_train_epochs: float
     unfreeze_warmup_steps: int = 0
 
     @property
@@ -79,22 +82,30 @@ class Plan:
         return tuple(name for name, _ in self.groups if name not in thawed)
 
     @property
-    def num_train_epochs(self) -> float:
-        return sum(stage.epochs for stage in self.stages)
+    def waits(self) -> bool:
+        """Whether plateaus end its stages."""
+        return any(stage.patience is not None for stage in self.stages)
 
     def resolve(self, steps_per_epoch: int, max_steps: int | None = None) -> Plan:
         """The same plan with every stage's first optimizer step filled in, without stages that a run of `max_steps`
-        does not reach."""
+        does not reach. Where plateaus decide, only the first stage's step is known."""
+        if self.waits:
+            return replace(self, stages=tuple(replace(s, start=None) for s in self.stages)).begin(0, 0)
         starts: list[int] = []
         epochs = 0.0
         for stage in self.stages:
             first = starts[-1] + 1 if starts else 0  # a stage has a step at least, however short it was asked to be
             starts.append(max(round(epochs * steps_per_epoch), first))
-            epochs += stage.epochs
+            epochs += stage.epochs or 0.0
         kept = [at for at in starts if max_steps is None or at < max_steps] or starts[:1]
         stages = [replace(s, start=at) for s, at in zip(self.stages, kept, strict=False)]
-        left = epochs - sum(s.epochs for s in stages)
-        stages[-1] = replace(stages[-1], epochs=stages[-1].epochs + left) if left else stages[-1]
+        left = epochs - sum(s.epochs or 0.0 for s in stages)
+        stages[-1] = replace(stages[-1], epochs=(stages[-1].epochs or 0.0) + left) if left else stages[-1]
+        return replace(self, stages=tuple(stages))
+
+    def begin(self, index: int, step: int) -> Plan:
+        """The same plan with stage `index` beginning at optimizer step `step`."""
+        stages = [replace(s, start=step) if i == index else s for i, s in enumerate(self.stages)]
         return replace(self, stages=tuple(stages))
 
     def at(self, step: int) -> int:
@@ -169,6 +180,7 @@ def make_plan(
             break  # `never_thawed` says what the epochs did not reach
         last = i == len(specs) - 1
         epochs = total - begun if last else min(float(spec.get("epochs", total)), total - begun)
+        waits = any("patience" in s for s in specs)  # then nobody knows before how long a stage lasts
         wanted = _trainable(spec["train"], [g.name for g in groups])
         name = str(spec.get("name") or _stage_name(wanted, backbone))
         by_group = _group_rates(config, spec, backbone)
@@ -183,19 +195,21 @@ def make_plan(
         stages.append(
             Stage(
                 name,
-                epochs,
+                None if waits else epochs,
                 tuple(moving),
                 tuple(by_group[g] * factor for g in moving),
                 tuple((p, r * factor) for p, r in patterns),
                 sum(size for size, _ in moving.values()),
                 highest=tuple(rate * factor for _, rate in moving.values()),
+                patience=spec.get("patience"),
             )
         )
-        begun += epochs
+        begun += 0.0 if waits else epochs
     return Plan(
         strategy if strategy != "auto" else "two-phase",
         tuple((g.name, sum(g.sizes)) for g in groups),
         tuple(stages),
+        float(total),
         config.unfreeze_warmup_steps,
     )
 
@@ -352,13 +366,19 @@ def _table(plan: Plan) -> str:
         share = f"{size:,} ({100 * size / total:.1f}%)" if total else str(size)
         start = "" if stage.start is None else f" from step {stage.start}"
         rows.append(
-            (f"{i + 1} {stage.name}", f"{stage.epochs:g}{start}", _span(stage.trainable), share, _rate_span(stage))
+            (f"{i + 1} {stage.name}", f"{_length(stage)}{start}", _span(stage.trainable), share, _rate_span(stage))
         )
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * w for w in widths))
     notes = [f"Never trained in these epochs: {', '.join(plan.never_thawed)}."] if plan.never_thawed else []
     return "\n".join([head, *lines, *notes])
+
+
+def _length(stage: Stage) -> str:
+    if stage.patience is not None:
+        return f"until {stage.patience} evaluation{'' if stage.patience == 1 else 's'} without gain"
+    return "what is left" if stage.epochs is None else f"{stage.epochs:g}"
 
 
 def _span(names: tuple[str, ...]) -> str:

@@ -15,8 +15,11 @@ from .models import Labels, Loaded, read_config
 from .plan import Plan, make_plan
 from .preparation import announce, make_trainer, prepare, quiet_libraries
 from .progress import say
+from .schedules import run_schedule
 from .strategies import is_wanted
 from .tasks import TASKS, task_of_kind
+
+STEPS_PER_EPOCH = 100  # for the schedule's picture, where no data says
 
 
 @dataclass
@@ -68,6 +71,8 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
             prepared = prepare(config)
             trainer = make_trainer(prepared, prepared.data.train, prepared.data.validation)
             plan, groups, notes = trainer.plan, trainer.layer_groups, prepared.notes
+            num_steps = trainer.resolve_plan()
+            drawn = trainer.plan
             examples = {name: len(split) for name, split in prepared.data.splits.items()}
             if talks:
                 announce(prepared, trainer)
@@ -76,11 +81,14 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
             groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)
             plan = make_plan(args, groups)
+            num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
+            drawn = plan.resolve(STEPS_PER_EPOCH)
             if talks:
                 say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
                 say(f"\n{plan}\n")
-    assert plan is not None, "a strategy makes one"
-    found = Planned(config, plan, depth_map(plan, groups), notes, examples)
+    assert plan is not None and drawn is not None, "a strategy makes one"
+    shown = depth_map(drawn, groups, run_schedule(args, num_steps), num_steps)
+    found = Planned(config, plan, shown, notes, examples)
     if talks:
         say(str(found.depth_map))
     return found

@@ -21,6 +21,7 @@ from .errors import UserError, nearest
 HEAD = "head"
 # LP-FT and fastai train a pretrained body 10 to 100 times slower than its new head.
 TWO_PHASE_HEAD_RATIO = 20.0
+TRIGGERS = ("interval", "plateau")
 
 
 def key(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
@@ -43,6 +44,14 @@ class PlanArguments:
     groups_per_unfreeze: int = key(1, "gradual: groups thawed at a time, from the top")
     unfreeze_interval: float = key(1.0, "gradual: epochs between two unfreezes")
     unfreeze_until: str | None = key(None, "gradual: the deepest group to thaw, by name (default: all)")
+    unfreeze_trigger: str = key(
+        "interval",
+        "gradual: thaw each unfreeze_interval, or at a plateau, when metric_for_best_model (default: the loss) shows "
+        "no gain for unfreeze_patience evaluations",
+        choices=TRIGGERS,
+    )
+    unfreeze_patience: int = key(1, "evaluations without gain that make a plateau")
+    unfreeze_restore_best: bool = key(True, "at a plateau, go back to the best weights of the stage before thawing")
     stages: list[dict[str, Any]] | None = key(
         None,
         "an explicit plan instead of a strategy, e.g. [{epochs: 1, train: head}, {epochs: 2, train: 4}, "
@@ -95,7 +104,8 @@ def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
 
 
 def gradual(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
-    """The head, then `groups_per_unfreeze` more groups from the top each `unfreeze_interval` epochs (ULMFiT)."""
+    """The head, then `groups_per_unfreeze` more groups from the top each `unfreeze_interval` epochs (ULMFiT), or
+    whenever the stage before has come to a plateau."""
     if keys.unfreeze_until is not None and keys.unfreeze_until not in backbone:
         raise UserError(
             f"unfreeze_until: there is no group {keys.unfreeze_until!r} below the head.",
@@ -104,10 +114,11 @@ def gradual(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     deepest = backbone.index(keys.unfreeze_until) if keys.unfreeze_until is not None else 0
     most = len(backbone) - deepest
     counts = [*range(keys.groups_per_unfreeze, most, keys.groups_per_unfreeze), most]
-    return [
-        {"train": HEAD, "epochs": keys.unfreeze_interval},
-        *({"train": k, "epochs": keys.unfreeze_interval} for k in counts),
-    ]
+    plateau = keys.unfreeze_trigger == "plateau"
+    until = {"patience": keys.unfreeze_patience} if plateau else {"epochs": keys.unfreeze_interval}
+    specs: list[Spec] = [{"train": HEAD, **until}, *({"train": k, **until} for k in counts)]
+    specs[-1].pop("patience", None)  # there is nothing left to thaw
+    return specs
 
 
 def full(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
@@ -132,6 +143,9 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "groups_per_unfreeze": ("gradual",),
     "unfreeze_interval": ("gradual",),
     "unfreeze_until": ("gradual",),
+    "unfreeze_trigger": ("gradual",),
+    "unfreeze_patience": ("gradual",),
+    "unfreeze_restore_best": ("gradual",),
 }
 _SPEC_KEYS = ("name", "epochs", "train", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier")
 
@@ -175,12 +189,28 @@ def check(keys: PlanArguments) -> list[str]:
             "layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
             "head, the second up from the input. Keep one."
         )
+    problems += _check_trigger(keys)
     problems += _check_numbers(keys)
     problems += [f"layer_rules[{i}]: {p}" for i, rule in enumerate(keys.layer_rules or ()) for p in _check_rule(rule)]
     problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
     if keys.stages is not None and not keys.stages:
         problems.append("stages: the list is empty; give at least one stage, e.g. [{epochs: 3, train: all}].")
     return problems
+
+
+def _check_trigger(keys: PlanArguments) -> Iterable[str]:
+    default = PlanArguments()
+    if keys.unfreeze_trigger not in TRIGGERS:
+        yield (
+            f"unfreeze_trigger: {keys.unfreeze_trigger!r} is not one of {', '.join(TRIGGERS)}."
+            + nearest(keys.unfreeze_trigger, TRIGGERS)
+        )
+        return
+    plateau = keys.unfreeze_trigger == "plateau"
+    idle = ("unfreeze_interval",) if plateau else ("unfreeze_patience", "unfreeze_restore_best")
+    for name in idle:
+        if keys.strategy == "gradual" and getattr(keys, name) != getattr(default, name):
+            yield f"{name}: {getattr(keys, name)!r} has no effect with unfreeze_trigger: {keys.unfreeze_trigger}."
 
 
 def frozen_entries(keys: PlanArguments) -> list[Any]:
@@ -195,6 +225,7 @@ def _check_numbers(keys: PlanArguments) -> Iterable[str]:
         "head_learning_rate",
         "unfreeze_interval",
         "groups_per_unfreeze",
+        "unfreeze_patience",
         "stage_lr_decay",
     )
     for name in positive:

@@ -6,6 +6,7 @@ What is overridden, and why that hook:
   at that moment, so what thaws later would never move).
 - `set_initial_training_values`: the loader is known, so a stage's epochs become steps.
 - `create_scheduler`: one closure per optimizer group (rate of the stage, warm-up after a thaw, the run's schedule).
+- `training_step`: the first hook with a batch; a new stage's gradient reducer is built there (`ranks`).
 - `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and
   which would switch BatchNorm and dropout of frozen modules back on. It runs even where a subclass replaces
   `compute_loss`.
@@ -13,31 +14,32 @@ What is overridden, and why that hook:
 - `_get_num_items_in_batch`: -100 is no mark of an ignored label among a regression's values.
 - `_load_optimizer_and_scheduler`: a checkpoint of another plan is refused (it is loaded by position, with its rates).
 - `log`: the rate of every layer group, not only of the first.
-- a callback at the beginning of each optimizer step, where a new stage may begin.
+- a callback (`unfreezing`) at the beginning of each optimizer step, where a new stage may begin, and at each
+  evaluation, which may end one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import has_length
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import SchedulerType, has_length
 
 from . import strategies
-from .errors import UserError, UserErrors, one_line
-from .layers import LayerGroup, frozen_modules, layer_groups
-from .optim import current_rates, lr_factors, parameter_groups
-from .plan import Plan, Stage, make_plan
-from .records import StageRecord, stage_records
+from .errors import UserError, UserErrors, nearest, one_line
+from .layers import LayerGroup, layer_groups
+from .optim import lr_factors, parameter_groups
+from .plan import Plan, make_plan
+from .records import StageRecord
+from .schedules import LR_SCHEDULER_TYPES, SCHEDULES, run_schedule
 from .strategies import PlanArguments
+from .unfreezing import Unfreezing
 
 
 @dataclass
@@ -45,14 +47,22 @@ class TransferArguments(PlanArguments, TrainingArguments):
     """`TrainingArguments` and the keys of a Plan (`PlanArguments`).
 
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
-    `num_train_epochs` to the sum of its epochs.
+    `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in `schedules.SCHEDULES`.
 
     Raises:
         UserErrors: all problems of the plan keys at once.
     """
 
+    lr_scheduler_type: str = strategies.key("linear", "factor on all rates over the run", choices=LR_SCHEDULER_TYPES)
+
     def __post_init__(self) -> None:
         problems = strategies.check(self)
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if schedule not in LR_SCHEDULER_TYPES:
+            problems.append(
+                f"lr_scheduler_type: {schedule!r} is not one of {', '.join(LR_SCHEDULER_TYPES)}."
+                + nearest(schedule, LR_SCHEDULER_TYPES)
+            )
         if problems:
             raise UserErrors(problems)
         if self.stages is not None:
@@ -60,15 +70,25 @@ class TransferArguments(PlanArguments, TrainingArguments):
         # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,
         # each train alone and say nothing.
         self.use_cpu |= not torch.accelerator.is_available()
+        if schedule in SCHEDULES:  # TrainingArguments knows transformers' own only
+            self.lr_scheduler_type = SchedulerType.CONSTANT
         super().__post_init__()
+        if schedule in SCHEDULES:
+            self.lr_scheduler_type = schedule
 
 
-class TransferTrainer(Trainer):
-    """A `Trainer` whose arguments may carry a Plan.
+class TransferMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
+    """What makes a Trainer execute a Plan; first among the bases of a subclass of your own Trainer:
+
+        class MyTransferTrainer(TransferMixin, MyTrainer): ...
+
+    On several processes `compute_loss` is called twice more, without training, on a stage's first batch.
 
     Attributes:
         plan: the Plan being executed, resolved to steps once training starts; None with no plan key set.
         layer_groups: the model's layer groups, input to head; empty without a plan.
+        trainable: names of the parameters that may train: the caller's own freeze stays.
+        unfreezing: carries the plan out; None without one.
 
     Raises:
         UserError: a plan that the model, the optimizer or the distributed backend cannot carry out.
@@ -78,14 +98,11 @@ class TransferTrainer(Trainer):
     lr_scheduler: Any
     plan: Plan | None = None
     layer_groups: tuple[LayerGroup, ...] = ()
+    unfreezing: Unfreezing | None = None
+    trainable: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._stage: int | None = None
-        self._stage_began = 0.0
-        self._stage_seconds: dict[int, float] = {}
-        self._frozen: list[nn.Module] = []
-        self._rates: dict[str, float] = {}
         self._weighs_loss = False
         if not (isinstance(self.args, TransferArguments) and strategies.is_wanted(self.args)):
             return
@@ -94,22 +111,22 @@ class TransferTrainer(Trainer):
         self._check_backend()
         # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
         # needs it for all. A loss of the caller's own, and DataParallel, keep Trainer's behaviour.
-        own_loss = type(self).compute_loss is not TransferTrainer.compute_loss or self.compute_loss_func is not None
+        losses = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)]
+        own_loss = losses != [TransferMixin, Trainer] or self.compute_loss_func is not None
         self._weighs_loss = not own_loss and self.args.n_gpu <= 1
         self.model_accepts_loss_kwargs |= self._weighs_loss
-        self.add_callback(_StageCallback(self))
+        self.unfreezing = Unfreezing(self)
+        self.add_callback(self.unfreezing)
 
     def _find_layers(self) -> None:
         """The layer groups, and what may train: the caller's own freeze stays."""
         self.layer_groups = layer_groups(self.model, self.args.layer_rules or ())
-        self._trainable = [n for n, p in self.model.named_parameters() if p.requires_grad]
+        self.trainable = tuple(n for n, p in self.model.named_parameters() if p.requires_grad)
 
     @property
     def stage_records(self) -> list[StageRecord]:
         """One record per stage that has begun."""
-        if self.plan is None or self.plan.stages[0].start is None:
-            return []
-        return stage_records(self.plan, self.state.log_history, self.state.global_step, self._stage_seconds)
+        return [] if self.unfreezing is None else self.unfreezing.records
 
     def _check_backend(self) -> None:
         assert self.plan is not None
@@ -119,12 +136,29 @@ class TransferTrainer(Trainer):
                 "Choose the optimizer with `optim` or `optimizer_cls_and_kwargs`.",
             )
         if len(self.plan.stages) > 1:
-            for enabled, name in ((self.is_deepspeed_enabled, "DeepSpeed"), (self.is_fsdp_enabled, "FSDP")):
+            fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
+            for enabled, name in ((self.is_deepspeed_enabled, "DeepSpeed"), (fsdp1, "FSDP 1")):
                 if enabled:
                     raise UserError(
                         f"strategy {self.plan.strategy} changes what trains, which {name} cannot do once it has begun.",
-                        "Use a strategy of one stage (linear-probe, partial, full) or plain data parallelism.",
+                        "Use a strategy of one stage (linear-probe, partial, full), FSDP 2 (fsdp_version: 2) or plain "
+                        "data parallelism.",
                     )
+        if self.plan.waits and self.args.eval_strategy == "no":
+            raise UserError(
+                "unfreeze_trigger: plateau watches evaluations, and there are none.", "Set eval_strategy: epoch."
+            )
+        if self.plan.waits and self.args.unfreeze_restore_best and self.is_fsdp_enabled:
+            raise UserError(
+                "unfreeze_restore_best keeps a copy of the weights, which FSDP has in parts.",
+                "Set unfreeze_restore_best: false.",
+            )
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            if (vars(self.args).get(name) or {}).get("use_reentrant"):
+                raise UserError(
+                    f"{name}: use_reentrant: true gives trainable layers above frozen ones no gradient.",
+                    "Leave it out: the other form is the default.",
+                )
 
     # ---- optimizer and schedule ----
 
@@ -162,26 +196,31 @@ class TransferTrainer(Trainer):
         return listed | {n for n, _ in model.named_parameters() if n not in decayed}
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        if self.plan is None or self.lr_scheduler is not None:
+        ours = self.plan is not None or self.args.lr_scheduler_type in SCHEDULES
+        if self.lr_scheduler is not None or not ours:
             return super().create_scheduler(num_training_steps, optimizer)
-        # The run's own schedule, taken from a stand-in: every factor is a function of the step alone.
-        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
-        schedule = super().create_scheduler(num_training_steps, stand_in)
-        if isinstance(schedule, LambdaLR):
-            for group in self.optimizer.param_groups:  # a second `train()` begins anew, not at the rates it ended with
+        schedule = run_schedule(self.args, num_training_steps)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        if self.plan is None:
+            assert schedule is not None, "ours are functions of the step"
+            self.lr_scheduler = LambdaLR(optimizer, schedule)
+        elif schedule is not None:
+            for group in optimizer.param_groups:  # a second `train()` begins anew, not at the rates it ended with
                 group["lr"] = next(rate for rate in group["rates"] if rate)
-            factors = [lr_factors(self.plan, group, schedule.lr_lambdas[0]) for group in self.optimizer.param_groups]
-            self.lr_scheduler = LambdaLR(self.optimizer, factors)
-        else:
-            if len(self.plan.stages) > 1 or self.plan.unfreeze_warmup_steps:
-                raise UserError(
-                    f"lr_scheduler_type: {self.args.lr_scheduler_type} sets rates from the metric and cannot follow a "
-                    "plan of several stages.",
-                    "Use linear, cosine, constant or another schedule of the step.",
-                )
-            self.lr_scheduler = None
-            super().create_scheduler(num_training_steps, self.optimizer)
-        return self.lr_scheduler
+            factors = [lr_factors(self._current_plan, group, schedule) for group in optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(optimizer, factors)
+        elif len(self.plan.stages) > 1 or self.plan.unfreeze_warmup_steps:
+            raise UserError(
+                f"lr_scheduler_type: {self.args.lr_scheduler_type} sets rates from the metric and cannot follow a "
+                "plan of several stages.",
+                "Use linear, cosine, constant or another schedule of the step.",
+            )
+        self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _current_plan(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
 
     def check_optimization(self) -> None:
         """Make an optimizer and a schedule and throw them away: their keys are read before anything is trained.
@@ -219,10 +258,9 @@ class TransferTrainer(Trainer):
             self.plan = plan.resolve(steps_per_epoch, max_steps)
         return values
 
-    def resolve_plan(self) -> None:
-        """Fill in the plan's steps before training, from the loader as it is now."""
-        if self.plan is not None:
-            self.set_initial_training_values(self.args, self.get_train_dataloader())
+    def resolve_plan(self) -> int:
+        """Fill in the plan's steps before training, from the loader as it is now; the number of optimizer steps."""
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if self.plan is not None:
@@ -235,66 +273,8 @@ class TransferTrainer(Trainer):
 
     def _require_grad(self) -> None:
         parameters = dict(self.model.named_parameters())
-        for name in self._trainable:
+        for name in self.trainable:
             parameters[name].requires_grad_(True)
-
-    def begin_step(self, step: int) -> None:
-        """Called before optimizer step `step` (0 for the first): begin its stage if it is not the current one."""
-        assert self.plan is not None
-        index = self.plan.at(step)
-        if index == self._stage:
-            return
-        self.end_stage()
-        stage = self.plan.stages[index]
-        self._freeze(stage)
-        self._stage = index
-        self._stage_began = time.perf_counter()
-
-    def _freeze(self, stage: Stage) -> None:
-        """Let exactly the parameters of `stage` train: frozen ones lose gradient and optimizer state."""
-        parameters, eligible = dict(self.model.named_parameters()), set(self._trainable)
-        changed = False
-        for group in self.layer_groups:
-            for name in group.parameters:
-                parameter, active = parameters[name], name in eligible and stage.rate(group.name, name) > 0
-                changed |= parameter.requires_grad != active
-                parameter.requires_grad_(active)
-                if not active:
-                    parameter.grad = None
-                    self.optimizer.state.pop(parameter, None)
-        self._frozen = frozen_modules(self.model, self.layer_groups)
-        if changed and isinstance(self.model_wrapped, DistributedDataParallel):
-            self._rewrap(self.model_wrapped)
-
-    def _rewrap(self, ddp: DistributedDataParallel) -> None:
-        """Build the gradient reducer anew: it reduces what required a gradient when it was built, and nothing else.
-
-        In place, so that every reference to the wrapped model stays valid.
-        """
-        handler = self.accelerator.ddp_handler
-        kwargs = handler.to_kwargs() if handler is not None else {}
-        DistributedDataParallel.__init__(
-            ddp, ddp.module, device_ids=ddp.device_ids, output_device=ddp.output_device, **kwargs
-        )
-        if handler is not None:
-            handler.register_comm_hook(ddp)
-
-    def end_stage(self) -> None:
-        """Note the stage's time, and give all processes rank 0's BatchNorm statistics."""
-        if self._stage is not None:
-            self._stage_seconds[self._stage] = time.perf_counter() - self._stage_began
-            self.share_buffers()
-
-    def share_buffers(self) -> None:
-        """Buffers in train mode are each process's own: make them one before they are evaluated, saved or frozen."""
-        if isinstance(self.model_wrapped, DistributedDataParallel):
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-    def reset_stages(self, step: int) -> None:
-        """Begin a training run at optimizer step `step`."""
-        self._stage, self._stage_seconds = None, {}
-        self.begin_step(step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Refuse a checkpoint of another plan: its rates would silently replace this one's."""
@@ -315,9 +295,14 @@ class TransferTrainer(Trainer):
 
     # ---- steps ----
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.unfreezing is not None:
+            self.unfreezing.before_forward(inputs, num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
-        for module in self._frozen:
-            module.training = False
+        if self.unfreezing is not None:
+            self.unfreezing.keep_frozen()
         return super().compute_loss_context_manager()
 
     def compute_loss(
@@ -370,17 +355,18 @@ class TransferTrainer(Trainer):
 
     # ---- logs ----
 
-    def note_rates(self) -> None:
-        """Keep the rates of the optimizer step just taken (the scheduler moves on before Trainer logs)."""
-        self._rates = current_rates(self.optimizer.param_groups)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.plan is not None and self._stage is not None and self.is_in_train:
-            logs["stage"] = self._stage
-            if "loss" in logs and self._rates:
-                logs["learning_rate"] = max(self._rates.values())  # Trainer's own is the first group's, often frozen
-                logs |= {f"learning_rate/{name}": rate for name, rate in self._rates.items()}
+        if self.unfreezing is not None and self.unfreezing.stage is not None and self.is_in_train:
+            logs["stage"] = self.unfreezing.stage
+            rates = self.unfreezing.rates
+            if "loss" in logs and rates:
+                logs["learning_rate"] = max(rates.values())  # Trainer's own is the first group's, often frozen
+                logs |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
         super().log(logs, start_time)
+
+
+class TransferTrainer(TransferMixin, Trainer):
+    """A `Trainer` whose arguments may carry a Plan: see `TransferMixin`."""
 
 
 def _count(labels: Any) -> Any:
@@ -391,39 +377,3 @@ def _count(labels: Any) -> Any:
 def _shape_of(optimizer: Any) -> list[Any]:
     """What of an optimizer's groups a plan decides."""
     return [(list(g["layers"]), list(g["rates"]), g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
-
-
-class _StageCallback(TrainerCallback):
-    """Moves the trainer along its plan at the boundaries of optimizer steps."""
-
-    def __init__(self, trainer: TransferTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.reset_stages(state.global_step)
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.begin_step(state.global_step)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.trainer.note_rates()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        plan = self.trainer.plan
-        assert plan is not None
-        last = state.global_step >= state.max_steps
-        if args.logging_strategy != "no" and (last or plan.at(state.global_step) != self.trainer._stage):
-            control.should_log = True  # so that no logged loss mixes two stages
-        self._share_buffers(control)
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._share_buffers(control)
-
-    def _share_buffers(self, control: TrainerControl) -> None:
-        if control.should_evaluate or control.should_save:
-            self.trainer.share_buffers()
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.end_stage()

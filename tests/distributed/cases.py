@@ -1,104 +1,249 @@
-"""Run by `accelerate launch` with two processes: gradual unfreezing, compared between ranks and with one process.
+"""Run by `accelerate launch` with several processes: staged unfreezing, compared between ranks and with one process.
 
-Writes one JSON file, {case: {"stages", "processes", "ranks": largest difference between ranks}}, and rank 0's weights.
-What was broken without us: with `ddp_find_unused_parameters=False`, a reducer that is not built anew at each unfreeze
-waits for gradients that never come, and torch raises; with BatchNorm in train mode, the ranks' statistics differ where
-they are frozen, evaluated and saved.
+Writes one JSON file, {case: what was seen}, and rank 0's weights. What was broken without us, each seen by taking the
+fix out:
+- a reducer that is not built anew at each unfreeze leaves what thaws to each rank alone (ranks differ by 0.1), or waits
+  for gradients that never come;
+- a parameter that the loss does not reach (a mask token) makes a reducer without traversal raise an error;
+- BatchNorm in train mode: the ranks' statistics differ where they are frozen, evaluated and saved;
+- a plateau seen by each rank on its own: a metric that differs in its last bit thaws on one rank only, and they hang.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from hf_transfer import TransferTrainer
-from tests.helpers import arguments, copy_state, images, texts, tiny_bert, tiny_timm_resnet
+from hf_transfer import TransferArguments, TransferTrainer
+from hf_transfer.ranks import data_parallel
+from tests.helpers import arguments, copy_state, images, texts, tiny_bert, tiny_timm_resnet, tiny_vit
 
-TEXT = {"model": lambda: tiny_bert(layers=2).double(), "data": lambda: texts(32), "num_train_epochs": 4}
-# case -> keys; the texts equal one process exactly, BatchNorm in train mode sees other batches on two
-CASES: dict[str, dict[str, Any]] = {
-    "plain": TEXT,
-    "accumulated": {**TEXT, "gradient_accumulation_steps": 2},
-    "no traversal": {**TEXT, "ddp_find_unused_parameters": False},
-    "batchnorm": {
+# Whatever the version calls it.
+CHECKPOINTING = next(
+    f.name for f in fields(TransferArguments) if f.name in ("activation_checkpointing", "gradient_checkpointing")
+)
+PLANS: dict[str, dict[str, Any]] = {
+    "two-phase": {"strategy": "two-phase", "num_train_epochs": 2},
+    "gradual": {"strategy": "gradual", "num_train_epochs": 4},
+    "stages": {
+        "stages": [{"epochs": 1, "train": "head"}, {"epochs": 1, "train": 1}, {"epochs": 1, "train": "all"}],
+        "stage_lr_decay": 0.5,
+    },
+}
+TEXT = {"model": lambda: tiny_bert(layers=2).double(), "data": lambda: texts(32)}
+IMAGES = {"model": lambda: tiny_vit(layers=2).double(), "data": lambda: images(32)}
+# Equal to one process within rounding: no dropout, no live BatchNorm, SGD, float64.
+EXACT: dict[str, dict[str, Any]] = {
+    f"{kind} {plan} accumulation {steps}{' checkpointing' if checkpointing else ''}": {
+        **(TEXT if kind == "text" else IMAGES),
+        **PLANS[plan],
+        "gradient_accumulation_steps": steps,
+        CHECKPOINTING: checkpointing,
+    }
+    for kind, plan, steps, checkpointing in itertools.product(("text", "image"), PLANS, (1, 2), (False, True))
+}
+EXACT["frozen BatchNorm"] = {
+    "model": lambda: tiny_timm_resnet().double(),
+    "data": lambda: images(16),
+    "strategy": "gradual",
+    "groups_per_unfreeze": 2,
+    "num_train_epochs": 4,
+    "freeze": [r"bn\d"],
+}
+
+
+class WithIdle(type(tiny_bert())):  # type: ignore[misc]
+    """A BERT with a parameter that no loss reaches."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.bert.embeddings.mask = torch.nn.Parameter(torch.ones(3))
+
+
+def with_idle() -> Any:
+    torch.manual_seed(0)
+    return WithIdle(tiny_bert(layers=2).config).double()
+
+
+EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
+
+
+def noisy(prediction: Any) -> dict[str, float]:
+    """A metric that differs between ranks: on rank 0 it stands still, on the others it grows."""
+    noisy.calls += 1  # type: ignore[attr-defined]
+    rank = int(os.environ.get("RANK", "0"))
+    return {"made_up": 1.0 + rank * noisy.calls}  # type: ignore[attr-defined]
+
+
+noisy.calls = 0  # type: ignore[attr-defined]
+LOOSE: dict[str, dict[str, Any]] = {
+    "adam and dropout": {
+        "model": lambda: tiny_bert(layers=2, dropout=0.3),
+        "data": lambda: texts(32),
+        "optim": "adamw_torch",
+        **PLANS["gradual"],
+    },
+    "live BatchNorm": {
         "model": tiny_timm_resnet,
         "data": lambda: images(32),
+        "strategy": "gradual",
         "num_train_epochs": 3,
         "eval_strategy": "epoch",
         "groups_per_unfreeze": 3,
     },
+    "plateau": {
+        **TEXT,
+        "strategy": "gradual",
+        "num_train_epochs": 5,
+        "unfreeze_trigger": "plateau",
+        "eval_strategy": "epoch",
+        "metric_for_best_model": "made_up",
+        "compute_metrics": noisy,
+    },
+    "traversal on request": {**TEXT, **PLANS["two-phase"], "ddp_find_unused_parameters": True},
+    "compiled": {**TEXT, **PLANS["two-phase"], "torch_compile": True, "torch_compile_backend": "eager"},
 }
 
 
-class CompareRanks(TrainerCallback):
-    """The largest difference between ranks: parameters at each log, buffers too at each evaluation and stage's end."""
+class Watch(TrainerCallback):
+    """Differences between ranks at each stage's end and evaluation, and what the reducer handles at each step."""
 
     def __init__(self, trainer: TransferTrainer):
-        self.trainer, self.worst, self.stage, self.compared = trainer, 0.0, 0, 0
+        self.trainer, self.stage, self.compared = trainer, 0, 0
+        self.worst, self.walks, self.surplus = 0.0, False, 0
 
-    def compare(self, values: list[torch.Tensor]) -> None:
+    def compare(self) -> None:
         self.compared += 1
-        for value in values if dist.is_initialized() else []:
-            other = value.detach().clone()
+        for value in copy_state(self.trainer.model).values() if dist.is_initialized() else ():
+            other = value.clone()
             dist.broadcast(other, src=0)
             self.worst = max(self.worst, (other - value).abs().max().item())
 
-    def on_log(self, args, state, control, **kwargs):
-        self.compare(list(self.trainer.model.parameters()))
-
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.trainer._stage != self.stage:
-            self.stage = self.trainer._stage
-            self.compare(list(copy_state(self.trainer.model).values()))
+        if self.trainer.unfreezing.stage != self.stage:
+            self.stage = self.trainer.unfreezing.stage
+            self.compare()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        ddp = data_parallel(self.trainer.model_wrapped)
+        if ddp is not None:
+            self.walks |= ddp.find_unused_parameters
+            reduced = sum(p.numel() * p.element_size() for p in ddp._module_parameters)
+            assert ddp._get_ddp_logging_data()["total_parameter_size_bytes"] == reduced
+            with_gradient = [p for p in self.trainer.model.parameters() if p.grad is not None]
+            self.surplus = max(self.surplus, reduced - sum(p.numel() * p.element_size() for p in with_gradient))
 
     def on_evaluate(self, args, state, control, **kwargs):
-        self.compare(list(copy_state(self.trainer.model).values()))
+        self.compare()
 
     on_train_end = on_evaluate
 
 
-def run(case: str, folder: Path) -> tuple[dict[str, float], TransferTrainer]:
+def double(examples: list[Any]) -> dict[str, Any]:
+    batch = default_data_collator(examples)
+    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
+def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     """The same global batch of 8 whatever the number of processes."""
-    keys = dict(CASES[case])
-    model, data = keys.pop("model")(), keys.pop("data")()
+    keys = dict((EXACT | LOOSE)[case])
+    model, data, metrics = keys.pop("model")(), keys.pop("data")(), keys.pop("compute_metrics", None)
     micro_batches = int(os.environ.get("WORLD_SIZE", "1")) * keys.get("gradient_accumulation_steps", 1)
     args = arguments(
         folder,
-        strategy="gradual",
-        optim="sgd",
-        learning_rate=0.05,
-        head_learning_rate=0.5,
-        layer_lr_decay=0.5,
-        per_device_train_batch_size=8 // micro_batches,
-        logging_steps=2,
-        train_sampling_strategy="sequential",
-        max_grad_norm=1.0,
-        **keys,
+        **{
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "head_learning_rate": 0.5,
+            "layer_lr_decay": 0.5,
+            "per_device_train_batch_size": 8 // micro_batches,
+            "train_sampling_strategy": "sequential",
+            "max_grad_norm": 1.0,
+            **keys,
+        },
     )
-    trainer = TransferTrainer(model, args, train_dataset=data, eval_dataset=data)
-    compare = CompareRanks(trainer)
-    trainer.add_callback(compare)
+    collator = double if model.dtype == torch.float64 else default_data_collator
+    trainer = TransferTrainer(
+        model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics
+    )
+    watch = Watch(trainer)
+    trainer.add_callback(watch)
     trainer.train()
-    worst = torch.tensor([compare.worst])
+    worst = torch.tensor([watch.worst])
     if dist.is_initialized():
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    assert compare.compared > len(trainer.stage_records)
-    return {"stages": len(trainer.stage_records), "ranks": worst.item(), "processes": args.world_size}, trainer
+    assert watch.compared >= len(trainer.stage_records)
+    return {
+        "processes": args.world_size,
+        "stages": len(trainer.stage_records),
+        "ranks": worst.item(),
+        "walks": watch.walks,
+        "surplus": watch.surplus,
+    }, trainer
+
+
+class Naive(TrainerCallback):
+    """What people write: freeze before training, unfreeze in a callback."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        model.bert.requires_grad_(False)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.model.bert.requires_grad_(True)
+
+
+def naive(folder: Path, knows_all: bool) -> dict[str, float]:
+    """Plain Trainer with that callback: how far the backbone moves, and by how much the ranks differ.
+
+    Args:
+        folder: for Trainer.
+        knows_all: whether the optimizer was given the frozen parameters too, which Trainer itself does not do.
+    """
+    model = tiny_bert(layers=2)
+    start = copy_state(model.bert)
+    args = TrainingArguments(
+        str(folder),
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        learning_rate=0.05,
+        max_steps=10,
+        per_device_train_batch_size=4,
+        report_to="none",
+        ddp_find_unused_parameters=True,
+    )
+    callback = Naive(model)
+    optimizer = (torch.optim.AdamW(model.parameters(), lr=0.05), None) if knows_all else (None, None)
+    Trainer(model, args, train_dataset=texts(40), optimizers=optimizer, callbacks=[callback]).train()
+    moved = max((v - start[k]).abs().max().item() for k, v in copy_state(model.bert).items())
+    differ = 0.0
+    for value in copy_state(model).values():
+        other = value.clone()
+        dist.broadcast(other, src=0)
+        differ = max(differ, (other - value).abs().max().item())
+    worst = torch.tensor([differ])
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return {"moved": moved, "ranks": worst.item()}
 
 
 def main(folder: Path) -> None:
-    results = {}
-    for case in CASES:
+    results: dict[str, Any] = {}
+    for case in [*EXACT, *LOOSE]:
         results[case], trainer = run(case, folder)
         if trainer.is_world_process_zero():
             torch.save(copy_state(trainer.model), folder / f"{case}.pt")
+    results["naive"], results["naive, all in the optimizer"] = naive(folder, False), naive(folder, True)
     if trainer.is_world_process_zero():
         (folder / "results.json").write_text(json.dumps(results))
 
