@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .plan import Plan, Stage, make_plan
     from .predictor import Predictor
     from .run import Result, fine_tune
-    from .trainer import TransferArguments, TransferTrainer
+    from .trainer import TransferArguments, TransferMixin, TransferTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -25,6 +25,7 @@ _HOME = {
     "Result": "run",
     "fine_tune": "run",
     "TransferArguments": "trainer",
+    "TransferMixin": "trainer",
     "TransferTrainer": "trainer",
 }
 __all__ = sorted(_HOME)
