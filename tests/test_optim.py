@@ -8,6 +8,8 @@ from transformers import get_scheduler
 
 from hf_transfer import TransferTrainer, layer_groups, make_plan
 from hf_transfer.optim import lr_factors, parameter_groups
+from hf_transfer.schedules import LR_SCHEDULER_TYPES, make_schedule
+from hf_transfer.schedules import SCHEDULES as OURS
 from hf_transfer.strategies import PlanArguments
 
 from .helpers import arguments, images, texts, tiny_bert, tiny_timm_resnet, tiny_timm_vit
@@ -67,10 +69,34 @@ def test_what_never_trains_is_in_no_group(tmp_path):
     assert any(n.startswith("bert.encoder.layer.0") for n in group)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"],
-)
+SCHEDULES = {
+    **dict.fromkeys(["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]),
+    "cosine_with_restarts": {"num_cycles": 2},
+    "cosine_with_min_lr": {"min_lr": 1e-4},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-4},
+    "warmup_stable_decay": {"num_decay_steps": 6},
+    "one_cycle": {"pct_start": 0.4},
+    "cosine_warm_restarts": {"T_0": 3, "T_mult": 2},
+    "slanted_triangular": {"cut_frac": 0.2},
+}
+
+
+def test_every_schedule_is_tried():
+    """All of transformers' but the two that follow a metric."""
+    assert set(SCHEDULES) | {"reduce_lr_on_plateau", "greedy"} == set(LR_SCHEDULER_TYPES)
+
+
+def oracle_of(kind, total, optimizer):
+    """The run's schedule from torch and transformers themselves; ours are compared with torch's in test_schedules."""
+    kwargs = SCHEDULES[kind]
+    if kind in OURS:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, make_schedule(kind, kwargs, total, 0, 1e-3))
+    return get_scheduler(
+        kind, optimizer, num_warmup_steps=4, num_training_steps=total, scheduler_specific_kwargs=kwargs
+    )
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
 def test_every_group_follows_the_closed_form(kind, tmp_path):
     """rate * schedule(t) * min(1, (t - t_thaw) / warm-up) at every step, with transformers' own schedule as oracle."""
     keys = dict(
@@ -82,14 +108,15 @@ def test_every_group_follows_the_closed_form(kind, tmp_path):
         unfreeze_warmup_steps=3,
         stage_lr_decay=0.5,
         lr_scheduler_type=kind,
-        warmup_steps=4,
+        lr_scheduler_kwargs=SCHEDULES[kind],
+        warmup_steps=0 if kind in OURS else 4,
     )
     trainer, optimizer, _ = optimizer_of(tiny_bert(layers=2), tmp_path, **keys)
     total = 20  # 20 examples, batch 4, 4 epochs
     trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     scheduler = trainer.create_scheduler(total, optimizer)
     oracle_optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    oracle = get_scheduler(kind, oracle_optimizer, num_warmup_steps=4, num_training_steps=total)
+    oracle = oracle_of(kind, total, oracle_optimizer)
     base = {"embeddings": 2.5e-4, "layer.0": 5e-4, "layer.1": 1e-3, "head": 1e-2}
     thaw = {"head": 0, "layer.1": 5, "layer.0": 10, "embeddings": 15}
     for step in range(total):
