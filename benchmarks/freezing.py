@@ -136,7 +136,7 @@ def main() -> None:
         f"`python benchmarks/freezing.py`: {', '.join(f'{k} {v}' for k, v in where.items())}.",
         "",
         "BERT in MiniLM-L6's shape, batch 16, length 32, AdamW, fp32, on the CPU; times against full fine-tuning in",
-        "the same round. Arithmetic: a frozen layer costs 1 of a trained layer's 3 units of work, embeddings and head 0.",
+        "the same round. Arithmetic: a frozen layer costs 1 of a trained one's 3 units, embeddings and head 0.",
         "",
         *lines,
         "",

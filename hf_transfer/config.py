@@ -19,6 +19,7 @@ import yaml
 from transformers import TrainingArguments
 
 from .errors import UserError, UserErrors, nearest, one_line
+from .guards import GuardArguments
 from .keys import Key, add_keys, coerce, commented_yaml, keys_of, make_parser, parse_options, unknown
 from .strategies import STRATEGIES, PlanArguments, check, key
 from .trainer import TransferArguments
@@ -73,6 +74,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 0.05,
+    "on_nonfinite": "stop",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
@@ -159,8 +161,10 @@ def keys() -> dict[str, Key]:
     for topic, cls in _SECTIONS:
         found |= {name: entry for name, entry in keys_of(cls, topic).items() if name not in _NOT_KEYS}
     theirs = _trainers_docs()
-    topics = {name: topic for name, (topic, _) in theirs.items()} | dict.fromkeys(
-        keys_of(PlanArguments, "plan"), "plan"
+    topics = (
+        {name: topic for name, (topic, _) in theirs.items()}
+        | dict.fromkeys(keys_of(PlanArguments, "plan"), "plan")
+        | dict.fromkeys(keys_of(GuardArguments, "checkpoints"), "checkpoints")
     )
     for name, entry in found.items():
         help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
@@ -381,6 +385,8 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
         for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps")
         if not values[name] >= 0
     ]
+    if values["max_nonfinite"] < 0:
+        found.append(f"max_nonfinite: {values['max_nonfinite']} is negative.")
     for name in ("seed", "data_seed"):
         if values[name] is not None and not 0 <= values[name] < 2**32:
             found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")

@@ -37,6 +37,10 @@ class WorkFailed(UserError):
     exit_code = 1
 
 
+class Interrupted(SystemExit):
+    """A signal came, and a checkpoint was saved. Its code is 143 after SIGTERM and 130 after SIGINT."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or an empty string where nothing is close."""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)

@@ -85,9 +85,15 @@ class History(TrainerCallback):
             return
         kept = []
         if state.global_step and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= state.global_step]
+        beside = self.path.with_name(f".{self.path.name}.new")
+        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        beside.replace(self.path)
+
+    def _whole_lines(self) -> list[str]:
+        """A kill may have cut the last line."""
+        text = self.path.read_text(encoding="utf-8")
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def on_log(
         self,

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+from . import checkpoint
 from .config import Config, DataArguments
 from .data.load import Data
 from .errors import UserError, nearest
+from .guards import NONFINITE
 from .plan import Plan
 from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, without_speed
 from .preparation import announce, check_writable, fit_the_machine, make_trainer, prepare, quiet_libraries
@@ -130,7 +131,7 @@ def run(config: Config) -> Result:
     """Run a configuration: data, model, plan, training, evaluation, files."""
     args = config.training
     output_dir = Path(str(args.output_dir))
-    checkpoint = _checkpoint(config, output_dir)
+    resumed = _checkpoint(config, output_dir)
     check_writable(output_dir)
     fit_the_machine(args)
     set_seed(args.seed)
@@ -147,14 +148,14 @@ def run(config: Config) -> Result:
         if trainer.is_world_process_zero():
             if talks:
                 announce(prepared, trainer)
-            if config.data.overwrite_output_dir and checkpoint is None:
+            if config.data.overwrite_output_dir and resumed is None:
                 _clear(output_dir)
             _write(output_dir / RUN_FILE, config.to_yaml())
 
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=resumed)
         save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
         results = _evaluate(trainer, splits, labels.problem_type)
-        results |= _facts(config, task, data, trainer, outcome.metrics)
+        results |= _facts(config, task, data, trainer)
         if trainer.is_world_process_zero():  # last: it marks a finished run
             _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
@@ -173,10 +174,10 @@ def _talks(args: TransferArguments) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, HISTORY):
+    for name in (RESULTS, HISTORY, NONFINITE):
         (output_dir / name).unlink(missing_ok=True)
-    for checkpoint in output_dir.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    for folder in (*checkpoint.checkpoints(output_dir), *output_dir.glob(f"{checkpoint.BROKEN}checkpoint-*")):
+        shutil.rmtree(folder)
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
@@ -196,7 +197,7 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
         UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
     """
     wanted = config.training.resume_from_checkpoint
-    last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    saved = checkpoint.checkpoints(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir: {str(output_dir)!r} is a file, not a folder.")
     if config.data.overwrite_output_dir and wanted is None:
@@ -206,19 +207,14 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
             f"output_dir: {str(output_dir)!r} holds a finished run.",
             "Choose another folder, or add --overwrite_output_dir.",
         )
-    if wanted == "auto":
-        return last
-    if wanted is not None and not Path(wanted).is_dir():
-        raise UserError(
-            f"resume_from_checkpoint: there is no folder {wanted!r}.",
-            "Give a checkpoint's folder, or auto for the newest one in output_dir.",
-        )
-    if wanted is None and last is not None:
+    if wanted is not None and wanted != "auto":
+        return str(checkpoint.checked(wanted))
+    if wanted is None and saved:
         raise UserError(
             f"output_dir: {str(output_dir)!r} holds an unfinished run.",
             "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.",
         )
-    return wanted
+    return wanted if saved else None
 
 
 def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
@@ -234,11 +230,9 @@ def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: 
     }
 
 
-def _facts(
-    config: Config, task: Task, data: Data, trainer: TransferTrainer, trained: dict[str, float]
-) -> dict[str, Any]:
+def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:
     """The rest of `results.json`: what was run, on what, and what it took."""
-    plan, args = trainer.plan, config.training
+    plan, args, seconds = trainer.plan, config.training, trainer.seconds
     return {
         "task": task.name,
         "problem_type": data.labels.problem_type,
@@ -250,8 +244,8 @@ def _facts(
         "num_train_examples": len(data.train),
         "plan": plan.to_list() if plan is not None else [],
         "stages": [{**record.to_dict(), "cache": None} for record in trainer.stage_records],
-        "train_seconds": trained["train_runtime"],
-        "train_samples_per_second": trained["train_samples_per_second"],
+        "train_seconds": seconds,
+        "train_samples_per_second": len(data.train) * (trainer.state.epoch or 0) / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,
@@ -259,7 +253,7 @@ def _facts(
         "device": torch.cuda.get_device_name()
         if args.device.type == "cuda"
         else f"{args.device.type} ({_processor()})",
-        "cost": {"device_hours": trained["train_runtime"] * args.world_size / 3600},
+        "cost": {"device_hours": seconds * args.world_size / 3600},
     }
 
 

@@ -12,7 +12,7 @@ What is overridden, and why that hook:
   `compute_loss`.
 - `compute_loss`: the loss of an accumulated batch equals the loss of the same examples in one batch.
 - `_get_num_items_in_batch`: -100 is no mark of an ignored label among a regression's values.
-- `_load_optimizer_and_scheduler`: a checkpoint of another plan is refused (it is loaded by position, with its rates).
+- what concerns checkpoints is in `resumable`.
 - `log`: the rate of every layer group, not only of the first.
 - a callback (`unfreezing`) at the beginning of each optimizer step, where a new stage may begin, and at each
   evaluation, which may end one.
@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,17 +33,19 @@ from transformers.trainer_utils import SchedulerType, has_length
 
 from . import strategies
 from .errors import UserError, UserErrors, nearest, one_line
+from .guards import GuardArguments
 from .layers import LayerGroup, layer_groups
 from .optim import lr_factors, parameter_groups
 from .plan import Plan, make_plan
 from .records import StageRecord
+from .resumable import Resumable
 from .schedules import LR_SCHEDULER_TYPES, SCHEDULES, run_schedule
 from .strategies import PlanArguments
 from .unfreezing import Unfreezing
 
 
 @dataclass
-class TransferArguments(PlanArguments, TrainingArguments):
+class TransferArguments(PlanArguments, GuardArguments, TrainingArguments):
     """`TrainingArguments` and the keys of a Plan (`PlanArguments`).
 
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
@@ -77,7 +79,7 @@ class TransferArguments(PlanArguments, TrainingArguments):
             self.lr_scheduler_type = schedule
 
 
-class TransferMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
+class TransferMixin(Resumable):
     """What makes a Trainer execute a Plan; first among the bases of a subclass of your own Trainer:
 
         class MyTransferTrainer(TransferMixin, MyTrainer): ...
@@ -105,6 +107,7 @@ class TransferMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._weighs_loss = False
         if not (isinstance(self.args, TransferArguments) and strategies.is_wanted(self.args)):
+            self.add_callback(self.guards)
             return
         self._find_layers()
         self.plan = make_plan(self.args, self.layer_groups)
@@ -117,6 +120,7 @@ class TransferMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         self.model_accepts_loss_kwargs |= self._weighs_loss
         self.unfreezing = Unfreezing(self)
         self.add_callback(self.unfreezing)
+        self.add_callback(self.guards)
 
     def _find_layers(self) -> None:
         """The layer groups, and what may train: the caller's own freeze stays."""
@@ -276,23 +280,6 @@ class TransferMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         for name in self.trainable:
             parameters[name].requires_grad_(True)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Refuse a checkpoint of another plan: its rates would silently replace this one's."""
-        if self.plan is None or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        ours = _shape_of(self.optimizer)
-        refusal = UserError(
-            f"resume_from_checkpoint: {checkpoint!r} was made under another plan (other groups, rates or decay).",
-            "Resume with the keys that it was started with, or start a new run from its weights.",
-        )
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            raise refusal from error
-        if _shape_of(self.optimizer) != ours:
-            raise refusal
-
     # ---- steps ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -372,8 +359,3 @@ class TransferTrainer(TransferMixin, Trainer):
 def _count(labels: Any) -> Any:
     """Labels to count: a value of a regression is never -100 for "ignore"."""
     return torch.zeros_like(labels) if torch.is_tensor(labels) and labels.is_floating_point() else labels
-
-
-def _shape_of(optimizer: Any) -> list[Any]:
-    """What of an optimizer's groups a plan decides."""
-    return [(list(g["layers"]), list(g["rates"]), g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]

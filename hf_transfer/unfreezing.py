@@ -39,6 +39,7 @@ class Unfreezing(TrainerCallback):
         stage: index of the stage that trains; None before training.
         frozen: the modules in which nothing trains.
         rates: {layer group: rate} of the optimizer step last taken.
+        seconds_before: wall time by stage, without what the current stage has taken since it began, or was resumed.
         best: weights and buffers of the stage's best evaluation, on the CPU, where a plateau will end the stage.
     """
 
@@ -49,7 +50,7 @@ class Unfreezing(TrainerCallback):
         self.rates: dict[str, float] = {}
         self.best: dict[str, torch.Tensor] | None = None
         self._began = 0.0
-        self._seconds: dict[int, float] = {}
+        self.seconds_before: dict[int, float] = {}
         self._reducer_is_stale = False
         self._idle: dict[str, nn.Parameter] = {}
 
@@ -73,7 +74,15 @@ class Unfreezing(TrainerCallback):
             step = self._progress(i).best_step if restores and stage.patience is not None else None
             if step is not None and following.start is not None:
                 best[i] = step
-        return stage_records(self.plan, state.log_history, state.global_step, self._seconds, best)
+        return stage_records(self.plan, state.log_history, state.global_step, self.seconds_before, best)
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Wall time by stage so far."""
+        before = self.seconds_before
+        if self.stage is None:
+            return before
+        return {**before, self.stage: before.get(self.stage, 0.0) + time.perf_counter() - self._began}
 
     # ---- stages ----
 
@@ -124,7 +133,7 @@ class Unfreezing(TrainerCallback):
 
     def _end_stage(self) -> None:
         if self.stage is not None:
-            self._seconds[self.stage] = time.perf_counter() - self._began
+            self.seconds_before, self._began = self.seconds, time.perf_counter()
             self._share_buffers()
 
     def keep_frozen(self) -> None:
@@ -224,7 +233,7 @@ class Unfreezing(TrainerCallback):
     # ---- the callback ----
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.stage, self._seconds, self._idle = None, {}, {}
+        self.stage, self._idle, self.seconds_before = None, {}, {}
         if self.plan.waits:
             self.trainer.plan = plateau.begun(self.plan, state.log_history, *self._watched)
         for module in self.model.modules():

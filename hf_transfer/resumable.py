@@ -1,0 +1,313 @@
+"""A Trainer whose interrupted run goes on as if it had never stopped.
+
+What is overridden, and why that hook:
+
+- `_save_checkpoint`, `_get_output_dir`: checkpoints are written beside, sealed and renamed (`checkpoint`).
+- `_load_optimizer_and_scheduler`: is it the same run (`resume`); the optimizer's state by name, not by number.
+- `train`: "auto" finds the newest checkpoint that is whole; signals are listened to (`guards`).
+- `_run_epoch`: nothing is trained where a run is resumed at its last step.
+- `training_step`, `_get_grad_norm`, `get_train_dataloader`: the guards see loss, gradient and examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from . import checkpoint, resume
+from .errors import UserError, WorkFailed, one_line
+from .guards import Guards, record
+from .plan import Plan
+from .ranks import on_any_rank
+from .unfreezing import Unfreezing
+
+BEST_OF_STAGE = "stage_best.safetensors"
+_FAILURES = (OSError, RuntimeError, SafetensorError)  # what writing raises: torch wraps the disk's error
+
+
+class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Crash-safe checkpoints and exact resumption; see `TransferMixin`.
+
+    Attributes:
+        guards: watches over the run.
+        steps_per_epoch: optimizer steps, once the loader is known.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+    plan: Plan | None = None
+    unfreezing: Unfreezing | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.guards = Guards(self)
+        self.steps_per_epoch = 0
+        self._writes_to: Path | None = None
+        self._continued: dict[str, Any] | None = None
+        self._seconds_before = self._began = 0.0
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's. `resume_from_checkpoint` may be "auto": the newest checkpoint that is whole, where there is
+        one; True wants one. Broken ones are set aside.
+
+        Raises:
+            UserError: the checkpoint is not whole, or of another run.
+            WorkFailed: a loss or gradient that is no number, under a policy that stops.
+            Interrupted: a signal came, and a checkpoint was saved.
+        """
+        starts_evaluated = self.args.eval_on_start
+        try:
+            found = self._find_checkpoint(resume_from_checkpoint)
+            self.args.eval_on_start &= found is None  # the run was evaluated when it started
+            with self.guards.listening():
+                return super().train(found, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = starts_evaluated
+
+    def _find_checkpoint(self, wanted: str | bool | None) -> str | None:
+        output_dir = Path(str(self.args.output_dir))
+        with self.args.main_process_first(desc="checkpoints"):
+            if self.args.should_save:
+                checkpoint.clear_leftovers(output_dir)
+            if not wanted:
+                return None
+            if wanted is not True and wanted != "auto":
+                return str(checkpoint.checked(str(wanted)))
+            found, broken = checkpoint.newest_valid(output_dir)
+            for folder, why in broken if self.args.should_save else ():
+                place = checkpoint.set_aside(folder)
+                sys.stderr.write(f"hf-transfer: {folder.name} is not whole ({why}); set aside as {place.name}.\n")
+        if found is None and wanted is True:
+            raise ValueError(f"No valid checkpoint found in output directory ({output_dir})")
+        return None if found is None else str(found)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, with what was before the run was resumed."""
+        return self._seconds_before + (time.perf_counter() - self._began if self._began else 0.0)
+
+    # ---- saving ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writes_to) if self._writes_to is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint, written beside, sealed and renamed. A failure leaves the last one as it was."""
+        output_dir = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        pushes, self.args.push_to_hub = self.args.push_to_hub, False  # what is beside has not its name yet
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        failure: Exception | None = None
+        counters = self._counters()
+        try:
+            with checkpoint.beside(output_dir) if self.args.should_save else contextlib.nullcontext():
+                self._writes_to = output_dir / checkpoint.SAVING
+                try:
+                    super()._save_checkpoint(model, trial)
+                except _FAILURES as error:
+                    failure = error
+                failed = self._any_rank(failure is not None)
+                if self.args.should_save and not failed:
+                    try:
+                        self._publish(output_dir, name, counters, limit)
+                    except _FAILURES as error:
+                        failure = error
+                failed = self._any_rank(failure is not None)
+        finally:
+            self._writes_to = None
+            self.args.push_to_hub, self.args.save_total_limit = pushes, limit
+        if failed:
+            self._not_saved(output_dir, name, failure)
+            return
+        if pushes:
+            self._push_from_checkpoint(str(output_dir / name))
+        self.guards.saved(output_dir / name)
+
+    def _publish(self, output_dir: Path, name: str, counters: dict[str, Any], limit: int | None) -> None:
+        folder = output_dir / checkpoint.SAVING / name
+        if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
+            self.state.best_model_checkpoint = str(output_dir / name)
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        (folder / checkpoint.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
+        if self.unfreezing is not None and self.unfreezing.best is not None:
+            save_file(self.unfreezing.best, folder / BEST_OF_STAGE)
+        checkpoint.seal(folder)
+        checkpoint.publish(folder, output_dir / name)
+        checkpoint.rotate(output_dir, limit, self.state.best_model_checkpoint)
+
+    def _not_saved(self, output_dir: Path, name: str, failure: Exception | None) -> None:
+        """A run is worth more than a checkpoint: say so, and go on; stop only where a signal wants it.
+
+        Raises:
+            WorkFailed: a signal has come, and there is nothing new to go on from.
+        """
+        last = next((p.name for p in checkpoint.checkpoints(output_dir)), None)
+        why = f" ({one_line(failure, 200)})" if failure is not None else ""
+        have = f"the last one is {last}" if last else "there is none yet"
+        if self.guards.stopping:
+            raise WorkFailed(f"{name} could not be saved{why}; {have}.", "Make room, then resume from there.")
+        if self.is_world_process_zero():
+            sys.stderr.write(
+                f"hf-transfer: {name} could not be saved{why}; {have}, and training goes on. Make room or see to "
+                f"{str(output_dir)!r} before the next one is due.\n"
+            )
+
+    def _any_rank(self, flag: bool) -> bool:
+        return on_any_rank([flag], self.args.device)[0] if self.args.world_size > 1 else flag
+
+    def _counters(self) -> dict[str, Any]:
+        """What `transfer_state.json` holds."""
+        sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
+        groups = self.optimizer.param_groups
+        return {
+            "facts": self._facts(),
+            "optimizer": resume.optimizer_names(groups, dict(self.model.named_parameters())),
+            "loss_since_log": sums,
+            "last_logged": self._globalstep_last_logged,
+            "total_loss": self._total_loss_scalar,
+            "seconds": self.seconds,
+            "stage_seconds": {} if self.unfreezing is None else self.unfreezing.seconds,
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        return resume.facts(self.args, self.plan, self.optimizer.param_groups, self.train_dataset)
+
+    # ---- resuming ----
+
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        """See that it is the same run; the optimizer's state by name. Rates follow from the step."""
+        state = resume.read(folder) if folder is not None else None
+        if folder is None or state is None:
+            self._load_trainers_own(folder)
+            return
+        notes = resume.compare(state["facts"], self._facts(), getattr(self.args, "allow_changed_plan", False))
+        for note in notes if self.is_world_process_zero() else ():
+            sys.stderr.write(f"hf-transfer: {note}\n")
+        self._continued = state | {"folder": folder}
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(folder)
+            return
+        self._load_optimizer_by_name(folder, state["optimizer"])
+        if not self._rates_follow_from_the_step:
+            saved = torch.load(Path(folder) / SCHEDULER_NAME, weights_only=True)
+            self.lr_scheduler.load_state_dict(saved)
+        best = Path(folder) / BEST_OF_STAGE
+        if self.unfreezing is not None and best.is_file():
+            self.unfreezing.best = load_file(best)
+
+    def _load_optimizer_by_name(self, folder: str, names: list[str]) -> None:
+        where = self.args.device if self.args.world_size > 1 else "cpu"
+        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location=where, weights_only=True)
+        groups = self.optimizer.param_groups
+        ours = self.optimizer.state_dict()
+        ours["state"] = resume.by_name(
+            saved, names, resume.optimizer_names(groups, dict(self.model.named_parameters()))
+        )
+        if not self._rates_follow_from_the_step:
+            pairs = zip(saved["param_groups"], ours["param_groups"], strict=True)
+            ours["param_groups"] = [{**then, "params": now["params"]} for then, now in pairs]
+        self.optimizer.load_state_dict(ours)
+
+    @property
+    def _rates_follow_from_the_step(self) -> bool:
+        """Then they are computed anew, and not loaded: the plan may have changed."""
+        return self.unfreezing is not None and isinstance(self.lr_scheduler, LambdaLR)
+
+    def _load_trainers_own(self, folder: str | None) -> None:
+        """A checkpoint of plain Trainer, or of an earlier version: by position, where the groups are the plan's."""
+        if self.plan is None or folder is None:
+            super()._load_optimizer_and_scheduler(folder)
+            return
+        ours, groups = _shape_of(self.optimizer), None
+        path = Path(folder) / OPTIMIZER_NAME
+        if path.is_file():
+            groups = torch.load(path, map_location="cpu", weights_only=True)["param_groups"]
+        if groups is None or not all("layers" in g for g in groups) or _shape_of_groups(groups) != ours:
+            raise UserError(
+                f"resume_from_checkpoint: {folder!r} was made under another plan (other groups, rates or decay).",
+                "Resume with the keys that it was started with, or start a new run from its weights.",
+            )
+        super()._load_optimizer_and_scheduler(folder)
+
+    def continue_counting(self) -> None:
+        """Called when training begins, after Trainer has set its counters to nothing."""
+        self._began, self._seconds_before = time.perf_counter(), 0.0
+        state, self._continued = self._continued, None
+        if state is None:
+            return
+        sums, rank = state["loss_since_log"], self.args.process_index
+        mine = sums[rank] if len(sums) == self.args.world_size else sum(sums) / len(sums)
+        if self.state.global_step >= self.state.max_steps:  # no epoch will do it
+            self._load_rng_state(state["folder"])
+        self._tr_loss += mine
+        self._globalstep_last_logged = state["last_logged"]
+        self._total_loss_scalar = state["total_loss"]
+        self._seconds_before = state["seconds"]
+        if self.unfreezing is not None:
+            self.unfreezing.seconds_before = {int(k): v for k, v in state["stage_seconds"].items()}
+
+    def stop_counting(self) -> None:
+        """Called when training ends."""
+        self._seconds_before, self._began = self.seconds, 0.0
+
+    def roll_back(self) -> None:
+        """Weights and optimizer of the newest checkpoint; the run goes on with the data after this step."""
+        found, _ = checkpoint.newest_valid(Path(self._get_output_dir(None)))
+        (path,) = broadcast_object_list([str(found) if found else None]) if self.args.world_size > 1 else (found,)
+        if path is None:
+            return
+        self._load_from_checkpoint(str(path))
+        state = resume.read(path)
+        if state is not None:
+            self._load_optimizer_by_name(str(path), state["optimizer"])
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer takes one step more where it is resumed at its last one."""
+        if self.state.global_step >= self.state.max_steps:
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    # ---- what the guards see ----
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        values = super().set_initial_training_values(*args, **kwargs)
+        self.steps_per_epoch = values[1]
+        return values
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.guards.note_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.guards.note_norm(norm)
+        return norm
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        self.guards.recorder = record(loader) if self.guards.policy else None
+        return loader
+
+
+def _shape_of(optimizer: Any) -> list[Any]:
+    return _shape_of_groups(optimizer.param_groups)
+
+
+def _shape_of_groups(groups: list[Any]) -> list[Any]:
+    """What of an optimizer's groups a plan decides."""
+    return [(list(g["layers"]), list(g["rates"]), g["weight_decay"], len(g["params"])) for g in groups]
