@@ -29,6 +29,7 @@ class Planned:
         depth_map: of the plan.
         notes: sentences for the user.
         examples: by split; empty without data.
+        data_facts: of the data; None without data.
     """
 
     config: Config
@@ -36,6 +37,7 @@ class Planned:
     depth_map: DepthMap
     notes: list[str]
     examples: dict[str, int]
+    data_facts: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -43,6 +45,7 @@ class Planned:
             "model": self.config.model.model_name_or_path,
             "dataset": self.config.data.dataset_name or self.config.data.train_file,
             "examples": self.examples,
+            "data_facts": self.data_facts,
             "strategy": self.plan.strategy,
             "num_train_epochs": self.plan.num_train_epochs,
             "groups": self.depth_map.to_list(),
@@ -69,18 +72,20 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
             trainer = make_trainer(prepared, prepared.data.train, prepared.data.validation)
             plan, groups, notes = trainer.plan, trainer.layer_groups, prepared.notes
             examples = {name: len(split) for name, split in prepared.data.splits.items()}
+            facts = prepared.facts.to_dict()
             if talks:
                 announce(prepared, trainer)
         else:
             loaded = _load_alone(config)
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
             groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)
+            facts = None
             plan = make_plan(args, groups)
             if talks:
                 say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
                 say(f"\n{plan}\n")
     assert plan is not None, "a strategy makes one"
-    found = Planned(config, plan, depth_map(plan, groups), notes, examples)
+    found = Planned(config, plan, depth_map(plan, groups), notes, examples, facts)
     if talks:
         say(str(found.depth_map))
     return found

@@ -18,8 +18,11 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
 from .config import DataArguments, ModelArguments, keys
+from .data.facts import examine
 from .data.inputs import Example, check_inputs, example, read_inputs
-from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data, standard_name
+from .data.labels import encode, find_labels
+from .data.load import load_held_out, load_splits, standard_name
+from .data.splits import draw, make_data
 from .errors import UserError, nearest, one_line
 from .keys import coerce, read_config_file
 from .layers import layer_groups
@@ -251,7 +254,9 @@ class Predictor:
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
-        nothing = dict.fromkeys(("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"))
+        nothing = dict.fromkeys(
+            ("in_memory", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
+        )
         return replace(self.data, **{**nothing, "max_predict_samples": None, **keys})
 
     def _held_out(
@@ -276,9 +281,12 @@ class Predictor:
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",
                 f"Name one of {', '.join(features)}.",
             )
-        column = label_column(features, inputs, args)
+        splits, column = find_labels(splits if own else {name: examples}, inputs, args)
         if own:
-            made = make_data(splits, inputs, column, self.labels, args, self.seed).splits
+            whole = make_data(splits, inputs, column, self.labels, args, self.seed)
+            if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out
+                whole, _ = examine(whole, self.task.trace, args, self.seed, ("test", "validation"))
+            made = whole.splits
             name = standard_name(split) if split else "test" if "test" in made else "validation"
             if name not in made:
                 raise UserError(
@@ -286,7 +294,7 @@ class Predictor:
                 )
             examples = made[name]
         else:
-            examples = encode(examples, name, column, self.labels)
+            examples = encode(splits[name], name, column, self.labels)
         if max_examples is not None and max_examples < len(examples):
             examples = draw(examples, max_examples, self.labels, self.seed)[1]
         return name, self.task.prepare(examples, inputs, self.processor, args)

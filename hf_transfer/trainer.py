@@ -31,9 +31,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from . import strategies
+from . import losses, strategies
 from .errors import UserError, UserErrors, one_line
 from .layers import LayerGroup, frozen_modules, layer_groups
+from .losses import Loss, LossArguments
 from .optim import current_rates, lr_factors, parameter_groups
 from .plan import Plan, Stage, make_plan
 from .records import StageRecord, stage_records
@@ -41,8 +42,8 @@ from .strategies import PlanArguments
 
 
 @dataclass
-class TransferArguments(PlanArguments, TrainingArguments):
-    """`TrainingArguments` and the keys of a Plan (`PlanArguments`).
+class TransferArguments(PlanArguments, LossArguments, TrainingArguments):
+    """`TrainingArguments`, the keys of a Plan (`PlanArguments`) and of the loss (`LossArguments`).
 
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
     `num_train_epochs` to the sum of its epochs.
@@ -52,7 +53,7 @@ class TransferArguments(PlanArguments, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
-        problems = strategies.check(self)
+        problems = [*strategies.check(self), *losses.check(self)]
         if problems:
             raise UserErrors(problems)
         if self.stages is not None:
@@ -87,16 +88,23 @@ class TransferTrainer(Trainer):
         self._frozen: list[nn.Module] = []
         self._rates: dict[str, float] = {}
         self._weighs_loss = False
-        if not (isinstance(self.args, TransferArguments) and strategies.is_wanted(self.args)):
+        self._loss: Loss | None = None
+        if not isinstance(self.args, TransferArguments):
+            return
+        # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
+        # needs it for all. A loss of the caller's own, and DataParallel, keep Trainer's behaviour.
+        own_loss = type(self).compute_loss is not TransferTrainer.compute_loss or self.compute_loss_func is not None
+        if not own_loss:
+            self._loss = losses.make_loss(self.args, self.model.config, self.train_dataset)
+        wants_plan = strategies.is_wanted(self.args)
+        needed = wants_plan or (self._loss is not None and self._loss.always)
+        self._weighs_loss = not own_loss and self.args.n_gpu <= 1 and needed
+        self.model_accepts_loss_kwargs |= self._weighs_loss
+        if not wants_plan:
             return
         self._find_layers()
         self.plan = make_plan(self.args, self.layer_groups)
         self._check_backend()
-        # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
-        # needs it for all. A loss of the caller's own, and DataParallel, keep Trainer's behaviour.
-        own_loss = type(self).compute_loss is not TransferTrainer.compute_loss or self.compute_loss_func is not None
-        self._weighs_loss = not own_loss and self.args.n_gpu <= 1
-        self.model_accepts_loss_kwargs |= self._weighs_loss
         self.add_callback(_StageCallback(self))
 
     def _find_layers(self) -> None:
@@ -332,6 +340,8 @@ class TransferTrainer(Trainer):
         Trainer divides by the number of micro-batches, or, for models that take loss keywords and ignore them (BERT),
         not at all: neither is the loss of the whole batch when the last one is short.
         """
+        if self._loss is not None and self.model.training and self._loss.applies(inputs.get("labels")):
+            return self._compute_own_loss(self._loss, model, inputs, return_outputs, num_items_in_batch)
         if num_items_in_batch is None or not self._weighs_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         items = _count(inputs["labels"]).ne(-100).sum()
@@ -341,7 +351,24 @@ class TransferTrainer(Trainer):
         loss = loss * items * processes / num_items_in_batch  # in the loss's own precision, from left to right
         return (loss, outputs) if return_outputs else loss
 
+    def _compute_own_loss(
+        self, loss: Loss, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any
+    ) -> Any:
+        """As `compute_loss`, with weights for items: each micro-batch's share of the accumulated batch's weight."""
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        total = loss.total(outputs["logits"] if isinstance(outputs, dict) else outputs[0], inputs["labels"])
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        weight = loss.weight(inputs["labels"]) if num_items is None else num_items / processes
+        value = total / torch.as_tensor(weight).to(total).clamp(min=torch.finfo(total.dtype).tiny)
+        return (value, outputs) if return_outputs else value
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        if self._weighs_loss and self._loss is not None and batch_samples:
+            labels = [batch.get("labels") for batch in batch_samples]
+            if all(self._loss.applies(one) for one in labels):
+                weight = torch.stack([self._loss.weight(one) for one in labels]).sum().to(device)
+                shared = self.args.average_tokens_across_devices and self.args.world_size > 1
+                return self.accelerator.gather(weight).sum() if shared else weight
         if self._weighs_loss:
             batch_samples = [
                 {**batch, "labels": _count(batch["labels"])} if "labels" in batch else batch for batch in batch_samples
@@ -349,6 +376,17 @@ class TransferTrainer(Trainer):
         return super()._get_num_items_in_batch(batch_samples, device)
 
     # ---- evaluation ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if isinstance(self.args, TransferArguments) and self.args.balanced_sampling:
+            labels = losses.labels_of(self.train_dataset, "balanced_sampling")
+            if labels and not isinstance(labels[0], int):
+                raise UserError(
+                    "balanced_sampling: the labels are not one class each.", "Use class_weights: auto instead."
+                )
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return losses.BalancedSampler(labels, seed)
+        return super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         with self._every_example():

@@ -61,8 +61,8 @@ class EvaluateArguments:
     dataset_name: str | None = key(None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>")
     dataset_config_name: str | None = key(None, "the hub data set's configuration")
     split: str | None = key(None, "split of the data (default: test, else validation, else the only one)")
-    label_column_name: str | None = key(
-        None, "label column (default: the run's, label, labels, or the only class column)"
+    label_column_name: str | list[str] | None = key(
+        None, "label column, or several of 0 and 1 (default: the run's, label, labels, or the only class column)"
     )
     max_predict_samples: int | None = key(None, "examples to evaluate on, drawn by class (default: all)")
     json: bool = key(False, "print one JSON object instead of lines")
