@@ -30,6 +30,9 @@ class LossArguments:
         "{name: weight}",
     )
     focal_gamma: float = key(0.0, "exponent that plays down what is already right (focal loss); 0: none")
+    tune_thresholds: bool = key(
+        True, "for several labels, choose each one's threshold for F1 on the validation split; false: one half"
+    )
     balanced_sampling: bool = key(False, "draw training examples so that each class comes as often")
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from transformers import set_seed
 
 from .config import Config
+from .data.preview import draw_preview
 from .depth_map import DepthMap, depth_map
 from .errors import UserError
 from .layers import layer_groups
 from .models import Labels, Loaded, read_config
 from .plan import Plan, make_plan
-from .preparation import announce, make_trainer, prepare, quiet_libraries
+from .preparation import announce, make_trainer, prepare, prepare_splits, quiet_libraries
 from .progress import say
 from .strategies import is_wanted
 from .tasks import TASKS, task_of_kind
@@ -56,8 +57,13 @@ class Planned:
         }
 
 
-def plan_only(config: Config, talks: bool = True) -> Planned:
+def plan_only(config: Config, talks: bool = True, preview: str | None = None) -> Planned:
     """The plan of a configuration, for the data if it names any, else for the model alone.
+
+    Args:
+        config: the keys.
+        talks: whether it is printed too.
+        preview: a picture of training images to write.
 
     Raises:
         UserError: as `run` does before it trains; no strategy is set.
@@ -75,7 +81,13 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
             facts = prepared.facts.to_dict()
             if talks:
                 announce(prepared, trainer)
+            if preview:
+                train = prepare_splits(prepared)["train"]
+                labels, collate = prepared.loaded.labels, trainer.data_collator
+                draw_preview(preview, train, collate, prepared.processor, labels, prepared.chance)
         else:
+            if preview:
+                raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
             loaded = _load_alone(config)
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
             groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Value
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
@@ -212,7 +212,8 @@ class Predictor:
         order = np.argsort(-scores, kind="stable")[:top_k] if top_k else range(len(scores))
         named = {"scores": {self.labels.names[i]: float(scores[i]) for i in order}}
         if several:
-            chosen = [n for n, p in zip(self.labels.names, scores, strict=True) if p > THRESHOLD]
+            limits = thresholds_of(self.model.config) or [THRESHOLD] * len(scores)
+            chosen = [n for n, p, t in zip(self.labels.names, scores, limits, strict=True) if p > t]
             return {"labels": chosen, **named}
         best = int(np.asarray(logits).argmax())
         return {"label": self.labels.names[best], "score": float(scores[best]), **named}
@@ -324,6 +325,21 @@ class Predictor:
 # ---- metrics, as training and evaluation share them ----------------------------------------------------------------
 
 
+def thresholds_of(config: Any) -> list[float]:
+    """Each label's threshold, where they were tuned; else none."""
+    known = getattr(config, "label_thresholds", None) or {}
+    return [known[str(config.id2label[i])] for i in sorted(config.id2label)] if known else []
+
+
+def tune_thresholds(trainer: Trainer, validation: Dataset) -> None:
+    """Choose each label's threshold on the validation split, and note it in the model's configuration."""
+    prediction = trainer.predict(validation)
+    found = metrics.best_thresholds(_logits(prediction.predictions), prediction.label_ids)
+    config = trainer.model.config
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    config.label_thresholds = dict(zip(names, found, strict=True))
+
+
 def metrics_of(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` for a Trainer."""
     return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
@@ -336,9 +352,13 @@ def _logits(predictions: Any) -> Any:
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
     """`{"metrics", "intervals", "num_examples"}` of a Trainer's model on prepared examples."""
     prediction = trainer.predict(prepared)
+    logits, found = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
+    if limits := thresholds_of(trainer.model.config):
+        logits = logits - logit(np.array(limits))  # 0 is where a label begins; ranks within a label stay
+        found |= metrics.compute(problem_type, logits, prediction.label_ids)
     return {
-        "metrics": without_speed(prediction.metrics, "test_"),
-        "intervals": metrics.intervals(problem_type, _logits(prediction.predictions), prediction.label_ids),
+        "metrics": found,
+        "intervals": metrics.intervals(problem_type, logits, prediction.label_ids),
         "num_examples": len(prepared),
     }
 

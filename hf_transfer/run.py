@@ -20,12 +20,13 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .config import Config, DataArguments
+from .data.labels import MULTI_LABEL
 from .data.load import IN_MEMORY
 from .data.memory import splits_of
 from .data.splits import Data
 from .errors import UserError, nearest
 from .plan import Plan
-from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, without_speed
+from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, tune_thresholds, without_speed
 from .preparation import (
     announce,
     check_writable,
@@ -163,6 +164,10 @@ def run(config: Config) -> Result:
 
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
+        if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
+            tune_thresholds(trainer, splits["validation"])
+            if trainer.is_world_process_zero():
+                trainer.model.config.save_pretrained(output_dir)
         results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer, outcome.metrics)
         results["data_facts"] = prepared.facts.to_dict()

@@ -73,6 +73,7 @@ class PlanVerbArguments:
     """How a plan is shown."""
 
     json: bool = key(False, "print one JSON object instead of tables")
+    preview: str | None = key(None, "picture of augmented training images to write: .png, .svg or .pdf")
     depth_map: str | None = key(None, "picture of groups, epochs and rates to write: .png, .svg or .pdf")
 
 
@@ -184,12 +185,16 @@ def plan(argv: Sequence[str]) -> int:
     file, given, values, problems = _read_run("plan", argv, _plan_parser(), PlanVerbArguments)
     if values["depth_map"]:
         check_picture(values["depth_map"])
+    if values["preview"]:
+        from .data.preview import check_preview
+
+        check_preview(values["preview"])
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder
         config = Config.from_sources(file, {**given, "output_dir": folder}, problems, needs=("model",))
 
         from .planned import plan_only
 
-        found = plan_only(config, talks=not (values["json"] or values["quiet"]))
+        found = plan_only(config, talks=not (values["json"] or values["quiet"]), preview=values["preview"])
     if values["json"]:
         print(json.dumps(found.to_dict(), indent=2))
     if values["depth_map"]:

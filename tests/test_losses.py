@@ -10,7 +10,7 @@ from torch.nn import functional as f
 from hf_transfer import TransferTrainer, UserError
 from hf_transfer.losses import BalancedSampler, Loss, check, make_loss
 
-from .helpers import arguments, copy_state, images, texts, tiny_bert, tiny_vit
+from .helpers import arguments, copy_state, images, soft_texts, texts, tiny_bert, tiny_vit
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 g = torch.Generator().manual_seed(0)
@@ -73,12 +73,6 @@ def test_parts_add_up_to_the_whole(loss, labels):
 # ---- through the trainer -------------------------------------------------------------------------------------------
 
 
-def soft_texts(size=14):
-    data = texts(size)
-    shares = torch.softmax(torch.randn(size, 2, generator=torch.Generator().manual_seed(1)), -1).tolist()
-    return data.remove_columns("labels").add_column("labels", shares)
-
-
 def trained(folder, data, micro, **keys):
     model = tiny_bert().double()
     model.config.problem_type = SINGLE
@@ -104,8 +98,8 @@ def trained(folder, data, micro, **keys):
     [
         (texts(14), {"class_weights": {"LABEL_0": 0.25, "LABEL_1": 4.0}}),
         (texts(14), {"class_weights": "auto", "focal_gamma": 2.0, "label_smoothing_factor": 0.1}),
-        (soft_texts(), {}),
-        (soft_texts(), {"class_weights": {"LABEL_1": 3.0}}),
+        (soft_texts(14), {}),
+        (soft_texts(14), {"class_weights": {"LABEL_1": 3.0}}),
     ],
 )
 def test_a_short_last_group_of_micro_batches_is_the_large_batch(data, keys, tmp_path):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from hf_transfer import TransferTrainer
-from tests.helpers import arguments, copy_state, images, texts, tiny_bert, tiny_timm_resnet
+from tests.helpers import arguments, copy_state, images, soft_texts, texts, tiny_bert, tiny_timm_resnet
 
 TEXT = {"model": lambda: tiny_bert(layers=2).double(), "data": lambda: texts(32), "num_train_epochs": 4}
 # case -> keys; the texts equal one process exactly, BatchNorm in train mode sees other batches on two
@@ -27,6 +27,16 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": TEXT,
     "accumulated": {**TEXT, "gradient_accumulation_steps": 2},
     "no traversal": {**TEXT, "ddp_find_unused_parameters": False},
+    "class weights": {**TEXT, "gradient_accumulation_steps": 2, "class_weights": {"LABEL_0": 0.25, "LABEL_1": 4.0}},
+    # 20 examples in batches of 8: the last group of micro-batches is short.
+    "soft, short": {
+        **TEXT,
+        "data": lambda: soft_texts(20),
+        "gradient_accumulation_steps": 2,
+        "class_weights": {"LABEL_1": 3.0},
+        "label_smoothing_factor": 0.1,
+    },
+    "balanced": {**TEXT, "balanced_sampling": True, "class_weights": "auto", "focal_gamma": 1.0},
     "batchnorm": {
         "model": tiny_timm_resnet,
         "data": lambda: images(32),

@@ -37,7 +37,7 @@ def test_gradual_unfreezing_on_two_processes(tmp_path):
         stages = 3 if case == "batchnorm" else 4
         assert results[case] == {"stages": stages, "ranks": 0.0, "processes": 2}, results
     start = copy_state(tiny_bert(layers=2).double())
-    for case in ("plain", "accumulated", "no traversal"):
+    for case in cases.CASES.keys() - {"batchnorm"}:
         _, trainer = cases.run(case, one)
         ours, theirs = copy_state(trainer.model), torch.load(two / f"{case}.pt", weights_only=True)
         assert changed(start, ours) > {"bert.embeddings.word_embeddings.weight"}
