@@ -75,6 +75,9 @@ class DataArguments:
     max_eval_samples: int | None = key(None, "examples to validate on, drawn by class")
     max_predict_samples: int | None = key(None, "examples to test on, drawn by class")
     max_seq_length: int | None = key(None, "tokens kept of a text (default: what the model can read)")
+    truncation_side: str | None = key(
+        None, "end at which a text that is too long is cut (default: the tokenizer's own)", choices=("right", "left")
+    )
     image_size: int | None = key(None, "pixels of the square input (default: the checkpoint's own)")
     overwrite_output_dir: bool = key(False, "write into an output_dir that holds a finished run")
     augmentation: str = key(
@@ -100,6 +103,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 0.05,
+    "dataloader_num_workers": -1,  # chosen for the machine
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
@@ -146,7 +150,7 @@ UNITS = {
     "eval_delay": "epochs or steps (as eval_strategy counts) before the first evaluation",
     "save_steps": "optimizer steps between checkpoints with save_strategy: steps; below 1, a share of all steps",
     "save_total_limit": "checkpoints to keep; the oldest goes first",
-    "dataloader_num_workers": "processes that load data, beside each training process",
+    "dataloader_num_workers": "processes that load data, beside each training process; -1: chosen for the machine",
     "ddp_timeout": "seconds to wait for the other processes",
     "seed": "seed of initial weights, order and dropout",
     "data_seed": "seed of splits and order (default: seed)",
@@ -426,6 +430,10 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     for name in ("seed", "data_seed"):
         if values[name] is not None and not 0 <= values[name] < 2**32:
             found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")
+    if values["dataloader_num_workers"] < -1:
+        found.append(
+            f"dataloader_num_workers: {values['dataloader_num_workers']} is neither a number of processes nor -1."
+        )
     if values["num_train_epochs"] == math.inf:
         found.append("num_train_epochs: inf is not a length.")
     if values["max_steps"] == 0 or values["max_steps"] < -1:

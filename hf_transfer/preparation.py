@@ -77,6 +77,7 @@ def prepare(config: Config) -> Prepared:
     loaded, processor = task.load(config.model, config.data, labels)
     data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
     data, facts = know(task, data, config.data, processor, config.split_seed)
+    choose_loader(args, task)
     problem_type = loaded.labels.problem_type
     _check_best(args, problem_type, len(loaded.labels.names))
     _check_batches(args, len(data.train))
@@ -197,6 +198,30 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+MOST_WORKERS = 8  # per training process; more have not made a loader faster than the bus
+PREFETCHED = 4  # batches per worker
+
+
+def choose_loader(args: TransferArguments, task: Task) -> None:
+    """Workers for a run that leaves their number (-1) to us: where a device trains and pictures must be decoded.
+
+    On the CPU loading and training would only take the cores from each other, and texts are read before training.
+    Workers that were chosen live through all epochs and fetch ahead.
+    """
+    if args.dataloader_num_workers >= 0:
+        return
+    needs = args.device.type != "cpu" and bool(task.suffixes)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    args.dataloader_num_workers = max(0, min(MOST_WORKERS, _cores() // processes - 1)) if needs else 0
+    if args.dataloader_num_workers:
+        args.dataloader_persistent_workers = True
+        args.dataloader_prefetch_factor = args.dataloader_prefetch_factor or PREFETCHED
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fit_the_machine(args: TransferArguments) -> None:
     """Pin memory only for a device; give a launched process on the CPU its share of the cores.
 
@@ -206,8 +231,7 @@ def fit_the_machine(args: TransferArguments) -> None:
     args.dataloader_pin_memory &= torch.accelerator.is_available()
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if args.device.type == "cpu" and launched:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 # ---- checks ----

@@ -74,6 +74,8 @@ class TextClassification(Task):
         if limit > _readable(tokenizer, config):
             raise UserError(f"max_seq_length: the model reads {_readable(tokenizer, config)} tokens, not {limit}.")
         tokenizer.model_max_length = limit
+        if data_args.truncation_side:
+            tokenizer.truncation_side = data_args.truncation_side
         return load_model(model_args, AutoModelForSequenceClassification, config, labels), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
@@ -130,13 +132,12 @@ class TextClassification(Task):
 
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int]:
         limit = processor.model_max_length
-        columns = [[text[: limit * _CHARACTERS] for text in sample[c]] for c in inputs]
+        columns = [[_readable_part(text, processor) for text in sample[c]] for c in inputs]
         lengths = [len(ids) for ids in processor(*columns, verbose=False)["input_ids"]]
         return sum(length > limit for length in lengths) / max(1, len(lengths)), limit
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
-        most = processor.model_max_length * _CHARACTERS
-        return processor(*([text[:most] for text in column] for column in columns), truncation=True)
+        return processor(*([_readable_part(text, processor) for text in c] for c in columns), truncation=True)
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return DataCollatorWithPadding(processor)
@@ -150,6 +151,12 @@ def _load_tokenizer(args: ModelArguments) -> Any:
         raise UserError(
             f"model_name_or_path: {args.model_name_or_path!r} has no tokenizer that can be loaded ({one_line(error)})."
         ) from error
+
+
+def _readable_part(text: str, tokenizer: Any) -> str:
+    """As much of a text, from the end that is kept, as its tokens can come from."""
+    most = tokenizer.model_max_length * _CHARACTERS
+    return text[-most:] if tokenizer.truncation_side == "left" else text[:most]
 
 
 def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:

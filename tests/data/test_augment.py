@@ -230,3 +230,17 @@ def test_a_run_with_everything_is_the_same_with_workers(tiny_vit_folder, tmp_pat
     ours, theirs = (load_file(tmp_path / n / "model.safetensors") for n in "ab")
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert {"accuracy", "loss"} <= set(whole.metrics)
+
+
+def test_the_end_of_a_long_text_is_kept_where_asked(tiny_bert_folder, tmp_path):
+    """In training, in what is saved, and also where only the last of 10 MB are looked at."""
+    from hf_transfer.config import ModelArguments
+
+    task = TASKS["text-classification"]
+    args = DataArguments(truncation_side="left")
+    _, tokenizer = task.load(ModelArguments(tiny_bert_folder), args, Labels("single_label_classification", ("a", "b")))
+    for text in (f"{'start ' * 30}end", f"{'start ' * 1_700_000}end"):
+        ids = task.encode([[text]], tokenizer)["input_ids"][0]
+        assert len(ids) == 16 and tokenizer.decode(ids[-2:-1]) == "end" and tokenizer.decode(ids[1:2]) == "start"
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).truncation_side == "left"
