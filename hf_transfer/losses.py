@@ -63,6 +63,7 @@ class Loss:
         gamma: of the focal loss (Lin et al. 2017, equation 4).
         smoothing: share of a label that is spread over all classes (Szegedy et al. 2016, section 7).
         always: also where the model's own loss would do.
+        knows_soft: whether labels of shares are expected: the model is said to have one class of several.
     """
 
     problem_type: str
@@ -70,13 +71,15 @@ class Loss:
     gamma: float = 0.0
     smoothing: float = 0.0
     always: bool = False
+    knows_soft: bool = True
 
     def applies(self, labels: torch.Tensor | None) -> bool:
         """Whether this loss takes the place of the model's own."""
         return labels is not None and (self.always or self._is_soft(labels))
 
     def _is_soft(self, labels: torch.Tensor) -> bool:
-        return self.problem_type == _SINGLE and labels.is_floating_point() and labels.ndim == 2
+        is_shares = self.problem_type == _SINGLE and labels.is_floating_point() and labels.ndim == 2
+        return is_shares and self.knows_soft
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor:
         """What to divide the sum over these examples by, a scalar: Σ w·y, or the number of examples.
@@ -129,18 +132,20 @@ def make_loss(args: Any, config: Any, train_dataset: Any) -> Loss:
     Raises:
         UserError: weights name no class, or there is nothing to count.
     """
-    kind = getattr(config, "problem_type", None) or _SINGLE
-    weights = None
+    said = getattr(config, "problem_type", None)  # any module may be trained, also one that has no configuration
+    kind, weights = said or _SINGLE, None
     if args.class_weights != "none" and train_dataset is not None:
         weights = _weights(args.class_weights, kind, config, train_dataset)
     smoothing = args.label_smoothing_factor
     if smoothing and kind == _REGRESSION:
         raise UserError("label_smoothing_factor: a regression has no labels to smooth.", "Leave it out.")
     always = weights is not None or args.focal_gamma > 0 or (smoothing > 0 and kind == _MULTI)
-    return Loss(kind, weights, args.focal_gamma, smoothing, always)
+    return Loss(kind, weights, args.focal_gamma, smoothing, always, knows_soft=said == _SINGLE)
 
 
 def _weights(wanted: str | Mapping[str, float], kind: str, config: Any, train_dataset: Any) -> torch.Tensor:
+    if getattr(config, "id2label", None) is None:
+        raise UserError("class_weights: the model's configuration names no classes (`id2label`).", "Leave it out.")
     names = [str(config.id2label[i]) for i in sorted(config.id2label)]
     if kind == _REGRESSION:
         raise UserError("class_weights: a regression has no classes.", "Leave class_weights out.")

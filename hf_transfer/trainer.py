@@ -95,7 +95,9 @@ class TransferTrainer(Trainer):
         # needs it for all. A loss of the caller's own, and DataParallel, keep Trainer's behaviour.
         own_loss = type(self).compute_loss is not TransferTrainer.compute_loss or self.compute_loss_func is not None
         if not own_loss:
-            self._loss = losses.make_loss(self.args, self.model.config, self.train_dataset)
+            self._loss = losses.make_loss(self.args, getattr(self.model, "config", None), self.train_dataset)
+            if self._loss.always:  # which smooths by itself; evaluations measure the model's own loss
+                self.label_smoother = None
         wants_plan = strategies.is_wanted(self.args)
         needed = wants_plan or (self._loss is not None and self._loss.always)
         self._weighs_loss = not own_loss and self.args.n_gpu <= 1 and needed
@@ -340,8 +342,10 @@ class TransferTrainer(Trainer):
         Trainer divides by the number of micro-batches, or, for models that take loss keywords and ignore them (BERT),
         not at all: neither is the loss of the whole batch when the last one is short.
         """
-        if self._loss is not None and self.model.training and self._loss.applies(inputs.get("labels")):
-            return self._compute_own_loss(self._loss, model, inputs, return_outputs, num_items_in_batch)
+        if self._loss is not None and self._loss.applies(inputs.get("labels")):
+            if self.model.training:
+                return self._compute_own_loss(self._loss, model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs)  # an evaluation: the model's own mean
         if num_items_in_batch is None or not self._weighs_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         items = _count(inputs["labels"]).ne(-100).sum()

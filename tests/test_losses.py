@@ -88,7 +88,7 @@ def trained(folder, data, micro, **keys):
         num_train_epochs=1,
         **keys,
     )
-    trainer = TransferTrainer(model, args, train_dataset=data)
+    trainer = TransferTrainer(model.eval(), args, train_dataset=data, eval_dataset=data)
     trainer.train()
     return copy_state(trainer.model), [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
@@ -120,6 +120,27 @@ def test_the_logged_loss_is_the_weighted_mean(tmp_path):
     assert logged[0] == pytest.approx(
         f.cross_entropy(logits, torch.tensor(data["labels"][:]), weights).item(), rel=1e-5
     )
+
+
+def test_evaluations_between_steps_change_nothing(tmp_path):
+    """The weight of a batch is taken before the model is put back in training mode."""
+    keys = {"class_weights": {"LABEL_0": 0.25, "LABEL_1": 4.0}}
+    quiet, losses = trained(tmp_path, texts(16), 2, **keys)
+    seen, logged = trained(tmp_path, texts(16), 2, **keys, eval_strategy="steps", eval_steps=1)
+    assert logged == losses and all(torch.equal(quiet[k], seen[k]) for k in quiet)
+
+
+def test_evaluations_are_not_weighted(tmp_path):
+    keys = dict(strategy="full", class_weights={"LABEL_0": 0.25, "LABEL_1": 4.0}, learning_rate=1e-12)
+    plain, weighted = (
+        TransferTrainer(
+            tiny_bert(), arguments(tmp_path, num_train_epochs=1, **k), train_dataset=texts(8), eval_dataset=texts(8)
+        )
+        for k in (keys | {"class_weights": "none"}, keys)
+    )
+    for trainer in (plain, weighted):
+        trainer.train()
+    assert weighted.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-5)
 
 
 def test_without_weights_the_models_own_loss_is_used(tmp_path):
@@ -169,3 +190,27 @@ def test_balanced_draws(tmp_path):
     assert list(sampler) != first
     trainer = TransferTrainer(tiny_bert(), arguments(tmp_path, balanced_sampling=True), train_dataset=texts(8))
     assert isinstance(trainer._get_train_sampler(), BalancedSampler)
+
+
+def test_several_labels_can_be_smoothed_and_evaluated(tmp_path):
+    """transformers' own smoothing takes labels for indices; evaluations measure the plain loss."""
+    data = texts(8).remove_columns("labels").add_column("labels", [[float(i % 2), 1.0] for i in range(8)])
+    model = tiny_bert()
+    model.config.problem_type = MULTI
+    args = arguments(tmp_path, strategy="full", label_smoothing_factor=0.1, num_train_epochs=1)
+    trainer = TransferTrainer(model, args, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    found = trainer.evaluate()["eval_loss"]
+    model.eval()
+    with torch.no_grad():
+        logits = model(torch.tensor(data["input_ids"][:])).logits
+    own = f.binary_cross_entropy_with_logits(logits, torch.tensor(data["labels"][:]))
+    assert found == pytest.approx(own.item(), rel=1e-5)
+
+
+def test_where_nobody_says_what_labels_are_the_models_own_loss_is_used(tmp_path):
+    """Labels of floats may be several labels: only a model that says "single label" gets shares."""
+    trainer = TransferTrainer(tiny_bert(), arguments(tmp_path), train_dataset=soft_texts(8))
+    assert trainer.model.config.problem_type is None and not trainer._loss.applies(torch.rand(4, 2))
+    plain = torch.nn.Linear(2, 2)  # no configuration at all
+    assert not TransferTrainer(plain, arguments(tmp_path), train_dataset=texts(8))._loss.always

@@ -202,11 +202,13 @@ class Mixed:
         known = [e[EXAMPLE] for e in examples if EXAMPLE in e]
         batch = self.collate(examples)
         batch.pop(EXAMPLE, None)
-        if not known or len(examples) < 2 or not self.ways:
+        if not known or not self.ways:
             return batch
         targets = batch[LABELS]
-        if self.labels.problem_type == SINGLE_LABEL:
-            targets = torch.nn.functional.one_hot(targets, len(self.labels.names)).float()
+        if self.labels.problem_type == SINGLE_LABEL:  # also of a batch of one, so that all of an accumulation are alike
+            targets = batch[LABELS] = torch.nn.functional.one_hot(targets, len(self.labels.names)).float()
+        if len(examples) < 2:
+            return batch
         with self.chance.of(2, *known):
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             batch["pixel_values"], batch[LABELS] = way(batch["pixel_values"], targets)

@@ -164,6 +164,7 @@ def test_what_is_evaluated_is_not_mixed():
     mixed = Mixed(IMAGES.collator(None), DataArguments(mixup_alpha=1.0), labels, Chance(2))
     plain = [{k: v for k, v in e.items() if k != EXAMPLE} for e in batch_of()]
     assert mixed(plain)["labels"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert mixed(batch_of()[2:3])["labels"].tolist() == [[0, 0, 1]], "a batch of one is not mixed, but told alike"
 
 
 # ---- texts ---------------------------------------------------------------------------------------------------------
