@@ -29,7 +29,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from hf_transfer import fine_tune, metrics
 from hf_transfer.config import Config
-from hf_transfer.data.load import infer_labels, label_column, load_splits, make_data
+from hf_transfer.data.labels import find_labels, infer_labels
+from hf_transfer.data.load import load_splits
+from hf_transfer.data.splits import make_data
 from hf_transfer.keys import read_config_file
 from hf_transfer.tasks import choose_task
 
@@ -86,7 +88,7 @@ def plain(data: str, rate: float, size: str, seed: int, folder: str) -> dict[str
     set_seed(seed)
     splits = load_splits(config.data)
     task, inputs = choose_task(splits["train"].features, config.data)
-    column = label_column(splits["train"].features, inputs, config.data)
+    splits, column = find_labels(splits, inputs, config.data)
     labels = infer_labels(splits["train"], column, None)
     loaded, processor = task.load(config.model, config.data, labels)
     examples = make_data(splits, inputs, column, loaded.labels, config.data, seed).splits

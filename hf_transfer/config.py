@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,6 +22,8 @@ from transformers import TrainingArguments
 from .errors import UserError, UserErrors, nearest, one_line
 from .guards import GuardArguments
 from .keys import Key, add_keys, coerce, commented_yaml, keys_of, make_parser, parse_options, unknown
+from .losses import LossArguments
+from .losses import check as check_loss
 from .strategies import STRATEGIES, PlanArguments, check, key
 from .trainer import TransferArguments
 
@@ -56,14 +59,41 @@ class DataArguments:
     test_file: str | None = key(None, "file to test on; never used for selection")
     text_column_name: str | list[str] | None = key(None, "text column, or two for a pair (default: the only one)")
     image_column_name: str | None = key(None, "image column (default: the only one)")
-    label_column_name: str | None = key(None, "label column (default: label, labels, or the only class column)")
+    label_column_name: str | list[str] | None = key(
+        None, "label column, or several of 0 and 1, one per label (default: label, labels, or the only class column)"
+    )
+    label_delimiter: str | None = key(None, "what stands between the labels of an example that may have several")
+    on_bad_example: str = key(
+        "error",
+        "what to do where an input cannot be read or is empty, or a label is missing or not learnt",
+        choices=("error", "skip"),
+    )
+    max_bad_fraction: float = key(0.05, "share of examples up to which on_bad_example: skip goes on")
+    data_facts: bool = key(True, "look for duplicates, leaks and broken inputs before training")
+    drop_leaks: bool = key(False, "remove examples from training that are in a held-out split too")
     train_val_split: float = key(0.1, "share of the training set that validates where there is no validation split")
     max_train_samples: int | None = key(None, "examples to train on, drawn by class")
     max_eval_samples: int | None = key(None, "examples to validate on, drawn by class")
     max_predict_samples: int | None = key(None, "examples to test on, drawn by class")
     max_seq_length: int | None = key(None, "tokens kept of a text (default: what the model can read)")
+    truncation_side: str | None = key(
+        None, "end at which a text that is too long is cut (default: the tokenizer's own)", choices=("right", "left")
+    )
     image_size: int | None = key(None, "pixels of the square input (default: the checkpoint's own)")
     overwrite_output_dir: bool = key(False, "write into an output_dir that holds a finished run")
+    augmentation: str = key(
+        "none",
+        "random changes of training images",
+        choices=("none", "basic", "strong", "randaugment", "trivialaugment"),
+    )
+    horizontal_flip: float = key(0.5, "probability that augmentation mirrors an image; 0 where left and right matter")
+    random_erasing: float | None = key(
+        None, "probability that a rectangle of a training image is blanked (default: 0.25 with strong, else 0)"
+    )
+    mixup_alpha: float = key(0.0, "training images are blended in pairs, by a share from Beta(alpha, alpha); 0: not")
+    cutmix_alpha: float = key(0.0, "a rectangle of one training image is put into another; 0: not")
+    token_masking: float = key(0.0, "share of a training text's tokens that are masked at random")
+    in_memory: Any = key(None, "splits as Python objects, from `fine_tune`")
 
 
 # What `hf-transfer train` and `fine_tune` start from, where it differs from TransferArguments. A fine-tuning run wants
@@ -75,6 +105,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "logging_steps": 0.05,
     "on_nonfinite": "stop",
+    "dataloader_num_workers": -1,  # chosen for the machine
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
@@ -121,7 +152,7 @@ UNITS = {
     "eval_delay": "epochs or steps (as eval_strategy counts) before the first evaluation",
     "save_steps": "optimizer steps between checkpoints with save_strategy: steps; below 1, a share of all steps",
     "save_total_limit": "checkpoints to keep; the oldest goes first",
-    "dataloader_num_workers": "processes that load data, beside each training process",
+    "dataloader_num_workers": "processes that load data, beside each training process; -1: chosen for the machine",
     "ddp_timeout": "seconds to wait for the other processes",
     "seed": "seed of initial weights, order and dropout",
     "data_seed": "seed of splits and order (default: seed)",
@@ -129,6 +160,7 @@ UNITS = {
 }
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
 _NOT_KEYS = (
+    "in_memory",
     "parallelism_config",
     "local_rank",
     "hub_token",
@@ -166,6 +198,7 @@ def keys() -> dict[str, Key]:
         | dict.fromkeys(keys_of(PlanArguments, "plan"), "plan")
         | dict.fromkeys(keys_of(GuardArguments, "checkpoints"), "checkpoints")
     )
+    topics |= dict.fromkeys(keys_of(LossArguments, "loss"), "loss")
     for name, entry in found.items():
         help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
         found[name] = replace(
@@ -175,7 +208,7 @@ def keys() -> dict[str, Key]:
             help=help_text.rstrip("."),
             choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
         )
-    order = list(dict.fromkeys(["output", "model", "data", "plan", *(t for t, _ in theirs.values())]))
+    order = list(dict.fromkeys(["output", "model", "data", "plan", "loss", *(t for t, _ in theirs.values())]))
     return dict(sorted(found.items(), key=lambda entry: order.index(entry[1].topic)))
 
 
@@ -275,6 +308,7 @@ class Config:
             *_contradictions(values, chosen),
             *_out_of_range(values),
             *check(plan),
+            *check_loss(LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})),
         ]
         if found:
             raise UserErrors(found)
@@ -302,10 +336,22 @@ class Config:
             for k, v in self.values.items()
             if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
         }
+        values |= {name: _from_anywhere(values[name]) for name in _DATA_PATHS}
         only = [f"--{k}" for k in COMMAND_LINE_ONLY if self.values[k]]
         note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
         head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
         return head + note + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+_DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")
+
+
+def _from_anywhere(path: str | None) -> str | None:
+    """A path of data that is relative to here as an absolute one, so that `run.yaml` works from another folder."""
+    if path is None or path.startswith("bundled:"):
+        return path
+    is_pattern = any(c in path for c in "*?[") and Path(path).parent != Path()
+    return str(Path(path).expanduser().absolute()) if is_pattern or Path(path).expanduser().exists() else path
 
 
 def _build(section: type, values: Mapping[str, Any]) -> Any:
@@ -390,12 +436,22 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     for name in ("seed", "data_seed"):
         if values[name] is not None and not 0 <= values[name] < 2**32:
             found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")
+    if values["dataloader_num_workers"] < -1:
+        found.append(
+            f"dataloader_num_workers: {values['dataloader_num_workers']} is neither a number of processes nor -1."
+        )
     if values["num_train_epochs"] == math.inf:
         found.append("num_train_epochs: inf is not a length.")
     if values["max_steps"] == 0 or values["max_steps"] < -1:
         found.append(f"max_steps: {values['max_steps']} is neither a positive number nor -1.")
     if not 0 <= values["label_smoothing_factor"] < 1:
         found.append(f"label_smoothing_factor: {values['label_smoothing_factor']:g} is not from 0 to below 1.")
+    for name in ("max_bad_fraction", "horizontal_flip", "random_erasing", "token_masking"):
+        if values[name] is not None and not 0 <= values[name] <= 1:
+            found.append(f"{name}: {values[name]:g} is not a share from 0 to 1.")
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if not 0 <= values[name] < math.inf:
+            found.append(f"{name}: {values[name]:g} is not a number of 0 or more.")
     if not 0 < values["train_val_split"] < 1:
         found.append(f"train_val_split: {values['train_val_split']:g} is not a share between 0 and 1.")
     return found

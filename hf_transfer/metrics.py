@@ -14,7 +14,7 @@ import evaluate
 import numpy as np
 from datasets import Features, Sequence, Value
 from scipy import stats
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from sklearn import metrics as sk
 
 Array = np.ndarray[Any, Any]
@@ -141,6 +141,32 @@ def compute(problem_type: str, logits: Array, labels: Array) -> dict[str, float]
         labels: (examples,) class indices; (examples, labels) of 0 and 1; (examples,) values.
     """
     return {k: float(v) for k, v in METRICS[problem_type].of(logits, labels).items()}
+
+
+def best_thresholds(logits: Array, labels: Array, least: int = 5) -> list[float]:
+    """The probability from which on each label is best said to be there: the one of the highest F1.
+
+    Halfway between two neighbouring probabilities; one half where a label has fewer than `least` positives or
+    negatives, of which little can be learnt.
+
+    Args:
+        logits: (examples, labels).
+        labels: (examples, labels) of 0 and 1.
+        least: positives, and negatives, that a label needs.
+    """
+    found = []
+    for z, y in zip(logits.T.astype(np.float64), labels.T, strict=True):
+        order = np.argsort(-z, kind="stable")
+        z, y = z[order], y[order]
+        hits, said = np.cumsum(y), np.arange(1, len(y) + 1)
+        f1 = 2 * hits / (said + y.sum())
+        f1[:-1][z[:-1] == z[1:]] = -1.0  # no threshold parts what is equal
+        best = int(f1.argmax())
+        probability = expit(z)
+        below = probability[best + 1] if best + 1 < len(y) else 0.0
+        enough = least <= y.sum() <= len(y) - least and np.isfinite(z).all()
+        found.append(float((probability[best] + below) / 2) if enough else 0.5)
+    return found
 
 
 def names(problem_type: str, num_labels: int) -> tuple[str, ...]:

@@ -8,12 +8,13 @@ from typing import Any
 from transformers import set_seed
 
 from .config import Config
+from .data.preview import draw_preview
 from .depth_map import DepthMap, depth_map
 from .errors import UserError
 from .layers import layer_groups
 from .models import Labels, Loaded, read_config
 from .plan import Plan, make_plan
-from .preparation import announce, make_trainer, prepare, quiet_libraries
+from .preparation import announce, make_trainer, prepare, prepare_splits, quiet_libraries
 from .progress import say
 from .schedules import run_schedule
 from .strategies import is_wanted
@@ -32,6 +33,7 @@ class Planned:
         depth_map: of the plan.
         notes: sentences for the user.
         examples: by split; empty without data.
+        data_facts: of the data; None without data.
     """
 
     config: Config
@@ -39,6 +41,7 @@ class Planned:
     depth_map: DepthMap
     notes: list[str]
     examples: dict[str, int]
+    data_facts: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -46,6 +49,7 @@ class Planned:
             "model": self.config.model.model_name_or_path,
             "dataset": self.config.data.dataset_name or self.config.data.train_file,
             "examples": self.examples,
+            "data_facts": self.data_facts,
             "strategy": self.plan.strategy,
             "num_train_epochs": self.plan.num_train_epochs,
             "groups": self.depth_map.to_list(),
@@ -56,8 +60,13 @@ class Planned:
         }
 
 
-def plan_only(config: Config, talks: bool = True) -> Planned:
+def plan_only(config: Config, talks: bool = True, preview: str | None = None) -> Planned:
     """The plan of a configuration, for the data if it names any, else for the model alone.
+
+    Args:
+        config: the keys.
+        talks: whether it is printed too.
+        preview: a picture of training images to write.
 
     Raises:
         UserError: as `run` does before it trains; no strategy is set.
@@ -74,12 +83,20 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
             num_steps = trainer.resolve_plan()
             drawn = trainer.plan
             examples = {name: len(split) for name, split in prepared.data.splits.items()}
+            facts = prepared.facts.to_dict()
             if talks:
                 announce(prepared, trainer)
+            if preview:
+                train = prepare_splits(prepared)["train"]
+                labels, collate = prepared.loaded.labels, trainer.data_collator
+                draw_preview(preview, train, collate, prepared.processor, labels, prepared.chance)
         else:
+            if preview:
+                raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
             loaded = _load_alone(config)
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
             groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)
+            facts = None
             plan = make_plan(args, groups)
             num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
             drawn = plan.resolve(STEPS_PER_EPOCH)
@@ -88,7 +105,7 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
                 say(f"\n{plan}\n")
     assert plan is not None and drawn is not None, "a strategy makes one"
     shown = depth_map(drawn, groups, run_schedule(args, num_steps), num_steps)
-    found = Planned(config, plan, shown, notes, examples)
+    found = Planned(config, plan, shown, notes, examples, facts)
     if talks:
         say(str(found.depth_map))
     return found

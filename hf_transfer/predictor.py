@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Value
-from scipy.special import expit, softmax
+from scipy.special import expit, logit, softmax
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
 from .config import DataArguments, ModelArguments, keys
+from .data.facts import examine
 from .data.inputs import Example, check_inputs, example, read_inputs
-from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data, standard_name
+from .data.labels import encode, find_labels
+from .data.load import load_held_out, load_splits, standard_name
+from .data.splits import draw, make_data
 from .errors import UserError, nearest, one_line
 from .keys import coerce, read_config_file
 from .layers import layer_groups
@@ -209,7 +212,8 @@ class Predictor:
         order = np.argsort(-scores, kind="stable")[:top_k] if top_k else range(len(scores))
         named = {"scores": {self.labels.names[i]: float(scores[i]) for i in order}}
         if several:
-            chosen = [n for n, p in zip(self.labels.names, scores, strict=True) if p > THRESHOLD]
+            limits = thresholds_of(self.model.config) or [THRESHOLD] * len(scores)
+            chosen = [n for n, p, t in zip(self.labels.names, scores, limits, strict=True) if p > t]
             return {"labels": chosen, **named}
         best = int(np.asarray(logits).argmax())
         return {"label": self.labels.names[best], "score": float(scores[best]), **named}
@@ -251,7 +255,9 @@ class Predictor:
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
-        nothing = dict.fromkeys(("dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file"))
+        nothing = dict.fromkeys(
+            ("in_memory", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
+        )
         return replace(self.data, **{**nothing, "max_predict_samples": None, **keys})
 
     def _held_out(
@@ -276,9 +282,12 @@ class Predictor:
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",
                 f"Name one of {', '.join(features)}.",
             )
-        column = label_column(features, inputs, args)
+        splits, column = find_labels(splits if own else {name: examples}, inputs, args)
         if own:
-            made = make_data(splits, inputs, column, self.labels, args, self.seed).splits
+            whole = make_data(splits, inputs, column, self.labels, args, self.seed)
+            if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out
+                whole, _ = examine(whole, self.task.trace, args, self.seed, ("test", "validation"))
+            made = whole.splits
             name = standard_name(split) if split else "test" if "test" in made else "validation"
             if name not in made:
                 raise UserError(
@@ -286,7 +295,7 @@ class Predictor:
                 )
             examples = made[name]
         else:
-            examples = encode(examples, name, column, self.labels)
+            examples = encode(splits[name], name, column, self.labels)
         if max_examples is not None and max_examples < len(examples):
             examples = draw(examples, max_examples, self.labels, self.seed)[1]
         return name, self.task.prepare(examples, inputs, self.processor, args)
@@ -316,6 +325,21 @@ class Predictor:
 # ---- metrics, as training and evaluation share them ----------------------------------------------------------------
 
 
+def thresholds_of(config: Any) -> list[float]:
+    """Each label's threshold, where they were tuned; else none."""
+    known = getattr(config, "label_thresholds", None) or {}
+    return [known[str(config.id2label[i])] for i in sorted(config.id2label)] if known else []
+
+
+def tune_thresholds(trainer: Trainer, validation: Dataset) -> None:
+    """Choose each label's threshold on the validation split, and note it in the model's configuration."""
+    prediction = trainer.predict(validation)
+    found = metrics.best_thresholds(_logits(prediction.predictions), prediction.label_ids)
+    config = trainer.model.config
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    config.label_thresholds = dict(zip(names, found, strict=True))
+
+
 def metrics_of(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` for a Trainer."""
     return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
@@ -328,9 +352,13 @@ def _logits(predictions: Any) -> Any:
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
     """`{"metrics", "intervals", "num_examples"}` of a Trainer's model on prepared examples."""
     prediction = trainer.predict(prepared)
+    logits, found = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
+    if limits := thresholds_of(trainer.model.config):
+        logits = logits - logit(np.array(limits))  # 0 is where a label begins; ranks within a label stay
+        found |= metrics.compute(problem_type, logits, prediction.label_ids)
     return {
-        "metrics": without_speed(prediction.metrics, "test_"),
-        "intervals": metrics.intervals(problem_type, _logits(prediction.predictions), prediction.label_ids),
+        "metrics": found,
+        "intervals": metrics.intervals(problem_type, logits, prediction.label_ids),
         "num_examples": len(prepared),
     }
 

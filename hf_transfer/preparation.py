@@ -15,8 +15,12 @@ import datasets
 import torch
 from transformers import logging as transformers_logging
 
-from .config import Config
-from .data.load import Data, infer_labels, label_column, load_splits, make_data
+from .config import Config, DataArguments
+from .data.augment import Augmentation, Chance, Epochs, Mixed
+from .data.facts import Facts, counts_only, examine
+from .data.labels import find_labels, infer_labels
+from .data.load import load_splits
+from .data.splits import Data, make_data
 from .errors import UserError, WorkFailed, nearest, one_line
 from .metrics import names as metric_names
 from .models import Loaded
@@ -24,6 +28,8 @@ from .predictor import metrics_of
 from .progress import say
 from .tasks import Task, choose_task
 from .trainer import TransferArguments, TransferTrainer
+
+_CUT_SAMPLE = 1000  # training examples whose length is measured as the model counts it
 
 
 @dataclass
@@ -37,6 +43,8 @@ class Prepared:
         data: the splits.
         loaded: the model with its head, its labels, and notes for the user.
         processor: tokenizer or image processor.
+        facts: of the data.
+        chance: of augmentation.
     """
 
     config: Config
@@ -45,6 +53,8 @@ class Prepared:
     data: Data
     loaded: Loaded
     processor: Any
+    facts: Facts
+    chance: Chance
 
     @property
     def notes(self) -> list[str]:
@@ -61,18 +71,42 @@ def prepare(config: Config) -> Prepared:
     with args.main_process_first(desc="data"):
         splits = load_splits(config.data)
     task, inputs = choose_task(splits["train"].features, config.data)
-    column = label_column(splits["train"].features, inputs, config.data)
-    labels = infer_labels(splits["train"], column, config.data.problem_type)
+    splits, column = find_labels(splits, inputs, config.data)
+    skips = config.data.on_bad_example == "skip"
+    labels = infer_labels(splits["train"], column, config.data.problem_type, skips)
     loaded, processor = task.load(config.model, config.data, labels)
     data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
+    data, facts = know(task, data, config.data, processor, config.split_seed)
+    choose_loader(args, task)
     problem_type = loaded.labels.problem_type
     _check_best(args, problem_type, len(loaded.labels.names))
     _check_batches(args, len(data.train))
-    seen: dict[str, Any] = {"task": task.name, "problem_type": problem_type, "label_column_name": column}
+    named = config.data.label_column_name or column
+    seen: dict[str, Any] = {"task": task.name, "problem_type": problem_type, "label_column_name": named}
     if task.input_key:
         seen[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
     args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
-    return Prepared(config.resolved(**seen), task, inputs, data, loaded, processor)
+    return Prepared(config.resolved(**seen), task, inputs, data, loaded, processor, facts, Chance(args.seed))
+
+
+def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:
+    """(the data without what is left out, its facts): see `data.facts`."""
+    if not (args.data_facts or args.drop_leaks or args.on_bad_example == "skip"):
+        return data, counts_only(data)
+    data, facts = examine(data, task.trace, args, seed)
+    sample = data.train.select(range(min(len(data.train), _CUT_SAMPLE)))
+    facts.cut = task.cut(sample, data.inputs, processor)
+    return data, facts
+
+
+def prepare_splits(prepared: Prepared) -> dict[str, Any]:
+    """The splits as the model reads them, by name; the training split with its random changes."""
+    task, inputs, args = prepared.task, prepared.inputs, prepared.config.data
+    rest = {
+        k: task.prepare(v, inputs, prepared.processor, args) for k, v in prepared.data.splits.items() if k != "train"
+    }
+    train = task.prepare_training(prepared.data.train, inputs, prepared.processor, args, prepared.chance)
+    return {"train": train, **rest}
 
 
 def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTrainer:
@@ -90,13 +124,32 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             train_dataset=train,
             eval_dataset=validation,
             processing_class=prepared.processor,
-            data_collator=prepared.task.collator(prepared.processor),
+            data_collator=_collator(prepared),
             compute_metrics=lambda p: metrics_of(labels.problem_type, p),
         )
+        trainer.add_callback(Epochs(prepared.chance))
         trainer.resolve_plan()
         trainer.check_optimization()
         _check_disk(output_dir, trainer)
     return trainer
+
+
+def _collator(prepared: Prepared) -> Any:
+    """The task's, with mixup and cutmix.
+
+    Raises:
+        UserError: the task's inputs cannot be mixed, or changed as images are.
+    """
+    task, args = prepared.task, prepared.config.data
+    collator = task.collator(prepared.processor)
+    images_only = {"augmentation": "none", "random_erasing": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
+    wanted = [k for k, nothing in images_only.items() if getattr(args, k) not in (nothing, 0.0)]
+    if wanted and not task.mixes:
+        raise UserError(f"{wanted[0]}: it changes images, and the data is of {task.name}.", "Leave it out.")
+    if args.token_masking and task.mixes:
+        raise UserError("token_masking: it changes texts, and the data holds images.", "Leave it out.")
+    needs_mixing = Mixed.wanted(args) or Augmentation.wanted(args)  # also what drops the examples' numbers
+    return Mixed(collator, args, prepared.loaded.labels, prepared.chance) if needs_mixing else collator
 
 
 def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
@@ -111,6 +164,9 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     )
     for note in prepared.notes:
         say(note)
+    say(f"Data ({prepared.facts.seconds:.1f} s):")
+    for line in prepared.facts.lines():
+        say(line)
     say()
     if trainer.plan is not None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:
@@ -142,6 +198,30 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+MOST_WORKERS = 8  # per training process; more have not made a loader faster than the bus
+PREFETCHED = 4  # batches per worker
+
+
+def choose_loader(args: TransferArguments, task: Task) -> None:
+    """Workers for a run that leaves their number (-1) to us: where a device trains and pictures must be decoded.
+
+    On the CPU loading and training would only take the cores from each other, and texts are read before training.
+    Workers that were chosen live through all epochs and fetch ahead.
+    """
+    if args.dataloader_num_workers >= 0:
+        return
+    needs = args.device.type != "cpu" and bool(task.suffixes)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    args.dataloader_num_workers = max(0, min(MOST_WORKERS, _cores() // processes - 1)) if needs else 0
+    if args.dataloader_num_workers:
+        args.dataloader_persistent_workers = True
+        args.dataloader_prefetch_factor = args.dataloader_prefetch_factor or PREFETCHED
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fit_the_machine(args: TransferArguments) -> None:
     """Pin memory only for a device; give a launched process on the CPU its share of the cores.
 
@@ -151,8 +231,7 @@ def fit_the_machine(args: TransferArguments) -> None:
     args.dataloader_pin_memory &= torch.accelerator.is_available()
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if args.device.type == "cpu" and launched:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 # ---- checks ----

@@ -20,12 +20,23 @@ from transformers.trainer_callback import ProgressCallback
 
 from . import checkpoint
 from .config import Config, DataArguments
-from .data.load import Data
+from .data.labels import MULTI_LABEL
+from .data.load import IN_MEMORY
+from .data.memory import splits_of
+from .data.splits import Data
 from .errors import UserError, nearest
 from .guards import NONFINITE
 from .plan import Plan
-from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, without_speed
-from .preparation import announce, check_writable, fit_the_machine, make_trainer, prepare, quiet_libraries
+from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, tune_thresholds, without_speed
+from .preparation import (
+    announce,
+    check_writable,
+    fit_the_machine,
+    make_trainer,
+    prepare,
+    prepare_splits,
+    quiet_libraries,
+)
 from .progress import Bars, History, Lines, say
 from .tasks import Task
 from .trainer import TransferArguments, TransferTrainer
@@ -111,20 +122,23 @@ class Result:
         )
 
 
-def fine_tune(model_name_or_path: str, dataset_name: str | None = None, **keys: Any) -> Result:
+def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) -> Result:
     """Fine-tune a pretrained model on a data set.
 
     Args:
         model_name_or_path: hub id, local folder, `timm/<name>` or `bundled:<name>`.
-        dataset_name: hub id, file, folder or `bundled:<name>`; or give `train_file`.
+        dataset_name: hub id, file, folder or `bundled:<name>`; or the data itself: a `datasets.Dataset`, a
+            `DatasetDict`, a pandas frame, or a mapping of split names to these. Or give `train_file`.
         **keys: any key of `hf-transfer train`.
 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    return run(
-        Config.from_sources({}, {"model_name_or_path": model_name_or_path, "dataset_name": dataset_name, **keys})
-    )
+    given = {"model_name_or_path": model_name_or_path, **keys}
+    if dataset_name is None or isinstance(dataset_name, str | Path):
+        return run(Config.from_sources({}, {**given, "dataset_name": dataset_name}))
+    config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY})
+    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name))))
 
 
 def run(config: Config) -> Result:
@@ -139,10 +153,7 @@ def run(config: Config) -> Result:
     with quiet_libraries(args):
         prepared = prepare(config)
         config, task, data, labels = prepared.config, prepared.task, prepared.data, prepared.loaded.labels
-        splits = {
-            name: task.prepare(split, prepared.inputs, prepared.processor, config.data)
-            for name, split in data.splits.items()
-        }
+        splits = prepare_splits(prepared)
         trainer = make_trainer(prepared, splits["train"], splits["validation"])
         _replace_progress(trainer, output_dir, talks)
         if trainer.is_world_process_zero():
@@ -154,8 +165,13 @@ def run(config: Config) -> Result:
 
         trainer.train(resume_from_checkpoint=resumed)
         save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
+        if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
+            tune_thresholds(trainer, splits["validation"])
+            if trainer.is_world_process_zero():
+                trainer.model.config.save_pretrained(output_dir)
         results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer)
+        results["data_facts"] = prepared.facts.to_dict()
         if trainer.is_world_process_zero():  # last: it marks a finished run
             _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None

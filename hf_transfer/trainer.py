@@ -31,10 +31,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SchedulerType, has_length
 
-from . import strategies
+from . import losses, strategies
 from .errors import UserError, UserErrors, nearest, one_line
 from .guards import GuardArguments
 from .layers import LayerGroup, layer_groups
+from .losses import Loss, LossArguments
 from .optim import lr_factors, parameter_groups
 from .plan import Plan, make_plan
 from .records import StageRecord
@@ -45,8 +46,8 @@ from .unfreezing import Unfreezing
 
 
 @dataclass
-class TransferArguments(PlanArguments, GuardArguments, TrainingArguments):
-    """`TrainingArguments` and the keys of a Plan (`PlanArguments`).
+class TransferArguments(PlanArguments, LossArguments, GuardArguments, TrainingArguments):
+    """`TrainingArguments`, the keys of a Plan (`PlanArguments`), of the loss (`LossArguments`), of the guards.
 
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
     `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in `schedules.SCHEDULES`.
@@ -58,7 +59,7 @@ class TransferArguments(PlanArguments, GuardArguments, TrainingArguments):
     lr_scheduler_type: str = strategies.key("linear", "factor on all rates over the run", choices=LR_SCHEDULER_TYPES)
 
     def __post_init__(self) -> None:
-        problems = strategies.check(self)
+        problems = [*strategies.check(self), *losses.check(self)]
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         if schedule not in LR_SCHEDULER_TYPES:
             problems.append(
@@ -106,21 +107,33 @@ class TransferMixin(Resumable):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._weighs_loss = False
-        if not (isinstance(self.args, TransferArguments) and strategies.is_wanted(self.args)):
-            self.add_callback(self.guards)
-            return
-        self._find_layers()
-        self.plan = make_plan(self.args, self.layer_groups)
-        self._check_backend()
-        # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
-        # needs it for all. A loss of the caller's own, and DataParallel, keep Trainer's behaviour.
-        losses = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)]
-        own_loss = losses != [TransferMixin, Trainer] or self.compute_loss_func is not None
-        self._weighs_loss = not own_loss and self.args.n_gpu <= 1
-        self.model_accepts_loss_kwargs |= self._weighs_loss
-        self.unfreezing = Unfreezing(self)
-        self.add_callback(self.unfreezing)
+        self._loss: Loss | None = None
+        if isinstance(self.args, TransferArguments):
+            wants_plan = strategies.is_wanted(self.args)
+            self._choose_loss(wants_plan)
+            if wants_plan:
+                self._find_layers()
+                self.plan = make_plan(self.args, self.layer_groups)
+                self._check_backend()
+                self.unfreezing = Unfreezing(self)
+                self.add_callback(self.unfreezing)
         self.add_callback(self.guards)
+
+    def _choose_loss(self, wants_plan: bool) -> None:
+        """A loss of the caller's own, and DataParallel, keep Trainer's behaviour."""
+        own = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)] != [TransferMixin, Trainer]
+        if own or self.compute_loss_func is not None:
+            return
+        loss = losses.make_loss(self.args, getattr(self.model, "config", None), self.train_dataset)
+        if not (wants_plan or loss.always):  # nothing asked: Trainer's own, to the bit
+            return
+        self._loss = loss
+        if loss.always:  # which smooths by itself; evaluations measure the model's own loss
+            self.label_smoother = None
+        # Trainer counts the items of an accumulated batch only for models that take the count; `compute_loss` below
+        # needs it for all.
+        self._weighs_loss = self.args.n_gpu <= 1
+        self.model_accepts_loss_kwargs |= self._weighs_loss
 
     def _find_layers(self) -> None:
         """The layer groups, and what may train: the caller's own freeze stays."""
@@ -304,6 +317,10 @@ class TransferMixin(Resumable):
         Trainer divides by the number of micro-batches, or, for models that take loss keywords and ignore them (BERT),
         not at all: neither is the loss of the whole batch when the last one is short.
         """
+        if self._loss is not None and self._loss.applies(inputs.get("labels")):
+            if self.model.training:
+                return self._compute_own_loss(self._loss, model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs)  # an evaluation: the model's own mean
         if num_items_in_batch is None or not self._weighs_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         items = _count(inputs["labels"]).ne(-100).sum()
@@ -313,7 +330,24 @@ class TransferMixin(Resumable):
         loss = loss * items * processes / num_items_in_batch  # in the loss's own precision, from left to right
         return (loss, outputs) if return_outputs else loss
 
+    def _compute_own_loss(
+        self, loss: Loss, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items: Any
+    ) -> Any:
+        """As `compute_loss`, with weights for items: each micro-batch's share of the accumulated batch's weight."""
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        total = loss.total(outputs["logits"] if isinstance(outputs, dict) else outputs[0], inputs["labels"])
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        weight = loss.weight(inputs["labels"]) if num_items is None else num_items / processes
+        value = total / torch.as_tensor(weight).to(total).clamp(min=torch.finfo(total.dtype).tiny)
+        return (value, outputs) if return_outputs else value
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        if self._weighs_loss and self._loss is not None and batch_samples:
+            labels = [batch.get("labels") for batch in batch_samples]
+            if all(self._loss.applies(one) for one in labels):
+                weight = torch.stack([self._loss.weight(one) for one in labels]).sum().to(device)
+                shared = self.args.average_tokens_across_devices and self.args.world_size > 1
+                return self.accelerator.gather(weight).sum() if shared else weight
         if self._weighs_loss:
             batch_samples = [
                 {**batch, "labels": _count(batch["labels"])} if "labels" in batch else batch for batch in batch_samples
@@ -321,6 +355,17 @@ class TransferMixin(Resumable):
         return super()._get_num_items_in_batch(batch_samples, device)
 
     # ---- evaluation ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if isinstance(self.args, TransferArguments) and self.args.balanced_sampling:
+            labels = losses.labels_of(self.train_dataset, "balanced_sampling")
+            if labels and not isinstance(labels[0], int):
+                raise UserError(
+                    "balanced_sampling: the labels are not one class each.", "Use class_weights: auto instead."
+                )
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return losses.BalancedSampler(labels, seed)
+        return super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         with self._every_example():

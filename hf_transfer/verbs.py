@@ -61,8 +61,8 @@ class EvaluateArguments:
     dataset_name: str | None = key(None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>")
     dataset_config_name: str | None = key(None, "the hub data set's configuration")
     split: str | None = key(None, "split of the data (default: test, else validation, else the only one)")
-    label_column_name: str | None = key(
-        None, "label column (default: the run's, label, labels, or the only class column)"
+    label_column_name: str | list[str] | None = key(
+        None, "label column, or several of 0 and 1 (default: the run's, label, labels, or the only class column)"
     )
     max_predict_samples: int | None = key(None, "examples to evaluate on, drawn by class (default: all)")
     json: bool = key(False, "print one JSON object instead of lines")
@@ -73,6 +73,7 @@ class PlanVerbArguments:
     """How a plan is shown."""
 
     json: bool = key(False, "print one JSON object instead of tables")
+    preview: str | None = key(None, "picture of augmented training images to write: .png, .svg or .pdf")
     depth_map: str | None = key(None, "picture of groups, epochs and rates to write: .png, .svg or .pdf")
 
 
@@ -184,12 +185,16 @@ def plan(argv: Sequence[str]) -> int:
     file, given, values, problems = _read_run("plan", argv, _plan_parser(), PlanVerbArguments)
     if values["depth_map"]:
         check_picture(values["depth_map"])
+    if values["preview"]:
+        from .data.preview import check_preview
+
+        check_preview(values["preview"])
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder
         config = Config.from_sources(file, {**given, "output_dir": folder}, problems, needs=("model",))
 
         from .planned import plan_only
 
-        found = plan_only(config, talks=not (values["json"] or values["quiet"]))
+        found = plan_only(config, talks=not (values["json"] or values["quiet"]), preview=values["preview"])
     if values["json"]:
         print(json.dumps(found.to_dict(), indent=2))
     if values["depth_map"]:

@@ -79,6 +79,12 @@ def texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     )
 
 
+def soft_texts(size: int = 20, seed: int = 0) -> Dataset:
+    """`texts` with shares of two labels, as mixup gives."""
+    shares = torch.softmax(torch.randn(size, 2, generator=torch.Generator().manual_seed(seed + 1)), -1).tolist()
+    return texts(size, seed=seed).remove_columns("labels").add_column("labels", shares)
+
+
 def images(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     g = torch.Generator().manual_seed(seed)
     return Dataset.from_dict(

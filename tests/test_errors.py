@@ -170,7 +170,7 @@ CASES = [
         "1 training examples have no label in column 'label', the first is row 1",
     ),
     (f"{TRAIN} --train_file {{w}}/nan_label.csv", "have no label"),
-    (f"{TRAIN} --train_file {{w}}/blank_text.csv --max_train_samples 2", "no text in column 'text'"),
+    (f"{TRAIN} --train_file {{w}}/blank_text.csv --max_train_samples 2", "there is no text"),
     (f"{TRAIN} --train_file {{w}}/numbers.csv --text_column_name text", "holds int64, not text"),
     (f"{TRAIN} --train_file {{w}}/torn.jsonl", "cannot be read as json"),
     (f"{TRAIN} --train_file {{w}}/torn.parquet", "cannot be read as parquet"),
@@ -241,7 +241,7 @@ CASES = [
     ("evaluate", "One RUN is needed"),
     ("evaluate {w}/bert", "what to evaluate on"),
     ("evaluate {w}/bert --test_file {w}/good.csv --dataset_name imdb", "contradict each other"),
-    ("evaluate {w}/bert --test_file {w}/good.csv", "has the label 'a', which is none of those"),
+    ("evaluate {w}/bert --test_file {w}/good.csv", "has the labels 'a', 'b', which are none of those"),
     ("evaluate {w}/bert --dataset_name {w}/test_only --split train", "split: the data has no split 'train'."),
     ("evaluate {w}/bert --test_file {w}/no_label.csv", "Name one of stars, size"),
     ("evaluate {w}/bert --test_file {w}/header.csv", "header.csv' has no examples"),
@@ -362,9 +362,9 @@ def test_a_folder_that_may_not_be_read(world, tmp_path):
         pytest.skip("needs another user to become")
     (tmp_path / "closed").mkdir(mode=0o700)
     code = f"""
-import os; from hf_transfer.data.load import _load_named
+import os; from hf_transfer.config import DataArguments; from hf_transfer.data.load import load_splits
 os.setuid(65534)
-_load_named({str(tmp_path / "closed")!r}, None)
+load_splits(DataArguments(dataset_name={str(tmp_path / "closed")!r}))
 """
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:2]:

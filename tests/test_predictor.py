@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from hf_transfer import UserError, fine_tune
 from hf_transfer.cli import main
 from hf_transfer.data import bundled
-from hf_transfer.data.load import LABELS
+from hf_transfer.data.labels import LABELS
 from hf_transfer.predictor import Predictor
 
 from .helpers import tiny_bert

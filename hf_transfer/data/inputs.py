@@ -21,12 +21,11 @@ from ..config import DataArguments
 from ..errors import UserError, nearest, one_line
 from ..tasks.base import Task
 from .load import convert
+from .paths import IMAGE_COLUMNS
 
 TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
 LINES = frozenset((".txt",))
 STANDARD_INPUT = "-"
-# What a column of pictures is called where nobody said so.
-_IMAGE_COLUMNS = ("image", "img", "pixel_values", "file_name", "file", "path")
 _FIELD_LIMIT = 2**31 - 1  # characters of a CSV cell; the csv module's own limit is 131,072
 
 
@@ -180,8 +179,8 @@ def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
 
 
 def _beside(path: Path, value: Any, task: Task) -> Any:
-    """A picture's path that is relative to the table, where there is no such file here."""
-    relative = task.suffixes and isinstance(value, str) and not os.path.isfile(value)
+    """A picture's path that is relative to the table; as it stands where there is no such file."""
+    relative = task.suffixes and isinstance(value, str) and not Path(value).is_absolute()
     return str(path.parent / value) if relative and os.path.isfile(path.parent / value) else value
 
 
@@ -197,7 +196,7 @@ def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -
     if names:
         return tuple(names)
     if task.suffixes:
-        found = [name for name in _IMAGE_COLUMNS if name in row] or (list(row) if len(row) == 1 else [])
+        found = [name for name in IMAGE_COLUMNS if name in row] or (list(row) if len(row) == 1 else [])
         found = found[:1]
     else:
         texts = {name: Value("string") for name, value in row.items() if isinstance(value, str)}

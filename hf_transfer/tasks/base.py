@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from datasets import Dataset
 
 from ..config import DataArguments, ModelArguments
+from ..data.augment import Chance
+from ..data.duplicates import Trace, content_hash
 from ..models import Labels, Loaded
 
 
@@ -20,12 +22,14 @@ class Task(ABC):
         auto_class: transformers' class that loads what a run saves; empty where there is none.
         input_key: the key that names the input column; empty where no key does.
         suffixes: of the files that are one input each.
+        mixes: whether two inputs can be blended into one, as mixup does.
     """
 
     name: ClassVar[str]
     auto_class: ClassVar[str] = ""
     input_key: ClassVar[str] = ""
     suffixes: ClassVar[frozenset[str]] = frozenset()
+    mixes: ClassVar[bool] = False
 
     @abstractmethod
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
@@ -49,6 +53,16 @@ class Task(ABC):
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         """`split` with exactly what the model reads, and `labels`."""
 
+    def prepare_training(
+        self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Dataset:
+        """`prepare` for the training split, with the random changes that the keys ask for.
+
+        Raises:
+            UserError: a key asks for what this task cannot do.
+        """
+        return self.prepare(split, inputs, processor, args)
+
     def read(self, value: Any) -> Any:
         """One input as a user gives it, in the form that `encode` takes.
 
@@ -56,6 +70,19 @@ class Task(ABC):
             ValueError: what is wrong with it.
         """
         return value
+
+    def trace(self, values: Sequence[Any]) -> Trace:
+        """What an example leaves behind, to find duplicates of it: see `data.duplicates`. One value per input column.
+
+        Raises:
+            ValueError: what is wrong with it: it cannot be used.
+        """
+        read = [self.read(value) for value in values]
+        return Trace(content_hash(*(repr(value).encode() for value in read)), None, {})
+
+    def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int] | None:
+        """(share of the examples of which the model does not read all, how much it reads); None where it reads all."""
+        return None
 
     @abstractmethod
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,11 @@ from datasets import Dataset, Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..config import DataArguments, ModelArguments
-from ..data.load import LABELS
+from ..data.augment import EXAMPLE, Augmentation, Chance, Mixed
+from ..data.duplicates import Trace, content_hash, look_hash
+from ..data.images import glance, open_image, to_channels
+from ..data.labels import LABELS
+from ..data.paths import IMAGE_SUFFIXES
 from ..errors import UserError, nearest, one_line
 from ..models import Labels, Loaded, load_config, load_model, source
 from .base import Task
@@ -23,7 +26,8 @@ class ImageClassification(Task):
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
     input_key = "image_column_name"
-    suffixes = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+    suffixes = IMAGE_SUFFIXES
+    mixes = True
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.image_column_name:
@@ -51,39 +55,57 @@ class ImageClassification(Task):
         (column,) = inputs
         split = split.cast_column(column, Image(decode=False))  # also paths; `read` decodes, here as in prediction
 
-        def read(cell: Any) -> Any:
-            try:
-                return self.read(cell)
-            except ValueError as error:
-                raise UserError(f"An image of the data, {cell.get('path') or 'without a name'}: {error}.") from error
-
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            return {**self.encode([[read(cell) for cell in batch[column]]], processor), LABELS: batch[LABELS]}
+            return {**self.encode([self._read(batch[column])], processor), LABELS: batch[LABELS]}
 
         return split.select_columns([column, LABELS]).with_transform(transform)
 
+    def prepare_training(
+        self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Dataset:
+        if not (Augmentation.wanted(args) or Mixed.wanted(args)):
+            return self.prepare(split, inputs, processor, args)
+        (column,) = inputs
+        augment = Augmentation(args, processor, chance)
+
+        def transform(batch: dict[str, Any]) -> dict[str, Any]:
+            images = [to_channels(image, channels_of(processor)) for image in self._read(batch[column])]
+            pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
+            return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
+
+        split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
+        return split.with_transform(transform)
+
+    def _read(self, cells: Sequence[Any]) -> list[Any]:
+        """Pictures of a data set.
+
+        Raises:
+            UserError: names the one that cannot be read.
+        """
+        found = []
+        for cell in cells:
+            try:
+                found.append(self.read(cell))
+            except ValueError as error:
+                raise UserError(f"An image of the data, {cell.get('path') or 'without a name'}: {error}.") from error
+        return found
+
     def read(self, value: Any) -> Any:
         """A picture from a path, its bytes, a cell of a `datasets` image column, a picture or an array."""
-        from PIL import Image as Pixels
-        from PIL import ImageOps
+        return open_image(value)
 
-        if isinstance(value, dict):  # how `datasets` stores an image in a file
-            value = value.get("bytes") or value.get("path")
+    def trace(self, values: Sequence[Any]) -> Trace:
+        (cell,) = values
+        stored, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, cell)
         try:
-            if isinstance(value, str | Path):
-                value = Path(value).read_bytes()
-            if isinstance(value, bytes):
-                image = Pixels.open(BytesIO(value))
-                image.load()
-                return ImageOps.exif_transpose(image)  # as `datasets` does
-            if value is None:
-                raise ValueError("there is none")
-            return value if isinstance(value, Pixels.Image) else Pixels.fromarray(value)
-        except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Pixels.DecompressionBombError) as error:
+            content = stored if stored is not None else Path(str(path)).read_bytes()
+        except (OSError, TypeError) as error:
             raise ValueError(f"it cannot be read as an image ({one_line(error, 100)})") from error
+        image, (width, height) = glance(content)
+        return Trace(content_hash(content), look_hash(to_channels(image, 3)), {"width": width, "height": height})
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
-        images = [image.convert("RGB") for image in columns[0]]
+        images = [to_channels(image, channels_of(processor)) for image in columns[0]]
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
@@ -97,7 +119,8 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
     """Tell the configuration the input size, so that what is saved loads with it."""
-    config.pretrained_cfg = {**(config.to_dict().get("pretrained_cfg") or {}), "input_size": [3, size, size]}
+    known = config.to_dict().get("pretrained_cfg") or {}
+    config.pretrained_cfg = {**known, "input_size": [_timm_channels(config, known), size, size]}
     if config.pretrained_cfg.get("fixed_input_size"):
         config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
 
@@ -125,6 +148,10 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
         # A model made from a bare architecture says nothing of its input: timm does.
         usual = timm.get_pretrained_cfg(config.architecture, allow_unregistered=True)
         known = config.to_dict().get("pretrained_cfg") or (usual.to_dict() if usual else {})
+        if "input_size" in known:
+            channels = _timm_channels(config, known)
+            known = {**known, "input_size": [channels, *known["input_size"][1:]]}
+            known |= {k: _for_channels(known[k], channels) for k in ("mean", "std") if known.get(k)}
         return TimmWrapperImageProcessor(known, architecture=config.architecture)
     place, options = source(args)
     try:
@@ -134,6 +161,12 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
             f"model_name_or_path: {args.model_name_or_path!r} has no image processor that can be loaded "
             f"({one_line(error)})."
         ) from error
+    if config.to_dict().get("num_channels") and getattr(processor, "image_mean", None):
+        channels = int(config.num_channels)
+        processor.image_mean = _for_channels(processor.image_mean, channels)
+        processor.image_std = _for_channels(processor.image_std, channels)
+        if channels == 1 and getattr(processor, "do_convert_rgb", None):
+            processor.do_convert_rgb = False
     if size:
         resize_to = (
             {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else {"height": size, "width": size}
@@ -142,3 +175,21 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
         if getattr(processor, "do_center_crop", None):
             processor.crop_size = {"height": size, "width": size}
     return processor
+
+
+def channels_of(processor: Any) -> int:
+    """1 for a model that reads grey pictures, else 3: as many as there are means to subtract."""
+    if hasattr(processor, "data_config"):  # timm's
+        return int(processor.data_config["input_size"][0])
+    mean = getattr(processor, "image_mean", None)
+    return len(mean) if isinstance(mean, list | tuple) else 3
+
+
+def _timm_channels(config: PreTrainedConfig, known: Mapping[str, Any]) -> int:
+    given = (config.model_args or {}).get("in_chans")
+    return int(given or (known.get("input_size") or [3])[0])
+
+
+def _for_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A statistic per channel for another number of them: processors have three where nobody set them."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels

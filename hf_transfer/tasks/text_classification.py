@@ -9,7 +9,9 @@ from datasets import Dataset, Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedConfig
 
 from ..config import DataArguments, ModelArguments
-from ..data.load import LABELS
+from ..data.augment import EXAMPLE, Chance, mask_tokens
+from ..data.duplicates import Trace, content_hash, normalised
+from ..data.labels import LABELS
 from ..errors import UserError, nearest, one_line
 from ..models import Labels, Loaded, load_config, load_model, source
 from .base import Task
@@ -27,6 +29,7 @@ _USUAL = (
 
 _UNBOUNDED = 10**9  # a tokenizer without a limit says 1e30
 _DEFAULT_LENGTH = 512
+_CHARACTERS = 100  # at most so many to a token are read: a text of 10 MB would take minutes to be thrown away
 
 
 class TextClassification(Task):
@@ -43,6 +46,9 @@ class TextClassification(Task):
                         f"text_column_name: there is no column {column!r}.",
                         f"There are {', '.join(features)}.{nearest(column, features)}",
                     )
+                kind = getattr(features[column], "dtype", "lists")
+                if kind not in ("string", "large_string"):
+                    raise UserError(f"text_column_name: {column!r} holds {kind}, not text.")
             if len(given) > 2:
                 raise UserError(f"text_column_name: {', '.join(given)} are {len(given)} columns; give one, or a pair.")
             return tuple(given)
@@ -68,23 +74,44 @@ class TextClassification(Task):
         if limit > _readable(tokenizer, config):
             raise UserError(f"max_seq_length: the model reads {_readable(tokenizer, config)} tokens, not {limit}.")
         tokenizer.model_max_length = limit
+        if data_args.truncation_side:
+            tokenizer.truncation_side = data_args.truncation_side
         return load_model(model_args, AutoModelForSequenceClassification, config, labels), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         for column in inputs:
-            if split.features[column].dtype not in ("string", "large_string"):
-                raise UserError(f"text_column_name: {column!r} holds {split.features[column].dtype}, not text.")
             empty = [i for i, text in enumerate(split[column]) if text is None]
             if empty:
                 raise UserError(
                     f"{len(empty)} examples have no text in column {column!r}, the first is row {empty[0]}."
                 )
 
+        return self._tokenised(split, inputs, processor, (LABELS,))
+
+    def _tokenised(self, split: Dataset, inputs: tuple[str, ...], processor: Any, kept: Sequence[str]) -> Dataset:
         return split.map(
             lambda batch: self.encode([batch[c] for c in inputs], processor),
             batched=True,
-            remove_columns=[c for c in split.column_names if c != LABELS],
+            remove_columns=[c for c in split.column_names if c not in kept],
         )
+
+    def prepare_training(
+        self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Dataset:
+        if not args.token_masking:
+            return self.prepare(split, inputs, processor, args)
+        if processor.mask_token_id is None:
+            raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
+        special = frozenset(processor.all_special_ids)
+
+        def transform(batch: dict[str, Any]) -> dict[str, Any]:
+            masked = []
+            for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
+                with chance.of(example):
+                    masked.append(mask_tokens(ids, args.token_masking, processor.mask_token_id, special))
+            return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
+
+        return self._tokenised(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(transform)
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -95,8 +122,22 @@ class TextClassification(Task):
             raise ValueError("it is not valid Unicode") from error
         return value
 
+    def trace(self, values: Sequence[Any]) -> Trace:
+        texts = [value for value in values if value is not None]
+        if len(texts) < len(values) or not any(text.strip() for text in texts):
+            raise ValueError("there is no text")
+        near = content_hash(*(normalised(text).encode() for text in texts))
+        sizes = {"characters": sum(len(text) for text in texts)}
+        return Trace(content_hash(*(text.encode() for text in texts)), near, sizes)
+
+    def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int]:
+        limit = processor.model_max_length
+        columns = [[_readable_part(text, processor) for text in sample[c]] for c in inputs]
+        lengths = [len(ids) for ids in processor(*columns, verbose=False)["input_ids"]]
+        return sum(length > limit for length in lengths) / max(1, len(lengths)), limit
+
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
-        return processor(*(list(column) for column in columns), truncation=True)
+        return processor(*([_readable_part(text, processor) for text in c] for c in columns), truncation=True)
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return DataCollatorWithPadding(processor)
@@ -110,6 +151,12 @@ def _load_tokenizer(args: ModelArguments) -> Any:
         raise UserError(
             f"model_name_or_path: {args.model_name_or_path!r} has no tokenizer that can be loaded ({one_line(error)})."
         ) from error
+
+
+def _readable_part(text: str, tokenizer: Any) -> str:
+    """As much of a text, from the end that is kept, as its tokens can come from."""
+    most = tokenizer.model_max_length * _CHARACTERS
+    return text[-most:] if tokenizer.truncation_side == "left" else text[:most]
 
 
 def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 
 from hf_transfer import TransferArguments, TransferTrainer
 from hf_transfer.ranks import data_parallel
-from tests.helpers import arguments, copy_state, images, texts, tiny_bert, tiny_timm_resnet, tiny_vit
+from tests.helpers import arguments, copy_state, images, soft_texts, texts, tiny_bert, tiny_timm_resnet, tiny_vit
 
 # Whatever the version calls it.
 CHECKPOINTING = next(
@@ -75,6 +75,28 @@ def with_idle() -> Any:
     return WithIdle(tiny_bert(layers=2).config).double()
 
 
+# 20 examples in batches of 8: the last group of micro-batches is short.
+EXACT["class weights"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "gradient_accumulation_steps": 2,
+    "class_weights": {"LABEL_0": 0.25, "LABEL_1": 4.0},
+}
+EXACT["soft labels, short"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "data": lambda: soft_texts(20),
+    "gradient_accumulation_steps": 2,
+    "class_weights": {"LABEL_1": 3.0},
+    "label_smoothing_factor": 0.1,
+}
+EXACT["balanced"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "balanced_sampling": True,
+    "class_weights": "auto",
+    "focal_gamma": 1.0,
+}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
 
 

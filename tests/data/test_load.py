@@ -10,7 +10,9 @@ from PIL import Image
 
 from hf_transfer import UserError
 from hf_transfer.config import DataArguments
-from hf_transfer.data.load import infer_labels, label_column, load_splits, make_data
+from hf_transfer.data.labels import infer_labels, label_column
+from hf_transfer.data.load import load_splits
+from hf_transfer.data.splits import make_data
 
 ROWS = [{"text": f"t{i}", "label": "ab"[i % 2]} for i in range(20)]
 

@@ -1,0 +1,47 @@
+"""Models in folders, as users have them."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_transfer.data import bundled
+
+from .helpers import PIXELS, tiny_bert, tiny_vit
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_folder(tmp_path_factory) -> str:
+    """A random BERT of two layers that reads 16 tokens of the real vocabulary."""
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    tokenizer = AutoTokenizer.from_pretrained(bundled.model_path("bundled:minilm-l6"), model_max_length=16)
+    tokenizer.save_pretrained(folder)
+    tiny_bert(vocab_size=tokenizer.vocab_size).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_folder(tmp_path_factory) -> str:
+    """A random ViT of two layers for pictures of 32 pixels."""
+    folder = tmp_path_factory.mktemp("models") / "vit"
+    tiny_vit().save_pretrained(folder)
+    ViTImageProcessor(size={"height": PIXELS, "width": PIXELS}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def gray_vit_folder(tmp_path_factory) -> str:
+    """The same for grey pictures, with the processor's usual three means."""
+    folder = tmp_path_factory.mktemp("models") / "gray"
+    config = ViTConfig(
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        image_size=PIXELS,
+        patch_size=16,
+        num_channels=1,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": PIXELS, "width": PIXELS}).save_pretrained(folder)
+    return str(folder)
