@@ -182,7 +182,9 @@ def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGro
     if rest:
         ruled = _match_rules(_architecture_rules(core), list(dict.fromkeys(short[n] for n in rest)))
         declared = _declared_depths(core)
-        declared = {prefix + n: d for n, d in declared.items()} | {n: ruled[short[n]] for n in rest if short[n] in ruled}
+        declared = {prefix + n: d for n, d in declared.items()} | {
+            n: ruled[short[n]] for n in rest if short[n] in ruled
+        }
         # What a wrapper holds outside the model (a prompt) is put before its input.
         outside = {n: _SYMBOLS[STEM] for n in rest if not n.startswith(prefix)}
         depths |= {n: d for n, d in (declared | outside).items() if n in rest}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from . import hub
+from .adapter_files import adapter_config, put_on
 from .config import ModelArguments
 from .errors import UserError, nearest, one_line
-from .layers import HEAD, layer_groups
+from .layers import HEAD, layer_groups, plain_names
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,8 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
         setattr(config, key, value)
+    if config.model_type == "timm_wrapper":  # a saved one would keep the names of its earlier labels
+        config.label_names = list(labels.names)
     # transformers prints a table of missing and mismatched weights; `notes` says it in a line.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -209,17 +212,18 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         notes = []
         if args.from_scratch:
             return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
-        head = layer_groups(model, args.layer_rules or ())[-1].parameters
-        if not missing & set(head) and set(labels.names) not in (before, own):
+        plain = plain_names(model)
+        head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
+        if not missing & head and set(labels.names) not in (before, own):
             missing |= _fresh_head(model, auto_class, head)
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if missing & set(head):
+    if missing & head:
         notes.append(
             f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
             f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}."
         )
-    body = sorted(missing - set(head))
+    body = sorted(missing - head)
     if body:
         notes.append(f"The checkpoint does not hold {_some(body)}: these train with the head.")
     return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
@@ -228,7 +232,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
 def _from_checkpoint(
     args: ModelArguments, auto_class: Any, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, set[str]]:
-    """(model in fp32, names of the parameters that the checkpoint did not hold)."""
+    """(model in fp32, names of the parameters that the checkpoint did not hold). An adapter comes on its backbone."""
     name = _name(args)
     if args.from_scratch:
         return auto_class.from_config(config, dtype=torch.float32), set()
@@ -237,8 +241,18 @@ def _from_checkpoint(
 
         loaded = load_weights(name, auto_class, config)
         if loaded is not None:
+            loaded[0].name_or_path = name
             return loaded
     place, options = source(args)
+    if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
+        base = replace(
+            args,
+            model_name_or_path=adapter.base_model_name_or_path,
+            model_revision=adapter.revision or "main",
+        )
+        model, missing = _from_checkpoint(base, auto_class, config)
+        model, held = put_on(model, place, options, args.restart_adapter)
+        return model, missing - held
     try:
         model, info = auto_class.from_pretrained(
             place,
@@ -256,21 +270,23 @@ def _from_checkpoint(
             f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss: it cannot be trained.",
             "Take its undistilled sibling (for DeiT, facebook/deit-base-patch16-224).",
         )
+    for parameter in model.parameters():  # a mapped file's begin at any byte, and then sums differ in the last bit
+        parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return model, (set(info["missing_keys"]) | mismatched) & parameters
 
 
-def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Sequence[str]) -> set[str]:
+def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
     """Replace the output layer of a head whose size fits by chance: its classes are others."""
     blank = dict(auto_class.from_config(model.config).named_parameters())
     outputs = model.config.num_labels
-    replaced = set()
+    replaced, plain = set(), plain_names(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in head and parameter.shape[0] == outputs:
-                parameter.copy_(blank[name])
-                replaced.add(name)
+            if plain[name] in head and parameter.shape[0] == outputs:
+                parameter.copy_(blank[plain[name]])
+                replaced.add(plain[name])
     return replaced
 
 

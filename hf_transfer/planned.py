@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from .adapters import attach
 from .config import Config
 from .depth_map import DepthMap, depth_map
 from .errors import UserError
@@ -74,7 +75,8 @@ def plan_only(config: Config, talks: bool = True) -> Planned:
         else:
             loaded = _load_alone(config)
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
-            groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)
+            model = attach(loaded.model, args, rules)
+            groups, examples, notes = layer_groups(model, rules), {}, list(loaded.notes)
             plan = make_plan(args, groups)
             if talks:
                 say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")

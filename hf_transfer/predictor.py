@@ -17,6 +17,7 @@ from scipy.special import expit, softmax
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
+from .adapter_files import merge_checked
 from .config import DataArguments, ModelArguments, keys
 from .data.inputs import Example, check_inputs, example, read_inputs
 from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data, standard_name
@@ -102,6 +103,23 @@ class Predictor:
             precision,
             int(next((found[k] for k in ("data_seed", "seed") if found.get(k) is not None), 0)),
         )
+
+    def save_merged(self, folder: str | Path, batch: dict[str, Any]) -> Path:
+        """Write a plain model, an adapter merged into its backbone, with its tokenizer or image processor.
+
+        Args:
+            folder: is made.
+            batch: what the model reads, to compare merged and unmerged answers on.
+
+        Raises:
+            UserError: its kind of adapter cannot be merged.
+            WorkFailed: the merged weights answer otherwise than the adapter.
+        """
+        model = merge_checked(self.model, batch)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        return Path(folder)
 
     # ---- predictions ----
 

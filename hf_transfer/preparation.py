@@ -15,6 +15,7 @@ import datasets
 import torch
 from transformers import logging as transformers_logging
 
+from .adapters import spare_tokens
 from .config import Config
 from .data.load import Data, infer_labels, label_column, load_splits, make_data
 from .errors import UserError, WorkFailed, nearest, one_line
@@ -64,6 +65,8 @@ def prepare(config: Config) -> Prepared:
     column = label_column(splits["train"].features, inputs, config.data)
     labels = infer_labels(splits["train"], column, config.data.problem_type)
     loaded, processor = task.load(config.model, config.data, labels)
+    if spare := spare_tokens(args, loaded.model):
+        processor.model_max_length -= spare
     data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
     problem_type = loaded.labels.problem_type
     _check_best(args, problem_type, len(loaded.labels.names))

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError, nearest
 
 HEAD = "head"
-ADAPTERS = (
-    ("none", "lora", "dora", "rslora", "ia3", "adalora", "vera", "ln_tuning", "prompt", "prefix", "bottleneck")
-)
+ADAPTERS = ("none", "lora", "dora", "rslora", "ia3", "adalora", "vera", "ln_tuning", "prompt", "prefix", "bottleneck")
 # LP-FT and fastai train a pretrained body 10 to 100 times slower than its new head.
 TWO_PHASE_HEAD_RATIO = 20.0
 
@@ -64,7 +62,9 @@ class PlanArguments(AdapterArguments):
     `warmup_steps` and `lr_scheduler_type` keep their meaning.
     """
 
-    strategy: str | None = key(None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, lora, scratch")
+    strategy: str | None = key(
+        None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, lora, scratch"
+    )
     head_epochs: float = key(1.0, "two-phase: epochs of the head alone")
     unfrozen_groups: int = key(2, "partial: groups below the head that train")
     groups_per_unfreeze: int = key(1, "gradual: groups thawed at a time, from the top")
@@ -116,7 +116,8 @@ def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     The backbone's rate is `learning_rate`; with no key that says otherwise the head's is 20 times that.
     """
     silent = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
-    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if all(k is None for k in silent) else {}
+    slower = all(k is None for k in silent) and not keys.is_adapted  # an adapter is as new as the head
+    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if slower else {}
     head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
     return [*head, {"train": "all", **rates}]
 

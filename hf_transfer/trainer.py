@@ -13,6 +13,7 @@ What is overridden, and why that hook:
 - `_get_num_items_in_batch`: -100 is no mark of an ignored label among a regression's values.
 - `_load_optimizer_and_scheduler`: a checkpoint of another plan is refused (it is loaded by position, with its rates).
 - `log`: the rate of every layer group, not only of the first.
+- `_save`: an adapter's labels stand beside it.
 - a callback at the beginning of each optimizer step, where a new stage may begin.
 """
 
@@ -31,7 +32,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from . import strategies
+from . import adapters, strategies
+from .adapter_files import write_config
 from .errors import UserError, UserErrors, one_line
 from .layers import LayerGroup, frozen_modules, layer_groups
 from .optim import current_rates, lr_factors, parameter_groups
@@ -52,6 +54,7 @@ class TransferArguments(PlanArguments, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
+        self.adapter = strategies.with_adapter(self.strategy, self.adapter)
         problems = strategies.check(self)
         if problems:
             raise UserErrors(problems)
@@ -79,8 +82,10 @@ class TransferTrainer(Trainer):
     plan: Plan | None = None
     layer_groups: tuple[LayerGroup, ...] = ()
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
+        if isinstance(args, TransferArguments):
+            model = adapters.attach(model, args, args.layer_rules or ())
+        super().__init__(model, args, *rest, **kwargs)
         self._stage: int | None = None
         self._stage_began = 0.0
         self._stage_seconds: dict[int, float] = {}
@@ -98,6 +103,8 @@ class TransferTrainer(Trainer):
         self._weighs_loss = not own_loss and self.args.n_gpu <= 1
         self.model_accepts_loss_kwargs |= self._weighs_loss
         self.add_callback(_StageCallback(self))
+        if adapters.is_adapted(self.model) and adapters.peft_type(self.model) == "ADALORA":
+            self._allocate_ranks()
 
     def _find_layers(self) -> None:
         """The layer groups, and what may train: the caller's own freeze stays."""
@@ -125,6 +132,20 @@ class TransferTrainer(Trainer):
                         f"strategy {self.plan.strategy} changes what trains, which {name} cannot do once it has begun.",
                         "Use a strategy of one stage (linear-probe, partial, full) or plain data parallelism.",
                     )
+
+    def _allocate_ranks(self) -> None:
+        assert self.plan is not None
+        if len(self.plan.stages) > 1:
+            raise UserError(
+                f"adapter: adalora shares ranks between all layers, which strategy {self.plan.strategy} thaws in stages.",
+                "Use strategy: full, or adapter: lora.",
+            )
+        if self.args.resume_from_checkpoint:
+            raise UserError(
+                "resume_from_checkpoint: adalora's budget is in no checkpoint, so its run cannot be continued.",
+                "Start anew, or use adapter: lora.",
+            )
+        self.add_callback(adapters.AdaLora())
 
     # ---- optimizer and schedule ----
 
@@ -159,7 +180,7 @@ class TransferTrainer(Trainer):
             if callable(declare):
                 listed |= {f"{path}.{name}".lstrip(".") for name in declare()}
         decayed = set(self.get_decay_parameter_names(model))
-        return listed | {n for n, _ in model.named_parameters() if n not in decayed}
+        return listed | {n for n, _ in model.named_parameters() if n not in decayed or adapters.VECTORS.search(n)}
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.plan is None or self.lr_scheduler is not None:
@@ -347,6 +368,13 @@ class TransferTrainer(Trainer):
                 {**batch, "labels": _count(batch["labels"])} if "labels" in batch else batch for batch in batch_samples
             ]
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    # ---- files ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if adapters.is_adapted(self.model) and self.args.should_save:
+            write_config(self.model, output_dir or str(self.args.output_dir))
 
     # ---- evaluation ----
 
