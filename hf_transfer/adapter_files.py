@@ -12,6 +12,7 @@ libraries load them so:
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,16 @@ def put_on(model: Any, place: str, options: dict[str, Any], restart: bool = Fals
             model.load_state_dict(whole, strict=False)
             return model, set(whole)
         config = PeftConfig.from_pretrained(place, **({} if Path(place).is_dir() else options))
-        made = PeftModel.from_pretrained(
-            model,
-            place,
-            is_trainable=not config.is_prompt_learning,
-            torch_device="cpu",
-            ignore_mismatched_sizes=True,
-            **({} if Path(place).is_dir() else options),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
+            made = PeftModel.from_pretrained(
+                model,
+                place,
+                is_trainable=not config.is_prompt_learning,
+                torch_device="cpu",
+                ignore_mismatched_sizes=True,
+                **({} if Path(place).is_dir() else options),
+            )
     except _UNREADABLE as error:
         raise UserError(
             f"model_name_or_path: the adapter in {place!r} cannot be loaded ({one_line(error)})."
@@ -105,7 +108,7 @@ def write_config(model: PeftModel, folder: str | Path) -> None:
     config.save_pretrained(folder)
 
 
-def merge(model: Any) -> Any:
+def merged(model: Any) -> Any:
     """A plain model whose weights hold what the adapter of `model` learnt; `model` stays as it is.
 
     Raises:
@@ -147,7 +150,7 @@ def _unwrapped(model: PeftModel) -> Any:
 
 
 def merge_checked(model: Any, batch: dict[str, Any]) -> Any:
-    """`merge`, with logits that are the adapter's within rounding.
+    """`merged`, with logits that are the adapter's within rounding.
 
     Args:
         model: with an adapter.
@@ -157,7 +160,7 @@ def merge_checked(model: Any, batch: dict[str, Any]) -> Any:
         UserError: its kind of adapter cannot be merged.
         WorkFailed: the merged weights answer otherwise (layers that transform their weights at each use).
     """
-    whole = merge(model)
+    whole = merged(model)
     before, after = logits_of(model, batch), logits_of(whole, batch)
     scale = max(1.0, float(before.abs().max()))
     apart = float((before - after).abs().max())

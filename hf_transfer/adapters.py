@@ -13,7 +13,10 @@ tuning, Li and Liang 2021; bottleneck adapters, Houlsby et al. 2019 and Pfeiffer
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,9 @@ def attach(model: Any, keys: AdapterArguments, layer_rules: Sequence[Any] = ()) 
         try:
             config = _config(model, groups, written, keys.lora_target_modules)
             frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-            model = get_peft_model(model, config)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
+                model = get_peft_model(model, config)
         except UserError:
             raise
         except _REFUSALS as error:
@@ -177,6 +182,17 @@ def saved_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[str]:
     return found
 
 
+def summary(model: PeftModel) -> str:
+    """Where the adapter sits and how much of the model trains, in a line."""
+    names = list(getattr(model.base_model, "targeted_module_names", ()))
+    ends = Counter(n.rpartition(".")[2] for n in names)
+    where = f"in {len(names)} modules ({', '.join(ends)})" if names else "before the input"
+    trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for n, p in model.named_parameters() if ".original_module." not in n)
+    share = f"{trains:,} of {total:,} parameters may train ({trains / total:.2%})"
+    return f"Adapter {peft_type(model).lower()} {where}: {share}."
+
+
 # ---- targets -------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +279,7 @@ def _chosen(model: nn.Module, groups: Sequence[LayerGroup], hosts: Sequence[str]
     silent = [n for n in found if called is not None and n not in called]
     if silent:
         raise UserError(
-            f"lora_target_modules: {silent[0]!r} is never called in a forward pass, so an adapter in it would do nothing."
+            f"lora_target_modules: no forward pass calls {silent[0]!r}, so an adapter in it would do nothing."
         )
     return list(found)
 
@@ -302,8 +318,8 @@ def called_modules(model: nn.Module, names: Sequence[str]) -> list[str] | None:
 
 
 def _forward(model: nn.Module, padded: bool = False) -> Any:
-    """The output for one small example (two for `padded`, the second a shorter one); None where the model refuses it."""
-    batch = _example(model, padded)
+    """The output for one small example (two for `padded`, the second a shorter one); None where it refuses them."""
+    batch = example(model, padded)
     if batch is None:
         return None
     was_training = {m: m.training for m in model.modules()}
@@ -320,8 +336,9 @@ def _forward(model: nn.Module, padded: bool = False) -> Any:
             module.training = training
 
 
-def _example(model: nn.Module, padded: bool) -> dict[str, torch.Tensor] | None:
-    core = model.get_base_model() if is_adapted(model) else model
+def example(model: Any, padded: bool = False) -> dict[str, torch.Tensor] | None:
+    """A batch that a Hugging Face model reads; None where it reads neither tokens nor pixels."""
+    core: Any = model.get_base_model() if is_adapted(model) else model
     if not isinstance(core, PreTrainedModel):
         return None
     device, config = core.device, core.config
@@ -331,7 +348,8 @@ def _example(model: nn.Module, padded: bool) -> dict[str, torch.Tensor] | None:
         if config.model_type == "timm_wrapper":
             size = ((known.get("pretrained_cfg") or {}).get("input_size") or (3, 0))[1] or _timm_size(core)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return {"pixel_values": torch.zeros(1, known.get("num_channels") or 3, height, width, device=device)}
+        shape = (1, known.get("num_channels") or 3, height, width)
+        return {"pixel_values": torch.linspace(-1, 1, math.prod(shape), device=device).sin().view(shape)}
     if core.main_input_name != "input_ids":
         return None
     ids = torch.arange(8, device=device).repeat(2 if padded else 1, 1) % 7 + 3
@@ -406,8 +424,8 @@ def _check_saved(model: PeftModel) -> None:
     if lost and not model.active_peft_config.is_prompt_learning:
         plain = plain_names(model)
         raise UserError(
-            f"adapter: {plain[lost[0]]} and {len(lost) - 1} more parameters of the backbone require a gradient, and the "
-            "adapter's files would not hold them.",
+            f"adapter: {plain[lost[0]]} and {len(lost) - 1} more parameters of the backbone require a gradient, and "
+            "the adapter's files would not hold them.",
             "Name their modules in the adapter's modules_to_save, or freeze them.",
         )
 
@@ -422,7 +440,7 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
     try:
         both = _forward(model, padded=True)
         if both is not None:
-            batch = _example(model, padded=True)
+            batch = example(model, padded=True)
             assert batch is not None
             model.eval()
             with torch.no_grad():

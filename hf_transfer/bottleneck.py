@@ -68,6 +68,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A layer with a bottleneck behind it: (..., width) for linear layers, (batch, width, ...) for convolutions."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+    base_layer: Any
+    get_base_layer: Any
+    set_adapter: Any
+    active_adapters: Any
+    _move_adapter_to_device_of_base_layer: Any
+    bottleneck_down: Any
+    bottleneck_up: Any
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig):
         super().__init__()
@@ -84,10 +91,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         width = output_width(base)
         narrow = max(1, round(width / config.reduction_factor))
-        kind: Any = nn.Linear
-        if isinstance(base, nn.Conv1d | nn.Conv2d):
-            kind = lambda i, o: (nn.Conv1d if isinstance(base, nn.Conv1d) else nn.Conv2d)(i, o, 1)  # noqa: E731
-        down, up = kind(width, narrow), kind(narrow, width)
+        convolution: Any = next((c for c in (nn.Conv1d, nn.Conv2d) if isinstance(base, c)), None)
+        sizes = ((width, narrow), (narrow, width))
+        down, up = (convolution(*s, 1) if convolution else nn.Linear(*s) for s in sizes)
         nn.init.zeros_(up.weight)
         nn.init.zeros_(up.bias)
         self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up

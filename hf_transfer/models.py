@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,7 +254,8 @@ def _from_checkpoint(
             model_name_or_path=adapter.base_model_name_or_path,
             model_revision=adapter.revision or "main",
         )
-        model, missing = _from_checkpoint(base, auto_class, config)
+        shared = _SHARED.get()
+        model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
         model, held = put_on(model, place, options, args.restart_adapter)
         return model, missing - held
     try:
@@ -275,6 +280,70 @@ def _from_checkpoint(
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return model, (set(info["missing_keys"]) | mismatched) & parameters
+
+
+_LABEL_KEYS = (
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "label_names",
+    "num_classes",
+    "architectures",
+    "_name_or_path",
+)
+_SHARED: ContextVar[SharedBackbone | None] = ContextVar("shared backbone", default=None)
+
+
+@contextlib.contextmanager
+def sharing(backbone: SharedBackbone) -> Iterator[None]:
+    """In this context adapters come on `backbone` instead of a backbone of their own."""
+    token = _SHARED.set(backbone)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+class SharedBackbone:
+    """A backbone that is loaded once, and of which every use has modules of its own around the same tensors."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._key: Any = None
+        self._loaded: tuple[PreTrainedModel, set[str]] | None = None
+
+    def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+        """As `_from_checkpoint`, with a head for `config`'s labels.
+
+        Raises:
+            UserError: it is another backbone than the one that was loaded.
+        """
+        plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
+        key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
+        if self._loaded is None:
+            model, missing = _from_checkpoint(args, auto_class, config)
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            self._loaded, self._key, self.name = (model.to(device), missing), key, _name(args)
+        elif key != self._key:
+            same = key[:2] == self._key[:2]
+            raise UserError(
+                f"bank: the backbone is {_name(args)!r}"
+                + (" in another configuration" if same else "")
+                + f", and the bank's is {self.name!r}.",
+                "Use a bank for each backbone.",
+            )
+        model, missing = self._loaded
+        shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        own = copy.deepcopy(model, shared)
+        for name, value in Labels.of(config).config_kwargs.items():
+            setattr(own.config, name, value)
+        with torch.device("meta"):
+            blank = auto_class.from_config(config)
+        head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
+        for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
+            own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
+        return own, missing
 
 
 def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:

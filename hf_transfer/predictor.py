@@ -18,6 +18,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
 from .adapter_files import merge_checked
+from .adapters import example as example_of
 from .config import DataArguments, ModelArguments, keys
 from .data.inputs import Example, check_inputs, example, read_inputs
 from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data, standard_name
@@ -104,18 +105,18 @@ class Predictor:
             int(next((found[k] for k in ("data_seed", "seed") if found.get(k) is not None), 0)),
         )
 
-    def save_merged(self, folder: str | Path, batch: dict[str, Any]) -> Path:
+    def save_merged(self, folder: str | Path, batch: dict[str, Any] | None = None) -> Path:
         """Write a plain model, an adapter merged into its backbone, with its tokenizer or image processor.
 
         Args:
             folder: is made.
-            batch: what the model reads, to compare merged and unmerged answers on.
+            batch: what the model reads, to compare merged and unmerged answers on (default: a made-up example).
 
         Raises:
             UserError: its kind of adapter cannot be merged.
             WorkFailed: the merged weights answer otherwise than the adapter.
         """
-        model = merge_checked(self.model, batch)
+        model = merge_checked(self.model, batch or example_of(self.model) or {})
         Path(folder).mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -329,6 +330,21 @@ class Predictor:
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
             return held_out_metrics(trainer, prepared, self.labels.problem_type)
+
+
+def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
+    """Write a run with an adapter as a plain model, which any library loads: the adapter in the backbone's weights.
+
+    Args:
+        run: a run's folder or a hub id.
+        folder: where the plain model goes, with its tokenizer or image processor.
+        **changes: as of `Predictor.load`.
+
+    Raises:
+        UserError: there is no such run, or its kind of adapter cannot be merged (prompts, prefixes, bottlenecks).
+        WorkFailed: the merged weights answer otherwise than the adapter.
+    """
+    return Predictor.load(run, **changes).save_merged(folder)
 
 
 # ---- metrics, as training and evaluation share them ----------------------------------------------------------------

@@ -15,7 +15,7 @@ import datasets
 import torch
 from transformers import logging as transformers_logging
 
-from .adapters import spare_tokens
+from .adapters import is_adapted, spare_tokens, summary
 from .config import Config
 from .data.load import Data, infer_labels, label_column, load_splits, make_data
 from .errors import UserError, WorkFailed, nearest, one_line
@@ -114,6 +114,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     )
     for note in prepared.notes:
         say(note)
+    if is_adapted(trainer.model):
+        say(summary(trainer.model))
     say()
     if trainer.plan is not None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:

@@ -20,7 +20,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .adapter_files import check_reload
-from .adapters import name_of
+from .adapters import is_adapted, name_of
 from .config import Config, DataArguments
 from .data.load import Data
 from .errors import UserError, nearest
@@ -359,7 +359,15 @@ def _conclude(result: Result, task: Task) -> None:
     say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
     say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
     say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
-    if task.auto_class:
+    if task.auto_class and is_adapted(result.model):
+        code = (
+            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
+            f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
+            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))})); "
+            f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
+        )
+        say(f"  {python} -c {shlex.quote(code)}")
+    elif task.auto_class:
         load = f"M.from_pretrained({json.dumps(str(folder))})"
         code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
         say(f"  {python} -c {shlex.quote(code)}")

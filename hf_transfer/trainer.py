@@ -137,7 +137,7 @@ class TransferTrainer(Trainer):
         assert self.plan is not None
         if len(self.plan.stages) > 1:
             raise UserError(
-                f"adapter: adalora shares ranks between all layers, which strategy {self.plan.strategy} thaws in stages.",
+                f"adapter: adalora shares ranks between layers, which {self.plan.strategy} thaws in stages.",
                 "Use strategy: full, or adapter: lora.",
             )
         if self.args.resume_from_checkpoint:
