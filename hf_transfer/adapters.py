@@ -431,7 +431,8 @@ def _check_saved(model: PeftModel) -> None:
 
 
 def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
-    """Whether the model takes a prompt, tried out: a padded example must be answered as it is without padding.
+    """Whether the model takes a prompt, tried out: another prompt must give another answer, and a padded example the
+    answer that it gets without padding.
 
     Raises:
         UserError: it does not.
@@ -446,15 +447,30 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
             with torch.no_grad():
                 alone = model(**{k: v[1:, :5] for k, v in batch.items()}).logits
             model.train()
-            if torch.allclose(alone[0], both.logits[1], rtol=1e-3, atol=1e-4):
+            if not torch.allclose(alone[0], both.logits[1], rtol=1e-3, atol=1e-4):
+                refusal = "behind a prompt it takes padding for text"
+            elif torch.equal(both.logits, _with_another_prompt(model).logits):
+                refusal = "it does not look at one"
+            else:
                 return
-            refusal = "behind a prompt it takes padding for text"
     except _REFUSALS as error:
         refusal = one_line(error)
     raise UserError(
         f"adapter: {_shown(keys)} does not go with {type(model.get_base_model()).__name__}: {refusal}.",
         "Take lora, ia3 or another adapter inside the layers.",
     )
+
+
+def _with_another_prompt(model: PeftModel) -> Any:
+    prompts = list(model.prompt_encoder.parameters())
+    kept = [p.detach().clone() for p in prompts]
+    with torch.no_grad():
+        for prompt in prompts:
+            prompt.add_(1.0).mul_(3.0)
+        found = _forward(model, padded=True)
+        for prompt, before in zip(prompts, kept, strict=True):
+            prompt.copy_(before)
+    return found
 
 
 def spare_tokens(keys: AdapterArguments, model: Any) -> int:

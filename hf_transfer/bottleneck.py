@@ -166,6 +166,8 @@ def places(model: nn.Module, groups: Sequence[LayerGroup], order: Sequence[str],
     for group in groups[:-1]:
         own = set(group.parameters)
         layers = [n for n in order if f"{n}.weight" in own]
+        inside = [n for n in layers if f".{group.name}." in f".{n}"]  # not a pooler that joined the last block
+        layers = inside or layers
         widths = [output_width(model.get_submodule(n)) for n in layers]
         ends, candidate = [], None
         for name, width in zip(layers, widths, strict=True):
