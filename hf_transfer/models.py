@@ -257,6 +257,8 @@ def _from_checkpoint(
         shared = _SHARED.get()
         model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
         model, held = put_on(model, place, options, args.restart_adapter)
+        if args.restart_adapter:  # what the backbone lacks must be saved with the new adapter too
+            held &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
         return model, missing - held
     try:
         model, info = auto_class.from_pretrained(

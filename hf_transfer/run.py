@@ -23,7 +23,7 @@ from .adapter_files import check_reload
 from .adapters import is_adapted, name_of
 from .config import Config, DataArguments
 from .data.load import Data
-from .errors import UserError, nearest
+from .errors import UserError, WorkFailed, nearest
 from .models import Labels
 from .plan import Plan
 from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, without_speed
@@ -302,7 +302,10 @@ def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: La
     own = replace(config.data, image_size=None, max_seq_length=None)  # what was saved holds them
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + 1)
-        again, _ = task.load(saved, own, labels)
+        try:
+            again, _ = task.load(saved, own, labels)
+        except UserError as error:
+            raise WorkFailed(f"The model that was just saved cannot be loaded: {error}") from error
     check_reload(trainer.model, again.model, probe(trainer), folder)
 
 
