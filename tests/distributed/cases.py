@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": TEXT,
     "accumulated": {**TEXT, "gradient_accumulation_steps": 2},
     "no traversal": {**TEXT, "ddp_find_unused_parameters": False},
+    "adapter": {**TEXT, "adapter": "lora", "lora_plus_ratio": 4},
     "batchnorm": {
         "model": tiny_timm_resnet,
         "data": lambda: images(32),
