@@ -18,7 +18,6 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
 from .adapter_files import merge_checked
-from .adapters import example as example_of
 from .config import DataArguments, ModelArguments, keys
 from .data.inputs import Example, check_inputs, example, read_inputs
 from .data.load import draw, encode, label_column, load_held_out, load_splits, make_data, standard_name
@@ -26,6 +25,7 @@ from .errors import UserError, nearest, one_line
 from .keys import coerce, read_config_file
 from .layers import layer_groups
 from .models import Labels, read_config
+from .targets import example as example_of
 from .tasks import TASKS, task_of
 from .tasks.base import Task
 
