@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UserError
+    from .heads import HeadBank
     from .layers import LayerGroup, layer_groups
     from .plan import Plan, Stage, make_plan
-    from .predictor import Predictor
+    from .predictor import Predictor, merge
     from .run import Result, fine_tune
     from .trainer import TransferArguments, TransferMixin, TransferTrainer
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "HeadBank": "heads",
+    "merge": "predictor",
     "UserError": "errors",
     "LayerGroup": "layers",
     "layer_groups": "layers",

@@ -24,7 +24,7 @@ from .guards import GuardArguments
 from .keys import Key, add_keys, coerce, commented_yaml, keys_of, make_parser, parse_options, unknown
 from .losses import LossArguments
 from .losses import check as check_loss
-from .strategies import STRATEGIES, PlanArguments, check, key
+from .strategies import STRATEGIES, AdapterArguments, PlanArguments, check, key, with_adapter
 from .trainer import TransferArguments
 
 
@@ -37,6 +37,9 @@ class ModelArguments:
     from_scratch: bool = key(False, "random weights in the checkpoint's architecture")
     trust_remote_code: bool = key(False, "run code from the model's repository (command line only)")
     layer_rules: list[Any] | None = key(None, "ordered [pattern, depth] rules for models without declared layers")
+    restart_adapter: bool = key(
+        False, "of a checkpoint with an adapter, take the backbone and the head only (default: go on with the adapter)"
+    )
     allow_pickle: bool = key(False, "also load weights that are not safetensors (command line only)")
 
 
@@ -109,6 +112,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
+ADAPTER_LEARNING_RATE = 5e-4  # and so do adapters, which begin at zero
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
 # Headings of TrainingArguments' docstring, shorter or joined; the others stand as they are, in lower case.
 TOPICS = {
@@ -143,7 +147,7 @@ UNITS = {
     "per_device_train_batch_size": "examples per device and forward pass in training",
     "per_device_eval_batch_size": "examples per device and forward pass in evaluation",
     "gradient_accumulation_steps": "batches per optimizer step",
-    "learning_rate": "peak rate of the backbone (1e-3 for strategy: linear-probe)",
+    "learning_rate": "peak rate of the backbone (1e-3 for strategy: linear-probe, 5e-4 with an adapter)",
     "warmup_steps": "optimizer steps over which rates rise from 0; below 1, a share of all steps",
     "weight_decay": "decoupled weight decay per step, relative to the rate",
     "max_grad_norm": "largest norm of the gradient; 0: no clipping",
@@ -199,6 +203,7 @@ def keys() -> dict[str, Key]:
         | dict.fromkeys(keys_of(GuardArguments, "checkpoints"), "checkpoints")
     )
     topics |= dict.fromkeys(keys_of(LossArguments, "loss"), "loss")
+    topics |= dict.fromkeys(keys_of(AdapterArguments, "adapter"), "adapter")
     for name, entry in found.items():
         help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
         found[name] = replace(
@@ -208,7 +213,9 @@ def keys() -> dict[str, Key]:
             help=help_text.rstrip("."),
             choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
         )
-    order = list(dict.fromkeys(["output", "model", "data", "plan", "loss", *(t for t, _ in theirs.values())]))
+    order = list(
+        dict.fromkeys(["output", "model", "data", "plan", "adapter", "loss", *(t for t, _ in theirs.values())])
+    )
     return dict(sorted(found.items(), key=lambda entry: order.index(entry[1].topic)))
 
 
@@ -315,8 +322,11 @@ class Config:
         if values["stages"] is not None:
             values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
         values["from_scratch"] |= values["strategy"] == "scratch"
+        values["adapter"] = with_adapter(values["strategy"], values["adapter"])
         if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
             values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
+        elif "learning_rate" not in chosen and values["adapter"] != "none":
+            values["learning_rate"] = ADAPTER_LEARNING_RATE
         model, data, training = (_build(section, values) for _, section in _SECTIONS)
         return cls(model, data, training, values)
 
@@ -391,6 +401,8 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
             found.append(f"{one} and {other} contradict each other: keep one.")
     if chosen.get("from_scratch") is False and values["strategy"] == "scratch":
         found.append("from_scratch: false contradicts strategy: scratch, which is training from random weights.")
+    if values["from_scratch"] and with_adapter(values["strategy"], values["adapter"]) != "none":
+        found.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
     if chosen.get("stages") is not None:
         total = sum(
             float(s["epochs"]) for s in chosen["stages"] if isinstance(s, Mapping) and _is_epochs(s.get("epochs"))
@@ -428,11 +440,9 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     ]
     found += [
         f"{name}: {values[name]:g} is negative."
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps", "max_nonfinite")
         if not values[name] >= 0
     ]
-    if values["max_nonfinite"] < 0:
-        found.append(f"max_nonfinite: {values['max_nonfinite']} is negative.")
     for name in ("seed", "data_seed"):
         if values[name] is not None and not 0 <= values[name] < 2**32:
             found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")

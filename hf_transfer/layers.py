@@ -173,19 +173,39 @@ def layer_groups(model: nn.Module, rules: Sequence[Rule] = ()) -> tuple[LayerGro
     """
     prefix, core = _core(model)
     parameters = dict(model.named_parameters())
-    depths = _apply_rules(rules, parameters)
+    plain = plain_names(model)
+    by_rule = _apply_rules(rules, list(dict.fromkeys(plain.values())))
+    depths = {n: by_rule[p] for n, p in plain.items() if p in by_rule}
+    inner = _timm_model(core)[0]
+    short = {n: p.removeprefix(inner) for n, p in plain.items()}
     rest = [n for n in parameters if n not in depths]
     if rest:
-        known = [n.removeprefix(prefix) for n in rest]
-        inner = _timm_model(core)[0]
-        ruled = _match_rules(_architecture_rules(core), [n.removeprefix(inner) for n in known])
-        declared = _declared_depths(core) | {inner + n: d for n, d in ruled.items()}
-        depths |= {n: declared[k] for n, k in zip(rest, known, strict=True) if k in declared}
+        ruled = _match_rules(_architecture_rules(core), list(dict.fromkeys(short[n] for n in rest)))
+        declared = _declared_depths(core)
+        declared = {prefix + n: d for n, d in declared.items()} | {
+            n: ruled[short[n]] for n in rest if short[n] in ruled
+        }
+        # What a wrapper holds outside the model (a prompt) is put before its input.
+        outside = {n: _SYMBOLS[STEM] for n in rest if not n.startswith(prefix)}
+        depths |= {n: d for n, d in (declared | outside).items() if n in rest}
     unplaced = [n for n in parameters if n not in depths]
     if unplaced:
         raise _uncovered(type(core).__name__, unplaced)
-    stem = "embeddings" if _reads_tokens(core) else STEM
-    return _make_groups(parameters, depths, prefix + _timm_model(core)[0], stem)
+    return _make_groups(parameters, depths, short, "embeddings" if _reads_tokens(core) else STEM)
+
+
+_WRAPPED = re.compile(r"\.(?:base_layer|original_module|modules_to_save\.[^.]+|ln_tuning_layers\.[^.]+)(?=\.|$)")
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> the name it has in the model without peft's wrappers; an adapter's own is in its host layer.
+
+    `base_model.model.bert.pooler.modules_to_save.default.dense.weight` is `bert.pooler.dense.weight`.
+    """
+    prefix, core = _core(model)
+    if core is model:
+        return {n: n for n, _ in model.named_parameters()}
+    return {n: _WRAPPED.sub("", n.removeprefix(prefix)) for n, _ in model.named_parameters()}
 
 
 def _core(model: nn.Module) -> tuple[str, nn.Module]:
@@ -394,7 +414,7 @@ def _head_test(core: nn.Module) -> Callable[[str], bool]:
 
 
 def _make_groups(
-    parameters: dict[str, nn.Parameter], depths: dict[str, Depth], prefix: str, stem: str
+    parameters: dict[str, nn.Parameter], depths: dict[str, Depth], short: dict[str, str], stem: str
 ) -> tuple[LayerGroup, ...]:
     backbone = sorted({d for d in depths.values() if d not in (_HEAD_DEPTH, _LAST_DEPTH)})
     if _HEAD_DEPTH not in depths.values():
@@ -405,7 +425,7 @@ def _make_groups(
     if not backbone:
         raise UserError("The layer rules place every parameter in the head, which leaves no backbone.")
     own: dict[Depth, list[str]] = {d: [n for n in parameters if depths[n] == d] for d in (*backbone, _HEAD_DEPTH)}
-    names = _group_names([[n.removeprefix(prefix) for n in own[d]] for d in backbone], stem, _SYMBOLS[STEM] in own)
+    names = _group_names([[short[n] for n in own[d]] for d in backbone], stem, _SYMBOLS[STEM] in own)
     placed = {n: backbone[-1] if d == _LAST_DEPTH else d for n, d in depths.items()}
     groups = []
     for depth, label in zip((*backbone, _HEAD_DEPTH), (*names, HEAD), strict=True):
@@ -486,6 +506,8 @@ def frozen_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[nn.Mo
     group_of = {id(p): index[n] for n, p in model.named_parameters()}  # by identity: a tied one has one group
     group_trains = {group_of[id(p)] for p in model.parameters() if p.requires_grad}
     frozen: list[nn.Module] = []
+    saved = {id(m) for n, p in model.named_modules() if n.endswith(".modules_to_save") for m in p.modules()}
+    is_adapted = _core(model)[1] is not model
 
     def first_group(module: nn.Module) -> int | None:
         return next((group_of[id(p)] for p in module.parameters()), None)
@@ -495,6 +517,8 @@ def frozen_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[nn.Mo
         if not (any(p.requires_grad for p in own) if own else inherited):
             frozen.extend(module.modules())
             return
+        if is_adapted and "running_mean" in module._buffers and id(module) not in saved:
+            frozen.append(module)
         spans = len({group_of[id(p)] for p in own}) > 1
         children = list(module.children())
         for i, child in enumerate(children):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from . import hub
+from .adapter_files import adapter_config, put_on
 from .config import ModelArguments
 from .errors import UserError, nearest, one_line
-from .layers import HEAD, layer_groups
+from .layers import HEAD, layer_groups, plain_names
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,8 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
         setattr(config, key, value)
+    if config.model_type == "timm_wrapper":  # a saved one would keep the names of its earlier labels
+        config.label_names = list(labels.names)
     # transformers prints a table of missing and mismatched weights; `notes` says it in a line.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -209,17 +216,18 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         notes = []
         if args.from_scratch:
             return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
-        head = layer_groups(model, args.layer_rules or ())[-1].parameters
-        if not missing & set(head) and set(labels.names) not in (before, own):
+        plain = plain_names(model)
+        head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
+        if not missing & head and set(labels.names) not in (before, own):
             missing |= _fresh_head(model, auto_class, head)
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if missing & set(head):
+    if missing & head:
         notes.append(
             f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
             f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}."
         )
-    body = sorted(missing - set(head))
+    body = sorted(missing - head)
     if body:
         notes.append(f"The checkpoint does not hold {_some(body)}: these train with the head.")
     return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
@@ -228,7 +236,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
 def _from_checkpoint(
     args: ModelArguments, auto_class: Any, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, set[str]]:
-    """(model in fp32, names of the parameters that the checkpoint did not hold)."""
+    """(model in fp32, names of the parameters that the checkpoint did not hold). An adapter comes on its backbone."""
     name = _name(args)
     if args.from_scratch:
         return auto_class.from_config(config, dtype=torch.float32), set()
@@ -237,8 +245,21 @@ def _from_checkpoint(
 
         loaded = load_weights(name, auto_class, config)
         if loaded is not None:
+            loaded[0].name_or_path = name
             return loaded
     place, options = source(args)
+    if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
+        base = replace(
+            args,
+            model_name_or_path=adapter.base_model_name_or_path,
+            model_revision=adapter.revision or "main",
+        )
+        shared = _SHARED.get()
+        model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+        model, held = put_on(model, place, options, args.restart_adapter)
+        if args.restart_adapter:  # what the backbone lacks must be saved with the new adapter too
+            held &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        return model, missing - held
     try:
         model, info = auto_class.from_pretrained(
             place,
@@ -256,21 +277,87 @@ def _from_checkpoint(
             f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss: it cannot be trained.",
             "Take its undistilled sibling (for DeiT, facebook/deit-base-patch16-224).",
         )
+    for parameter in model.parameters():  # a mapped file's begin at any byte, and then sums differ in the last bit
+        parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return model, (set(info["missing_keys"]) | mismatched) & parameters
 
 
-def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Sequence[str]) -> set[str]:
+_LABEL_KEYS = (
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "label_names",
+    "num_classes",
+    "architectures",
+    "_name_or_path",
+)
+_SHARED: ContextVar[SharedBackbone | None] = ContextVar("shared backbone", default=None)
+
+
+@contextlib.contextmanager
+def sharing(backbone: SharedBackbone) -> Iterator[None]:
+    """In this context adapters come on `backbone` instead of a backbone of their own."""
+    token = _SHARED.set(backbone)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+class SharedBackbone:
+    """A backbone that is loaded once, and of which every use has modules of its own around the same tensors."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._key: Any = None
+        self._loaded: tuple[PreTrainedModel, set[str]] | None = None
+
+    def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+        """As `_from_checkpoint`, with a head for `config`'s labels.
+
+        Raises:
+            UserError: it is another backbone than the one that was loaded.
+        """
+        plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
+        key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
+        if self._loaded is None:
+            model, missing = _from_checkpoint(args, auto_class, config)
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            self._loaded, self._key, self.name = (model.to(device), missing), key, _name(args)
+        elif key != self._key:
+            same = key[:2] == self._key[:2]
+            raise UserError(
+                f"bank: the backbone is {_name(args)!r}"
+                + (" in another configuration" if same else "")
+                + f", and the bank's is {self.name!r}.",
+                "Use a bank for each backbone.",
+            )
+        model, missing = self._loaded
+        shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        own = copy.deepcopy(model, shared)
+        for name, value in Labels.of(config).config_kwargs.items():
+            setattr(own.config, name, value)
+        with torch.device("meta"):
+            blank = auto_class.from_config(config)
+        head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
+        for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
+            own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
+        return own, missing
+
+
+def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
     """Replace the output layer of a head whose size fits by chance: its classes are others."""
     blank = dict(auto_class.from_config(model.config).named_parameters())
     outputs = model.config.num_labels
-    replaced = set()
+    replaced, plain = set(), plain_names(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name in head and parameter.shape[0] == outputs:
-                parameter.copy_(blank[name])
-                replaced.add(name)
+            if plain[name] in head and parameter.shape[0] == outputs:
+                parameter.copy_(blank[plain[name]])
+                replaced.add(plain[name])
     return replaced
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from .errors import UserError, UserErrors, nearest
 from .strategies import HEAD, STRATEGIES, PlanArguments, Spec, frozen_entries
 
+LORA_B = r"lora_B|lora_embedding_B"  # in the names of peft's parameters
 Rates = tuple[tuple[str, float], ...]  # ordered (pattern, learning rate)
 
 
@@ -44,6 +45,8 @@ class Stage:
         rates: learning rate of each of these groups.
         patterns: ordered (pattern, learning rate) rules of the user's over group and parameter names; the first match
             wins, and comes before `rates`.
+        roles: ordered (pattern, factor) rules over parameter names: a factor on the group's rate for what a parameter
+            does in it, such as LoRA+'s on `lora_B`; `patterns` come before it.
         num_trainable: scalars that train in it.
         start: the optimizer step at which the stage begins, once the plan is resolved; None before it is known.
         highest: for each of these groups the highest rate of its parameters, which is `rates` but for `patterns`.
@@ -59,10 +62,11 @@ class Stage:
     start: int | None = None
     highest: tuple[float, ...] = ()
     patience: int | None = None
+    roles: Rates = ()
 
     def rate(self, group: str, parameter: str = "") -> float:
         """Learning rate of a parameter in this stage; 0.0 where it is frozen."""
-        return _rate(self.trainable, self.rates, self.patterns, group, parameter)
+        return _rate(self.trainable, self.rates, self.patterns, self.roles, group, parameter)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,8 @@ def make_plan(
     written_rates = tuple((config.layer_learning_rates or {}).items())
     _check_patterns(dict(written_rates), groups)
     stages: list[Stage] = []
+    # LoRA+, Hayou et al. 2024, section 4: the zero-initialised half of the update learns faster.
+    roles: Rates = ((LORA_B, float(config.lora_plus_ratio)),) if config.lora_plus_ratio else ()
     begun, unfreezes = 0.0, 0
     for i, spec in enumerate(specs):
         if total - begun <= 1e-9 * total:  # eight times 0.1 epochs are not quite 0.8
@@ -186,7 +192,7 @@ def make_plan(
         by_group = _group_rates(config, spec, backbone)
         patterns: Rates = (*((p, 0.0) for p in frozen_patterns), *((p, float(r)) for p, r in written_rates))
         trainable = tuple(g for g in wanted if g not in frozen_groups)
-        moving = _moving(trainable, tuple(by_group[g] for g in trainable), patterns, groups)
+        moving = _moving(trainable, tuple(by_group[g] for g in trainable), patterns, roles, groups)
         if not moving:
             raise UserError(f"Stage {name!r} trains nothing: every parameter in it is frozen or has rate 0.")
         if stages and set(moving) - set(stages[-1].trainable):
@@ -202,11 +208,12 @@ def make_plan(
                 sum(size for size, _ in moving.values()),
                 highest=tuple(rate * factor for _, rate in moving.values()),
                 patience=spec.get("patience"),
+                roles=roles,
             )
         )
         begun += 0.0 if waits else epochs
     return Plan(
-        strategy if strategy != "auto" else "two-phase",
+        strategy if strategy != "auto" else "full" if config.is_adapted else "two-phase",
         tuple((g.name, sum(g.sizes)) for g in groups),
         tuple(stages),
         float(total),
@@ -258,7 +265,7 @@ def _group_rates(config: PlanArguments, spec: Spec, backbone: list[str]) -> dict
 
 
 def _moving(
-    trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, groups: Sequence[Group]
+    trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, roles: Rates, groups: Sequence[Group]
 ) -> dict[str, tuple[int, float]]:
     """(scalars that train, the highest rate among them) of each group with any, input to head.
 
@@ -267,7 +274,7 @@ def _moving(
     found = {}
     for g in groups:
         free = [
-            (size, _rate(trainable, rates, patterns, g.name, parameter))
+            (size, _rate(trainable, rates, patterns, roles, g.name, parameter))
             for parameter, size, requires_grad in zip(g.parameters, g.sizes, g.requires_grad, strict=True)
             if requires_grad
         ]
@@ -276,11 +283,13 @@ def _moving(
     return found
 
 
-def _rate(trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, group: str, parameter: str) -> float:
-    """The first pattern that fits, else the group's own rate, found by its exact name."""
+def _rate(
+    trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, roles: Rates, group: str, parameter: str
+) -> float:
+    """The first pattern that fits, else the group's own rate, found by its exact name, by the parameter's role."""
     if group not in trainable:
         return 0.0
-    own = rates[trainable.index(group)]
+    own = rates[trainable.index(group)] * next((f for role, f in roles if matches(role, "", parameter)), 1.0)
     return next((rate for pattern, rate in patterns if matches(pattern, group, parameter)), own)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from .adapters import attach
 from .config import Config
 from .data.preview import draw_preview
 from .depth_map import DepthMap, depth_map
@@ -95,7 +96,8 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
                 raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
             loaded = _load_alone(config)
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
-            groups, examples, notes = layer_groups(loaded.model, rules), {}, list(loaded.notes)
+            model = attach(loaded.model, args, rules)
+            groups, examples, notes = layer_groups(model, rules), {}, list(loaded.notes)
             facts = None
             plan = make_plan(args, groups)
             num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))

@@ -17,6 +17,7 @@ from scipy.special import expit, logit, softmax
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from . import metrics
+from .adapter_files import merge_checked
 from .config import DataArguments, ModelArguments, keys
 from .data.facts import examine
 from .data.inputs import Example, check_inputs, example, read_inputs
@@ -27,6 +28,7 @@ from .errors import UserError, nearest, one_line
 from .keys import coerce, read_config_file
 from .layers import layer_groups
 from .models import Labels, read_config
+from .targets import example as example_of
 from .tasks import TASKS, task_of
 from .tasks.base import Task
 
@@ -105,6 +107,23 @@ class Predictor:
             precision,
             int(next((found[k] for k in ("data_seed", "seed") if found.get(k) is not None), 0)),
         )
+
+    def save_merged(self, folder: str | Path, batch: dict[str, Any] | None = None) -> Path:
+        """Write a plain model, an adapter merged into its backbone, with its tokenizer or image processor.
+
+        Args:
+            folder: is made.
+            batch: what the model reads, to compare merged and unmerged answers on (default: a made-up example).
+
+        Raises:
+            UserError: its kind of adapter cannot be merged.
+            WorkFailed: the merged weights answer otherwise than the adapter.
+        """
+        model = merge_checked(self.model, batch or example_of(self.model) or {})
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        return Path(folder)
 
     # ---- predictions ----
 
@@ -320,6 +339,21 @@ class Predictor:
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
             return held_out_metrics(trainer, prepared, self.labels.problem_type)
+
+
+def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
+    """Write a run with an adapter as a plain model, which any library loads: the adapter in the backbone's weights.
+
+    Args:
+        run: a run's folder or a hub id.
+        folder: where the plain model goes, with its tokenizer or image processor.
+        **changes: as of `Predictor.load`.
+
+    Raises:
+        UserError: there is no such run, or its kind of adapter cannot be merged (prompts, prefixes, bottlenecks).
+        WorkFailed: the merged weights answer otherwise than the adapter.
+    """
+    return Predictor.load(run, **changes).save_merged(folder)
 
 
 # ---- metrics, as training and evaluation share them ----------------------------------------------------------------

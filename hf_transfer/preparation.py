@@ -15,6 +15,7 @@ import datasets
 import torch
 from transformers import logging as transformers_logging
 
+from .adapters import is_adapted, spare_tokens, summary
 from .config import Config, DataArguments
 from .data.augment import Augmentation, Chance, Epochs, Mixed
 from .data.facts import Facts, counts_only, examine
@@ -75,6 +76,8 @@ def prepare(config: Config) -> Prepared:
     skips = config.data.on_bad_example == "skip"
     labels = infer_labels(splits["train"], column, config.data.problem_type, skips)
     loaded, processor = task.load(config.model, config.data, labels)
+    if spare := spare_tokens(args, loaded.model):
+        processor.model_max_length -= spare
     data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
     data, facts = know(task, data, config.data, processor, config.split_seed)
     choose_loader(args, task)
@@ -167,6 +170,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     say(f"Data ({prepared.facts.seconds:.1f} s):")
     for line in prepared.facts.lines():
         say(line)
+    if is_adapted(trainer.model):
+        say(summary(trainer.model))
     say()
     if trainer.plan is not None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:

@@ -37,8 +37,18 @@ PLANNED = (
     "fp16",
     "bf16",
     "neftune_noise_alpha",
+    "class_weights",
+    "focal_gamma",
 )
-FIXED = ("seed", "data_seed", "optim", "optim_args", "train_sampling_strategy", "dataloader_drop_last")
+FIXED = (
+    "seed",
+    "data_seed",
+    "optim",
+    "optim_args",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "balanced_sampling",
+)
 
 
 def facts(args: TrainingArguments, plan: Plan | None, groups: Sequence[Mapping[str, Any]], data: Any) -> dict[str, Any]:
@@ -50,7 +60,7 @@ def facts(args: TrainingArguments, plan: Plan | None, groups: Sequence[Mapping[s
         groups: of the optimizer, with `rates`, where there is a plan.
         data: the training set.
     """
-    values = {name: _plain(getattr(args, name)) for name in (*PLANNED, *FIXED)}
+    values = {name: _plain(vars(args).get(name)) for name in (*PLANNED, *FIXED)}  # plain arguments lack ours
     stages = [] if plan is None else [[s.name, s.epochs, None if plan.waits else s.start] for s in plan.stages]
     return {
         "keys": values,

@@ -19,13 +19,16 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from . import checkpoint
+from .adapter_files import check_reload
+from .adapters import is_adapted, name_of
 from .config import Config, DataArguments
 from .data.labels import MULTI_LABEL
 from .data.load import IN_MEMORY
 from .data.memory import splits_of
 from .data.splits import Data
-from .errors import UserError, nearest
+from .errors import UserError, WorkFailed, nearest
 from .guards import NONFINITE
+from .models import Labels
 from .plan import Plan
 from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_metrics, tune_thresholds, without_speed
 from .preparation import (
@@ -101,8 +104,19 @@ class Result:
         data = self.predictor.other_data(dataset_name=dataset_name, **keys)
         return self.predictor.evaluate(data, split, max_examples)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the model, with its tokenizer or image processor, to another folder, as `output_dir` holds it."""
+    def save(self, folder: str | Path, merged: bool = False) -> Path:
+        """Write the model, with its tokenizer or image processor, to another folder, as `output_dir` holds it.
+
+        Args:
+            folder: is made.
+            merged: put what an adapter learnt into the weights of its backbone: a plain model, for any library.
+
+        Raises:
+            UserError: its kind of adapter cannot be merged.
+            WorkFailed: the merged weights answer otherwise than the adapter.
+        """
+        if merged:
+            return self.predictor.save_merged(folder, probe(self.trainer))
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self.trainer, Path(folder))
         return Path(folder)
@@ -172,6 +186,7 @@ def run(config: Config) -> Result:
         results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer)
         results["data_facts"] = prepared.facts.to_dict()
+        check_saved(trainer, task, config, labels)
         if trainer.is_world_process_zero():  # last: it marks a finished run
             _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
@@ -254,7 +269,7 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         "problem_type": data.labels.problem_type,
         "model": config.model.model_name_or_path,
         "strategy": plan.strategy if plan is not None else None,
-        "adapter": "none",
+        "adapter": name_of(args, trainer.model),
         "dataset": config.data.dataset_name or config.data.train_file,
         "labels": list(data.labels.names),
         "num_train_examples": len(data.train),
@@ -282,6 +297,33 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     return f"{torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: Labels) -> None:
+    """Load what was saved, under another seed, and compare its answers with the trained model's.
+
+    Raises:
+        WorkFailed: they differ.
+    """
+    if not task.auto_class or not trainer.is_world_process_zero():
+        return
+    folder = str(config.training.output_dir)
+    saved = replace(config.model, model_name_or_path=folder, model_revision="main", restart_adapter=False)
+    own = replace(config.data, image_size=None, max_seq_length=None)  # what was saved holds them
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trainer.args.seed + 1)
+        try:
+            again, _ = task.load(saved, own, labels)
+        except UserError as error:
+            raise WorkFailed(f"The model that was just saved cannot be loaded: {error}") from error
+    check_reload(trainer.model, again.model, probe(trainer), folder)
+
+
+def probe(trainer: TransferTrainer) -> dict[str, Any]:
+    """A small batch of what was held out, without labels."""
+    examples: Any = trainer.eval_dataset
+    batch = trainer.data_collator([examples[i] for i in range(min(4, len(examples)))])
+    return {k: v for k, v in batch.items() if k != "labels"}
 
 
 def save_model(trainer: TransferTrainer, folder: Path) -> None:
@@ -330,7 +372,15 @@ def _conclude(result: Result, task: Task) -> None:
     say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
     say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
     say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
-    if task.auto_class:
+    if task.auto_class and is_adapted(result.model):
+        code = (
+            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
+            f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
+            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))})); "
+            f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
+        )
+        say(f"  {python} -c {shlex.quote(code)}")
+    elif task.auto_class:
         load = f"M.from_pretrained({json.dumps(str(folder))})"
         code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
         say(f"  {python} -c {shlex.quote(code)}")

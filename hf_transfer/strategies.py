@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError, nearest
 
 HEAD = "head"
+ADAPTERS = ("none", "lora", "dora", "rslora", "ia3", "adalora", "vera", "ln_tuning", "prompt", "prefix", "bottleneck")
 # LP-FT and fastai train a pretrained body 10 to 100 times slower than its new head.
 TWO_PHASE_HEAD_RATIO = 20.0
 TRIGGERS = ("interval", "plateau")
@@ -31,14 +32,40 @@ def key(default: Any, doc: str, choices: Sequence[str] = ()) -> Any:
 
 
 @dataclass
-class PlanArguments:
+class AdapterArguments:
+    """The keys of an adapter: small trained parts in a frozen backbone. `hf_transfer.adapters` attaches it."""
+
+    adapter: dict[str, Any] | str | None = key(
+        "none",
+        "none, lora, dora, rslora, ia3, adalora, vera, ln_tuning, prompt, prefix, bottleneck, or any configuration of "
+        "peft as a mapping, e.g. {peft_type: LOHA, r: 4}",
+    )
+    lora_r: int = key(8, "rank of lora, dora and rslora; target rank of adalora")
+    lora_alpha: float | None = key(None, "the update is scaled by lora_alpha / lora_r (default: 2 * lora_r)")
+    lora_dropout: float = key(0.0, "dropout before the low-rank update, as a share")
+    lora_target_modules: list[str] | None = key(
+        None,
+        "modules to adapt, by full name, end of name or pattern (default: every linear layer and ungrouped convolution "
+        "in the blocks; for ln_tuning, the norms)",
+    )
+    lora_plus_ratio: float | None = key(None, "LoRA+: lora_B learns at so many times the rate of lora_A, e.g. 16")
+
+    @property
+    def is_adapted(self) -> bool:
+        return self.adapter not in (None, "none")
+
+
+@dataclass
+class PlanArguments(AdapterArguments):
     """The keys that a Plan is made of. Numbers of groups never count the head.
 
     `TransferArguments` joins these to `transformers.TrainingArguments`, whose `learning_rate`, `num_train_epochs`,
     `warmup_steps` and `lr_scheduler_type` keep their meaning.
     """
 
-    strategy: str | None = key(None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, scratch")
+    strategy: str | None = key(
+        None, "what trains when: auto, linear-probe, partial, two-phase, gradual, full, lora, scratch"
+    )
     head_epochs: float = key(1.0, "two-phase: epochs of the head alone")
     unfrozen_groups: int = key(2, "partial: groups below the head that train")
     groups_per_unfreeze: int = key(1, "gradual: groups thawed at a time, from the top")
@@ -98,7 +125,8 @@ def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     The backbone's rate is `learning_rate`; with no key that says otherwise the head's is 20 times that.
     """
     silent = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
-    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if all(k is None for k in silent) else {}
+    slower = all(k is None for k in silent) and not keys.is_adapted  # an adapter is as new as the head
+    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if slower else {}
     head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
     return [*head, {"train": "all", **rates}]
 
@@ -126,14 +154,20 @@ def full(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     return [{"train": "all"}]
 
 
+def auto(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
+    """Two phases; with an adapter, which starts at the pretrained function, everything that may train at once."""
+    return full(keys, backbone) if keys.is_adapted else two_phase(keys, backbone)
+
+
 Strategy = Callable[[PlanArguments, Sequence[str]], list[Spec]]
 STRATEGIES: dict[str, Strategy] = {
-    "auto": two_phase,
+    "auto": auto,
     "linear-probe": linear_probe,
     "partial": partial,
     "two-phase": two_phase,
     "gradual": gradual,
     "full": full,
+    "lora": full,  # `with_adapter` gives it one
     "scratch": full,  # the same plan; `train` and `fine_tune` make the weights random
 }
 # Keys that only some strategies read: given with another one they would silently do nothing.
@@ -148,6 +182,11 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "unfreeze_restore_best": ("gradual",),
 }
 _SPEC_KEYS = ("name", "epochs", "train", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier")
+
+
+def with_adapter(strategy: str | None, adapter: Any) -> Any:
+    """The adapter that `strategy` and `adapter` mean together: `strategy: lora` is `full` with one."""
+    return "lora" if strategy == "lora" and adapter in (None, "none") else "none" if adapter is None else adapter
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
@@ -190,6 +229,7 @@ def check(keys: PlanArguments) -> list[str]:
             "head, the second up from the input. Keep one."
         )
     problems += _check_trigger(keys)
+    problems += _check_adapter(keys)
     problems += _check_numbers(keys)
     problems += [f"layer_rules[{i}]: {p}" for i, rule in enumerate(keys.layer_rules or ()) for p in _check_rule(rule)]
     problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
@@ -216,6 +256,44 @@ def _check_trigger(keys: PlanArguments) -> Iterable[str]:
 def frozen_entries(keys: PlanArguments) -> list[Any]:
     """The entries of `freeze`; a caller in Python may give a single one."""
     return [keys.freeze] if isinstance(keys.freeze, str) else list(keys.freeze or ())
+
+
+# Which adapters read a key; None is a mapping, which holds its own keys but for the modules.
+_LOW_RANK = ("lora", "dora", "rslora", "adalora")
+_READ_BY_ADAPTERS: dict[str, tuple[str | None, ...]] = {
+    "lora_r": _LOW_RANK,
+    "lora_alpha": _LOW_RANK,
+    "lora_dropout": _LOW_RANK,
+    "lora_plus_ratio": (None, *_LOW_RANK),
+    "lora_target_modules": (None, *(a for a in ADAPTERS if a not in ("none", "prompt", "prefix"))),
+}
+
+
+def _check_adapter(keys: PlanArguments) -> Iterable[str]:
+    default = PlanArguments()
+    chosen = with_adapter(keys.strategy, keys.adapter)
+    if isinstance(chosen, Mapping):
+        if not isinstance(chosen.get("peft_type"), str):
+            yield f"adapter: {dict(chosen)!r} does not say its peft_type, for example {{peft_type: LORA, r: 4}}."
+        chosen = None
+    elif chosen not in ADAPTERS:
+        yield (
+            f"adapter: {chosen!r} is neither one of {', '.join(ADAPTERS)} nor a mapping with a peft_type."
+            + nearest(str(chosen), ADAPTERS)
+        )
+        return
+    for name, readers in _READ_BY_ADAPTERS.items():
+        if getattr(keys, name) != getattr(default, name) and chosen not in readers:
+            given = "a mapping, which holds it itself" if chosen is None else f"adapter: {chosen}"
+            yield f"{name}: {getattr(keys, name)!r} has no effect with {given}."
+    if chosen != "none" and keys.strategy == "scratch":
+        yield "adapter: it belongs to a pretrained backbone, and strategy: scratch has none."
+    for name in ("lora_r", "lora_alpha", "lora_plus_ratio"):
+        value = getattr(keys, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            yield f"{name}: {value} is not a positive number."
+    if not 0 <= keys.lora_dropout < 1:
+        yield f"lora_dropout: {keys.lora_dropout:g} is not from 0 to below 1."
 
 
 def _check_numbers(keys: PlanArguments) -> Iterable[str]:

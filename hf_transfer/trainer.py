@@ -14,6 +14,7 @@ What is overridden, and why that hook:
 - `_get_num_items_in_batch`: -100 is no mark of an ignored label among a regression's values.
 - what concerns checkpoints is in `resumable`.
 - `log`: the rate of every layer group, not only of the first.
+- `_save`: an adapter's labels stand beside it.
 - a callback (`unfreezing`) at the beginning of each optimizer step, where a new stage may begin, and at each
   evaluation, which may end one.
 """
@@ -31,7 +32,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SchedulerType, has_length
 
-from . import losses, strategies
+from . import adapters, losses, strategies
+from .adapter_files import write_config
 from .errors import UserError, UserErrors, nearest, one_line
 from .guards import GuardArguments
 from .layers import LayerGroup, layer_groups
@@ -59,6 +61,7 @@ class TransferArguments(PlanArguments, LossArguments, GuardArguments, TrainingAr
     lr_scheduler_type: str = strategies.key("linear", "factor on all rates over the run", choices=LR_SCHEDULER_TYPES)
 
     def __post_init__(self) -> None:
+        self.adapter = strategies.with_adapter(self.strategy, self.adapter)
         problems = [*strategies.check(self), *losses.check(self)]
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         if schedule not in LR_SCHEDULER_TYPES:
@@ -104,8 +107,10 @@ class TransferMixin(Resumable):
     unfreezing: Unfreezing | None = None
     trainable: tuple[str, ...] = ()
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
+        if isinstance(args, TransferArguments):
+            model = adapters.attach(model, args, args.layer_rules or ())
+        super().__init__(model, args, *rest, **kwargs)
         self._weighs_loss = False
         self._loss: Loss | None = None
         if isinstance(self.args, TransferArguments):
@@ -117,12 +122,19 @@ class TransferMixin(Resumable):
                 self._check_backend()
                 self.unfreezing = Unfreezing(self)
                 self.add_callback(self.unfreezing)
+                if adapters.is_adapted(self.model) and adapters.peft_type(self.model) == "ADALORA":
+                    self._allocate_ranks()
         self.add_callback(self.guards)
 
     def _choose_loss(self, wants_plan: bool) -> None:
         """A loss of the caller's own, and DataParallel, keep Trainer's behaviour."""
         own = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)] != [TransferMixin, Trainer]
         if own or self.compute_loss_func is not None:
+            if self.args.class_weights != "none" or self.args.focal_gamma:
+                raise UserError(
+                    "class_weights and focal_gamma belong to a loss of ours, and this trainer has a loss of its own.",
+                    "Leave them out, or leave `compute_loss` as it is.",
+                )
             return
         loss = losses.make_loss(self.args, getattr(self.model, "config", None), self.train_dataset)
         if not (wants_plan or loss.always):  # nothing asked: Trainer's own, to the bit
@@ -177,6 +189,15 @@ class TransferMixin(Resumable):
                     "Leave it out: the other form is the default.",
                 )
 
+    def _allocate_ranks(self) -> None:
+        assert self.plan is not None
+        if len(self.plan.stages) > 1:
+            raise UserError(
+                f"adapter: adalora shares ranks between layers, which {self.plan.strategy} thaws in stages.",
+                "Use strategy: full, or adapter: lora.",
+            )
+        self.add_callback(adapters.AdaLora())
+
     # ---- optimizer and schedule ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -210,7 +231,7 @@ class TransferMixin(Resumable):
             if callable(declare):
                 listed |= {f"{path}.{name}".lstrip(".") for name in declare()}
         decayed = set(self.get_decay_parameter_names(model))
-        return listed | {n for n, _ in model.named_parameters() if n not in decayed}
+        return listed | {n for n, _ in model.named_parameters() if n not in decayed or adapters.VECTORS.search(n)}
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         ours = self.plan is not None or self.args.lr_scheduler_type in SCHEDULES
@@ -353,6 +374,13 @@ class TransferMixin(Resumable):
                 {**batch, "labels": _count(batch["labels"])} if "labels" in batch else batch for batch in batch_samples
             ]
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    # ---- files ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if adapters.is_adapted(self.model) and self.args.should_save:
+            write_config(self.model, output_dir or str(self.args.output_dir))
 
     # ---- evaluation ----
 

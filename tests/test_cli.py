@@ -42,7 +42,10 @@ def test_help_of_train_is_grouped_by_topic_with_defaults_and_units(capsys):
     assert len(topics) > 12 and topics[:4] == ["output", "model", "data", "plan"]
     places = [text.index(f" {topic}: --") for topic in topics]
     assert places == sorted(places)
-    assert "--learning_rate FLOAT peak rate of the backbone (1e-3 for strategy: linear-probe) [5e-05]" in text
+    assert (
+        "--learning_rate FLOAT peak rate of the backbone (1e-3 for strategy: linear-probe, 5e-4 with an adapter) "
+        "[5e-05]" in text
+    )
     assert (
         "--warmup_steps FLOAT optimizer steps over which rates rise from 0; below 1, a share of all steps [0]" in text
     )

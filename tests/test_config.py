@@ -98,7 +98,7 @@ def test_values_become_their_keys_type(name, raw, value):
         ({"learn": 1e-3}, "learn is not a key."),
         (
             {"strategy": "gradul"},
-            "'gradul' is not one of auto, linear-probe, partial, two-phase, gradual, full, scratch. "
+            "'gradul' is not one of auto, linear-probe, partial, two-phase, gradual, full, lora, scratch. "
             "Did you mean 'gradual'?",
         ),
         ({"lr_scheduler_type": "cosin"}, "Did you mean 'cosine'?"),

@@ -83,6 +83,7 @@ print(time.perf_counter() - start)
 
 def test_the_public_surface():
     assert hf_transfer.__all__ == [
+        "HeadBank",
         "LayerGroup",
         "Plan",
         "Predictor",
@@ -94,5 +95,6 @@ def test_the_public_surface():
         "fine_tune",
         "layer_groups",
         "make_plan",
+        "merge",
     ]
     assert all(getattr(hf_transfer, name).__name__ == name for name in hf_transfer.__all__)

@@ -13,6 +13,7 @@ import yaml
 
 import hf_transfer
 from hf_transfer import layer_groups, make_plan
+from hf_transfer.adapters import attach
 from hf_transfer.cli import VERBS, usage
 from hf_transfer.config import Config, parse_command_line
 from hf_transfer.keys import read_config_file
@@ -76,15 +77,19 @@ def test_recipes_for_hub_models_make_their_plan(path):
     kind = "ImageClassification" if "image" in path.parent.name else "SequenceClassification"
     with torch.device("meta"):
         model = getattr(transformers, f"AutoModelFor{kind}").from_config(architecture(made.model.model_name_or_path))
+    backbone = sum(p.numel() for p in model.parameters())
+    model = attach(model, made.training)
     plan = make_plan(made.training, layer_groups(model)).resolve(1000)
-    assert plan.strategy == "linear-probe" or not plan.never_thawed
+    assert plan.strategy == "linear-probe" or not plan.never_thawed or made.training.is_adapted
+    assert not made.training.is_adapted or plan.stages[-1].num_trainable < 0.05 * backbone
     assert sum(s.epochs for s in plan.stages) == made.training.num_train_epochs
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    millions = backbone / 1e6
     sizes = {
         "bert_base": 109,
         "modernbert_base": 150,
         "resnet50": 24,
         "vit_base": 87,
+        "lora_vit": 87,
         "convnext_tiny": 29,
         "dinov2_base": 87,
     }

@@ -298,8 +298,10 @@ def test_the_clip_norm_counts_only_what_trains(tmp_path):
 # ---- accumulation --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["bert", "vit", "timm-vit"])
-def test_an_accumulated_batch_is_the_large_batch(case, tmp_path):
+@pytest.mark.parametrize(
+    ("case", "more"), [("bert", {}), ("vit", {}), ("timm-vit", {}), ("bert", {"adapter": "lora", "lora_alpha": 64})]
+)
+def test_an_accumulated_batch_is_the_large_batch(case, more, tmp_path):
     """10 examples as 4 + 4 + 2 against 10 at once: losses, norms and weights, through an unfreeze, in float64."""
     make, data = MODELS[case]
     runs = []
@@ -315,6 +317,7 @@ def test_an_accumulated_batch_is_the_large_batch(case, tmp_path):
             optim="sgd",
             learning_rate=0.1,
             head_learning_rate=0.5,
+            **more,
         )
 
         def collate(examples):
@@ -393,10 +396,14 @@ def test_a_regressions_value_of_minus_100_is_a_value(tmp_path):
 # ---- resuming, precision, other ways in ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [3, 5, 7, 12])
-def test_a_resumed_run_equals_an_uninterrupted_one(stop, tmp_path):
+@pytest.mark.parametrize(
+    ("stop", "more"),
+    [*((stop, {}) for stop in (3, 5, 7, 12)), (7, {"adapter": "lora", "lora_plus_ratio": 4}), (5, {"adapter": "dora"})],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(stop, more, tmp_path):
     """Before, at and behind an unfreeze: the stage is recomputed from the step, the weights are bit-identical."""
     keys = dict(strategy="gradual", num_train_epochs=3, layer_lr_decay=0.5, save_strategy="steps", save_steps=stop)
+    keys |= more
     whole = TransferTrainer(tiny_bert(dropout=0.1), arguments(tmp_path / "a", **keys), train_dataset=texts())
     whole.train()
     again = TransferTrainer(tiny_bert(dropout=0.1), arguments(tmp_path / "b", **keys), train_dataset=texts())

@@ -97,6 +97,7 @@ EXACT["balanced"] = {
     "class_weights": "auto",
     "focal_gamma": 1.0,
 }
+EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
 
 
