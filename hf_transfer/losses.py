@@ -79,6 +79,11 @@ class Loss:
 
     def _is_soft(self, labels: torch.Tensor) -> bool:
         is_shares = self.problem_type == _SINGLE and labels.is_floating_point() and labels.ndim == 2
+        if is_shares and self.always and not self.knows_soft:
+            raise UserError(
+                "The labels are a number for each class, and the model's configuration does not say what they mean.",
+                f"Set `model.config.problem_type`: {_SINGLE} for shares of one label, {_MULTI} for several labels.",
+            )
         return is_shares and self.knows_soft
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor:

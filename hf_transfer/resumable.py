@@ -210,8 +210,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self.unfreezing.best = load_file(best)
 
     def _load_optimizer_by_name(self, folder: str, names: list[str]) -> None:
-        where = self.args.device if self.args.world_size > 1 else "cpu"
-        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location=where, weights_only=True)
+        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         groups = self.optimizer.param_groups
         ours = self.optimizer.state_dict()
         ours["state"] = resume.by_name(
