@@ -24,7 +24,7 @@ _SINGLE, _MULTI, _REGRESSION = "single_label_classification", "multi_label_class
 class LossArguments:
     """What examples count for."""
 
-    class_weights: str | dict[str, float] = key(
+    class_weights: dict[str, float] | str | None = key(  # None too: transformers' parser reads `str | dict` as dict
         "none",
         "none, auto (inversely to the examples of a class; for several labels, negatives for each positive), or "
         "{name: weight}",
@@ -139,7 +139,7 @@ def make_loss(args: Any, config: Any, train_dataset: Any) -> Loss:
     """
     said = getattr(config, "problem_type", None)  # any module may be trained, also one that has no configuration
     kind, weights = said or _SINGLE, None
-    if args.class_weights != "none" and train_dataset is not None:
+    if args.class_weights not in (None, "none") and train_dataset is not None:
         weights = _weights(args.class_weights, kind, config, train_dataset)
     smoothing = args.label_smoothing_factor
     if smoothing and kind == _REGRESSION:

@@ -129,7 +129,7 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
     trainer.train(resume_from_checkpoint="auto" if resumed else None)
     names = resume.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
     optimizer = trainer.optimizer.state_dict()["state"]
-    timing = ("runtime", "per_second", "total_flos", "train_loss")
+    timing = ("runtime", "per_second", "total_flos")
     end = {
         "model": copy_state(trainer.model),
         "optimizer": {names[i]: state for i, state in optimizer.items()},

@@ -326,7 +326,7 @@ def test_without_a_policy_it_is_trainer(tmp_path):
 # ---- signals -------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 from transformers import TrainerCallback
 from tests.test_resumption import trained
 
@@ -334,16 +334,17 @@ class Send(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         for number in {numbers} if state.global_step == 5 else ():
             os.kill(os.getpid(), number)
+            time.sleep({pause})
 
 trained(sys.argv[1], callbacks=[Send()])
 """
 
 
-@pytest.mark.parametrize(("numbers", "code"), [([15], 143), ([2], 130)])
+@pytest.mark.parametrize(("numbers", "code"), [([15, 15], 143), ([2], 130)])
 def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(numbers=numbers), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
+    """Also one that a launcher sends on at once."""
+    script = SCRIPT.format(numbers=numbers, pause=0.01)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert "checkpoint-6 was saved" in done.stderr and "--resume_from_checkpoint auto" in done.stderr
@@ -353,9 +354,8 @@ def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(numbers=[15, 15]), str(tmp_path)], cwd=ROOT, capture_output=True
-    )
+    script = SCRIPT.format(numbers=[15, 15], pause=1.1)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
     assert done.returncode == -15 and [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
