@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,41 @@ def test_seconds_add_up_over_resumptions(tmp_path):
     assert again.seconds > state["seconds"] > 0 and first.seconds > state["seconds"]
     records = again.stage_records
     assert sum(r.seconds for r in records) == pytest.approx(again.seconds, rel=0.2) and len(records) == 3
+
+
+def test_the_command_is_interrupted_and_goes_on(tiny_bert_folder, tmp_path):
+    """SIGTERM to `hf-transfer train`, and the same command again: one run, exit codes 143 and 0."""
+    rows = [("good", i) if i % 2 else ("bad", i) for i in range(48)]
+    (tmp_path / "train.csv").write_text("label,text\n" + "".join(f"{a},a {a} film number {i}\n" for a, i in rows))
+    keys = dict(
+        model_name_or_path=tiny_bert_folder, train_file=str(tmp_path / "train.csv"), strategy="gradual",
+        num_train_epochs=8, per_device_train_batch_size=4, logging_steps=1, save_strategy="steps", save_steps=20,
+        max_seq_length=16, eval_strategy="no",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "hf_transfer", "train", "--resume_from_checkpoint", "auto"]
+    command += [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    out = tmp_path / "out"
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen([*command, "--output_dir", str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def steps() -> list[int]:
+        lines = (out / "history.jsonl").read_text().splitlines() if (out / "history.jsonl").exists() else []
+        logs = [json.loads(line) for line in lines if line.endswith("}")]
+        return [log["step"] for log in logs if "loss" in log]
+
+    first = start()
+    while first.poll() is None and len(steps()) < 10:
+        time.sleep(0.05)
+    first.terminate()
+    told = first.communicate(timeout=120)[1]
+    assert first.returncode == 143, told
+    assert "Traceback" not in told and "--resume_from_checkpoint auto" in told
+    reached = steps()[-1]
+    assert checkpoint.problem(out / f"checkpoint-{reached}") is None and not (out / "results.json").exists()
+    second = start()
+    told = second.communicate(timeout=120)[1]
+    assert second.returncode == 0, told
+    results = json.loads((out / "results.json").read_text())
+    assert steps() == list(range(1, sum(stage["steps"] for stage in results["stages"]) + 1))
+    assert min(steps()) == 1 and reached < len(steps())
