@@ -123,7 +123,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         pushes, self.args.push_to_hub = self.args.push_to_hub, False  # what is beside has not its name yet
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         failure: Exception | None = None
-        counters = self._counters()
+        counters, best = self._counters(), self.state.best_model_checkpoint
         try:
             with checkpoint.beside(output_dir) if self.args.should_save else contextlib.nullcontext():
                 self._writes_to = output_dir / checkpoint.SAVING
@@ -132,6 +132,8 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
                 except _FAILURES as error:
                     failure = error
                 failed = self._any_rank(failure is not None)
+                if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
+                    self.state.best_model_checkpoint = str(output_dir / name)
                 if self.args.should_save and not failed:
                     try:
                         self._publish(output_dir, name, counters, limit)
@@ -142,6 +144,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self._writes_to = None
             self.args.push_to_hub, self.args.save_total_limit = pushes, limit
         if failed:
+            self.state.best_model_checkpoint = best
             self._not_saved(output_dir, name, failure)
             return
         if pushes:
@@ -150,8 +153,6 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def _publish(self, output_dir: Path, name: str, counters: dict[str, Any], limit: int | None) -> None:
         folder = output_dir / checkpoint.SAVING / name
-        if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
-            self.state.best_model_checkpoint = str(output_dir / name)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / checkpoint.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
         if self.unfreezing is not None and self.unfreezing.best is not None:
