@@ -30,6 +30,27 @@ from .progress import say
 from .tasks import Task, choose_task
 from .trainer import TransferArguments, TransferTrainer
 
+# Data keys that decide what is trained on: a resumed run has the same. What is evaluated on may be another.
+COURSE = (
+    "dataset_config_name",
+    "text_column_name",
+    "image_column_name",
+    "label_column_name",
+    "label_delimiter",
+    "on_bad_example",
+    "drop_leaks",
+    "train_val_split",
+    "max_train_samples",
+    "max_seq_length",
+    "truncation_side",
+    "image_size",
+    "augmentation",
+    "horizontal_flip",
+    "random_erasing",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "token_masking",
+)
 _CUT_SAMPLE = 1000  # training examples whose length is measured as the model counts it
 
 
@@ -130,6 +151,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             data_collator=_collator(prepared),
             compute_metrics=lambda p: metrics_of(labels.problem_type, p),
         )
+        trainer.data_keys = {name: getattr(prepared.config.data, name) for name in COURSE}
         trainer.add_callback(Epochs(prepared.chance))
         trainer.resolve_plan()
         trainer.check_optimization()

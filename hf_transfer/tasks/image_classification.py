@@ -56,9 +56,11 @@ class ImageClassification(Task):
         split = split.cast_column(column, Image(decode=False))  # also paths; `read` decodes, here as in prediction
 
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            return {**self.encode([self._read(batch[column])], processor), LABELS: batch[LABELS]}
+            images = self._read(batch[column], batch.get(EXAMPLE))
+            return {**self.encode([images], processor), LABELS: batch[LABELS]}
 
-        return split.select_columns([column, LABELS]).with_transform(transform)
+        kept = [c for c in (column, LABELS, EXAMPLE) if c in split.column_names]
+        return split.select_columns(kept).with_transform(transform)
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -69,25 +71,31 @@ class ImageClassification(Task):
         augment = Augmentation(args, processor, chance)
 
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            images = [to_channels(image, channels_of(processor)) for image in self._read(batch[column])]
+            read = self._read(batch[column], batch[EXAMPLE])
+            images = [to_channels(image, channels_of(processor)) for image in read]
             pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
             return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
 
         split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
         return split.with_transform(transform)
 
-    def _read(self, cells: Sequence[Any]) -> list[Any]:
-        """Pictures of a data set.
+    def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
+        """Pictures of a data set; `rows` are theirs in the data as it was given.
 
         Raises:
-            UserError: names the one that cannot be read.
+            UserError: names the one that cannot be read: it was not looked at before, or has changed since.
         """
         found = []
-        for cell in cells:
+        for i, cell in enumerate(cells):
             try:
                 found.append(self.read(cell))
             except ValueError as error:
-                raise UserError(f"An image of the data, {cell.get('path') or 'without a name'}: {error}.") from error
+                path = cell.get("path") if isinstance(cell, dict) else None
+                name = path or ("without a name" if rows is None else f"row {rows[i]}")
+                raise UserError(
+                    f"An image of the data, {name}: {error}.",
+                    "Put it right; a run goes on with --resume_from_checkpoint auto.",
+                ) from error
         return found
 
     def read(self, value: Any) -> Any:
