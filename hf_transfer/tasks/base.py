@@ -11,7 +11,9 @@ from datasets import Dataset
 from ..config import DataArguments, ModelArguments
 from ..data.augment import Chance
 from ..data.duplicates import Trace, content_hash
+from ..errors import UserError
 from ..models import Labels, Loaded
+from ..views import Views
 
 
 class Task(ABC):
@@ -87,6 +89,18 @@ class Task(ABC):
     @abstractmethod
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:
         """What the model reads, by name, for a batch of inputs: one sequence per input column."""
+
+    def look(
+        self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
+    ) -> tuple[Mapping[str, Any], list[int]]:
+        """(what the model reads, one row per look; the input that each row is of): `encode`, where one look is enough.
+
+        Raises:
+            UserError: this task has no such looks.
+        """
+        if views.several:
+            raise UserError(f"tta, stride: {self.name} looks at an input once.", "Leave them out.")
+        return self.encode(columns, processor), list(range(len(columns[0])))
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

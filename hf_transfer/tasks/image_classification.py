@@ -19,6 +19,7 @@ from ..data.labels import LABELS
 from ..data.paths import IMAGE_SUFFIXES
 from ..errors import UserError, nearest, one_line
 from ..models import Labels, Loaded, load_config, load_model, source
+from ..views import Views, looks, most_looks
 from .base import Task
 
 
@@ -115,6 +116,18 @@ class ImageClassification(Task):
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
         images = [to_channels(image, channels_of(processor)) for image in columns[0]]
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
+
+    def look(
+        self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
+    ) -> tuple[Mapping[str, Any], list[int]]:
+        if views.stride is not None:
+            raise UserError("stride: it is for long texts, and the model reads images.", "Leave it out.")
+        mirrored = args.augmentation != "none" and args.horizontal_flip > 0
+        if views.tta > most_looks(mirrored):
+            without = "" if mirrored else ", none of them mirrored, as in training"
+            raise UserError(f"tta: {views.tta} looks at an image, and there are {most_looks(mirrored)}{without}.")
+        seen = [look for image in columns[0] for look in looks(image, views.tta, mirrored)]
+        return self.encode([seen], processor), [i for i in range(len(columns[0])) for _ in range(views.tta)]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return _collate
