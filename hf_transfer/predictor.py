@@ -25,6 +25,7 @@ from .data.inputs import Example, check_inputs, example, read_inputs
 from .data.labels import LABELS, encode, find_labels
 from .data.load import load_held_out, load_splits, standard_name
 from .data.splits import draw, make_data
+from .data.stream import beginning
 from .errors import UserError, nearest, one_line
 from .keys import coerce, read_config_file
 from .layers import layer_groups
@@ -309,7 +310,7 @@ class Predictor:
         nothing = dict.fromkeys(
             ("in_memory", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
         )
-        return replace(self.data, **{**nothing, "max_predict_samples": None, **keys})
+        return replace(self.data, **{**nothing, "max_predict_samples": None, "streaming": False, **keys})
 
     def _held_out(
         self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
@@ -322,7 +323,7 @@ class Predictor:
                 "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
             )
         if own:
-            splits = load_splits(args)
+            splits = (beginning if args.streaming else load_splits)(args)
             features = splits["train"].features
         else:
             name, examples = load_held_out(args, split)

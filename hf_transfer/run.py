@@ -269,6 +269,9 @@ def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: 
 def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:
     """The rest of `results.json`: what was run, on what, and what it took."""
     plan, args, seconds = trainer.plan, config.training, trainer.seconds
+    seen = len(data.train) * (trainer.state.epoch or 0)
+    if config.data.streaming:
+        seen = trainer.state.global_step * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
     return {
         "task": task.name,
         "problem_type": data.labels.problem_type,
@@ -277,11 +280,11 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         "adapter": name_of(args, trainer.model),
         "dataset": config.data.dataset_name or config.data.train_file,
         "labels": list(data.labels.names),
-        "num_train_examples": len(data.train),
+        "num_train_examples": seen if config.data.streaming else len(data.train),
         "plan": plan.to_list() if plan is not None else [],
         "stages": [{**record.to_dict(), "cache": None} for record in trainer.stage_records],
         "train_seconds": seconds,
-        "train_samples_per_second": len(data.train) * (trainer.state.epoch or 0) / max(seconds, 1e-9),
+        "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,

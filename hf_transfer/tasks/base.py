@@ -11,6 +11,7 @@ from datasets import Dataset
 from ..config import DataArguments, ModelArguments
 from ..data.augment import Chance
 from ..data.duplicates import Trace, content_hash
+from ..data.labels import LABELS
 from ..errors import UserError
 from ..models import Labels, Loaded
 from ..views import Views
@@ -64,6 +65,15 @@ class Task(ABC):
             UserError: a key asks for what this task cannot do.
         """
         return self.prepare(split, inputs, processor, args)
+
+    def change(
+        self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """The function from training rows (inputs as `read` gives them, `labels`, `EXAMPLE`) to what the model reads.
+
+        With the random changes that the keys ask for; columns of a batch, each a list. For streams.
+        """
+        return lambda batch: {**self.encode([batch[c] for c in inputs], processor), LABELS: batch[LABELS]}
 
     def read(self, value: Any) -> Any:
         """One input as a user gives it, in the form that `encode` takes.

@@ -69,6 +69,13 @@ class ImageClassification(Task):
         if not (Augmentation.wanted(args) or Mixed.wanted(args)):
             return self.prepare(split, inputs, processor, args)
         (column,) = inputs
+        split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
+        return split.with_transform(self.change(inputs, processor, args, chance))
+
+    def change(
+        self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        (column,) = inputs
         augment = Augmentation(args, processor, chance)
 
         def transform(batch: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +84,7 @@ class ImageClassification(Task):
             pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
             return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
 
-        split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
-        return split.with_transform(transform)
+        return transform
 
     def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
         """Pictures of a data set; `rows` are theirs in the data as it was given.

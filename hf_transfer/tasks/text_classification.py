@@ -99,20 +99,16 @@ class TextClassification(Task):
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
     ) -> Dataset:
-        if not args.token_masking:
+        mask = _masking(processor, args, chance)
+        if mask is None:
             return self.prepare(split, inputs, processor, args)
-        if processor.mask_token_id is None:
-            raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
-        special = frozenset(processor.all_special_ids)
+        return self._tokenised(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(mask)
 
-        def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            masked = []
-            for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
-                with chance.of(example):
-                    masked.append(mask_tokens(ids, args.token_masking, processor.mask_token_id, special))
-            return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
-
-        return self._tokenised(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(transform)
+    def change(
+        self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        plain, mask = super().change(inputs, processor, args, chance), _masking(processor, args, chance)
+        return plain if mask is None else lambda batch: mask({**plain(batch), EXAMPLE: batch[EXAMPLE]})
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -161,6 +157,28 @@ def _load_tokenizer(args: ModelArguments) -> Any:
         raise UserError(
             f"model_name_or_path: {args.model_name_or_path!r} has no tokenizer that can be loaded ({one_line(error)})."
         ) from error
+
+
+def _masking(tokenizer: Any, args: DataArguments, chance: Chance) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """The function that masks tokens of tokenised rows; None where none are to be.
+
+    Raises:
+        UserError: the tokenizer has no mask.
+    """
+    if not args.token_masking:
+        return None
+    if tokenizer.mask_token_id is None:
+        raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
+    special = frozenset(tokenizer.all_special_ids)
+
+    def mask(batch: dict[str, Any]) -> dict[str, Any]:
+        masked = []
+        for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
+            with chance.of(example):
+                masked.append(mask_tokens(ids, args.token_masking, tokenizer.mask_token_id, special))
+        return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
+
+    return mask
 
 
 def windows(columns: Sequence[Sequence[str]], tokenizer: Any, stride: int) -> tuple[dict[str, list[Any]], list[int]]:
