@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -71,9 +72,13 @@ class Task(ABC):
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """The function from training rows (inputs as `read` gives them, `labels`, `EXAMPLE`) to what the model reads.
 
-        With the random changes that the keys ask for; columns of a batch, each a list. For streams.
+        With the random changes that the keys ask for; columns of a batch, each a list. It goes to the loader's workers,
+        so it can be pickled.
         """
-        return lambda batch: {**self.encode([batch[c] for c in inputs], processor), LABELS: batch[LABELS]}
+        return partial(self._encoded, inputs, processor)
+
+    def _encoded(self, inputs: tuple[str, ...], processor: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**self.encode([batch[c] for c in inputs], processor), LABELS: batch[LABELS]}
 
     def read(self, value: Any) -> Any:
         """One input as a user gives it, in the form that `encode` takes.

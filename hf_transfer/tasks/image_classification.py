@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ class ImageClassification(Task):
         (column,) = inputs
         split = split.cast_column(column, Image(decode=False))  # also paths; `read` decodes, here as in prediction
 
-        def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            images = self._read(batch[column], batch.get(EXAMPLE))
-            return {**self.encode([images], processor), LABELS: batch[LABELS]}
-
         kept = [c for c in (column, LABELS, EXAMPLE) if c in split.column_names]
-        return split.select_columns(kept).with_transform(transform)
+        return split.select_columns(kept).with_transform(partial(self._plain, column, processor))
+
+    def _plain(self, column: str, processor: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        images = self._read(batch[column], batch.get(EXAMPLE))
+        return {**self.encode([images], processor), LABELS: batch[LABELS]}
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -76,15 +77,13 @@ class ImageClassification(Task):
         self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (column,) = inputs
-        augment = Augmentation(args, processor, chance)
+        return partial(self._changed, column, processor, Augmentation(args, processor, chance))
 
-        def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            read = self._read(batch[column], batch[EXAMPLE])
-            images = [to_channels(image, channels_of(processor)) for image in read]
-            pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
-            return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
-
-        return transform
+    def _changed(self, column: str, processor: Any, augment: Augmentation, batch: dict[str, Any]) -> dict[str, Any]:
+        read = self._read(batch[column], batch[EXAMPLE])
+        images = [to_channels(image, channels_of(processor)) for image in read]
+        pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
+        return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
 
     def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
         """Pictures of a data set; `rows` are theirs in the data as it was given.

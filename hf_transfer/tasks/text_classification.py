@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Value
@@ -108,7 +109,7 @@ class TextClassification(Task):
         self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
         plain, mask = super().change(inputs, processor, args, chance), _masking(processor, args, chance)
-        return plain if mask is None else lambda batch: mask({**plain(batch), EXAMPLE: batch[EXAMPLE]})
+        return plain if mask is None else partial(_both, plain, mask)
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -169,16 +170,19 @@ def _masking(tokenizer: Any, args: DataArguments, chance: Chance) -> Callable[[d
         return None
     if tokenizer.mask_token_id is None:
         raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
-    special = frozenset(tokenizer.all_special_ids)
+    return partial(_masked, args.token_masking, tokenizer.mask_token_id, frozenset(tokenizer.all_special_ids), chance)
 
-    def mask(batch: dict[str, Any]) -> dict[str, Any]:
-        masked = []
-        for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
-            with chance.of(example):
-                masked.append(mask_tokens(ids, args.token_masking, tokenizer.mask_token_id, special))
-        return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
 
-    return mask
+def _masked(share: float, mask: int, special: frozenset[int], chance: Chance, batch: dict[str, Any]) -> dict[str, Any]:
+    masked = []
+    for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
+        with chance.of(example):
+            masked.append(mask_tokens(ids, share, mask, special))
+    return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
+
+
+def _both(plain: Any, mask: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    return mask({**plain(batch), EXAMPLE: batch[EXAMPLE]})
 
 
 def windows(columns: Sequence[Sequence[str]], tokenizer: Any, stride: int) -> tuple[dict[str, list[Any]], list[int]]:
