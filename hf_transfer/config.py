@@ -96,6 +96,7 @@ class DataArguments:
     mixup_alpha: float = key(0.0, "training images are blended in pairs, by a share from Beta(alpha, alpha); 0: not")
     cutmix_alpha: float = key(0.0, "a rectangle of one training image is put into another; 0: not")
     token_masking: float = key(0.0, "share of a training text's tokens that are masked at random")
+    card_examples: int = key(3, "held-out texts that the model card shows as examples to try; 0: none")
     in_memory: Any = key(None, "splits as Python objects, from `fine_tune`")
 
 
@@ -440,7 +441,7 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     ]
     found += [
         f"{name}: {values[name]:g} is negative."
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps", "max_nonfinite")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps", "max_nonfinite", "card_examples")
         if not values[name] >= 0
     ]
     for name in ("seed", "data_seed"):

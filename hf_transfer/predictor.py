@@ -338,7 +338,8 @@ class Predictor:
                 data_collator=self.task.collator(self.processor),
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
-            return held_out_metrics(trainer, prepared, self.labels.problem_type)
+            found = held_out_metrics(trainer, prepared, self.labels.problem_type)
+        return {name: found[name] for name in ("metrics", "intervals", "num_examples")}
 
 
 def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
@@ -384,7 +385,7 @@ def _logits(predictions: Any) -> Any:
 
 
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
-    """`{"metrics", "intervals", "num_examples"}` of a Trainer's model on prepared examples."""
+    """`{"metrics", "intervals", "confusion", "num_examples"}` of a Trainer's model on prepared examples."""
     prediction = trainer.predict(prepared)
     logits, found = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
     if limits := thresholds_of(trainer.model.config):
@@ -393,6 +394,7 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
     return {
         "metrics": found,
         "intervals": metrics.intervals(problem_type, logits, prediction.label_ids),
+        "confusion": metrics.confusion(problem_type, logits, prediction.label_ids),
         "num_examples": len(prepared),
     }
 

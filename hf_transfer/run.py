@@ -18,9 +18,10 @@ import torch
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
-from . import checkpoint
+from . import card, checkpoint
 from .adapter_files import check_reload
 from .adapters import is_adapted, name_of
+from .card import RESULTS
 from .config import Config, DataArguments
 from .data.labels import MULTI_LABEL
 from .data.load import IN_MEMORY
@@ -44,7 +45,6 @@ from .progress import Bars, History, Lines, say
 from .tasks import Task
 from .trainer import TransferArguments, TransferTrainer
 
-RESULTS = "results.json"
 HISTORY = "history.jsonl"
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
@@ -186,9 +186,11 @@ def run(config: Config) -> Result:
         results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer)
         results["data_facts"] = prepared.facts.to_dict()
+        results["card"] = card.facts(config.values, data, _base(config, trainer.model), results["metrics_split"])
         check_saved(trainer, task, config, labels)
         if trainer.is_world_process_zero():  # last: it marks a finished run
             _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+            card.write(output_dir)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     batch_size, seed = args.per_device_eval_batch_size, config.split_seed
     predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
@@ -258,6 +260,7 @@ def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: 
         "metrics_split": split,
         "validation_metrics": validation,
         "intervals": found["intervals"],
+        "confusion": found["confusion"],
     }
 
 
@@ -286,6 +289,13 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         else f"{args.device.type} ({_processor()})",
         "cost": {"device_hours": seconds * args.world_size / 3600},
     }
+
+
+def _base(config: Config, model: Any) -> str | None:
+    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
+    if is_adapted(model):
+        return model.active_peft_config.base_model_name_or_path
+    return None if config.model.from_scratch else config.model.model_name_or_path
 
 
 def _version(package: str) -> str | None:
