@@ -161,6 +161,10 @@ UNITS = {
     "ddp_timeout": "seconds to wait for the other processes",
     "seed": "seed of initial weights, order and dropout",
     "data_seed": "seed of splits and order (default: seed)",
+    "push_to_hub": "push the run to a hub when it has ended; HF_TOKEN or the login says who pushes",
+    "hub_model_id": "owner/name to push to (default: the name of output_dir, of one's own)",
+    "hub_private_repo": "whether a repository that is made is private (default: true)",
+    "hub_revision": "branch to push to (default: main)",
     "log_level": "debug, info, warning, error, critical, or passive; from error on, nothing but errors is said",
 }
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
@@ -169,6 +173,8 @@ _NOT_KEYS = (
     "parallelism_config",
     "local_rank",
     "hub_token",
+    "hub_strategy",  # a run is pushed once, when it has ended
+    "hub_always_push",
     "do_train",
     "do_eval",
     "do_predict",

@@ -31,7 +31,19 @@ TIMEOUT = 10.0  # seconds for the one question asked; a download that cannot beg
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that is valid."
 # Of a model's repository these are not loaded: what lies in folders, other formats, pictures.
 NOT_LOADED = ["*/*", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "*.tflite"]
-NOT_LOADED += ["*.zip", "*.gz", "*.tar", "*.png", "*.jpg", "*.gif", "*.pdf", "*.parquet", "consolidated*", "*.pkl"]
+NOT_LOADED += [
+    "*.zip",
+    "*.gz",
+    "*.tar",
+    "*.png",
+    "*.jpg",
+    "*.gif",
+    "*.pdf",
+    "*.parquet",
+    "consolidated*",
+    "*.pkl",
+    ".*",
+]
 _TRANSPORT: type[Exception] = import_module(HTTPError.__module__.partition(".")[0]).TransportError
 _CARDS: dict[tuple[str, str], dict[str, Any]] = {}  # (kind, id): what the card of a repository says
 
@@ -202,6 +214,11 @@ def _of_status(error: HfHubHTTPError) -> tuple[str, str]:
         fix = "Wait a little: the fault is not here." if status >= 500 else "Its reason says what to change."
         known = ("it has a fault of its own" if status >= 500 else "it refused", fix)
     return f"{known[0]} ({status}{': ' + said if said else ''})", known[1]
+
+
+def is_down(error: BaseException) -> bool:
+    """Whether a hub gave no answer that is about the request: it may give one later."""
+    return is_passing(error) or any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in chain(error))
 
 
 def is_passing(error: BaseException) -> bool:
