@@ -132,7 +132,8 @@ def fetch(key: str, name: str, revision: str | None = None) -> bool:
     began, api = time.time(), HfApi()
     try:
         folder = Path(api.snapshot_download(name, revision=revision, ignore_patterns=NOT_LOADED))
-        damaged = [path.name for path in sorted(folder.iterdir()) if _is_new(path, began) and _remove_if_damaged(path)]
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        damaged = [path.name for path in files if _is_new(path, began) and _remove_if_damaged(path)]
     except failures() as error:
         cause, fix = explain(error)
         raise WorkFailed(
@@ -145,7 +146,7 @@ def fetch(key: str, name: str, revision: str | None = None) -> bool:
             "hash that the hub gives.",
             "They were removed; run the same command again to download them anew.",
         )
-    return any(folder.glob("*.safetensors"))
+    return any(path.suffix == ".safetensors" for path in files)
 
 
 def _is_new(path: Path, began: float) -> bool:
@@ -153,8 +154,13 @@ def _is_new(path: Path, began: float) -> bool:
 
 
 def _remove_if_damaged(path: Path) -> bool:
-    """A file of the cache is named by its hash: SHA-256 for a large one, git's SHA-1 for the others."""
-    blob = path.resolve()
+    """A file of the cache is a link to one named by the hub's hash: SHA-256 of a large one, git's SHA-1 of the others.
+
+    That may be a link in turn, to where equal contents of all repositories lie.
+    """
+    if not path.is_symlink():
+        return False
+    blob = path.parent / path.readlink()
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         digest = hashlib.sha256()
     elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
@@ -166,8 +172,8 @@ def _remove_if_damaged(path: Path) -> bool:
             digest.update(part)
     if digest.hexdigest() == blob.name:
         return False
-    path.unlink()
-    blob.unlink(missing_ok=True)
+    for wrong in (path.resolve(), blob, path):
+        wrong.unlink(missing_ok=True)
     return True
 
 

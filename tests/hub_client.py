@@ -51,7 +51,7 @@ class Hub:
         return json.loads((self.root / "repos" / f"{name}.json").read_text())
 
     def files(self, name: str, branch: str = "main") -> dict[str, bytes | None]:
-        """What a branch holds, but for the file that every repository begins with; None for what is in Xet's storage."""
+        """What a branch holds, but for the file that every repository begins with; None for what Xet's storage has."""
         repo = self.repo(name)
         tree = repo["commits"][repo["branches"][branch]]["tree"]
         found = {path: self.root / "objects" / entry["sha256"] for path, entry in tree.items() if path[0] != "."}
