@@ -153,7 +153,7 @@ def _check(ours: Any, staged: Path, folder: Path, exact: bool) -> None:
     Raises:
         WorkFailed: it does not load, or they differ.
     """
-    batch = example(ours)
+    batch, is_merged = example(ours), not (staged / "adapter_config.json").is_file()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
         try:
@@ -171,9 +171,9 @@ def _check(ours: Any, staged: Path, folder: Path, exact: bool) -> None:
     apart = float((one - other).abs().max())
     if not apart <= TOLERANCE * max(1.0, float(one.abs().max())):
         raise WorkFailed(
-            f"What would be pushed does not answer as the run (logits differ by {apart:.2g}): on the hub's backbone, "
-            "or merged into it, the adapter is another model.",
-            "Push it merged where it is an adapter, and as an adapter where it is merged.",
+            f"What would be pushed does not answer as the run (logits differ by {apart:.2g}): the adapter is another model "
+            + ("merged into its backbone." if is_merged else "on the hub's backbone, whose weights are others."),
+            "Push the adapter, without --merged." if is_merged else "Push a plain model with --merged.",
         )
 
 

@@ -18,6 +18,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from .hub_server import LARGE, Store
+
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_alicewritesTHISisNOTaREALtoken"
 READER = "hf_bobreadsTHISisNOTaREALtoken"
@@ -47,6 +49,23 @@ class Hub:
         with urllib.request.urlopen(f"{self.endpoint}/__test__/log") as answer:
             return [f"{entry['method']} {entry['path']}" for entry in json.load(answer)]
 
+    def seed(self, name: str, folder: str | Path) -> None:
+        """Put a folder's files into a public repository."""
+        files = [p for p in Path(folder).iterdir() if p.is_file()]
+        store, repo = Store(str(self.root)), {"private": False, "branches": {}, "commits": {}}
+        tree = {p.name: {**store.entry(p.read_bytes()), "lfs": p.suffix in LARGE} for p in files}
+        store.commit(repo, "main", tree, "seeded")
+        store.save(name, repo)
+
+    def commits(self, name: str, branch: str = "main") -> list[str]:
+        """Titles, the newest first."""
+        repo = self.repo(name)
+        sha, titles = repo["branches"][branch], []
+        while sha:
+            titles.append(repo["commits"][sha]["title"])
+            sha = repo["commits"][sha]["parent"]
+        return titles
+
     def repo(self, name: str) -> dict[str, Any]:
         return json.loads((self.root / "repos" / f"{name}.json").read_text())
 
@@ -54,15 +73,18 @@ class Hub:
         """What a branch holds, but for the file that every repository begins with; None for what Xet's storage has."""
         repo = self.repo(name)
         tree = repo["commits"][repo["branches"][branch]]["tree"]
-        found = {path: self.root / "objects" / entry["sha256"] for path, entry in tree.items() if path[0] != "."}
-        return {path: place.read_bytes() if place.exists() else None for path, place in found.items()}
+        found = {path: entry for path, entry in tree.items() if path[0] != "."}
+        places = {
+            path: self.root / "objects" / entry["sha256"] for path, entry in found.items() if not entry.get("xet")
+        }
+        return {path: places[path].read_bytes() if path in places else None for path in found}
 
 
 class Client:
     """The client's process."""
 
     def __init__(self, endpoint: str, home: Path, **environment: str):
-        self.home, self.errors = home, home.with_suffix(".stderr")
+        self.home, self.errors, self.said = home, home.with_suffix(".stderr"), list[str]()
         home.mkdir(parents=True)
         own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
         own |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", **environment}
@@ -83,6 +105,7 @@ class Client:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, self.errors.read_text()[-2000:]
+        self.said.append(line)
         return json.loads(line)
 
     def run(self, *argv: Any, **case: Any) -> tuple[int, str, str]:

@@ -312,21 +312,20 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(412, "A commit has happened since. Please refresh and try again.")
             tree = dict(repo["commits"][head]["tree"])
             for operation in operations:
-                self.apply(operation["key"], operation["value"], tree)
+                self.apply(operation["key"], operation["value"], tree, by_xet=name in self.server.by_xet)
             sha = store.commit(repo, revision, tree, header["value"]["summary"])
             store.save(name, repo)
         if self.fault.get("lose"):  # the commit is made, and the answer never comes
             raise ConnectionResetError
         self.reply({"success": True, "commitOid": sha, "commitUrl": f"{self.server.base}/{name}/commit/{sha}"})
 
-    def apply(self, kind: str, value: dict[str, Any], tree: dict[str, Any]) -> None:
+    def apply(self, kind: str, value: dict[str, Any], tree: dict[str, Any], by_xet: bool) -> None:
         store, path = self.server.store, value["path"]
         if kind == "file":
             tree[path] = store.entry(base64.b64decode(value["content"]))
         elif kind == "lfsFile":
-            held = store.has(value["oid"])
-            xet = None if held else xet_hash(value["oid"])
-            if not held and xet is None:
+            xet = xet_hash(value["oid"]) if by_xet else None
+            if not store.has(value["oid"]) and xet is None:
                 raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['oid']}")
             pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value['oid']}\nsize {value['size']}\n"
             own = {"sha256": value["oid"], "size": value["size"], "oid": git_hash(pointer.encode())}
@@ -338,6 +337,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def xet_token(self, name: str, kind: str) -> None:
         self.repo(name, write=kind == "write")
+        if kind == "write":
+            self.server.by_xet.add(name)
         cas, until = os.environ["CAS"], int(time.time()) + 3600
         headers = {"X_Xet_Cas_Url": cas, "X_Xet_Access_Token": "x", "X_Xet_Token_Expiration": until}
         self.reply({"casUrl": cas, "exp": until, "accessToken": "x"}, **headers)
@@ -345,11 +346,11 @@ class Handler(BaseHTTPRequestHandler):
     # ---- contents ----
 
     def lfs_batch(self, name: str) -> None:
-        self.repo(name, write=True)
-        answers = []
+        commits = self.repo(name, write=True)["commits"].values()
+        held, answers = {entry["sha256"] for commit in commits for entry in commit["tree"].values()}, []
         for asked in json.loads(self.body)["objects"]:
             there = f"{self.server.base}/__lfs__/{asked['oid']}?X-Amz-Signature=signed-for-you"
-            upload = {} if self.server.store.has(asked["oid"]) else {"actions": {"upload": {"href": there}}}
+            upload = {} if asked["oid"] in held else {"actions": {"upload": {"href": there}}}
             answers.append({"oid": asked["oid"], "size": asked["size"], **upload})
         self.reply({"transfer": "basic", "objects": answers}, Content_Type="application/vnd.git-lfs+json")
 
@@ -422,6 +423,7 @@ class Server(ThreadingHTTPServer):
         self.store, self.users, self.base = Store(root), users, f"http://127.0.0.1:{self.server_port}"
         self.faults: list[dict[str, Any]] = []
         self.log: list[dict[str, Any]] = []
+        self.by_xet: set[str] = set()  # repositories that a client has uploaded to through Xet
         self.lock = threading.Lock()
 
     def take_fault(self, method: str, path: str) -> dict[str, Any]:
