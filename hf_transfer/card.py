@@ -309,11 +309,14 @@ def _data(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
     elif not known["leaks"]:
         lines.append("- No example of one split was found in another.")
     for leak in known["leaks"]:
-        gone = known["dropped"].get(leak["other"], 0)
-        done = f"{gone:,} were removed from {leak['other']}" if gone else "they were not removed"
         lines.append(
-            f"- {leak['exact'] + leak['near']:,} examples of {leak['kept']} are in {leak['other']} too; {done}."
+            f"- {leak['exact'] + leak['near']:,} examples of {leak['kept']} were found in {leak['other']} too."
         )
+    if known["dropped"]:
+        gone = ", ".join(f"{count:,} from {name}" for name, count in known["dropped"].items())
+        lines.append(f"- Removed because they were in two splits: {gone}.")
+    elif known["leaks"]:
+        lines.append("- What was in two splits was left there.")
     if known["bad"]:
         lines.append(f"- {len(known['bad']):,} examples could not be used and were left out.")
     if not keys.get("validation_file") and "test" not in known["splits"]:

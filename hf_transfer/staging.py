@@ -171,8 +171,10 @@ def _check(ours: Any, staged: Path, folder: Path, exact: bool) -> None:
     apart = float((one - other).abs().max())
     if not apart <= TOLERANCE * max(1.0, float(one.abs().max())):
         raise WorkFailed(
-            f"What would be pushed does not answer as the run (logits differ by {apart:.2g}): the adapter is another model "
-            + ("merged into its backbone." if is_merged else "on the hub's backbone, whose weights are others."),
+            f"What would be pushed does not answer as the run (logits differ by {apart:.2g}): the adapter is another "
+            + (
+                "model merged into its backbone." if is_merged else "model on the hub's backbone, whose weights differ."
+            ),
             "Push the adapter, without --merged." if is_merged else "Push a plain model with --merged.",
         )
 
