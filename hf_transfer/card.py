@@ -101,9 +101,11 @@ def hub_name(model: str | None) -> str | None:
         return bundled.HUB[name].name
     if not _is_local(model):
         return model
-    results = Path(model).expanduser() / RESULTS
-    noted = json.loads(results.read_text(encoding="utf-8")).get("card") if results.is_file() else None
-    return (noted or {}).get("base_model")
+    try:
+        noted = json.loads((Path(model).expanduser() / RESULTS).read_text(encoding="utf-8"))["card"]["base_model"]
+    except (OSError, ValueError, LookupError, TypeError):  # no run's folder
+        return None
+    return noted if isinstance(noted, str) else None
 
 
 def _is_local(name: Any) -> bool:

@@ -198,9 +198,11 @@ def explain(error: BaseException) -> tuple[str, str]:
         if isinstance(cause, LocalTokenNotFoundError):
             return "there is no token", LOG_IN
         if isinstance(cause, HfHubHTTPError):
-            return _of_status(cause)
+            return _of_status(cause.response.status_code, without_secrets(cause.server_message or ""))
     names = {type(cause).__name__ for cause in causes}
     told = without_secrets(causes[-1])
+    if found := re.search(r"HTTP status \w+ error \((\d{3})", told):  # Xet's own client
+        return _of_status(int(found[1]), "")
     if any(name.startswith("OfflineMode") for name in names):
         return "HF_HUB_OFFLINE forbids to ask it", "Unset HF_HUB_OFFLINE."
     if "ConnectError" in names or "ConnectTimeout" in names:
@@ -212,9 +214,7 @@ def explain(error: BaseException) -> tuple[str, str]:
     return told or type(error).__name__, "Check the network and the disk."
 
 
-def _of_status(error: HfHubHTTPError) -> tuple[str, str]:
-    status = error.response.status_code
-    said = without_secrets(error.server_message or "")
+def _of_status(status: int, said: str) -> tuple[str, str]:
     known = _STATUS.get(status)
     if known is None:
         fix = "Wait a little: the fault is not here." if status >= 500 else "Its reason says what to change."

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
+import urllib.request as web
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .hub_server import LARGE, Store
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_alicewritesTHISisNOTaREALtoken"
+DIRECT = web.build_opener(web.ProxyHandler({}))
 READER = "hf_bobreadsTHISisNOTaREALtoken"
 
 
@@ -43,10 +44,10 @@ class Hub:
 
     def fail(self, *faults: dict[str, Any]) -> None:
         """Make these faults from now on, and forget what was asked."""
-        urllib.request.urlopen(f"{self.endpoint}/__test__/faults", json.dumps(faults).encode()).close()
+        DIRECT.open(f"{self.endpoint}/__test__/faults", json.dumps(faults).encode()).close()
 
     def log(self) -> list[str]:
-        with urllib.request.urlopen(f"{self.endpoint}/__test__/log") as answer:
+        with DIRECT.open(f"{self.endpoint}/__test__/log") as answer:
             return [f"{entry['method']} {entry['path']}" for entry in json.load(answer)]
 
     def seed(self, name: str, folder: str | Path) -> None:
@@ -86,7 +87,13 @@ class Client:
     def __init__(self, endpoint: str, home: Path, **environment: str):
         self.home, self.errors, self.said = home, home.with_suffix(".stderr"), list[str]()
         home.mkdir(parents=True)
-        own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        own = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": TOKEN,
+            "NO_PROXY": "127.0.0.1",
+        }
         own |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", **environment}
         kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_CACHE", "HF_TOKEN_PATH", "TRANSFORMERS_CACHE")}
         self.process = subprocess.Popen(

@@ -158,6 +158,16 @@ def test_other_problem_types_and_many_classes(made):
     assert "One value, price." in page and "logits.item()" in page and "What it confuses" not in page
 
 
+def test_an_adapter_that_peft_does_not_know_says_so(made):
+    results, keys = made
+    results["adapter"] = "bottleneck"
+    assert "from hf_transfer import Predictor" in card.text(results, keys)
+    kind = {"peft_type": "BOTTLENECK", "placement": "houlsby"}
+    assert "no part of peft" in card.text(results, {**keys, "adapter": kind})
+    results["adapter"] = "lora"
+    assert "PeftModel.from_pretrained(model, model_id)" in card.text(results, {**keys, "adapter": "lora"})
+
+
 def test_a_metric_that_is_no_number_is_said_and_not_indexed(made):
     results, keys = made
     results["metrics"]["loss"] = None
@@ -185,7 +195,11 @@ def test_what_bundled_names_are_on_the_hub():
 def test_a_folder_of_a_run_has_the_base_of_that_run(run, tmp_path):
     assert card.hub_name(str(run.output_dir)) is None
     (tmp_path / "results.json").write_text(json.dumps({"card": {"base_model": "acme/base"}}))
-    assert card.hub_name(str(tmp_path)) == "acme/base" and card.hub_name(str(tmp_path / "gone")) is None
+    assert card.hub_name(str(tmp_path)) == "acme/base"
+    for other in ("[1]", "{", '{"card": null}', '{"card": {"base_model": 3}}'):
+        (tmp_path / "results.json").write_text(other)
+        assert card.hub_name(str(tmp_path)) is None
+    assert card.hub_name(str(tmp_path / "gone")) is None
 
 
 def test_licence_and_language_come_from_the_hubs_cards(monkeypatch):
