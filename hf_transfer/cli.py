@@ -7,9 +7,9 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from .errors import UserError, UserErrors, WorkFailed, nearest, one_line
+from .errors import UserError, UserErrors, WorkFailed, chain, nearest, one_line
 from .verbs import VERBS
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -111,7 +111,7 @@ def explain(error: Exception) -> UserError:
     """Any error as one that is meant for a person: the world's failures by their cause, our own mistakes as such."""
     if isinstance(error, UserError):
         return error
-    for cause in _chain(error):
+    for cause in chain(error):
         text = str(cause)
         number = cause.errno if isinstance(cause, OSError) else None
         if number in _DISK or "No space left on device" in text or "os error 27" in text:
@@ -125,12 +125,6 @@ def explain(error: Exception) -> UserError:
         f"{type(error).__name__}: {one_line(error, 500)}",
         "Add --debug to see where; if it looks like a mistake of ours, please report it.",
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _format(error: UserError) -> str:

@@ -100,6 +100,7 @@ class DataArguments:
     shuffle_buffer_size: int = key(
         1000, "streaming: examples of which the next one is drawn; 0: in the order they come"
     )
+    card_examples: int = key(3, "held-out texts that the model card shows as examples to try; 0: none")
     in_memory: Any = key(None, "splits as Python objects, from `fine_tune`")
 
 
@@ -164,6 +165,10 @@ UNITS = {
     "ddp_timeout": "seconds to wait for the other processes",
     "seed": "seed of initial weights, order and dropout",
     "data_seed": "seed of splits and order (default: seed)",
+    "push_to_hub": "push the run to a hub when it has ended; HF_TOKEN or the login says who pushes",
+    "hub_model_id": "owner/name to push to (default: the name of output_dir, of one's own)",
+    "hub_private_repo": "whether a repository that is made is private (default: true)",
+    "hub_revision": "branch to push to (default: main)",
     "log_level": "debug, info, warning, error, critical, or passive; from error on, nothing but errors is said",
 }
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
@@ -172,6 +177,8 @@ _NOT_KEYS = (
     "parallelism_config",
     "local_rank",
     "hub_token",
+    "hub_strategy",  # a run is pushed once, when it has ended
+    "hub_always_push",
     "do_train",
     "do_eval",
     "do_predict",
@@ -474,6 +481,7 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
             "logging_steps",
             "max_nonfinite",
             "shuffle_buffer_size",
+            "card_examples",
         )
         if not values[name] >= 0
     ]

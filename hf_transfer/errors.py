@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
@@ -57,3 +57,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException, most: int = 300) -> str:
     """What an error of a library says, on one line and not too long."""
     return " ".join(str(error).split())[:most]
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

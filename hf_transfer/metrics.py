@@ -143,6 +143,42 @@ def compute(problem_type: str, logits: Array, labels: Array) -> dict[str, float]
     return {k: float(v) for k, v in METRICS[problem_type].of(logits, labels).items()}
 
 
+def baseline(problem_type: str, train: Array, held_out: Array, num_labels: int) -> dict[str, float]:
+    """The metrics of an answer that looks at no input: the training set's largest class, the labels that more than half
+    of its examples have, or its mean. Only those that such an answer has: a constant ranks nothing and is never sure.
+
+    Args:
+        problem_type: as in `transformers` configurations.
+        train: labels of the training examples.
+        held_out: labels of the examples that the metrics are of.
+        num_labels: outputs of the model.
+    """
+    kept: tuple[str, ...]
+    if problem_type == "regression":
+        answer, kept = np.full((1, 1), train.mean()), ("mae", "rmse")
+    elif problem_type == "multi_label_classification":
+        answer, kept = 2.0 * (train.mean(axis=0) > 0.5)[None] - 1, ("f1_macro", "f1_micro", "accuracy")
+    else:
+        answer = np.eye(num_labels)[[np.bincount(train, minlength=num_labels).argmax()]]
+        kept = ("accuracy", "f1_macro", "precision_macro", "recall_macro", "mcc")
+    found = compute(problem_type, answer.repeat(len(held_out), axis=0), held_out)
+    return {name: found[name] for name in kept}
+
+
+def confusion(problem_type: str, logits: Array, labels: Array) -> list[list[int]]:
+    """What was taken for what: (true class, predicted class) counts; for several labels a row of (right, wrong, missed)
+    for each label; nothing for a regression.
+    """
+    if problem_type == "single_label_classification":
+        table = sk.confusion_matrix(labels, logits.argmax(-1), labels=np.arange(logits.shape[-1]))
+    elif problem_type == "multi_label_classification":
+        said, true = logits > 0, labels > 0
+        table = np.stack([(said & true).sum(0), (said & ~true).sum(0), (~said & true).sum(0)], axis=1)
+    else:
+        return []
+    return table.tolist()
+
+
 def best_thresholds(logits: Array, labels: Array, least: int = 5) -> list[float]:
     """The probability from which on each label is best said to be there: the one of the highest F1.
 

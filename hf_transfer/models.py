@@ -122,7 +122,11 @@ def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
         )
     if name.startswith("timm/"):
         _check_timm_name(name.removeprefix("timm/"))
-    if hub.find("model_name_or_path", name, revision=args.model_revision):
+    is_away = hub.find("model_name_or_path", name, revision=args.model_revision)
+    whole = not (is_away or args.from_scratch or args.allow_pickle or args.trust_remote_code) and hub.fetch(
+        "model_name_or_path", name, args.model_revision
+    )
+    if is_away or whole:
         options["local_files_only"] = True
     return name, options
 

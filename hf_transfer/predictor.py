@@ -388,7 +388,8 @@ class Predictor:
                 data_collator=self.task.collator(self.processor),
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
-            return held_out_metrics(trainer, prepared, self.labels.problem_type)
+            found = held_out_metrics(trainer, prepared, self.labels.problem_type)
+        return {name: found[name] for name in ("metrics", "intervals", "num_examples")}
 
 
 def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
@@ -434,7 +435,7 @@ def _logits(predictions: Any) -> Any:
 
 
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
-    """`{"metrics", "intervals", "num_examples"}` of a Trainer's model on prepared examples."""
+    """`{"metrics", "intervals", "confusion", "num_examples"}` of a Trainer's model on prepared examples."""
     prediction = trainer.predict(prepared)
     logits, found = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
     return _measured(problem_type, found, logits, prediction.label_ids, thresholds_of(trainer.model.config))
@@ -445,8 +446,12 @@ def _measured(problem_type: str, found: dict[str, float], logits: Any, labels: A
     if limits:
         logits = logits - logit(np.array(limits))  # 0 is where a label begins; ranks within a label stay
         found = found | metrics.compute(problem_type, logits, labels)
-    intervals = metrics.intervals(problem_type, logits, labels)
-    return {"metrics": found, "intervals": intervals, "num_examples": len(labels)}
+    return {
+        "metrics": found,
+        "intervals": metrics.intervals(problem_type, logits, labels),
+        "confusion": metrics.confusion(problem_type, logits, labels),
+        "num_examples": len(labels),
+    }
 
 
 def without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ import platform
 import shlex
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
-from . import checkpoint
+from . import card, checkpoint, push
 from .adapter_files import check_reload
 from .adapters import is_adapted, name_of
+from .card import RESULTS
 from .config import Config, DataArguments
 from .data.labels import MULTI_LABEL
 from .data.load import IN_MEMORY
@@ -41,11 +43,11 @@ from .preparation import (
     quiet_libraries,
 )
 from .progress import Bars, History, Lines, say
+from .staging import refuse_local
 from .tasks import Task
 from .trainer import TransferArguments, TransferTrainer
 from .views import Views
 
-RESULTS = "results.json"
 HISTORY = "history.jsonl"
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
@@ -60,6 +62,7 @@ class Result:
         plan: the plan that was executed; None without a strategy.
         trainer: with the trained model.
         predictor: the trained model at work.
+        push_error: why `push_to_hub: true` did not push; the run is whole all the same.
     """
 
     output_dir: Path
@@ -67,6 +70,7 @@ class Result:
     plan: Plan | None
     trainer: TransferTrainer
     predictor: Predictor
+    push_error: WorkFailed | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -108,6 +112,30 @@ class Result:
             return own.evaluate(split=split, max_examples=max_examples)
         data = looking.other_data(dataset_name=dataset_name, **keys)
         return looking.evaluate(data, split, max_examples)
+
+    def push_to_hub(
+        self,
+        hub_model_id: str | None = None,
+        merged: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+    ) -> push.Pushed:
+        """Push the run to a hub, after checking that what is pushed answers as the trained model.
+
+        Args:
+            hub_model_id: `owner/name`, or a name of the account's own (default: that of `output_dir`).
+            merged: a plain model, the adapter in its weights.
+            revision: branch (default: main).
+            commit_message: of the commit.
+            private: of a repository that is made (default: private).
+
+        Raises:
+            UserError: it is no id, or the adapter's backbone is a folder of this machine.
+            WorkFailed: the hub or the connection failed; the run is as it was.
+        """
+        target = push.Target(hub_model_id, merged, revision, commit_message, private)
+        return push.push(self.output_dir, target, self.predictor.model)
 
     def save(self, folder: str | Path, merged: bool = False) -> Path:
         """Write the model, with its tokenizer or image processor, to another folder, as `output_dir` holds it.
@@ -166,6 +194,8 @@ def run(config: Config) -> Result:
     output_dir = Path(str(args.output_dir))
     resumed = _checkpoint(config, output_dir)
     check_writable(output_dir)
+    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own way needs the hub to begin
+    doubt = push.before_training(target, output_dir) if target else ""
     fit_the_machine(args)
     set_seed(args.seed)
     talks = _talks(args)
@@ -174,10 +204,14 @@ def run(config: Config) -> Result:
         config, task, data, labels = prepared.config, prepared.task, prepared.data, prepared.loaded.labels
         splits = prepare_splits(prepared)
         trainer = make_trainer(prepared, splits["train"], splits["validation"])
+        if target and is_adapted(trainer.model):
+            refuse_local(str(_base(config, trainer.model)))
         _replace_progress(trainer, output_dir, talks)
         if trainer.is_world_process_zero():
             if talks:
                 announce(prepared, trainer)
+            if doubt:
+                sys.stderr.write(f"{doubt}\n")
             if config.data.overwrite_output_dir and resumed is None:
                 _clear(output_dir)
             _write(output_dir / RUN_FILE, config.to_yaml())
@@ -191,16 +225,33 @@ def run(config: Config) -> Result:
         results = _evaluate(trainer, splits, labels.problem_type)
         results |= _facts(config, task, data, trainer)
         results["data_facts"] = prepared.facts.to_dict()
+        results["card"] = card.facts(config.values, data, _base(config, trainer.model), results["metrics_split"])
         check_saved(trainer, task, config, labels)
         if trainer.is_world_process_zero():  # last: it marks a finished run
             _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+            card.write(output_dir)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     batch_size, seed = args.per_device_eval_batch_size, config.split_seed
     predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
     result = Result(output_dir, results, trainer.plan, trainer, predictor)
     if trainer.is_world_process_zero() and talks:
         _conclude(result, task)
+    if target and trainer.is_world_process_zero():
+        result.push_error = _push(result, target, talks)
     return result
+
+
+def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None:
+    """Push a finished run; what went wrong, if anything."""
+    try:
+        with quiet_libraries(result.trainer.args):
+            done = push.push(result.output_dir, target, result.model)
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return WorkFailed(error.message, error.fix)
+    if talks:
+        say("\n".join(done.lines()))
+    return None
 
 
 def _talks(args: TransferArguments) -> bool:
@@ -263,6 +314,7 @@ def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: 
         "metrics_split": split,
         "validation_metrics": validation,
         "intervals": found["intervals"],
+        "confusion": found["confusion"],
     }
 
 
@@ -294,6 +346,13 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         else f"{args.device.type} ({_processor()})",
         "cost": {"device_hours": seconds * args.world_size / 3600},
     }
+
+
+def _base(config: Config, model: Any) -> str | None:
+    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
+    if is_adapted(model):
+        return model.active_peft_config.base_model_name_or_path
+    return None if config.model.from_scratch else config.model.model_name_or_path
 
 
 def _version(package: str) -> str | None:

