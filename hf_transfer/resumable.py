@@ -6,6 +6,7 @@ What is overridden, and why that hook:
 - `_load_from_checkpoint`, `_load_best_model`: weights that were saved under other names than the model's.
 - `_load_optimizer_and_scheduler`: is it the same run (`resume`); the optimizer's state by name, not by number.
 - `train`: "auto" finds the newest checkpoint that is whole; signals are listened to (`guards`).
+- `log`: the mean loss is the whole run's, of which Trainer knows the part after the resumption only.
 - `_run_epoch`: nothing is trained where a run is resumed at its last step.
 - `training_step`, `_get_grad_norm`, `get_train_dataloader`: the guards see loss, gradient and examples.
 """
@@ -79,7 +80,8 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             found = self._find_checkpoint(resume_from_checkpoint)
             self.args.eval_on_start &= found is None  # the run was evaluated when it started
             with self.guards.listening():
-                return super().train(found, *args, **kwargs)
+                output = super().train(found, *args, **kwargs)
+            return output._replace(training_loss=self._mean_loss)
         finally:
             self.args.eval_on_start = starts_evaluated
 
@@ -105,6 +107,15 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         """Wall time of training, with what was before the run was resumed."""
         return self._seconds_before + (time.perf_counter() - self._began if self._began else 0.0)
 
+    @property
+    def _mean_loss(self) -> float:
+        return self._total_loss_scalar / max(self.state.global_step, 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss
+        super().log(logs, start_time)
+
     # ---- saving ----
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -117,7 +128,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         pushes, self.args.push_to_hub = self.args.push_to_hub, False  # what is beside has not its name yet
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         failure: Exception | None = None
-        counters = self._counters()
+        counters, best = self._counters(), self.state.best_model_checkpoint
         try:
             with checkpoint.beside(output_dir) if self.args.should_save else contextlib.nullcontext():
                 self._writes_to = output_dir / checkpoint.SAVING
@@ -126,6 +137,8 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
                 except _FAILURES as error:
                     failure = error
                 failed = self._any_rank(failure is not None)
+                if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
+                    self.state.best_model_checkpoint = str(output_dir / name)
                 if self.args.should_save and not failed:
                     try:
                         self._publish(output_dir, name, counters, limit)
@@ -136,6 +149,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self._writes_to = None
             self.args.push_to_hub, self.args.save_total_limit = pushes, limit
         if failed:
+            self.state.best_model_checkpoint = best
             self._not_saved(output_dir, name, failure)
             return
         if pushes:
@@ -144,8 +158,6 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def _publish(self, output_dir: Path, name: str, counters: dict[str, Any], limit: int | None) -> None:
         folder = output_dir / checkpoint.SAVING / name
-        if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
-            self.state.best_model_checkpoint = str(output_dir / name)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / checkpoint.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
         if self.unfreezing is not None and self.unfreezing.best is not None:
@@ -240,8 +252,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self.unfreezing.best = load_file(best)
 
     def _load_optimizer_by_name(self, folder: str, names: list[str]) -> None:
-        where = self.args.device if self.args.world_size > 1 else "cpu"
-        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location=where, weights_only=True)
+        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         groups = self.optimizer.param_groups
         ours = self.optimizer.state_dict()
         ours["state"] = resume.by_name(
