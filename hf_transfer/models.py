@@ -344,6 +344,8 @@ class SharedBackbone:
         own = copy.deepcopy(model, shared)
         for name, value in Labels.of(config).config_kwargs.items():
             setattr(own.config, name, value)
+        if "num_labels" in vars(own):  # many models keep it beside their configuration, for the loss
+            own.num_labels = config.num_labels
         with torch.device("meta"):
             blank = auto_class.from_config(config)
         head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]

@@ -69,6 +69,12 @@ def test_each_task_answers_as_its_run_alone(bank, runs):
     assert mixed == [{**first[0], "task": "topic"}, {**second[0], "task": "tone"}, {**first[1], "task": "topic"}]
 
 
+def test_each_task_is_measured_as_its_run_alone(bank, runs):
+    """Also its loss, for which some models keep the number of labels outside their configuration."""
+    for name, folder in runs.items():
+        assert bank.evaluate(name) == Predictor.load(folder).evaluate()
+
+
 def test_a_task_costs_its_adapter_and_its_head(bank, runs):
     """To the byte: every tensor of the backbone is shared."""
     one = HeadBank().add("tone", runs["tone"])

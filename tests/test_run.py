@@ -31,6 +31,7 @@ from hf_transfer import UserError, fine_tune
 from hf_transfer.cli import main
 from hf_transfer.data import bundled
 from hf_transfer.data.load import load_splits
+from hf_transfer.errors import WorkFailed
 
 TEXT = dict(
     model_name_or_path="bundled:minilm-l6",
@@ -250,16 +251,12 @@ def test_overwriting_leaves_nothing_of_the_run_before(text_run, tmp_path):
 
 def test_a_run_that_diverges_says_so_and_writes_json(tmp_path, capsys):
     data = csv(tmp_path / "a.csv", [(f"words {i}", "xy"[i % 2]) for i in range(16)])
-    run = fine_tune(
-        "bundled:minilm-l6",
-        data,
-        output_dir=str(tmp_path / "o"),
-        learning_rate=1e30,
-        strategy="full",
-        num_train_epochs=2,
-        save_strategy="no",
-        per_device_train_batch_size=4,
+    keys = dict(
+        learning_rate=1e30, strategy="full", num_train_epochs=2, save_strategy="no", per_device_train_batch_size=4
     )
+    with pytest.raises(WorkFailed, match="not a number at optimizer step 1"):
+        fine_tune("bundled:minilm-l6", data, output_dir=str(tmp_path / "stopped"), **keys)
+    run = fine_tune("bundled:minilm-l6", data, output_dir=str(tmp_path / "o"), on_nonfinite=None, **keys)
     assert "training diverged" in capsys.readouterr().out
 
     def no_constant(text):
