@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NONFINITE = "nonfinite.jsonl"
 POLICIES = ("stop", "skip", "rollback")
+ECHO = 1.0  # seconds; a launcher sends on what its processes may have got themselves
 
 
 @dataclass
@@ -107,7 +108,7 @@ class Guards(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGTERM and SIGINT while training; a second one does what it did before."""
+        """Note SIGTERM and SIGINT while training; one more, after `ECHO`, ends the process at once."""
         args = self.trainer.args
         if not getattr(args, "save_on_signal", False) or threading.current_thread() is not threading.main_thread():
             yield
@@ -121,10 +122,12 @@ class Guards(TrainerCallback):
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        now = time.perf_counter()
+        if not self.received:
+            self.received, self._came = number, now
+        elif now - self._came > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received, self._came = number, time.perf_counter()
 
     def _agree(self) -> None:
         """Let every rank know what one has seen: sent with one step, read with the next, so that nobody waits."""

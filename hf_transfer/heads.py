@@ -101,6 +101,12 @@ class HeadBank:
                 answers[i] = {**answer, "task": name}
         return answers
 
+    def evaluate(self, task: str, **options: Any) -> dict[str, Any]:
+        """Metrics of a task, as `Predictor.evaluate` gives them: by default on what its run held out."""
+        predictor, lock = self._task(task)
+        with lock:
+            return predictor.evaluate(**options)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, shared ones counted once."""

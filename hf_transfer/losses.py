@@ -24,7 +24,7 @@ _SINGLE, _MULTI, _REGRESSION = "single_label_classification", "multi_label_class
 class LossArguments:
     """What examples count for."""
 
-    class_weights: str | dict[str, float] = key(
+    class_weights: dict[str, float] | str | None = key(  # None too: transformers' parser reads `str | dict` as dict
         "none",
         "none, auto (inversely to the examples of a class; for several labels, negatives for each positive), or "
         "{name: weight}",
@@ -79,6 +79,11 @@ class Loss:
 
     def _is_soft(self, labels: torch.Tensor) -> bool:
         is_shares = self.problem_type == _SINGLE and labels.is_floating_point() and labels.ndim == 2
+        if is_shares and self.always and not self.knows_soft:
+            raise UserError(
+                "The labels are a number for each class, and the model's configuration does not say what they mean.",
+                f"Set `model.config.problem_type`: {_SINGLE} for shares of one label, {_MULTI} for several labels.",
+            )
         return is_shares and self.knows_soft
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor:
@@ -134,7 +139,7 @@ def make_loss(args: Any, config: Any, train_dataset: Any) -> Loss:
     """
     said = getattr(config, "problem_type", None)  # any module may be trained, also one that has no configuration
     kind, weights = said or _SINGLE, None
-    if args.class_weights != "none" and train_dataset is not None:
+    if args.class_weights not in (None, "none") and train_dataset is not None:
         weights = _weights(args.class_weights, kind, config, train_dataset)
     smoothing = args.label_smoothing_factor
     if smoothing and kind == _REGRESSION:

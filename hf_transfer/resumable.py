@@ -5,6 +5,7 @@ What is overridden, and why that hook:
 - `_save_checkpoint`, `_get_output_dir`: checkpoints are written beside, sealed and renamed (`checkpoint`).
 - `_load_optimizer_and_scheduler`: is it the same run (`resume`); the optimizer's state by name, not by number.
 - `train`: "auto" finds the newest checkpoint that is whole; signals are listened to (`guards`).
+- `log`: the mean loss is the whole run's, of which Trainer knows the part after the resumption only.
 - `_run_epoch`: nothing is trained where a run is resumed at its last step.
 - `training_step`, `_get_grad_norm`, `get_train_dataloader`: the guards see loss, gradient and examples.
 """
@@ -74,7 +75,8 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             found = self._find_checkpoint(resume_from_checkpoint)
             self.args.eval_on_start &= found is None  # the run was evaluated when it started
             with self.guards.listening():
-                return super().train(found, *args, **kwargs)
+                output = super().train(found, *args, **kwargs)
+            return output._replace(training_loss=self._mean_loss)
         finally:
             self.args.eval_on_start = starts_evaluated
 
@@ -99,6 +101,15 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     def seconds(self) -> float:
         """Wall time of training, with what was before the run was resumed."""
         return self._seconds_before + (time.perf_counter() - self._began if self._began else 0.0)
+
+    @property
+    def _mean_loss(self) -> float:
+        return self._total_loss_scalar / max(self.state.global_step, 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss
+        super().log(logs, start_time)
 
     # ---- saving ----
 
@@ -210,8 +221,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self.unfreezing.best = load_file(best)
 
     def _load_optimizer_by_name(self, folder: str, names: list[str]) -> None:
-        where = self.args.device if self.args.world_size > 1 else "cpu"
-        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location=where, weights_only=True)
+        saved = torch.load(Path(folder) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         groups = self.optimizer.param_groups
         ours = self.optimizer.state_dict()
         ours["state"] = resume.by_name(

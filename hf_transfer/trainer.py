@@ -130,7 +130,7 @@ class TransferMixin(Resumable):
         """A loss of the caller's own, and DataParallel, keep Trainer's behaviour."""
         own = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)] != [TransferMixin, Trainer]
         if own or self.compute_loss_func is not None:
-            if self.args.class_weights != "none" or self.args.focal_gamma:
+            if self.args.class_weights not in (None, "none") or self.args.focal_gamma:
                 raise UserError(
                     "class_weights and focal_gamma belong to a loss of ours, and this trainer has a loss of its own.",
                     "Leave them out, or leave `compute_loss` as it is.",
@@ -339,7 +339,7 @@ class TransferMixin(Resumable):
         not at all: neither is the loss of the whole batch when the last one is short.
         """
         if self._loss is not None and self._loss.applies(inputs.get("labels")):
-            if self.model.training:
+            if self.model.training or num_items_in_batch is not None:
                 return self._compute_own_loss(self._loss, model, inputs, return_outputs, num_items_in_batch)
             return super().compute_loss(model, inputs, return_outputs)  # an evaluation: the model's own mean
         if num_items_in_batch is None or not self._weighs_loss:

@@ -2,8 +2,8 @@
 
     python -m tests.crash FOLDER [--random N] [--seed S]
 
-One process imports everything; each run is a fork of it, so that a kill and a resumption cost a second. Prints one JSON
-object: {"kills": …, "resumed": …, "differences": [...]}.
+One process imports everything; each run is a fork of it, or two that talk by gloo, so that a kill and a resumption cost
+a second. Prints one JSON object: {"kills": …, "signals": …, "runs": …, "seconds": …, "differences": [...]}.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_transfer import TransferTrainer, checkpoint, resume
+from hf_transfer.errors import Interrupted
 from tests.helpers import arguments, copy_state, images, texts, tiny_bert, tiny_timm_resnet
 
 TEXT = {"model": lambda: tiny_bert(layers=2, dropout=0.2), "data": lambda: texts(22)}
@@ -45,6 +47,15 @@ CASES: dict[str, dict[str, Any]] = {
         "metric_for_best_model": "quality",
         "save_steps": 4,
     },
+    "LoRA": {
+        **TEXT,
+        "strategy": "gradual",
+        "num_train_epochs": 3,
+        "groups_per_unfreeze": 2,
+        "adapter": "lora",
+        "lora_plus_ratio": 4,
+        "lora_dropout": 0.1,
+    },
     "BatchNorm": {
         "model": tiny_timm_resnet,
         "data": lambda: images(16),
@@ -57,17 +68,21 @@ CASES: dict[str, dict[str, Any]] = {
 QUALITY = [0.3, 0.5, 0.5, 0.6, 0.4, 0.2, 0.1]
 
 
-class Kill:
-    """Ends this process with SIGKILL at the n-th passage of a point."""
+class At:
+    """Sends a signal to this process at the n-th passage of a point, counted from 0, if it is of that rank."""
 
-    def __init__(self, point: str, number: int):
-        self.point, self.left = point, number
+    def __init__(self, point: str, number: int, rank: int = 0, sends: int = signal.SIGKILL):
+        self.point, self.number, self.rank, self.sends = point, number, rank, sends
+        self.left = number
 
     def __call__(self, point: str) -> None:
-        if point == self.point:
+        if point == self.point and self.rank == int(os.environ.get("RANK", "0")):
             self.left -= 1
-            if self.left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self.left == -1:
+                os.kill(os.getpid(), self.sends)
+
+    def __repr__(self) -> str:
+        return f"{signal.Signals(self.sends).name} at {self.point} {self.number} of rank {self.rank}"
 
 
 class Points(TrainerCallback):
@@ -94,7 +109,7 @@ class Points(TrainerCallback):
 
 
 def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -> None:
-    """One run; the end is written to `end.pt`."""
+    """One run; the end is written to `end-RANK.pt`."""
     keys = dict(CASES[case])
     model, data = keys.pop("model")(), keys.pop("data")()
     keys = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch", "logging_steps": 2, **keys}
@@ -112,11 +127,11 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
         model, args, train_dataset=data, eval_dataset=data, compute_metrics=metrics, callbacks=[Points(kill)]
     )
     trainer.train(resume_from_checkpoint="auto" if resumed else None)
-    names = resume.optimizer_names(trainer.optimizer.param_groups, dict(model.named_parameters()))
+    names = resume.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
     optimizer = trainer.optimizer.state_dict()["state"]
-    timing = ("runtime", "per_second", "total_flos", "train_loss")
+    timing = ("runtime", "per_second", "total_flos")
     end = {
-        "model": copy_state(model),
+        "model": copy_state(trainer.model),
         "optimizer": {names[i]: state for i, state in optimizer.items()},
         "rates": [g["lr"] for g in trainer.optimizer.param_groups],
         "starts": [s.start for s in trainer.plan.stages] if trainer.plan is not None else [],
@@ -125,24 +140,45 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
         "rng": torch.random.get_rng_state(),
         "checkpoints": sorted(p.name for p in checkpoint.checkpoints(folder)),
     }
-    torch.save(end, folder / "end.pt")
+    torch.save(end, folder / f"end-{args.process_index}.pt")
 
 
-def fork(function: Callable[..., None], *arguments: Any) -> int:
-    """Run a function in a forked process; its exit status, negative for a signal."""
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            sys.stdout = sys.stderr = (Path(arguments[1]) / "log.txt").open("a")
-            function(*arguments)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def fork(processes: int, function: Callable[..., None], *arguments: Any) -> list[int]:
+    """Run a function in forked processes; their exit statuses, negative for a signal. One that fails ends all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = {}
+    for rank in range(processes):
+        process = os.fork()
+        if process == 0:
+            if processes > 1:
+                places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+                os.environ.update({k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1")
+            os._exit(_guarded(function, arguments))
+        running[process] = rank
+    statuses = [0] * processes
+    while running:
+        process, status = os.wait()
+        statuses[running.pop(process)] = code = os.waitstatus_to_exitcode(status)
+        if code < 0:  # the others wait for it: what a launcher does
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+    return statuses
+
+
+def _guarded(function: Callable[..., None], arguments: Any) -> int:
+    sys.stdout = sys.stderr = (Path(arguments[1]) / "log.txt").open("a")
+    try:
+        function(*arguments)
+        return 0
+    except Interrupted as interrupted:
+        return int(interrupted.code)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -160,49 +196,60 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path}: {one} {other}"]
 
 
-def reference(case: str, folder: Path) -> Any:
-    folder.mkdir(parents=True)
-    status = fork(train, case, folder, lambda point: None, False)
-    assert status == 0, (folder / "log.txt").read_text()[-3000:]
-    return torch.load(folder / "end.pt", weights_only=False)
+def ends(folder: Path, processes: int) -> list[Any]:
+    return [torch.load(folder / f"end-{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
-def killed_and_resumed(
-    case: str, folder: Path, kills: list[Callable[[str], None]], expected: Any
-) -> tuple[int, list[str]]:
-    """(kills that struck, differences) of a run that is killed, and resumed, as often as there are `kills`."""
+def reference(case: str, folder: Path, processes: int) -> Any:
     folder.mkdir(parents=True)
-    struck = 0
-    for i, kill in enumerate([*kills, lambda point: None]):
-        status = fork(train, case, folder, kill, i > 0)
-        if status == -signal.SIGKILL:
-            struck += 1
-        elif status != 0:
-            return struck, [f"{case}: a run failed: {(folder / 'log.txt').read_text()[-1500:]}"]
+    statuses = fork(processes, train, case, folder, lambda point: None, False)
+    assert not any(statuses), (folder / "log.txt").read_text()[-3000:]
+    return ends(folder, processes)
+
+
+def interrupted_and_resumed(case: str, folder: Path, strikes: list[At], expected: Any) -> tuple[list[At], list[str]]:
+    """(what struck, differences) of a run that is interrupted, and resumed, as often as there are `strikes`."""
+    folder.mkdir(parents=True)
+    struck, processes = [], len(expected)
+    for i, strike in enumerate([*strikes, None]):
+        statuses = fork(processes, train, case, folder, strike or (lambda point: None), i > 0)
+        if strike is not None and (-signal.SIGKILL in statuses or set(statuses) == {128 + strike.sends}):
+            struck.append(strike)
+        elif any(statuses):
+            why = (folder / "log.txt").read_text()[-1500:]
+            return struck, [f"{case} on {processes}, {strikes}: a run ended with {statuses}: {why}"]
         else:
             break
-    found = differences(expected, torch.load(folder / "end.pt", weights_only=False))
+    found = differences(expected, ends(folder, processes))
     shutil.rmtree(folder)
-    return struck, [f"{case}, {[(k.point, k.number) for k in kills if isinstance(k, At)]}: {d}" for d in found[:3]]
+    return struck, [f"{case} on {processes}, {strikes}: {d}" for d in found[:3]]
 
 
-class At(Kill):
-    def __init__(self, point: str, number: int):
-        super().__init__(point, number)
-        self.number = number
-
-
-CHOSEN = {
-    "gradual, accumulation": [
+TERM, INT = signal.SIGTERM, signal.SIGINT
+CHOSEN: dict[tuple[str, int], list[list[At]]] = {
+    ("gradual, accumulation", 1): [
         [At("step", 1)], [At("step", 4)], [At("substep", 7)], [At("optimizer", 10)], [At("evaluation", 1)],
         [At("seal", 1)], [At("publish", 2)], [At("rotate", 2)], [At("epoch", 2)], [At("saved", 3)],
-        [At("step", 5), At("seal", 0), At("evaluation", 0)],
+        [At("step", 5), At("seal", 0), At("evaluation", 0)], [At("substep", 5, sends=TERM)],
     ],
-    "plateau": [[At("evaluation", 2)], [At("step", 13)], [At("step", 19)], [At("saved", 3)], [At("log", 11)]],
-    "BatchNorm": [[At("step", 5)], [At("evaluation", 1)]],
-    "no plan": [[At("step", 5)], [At("evaluation", 2)]],
+    ("plateau", 1): [[At("evaluation", 2)], [At("step", 13)], [At("step", 19)], [At("saved", 3)], [At("log", 11)]],
+    ("LoRA", 1): [[At("step", 8)], [At("seal", 2)]],
+    ("BatchNorm", 1): [[At("step", 5)], [At("evaluation", 1)]],
+    ("no plan", 1): [[At("step", 5)], [At("evaluation", 2)]],
+    ("gradual, accumulation", 2): [
+        [At("step", 5)], [At("step", 5, rank=1)], [At("seal", 1)], [At("evaluation", 2, rank=1)],
+        [At("step", 3, rank=1, sends=TERM)], [At("step", 4, sends=INT)],
+    ],
+    ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],
 }  # fmt: skip
 POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate")
+
+
+def random_strikes(draw: random.Random) -> tuple[str, int, list[At]]:
+    """A case, a number of processes, and one or two kills."""
+    case, processes = draw.choice(list(CASES)), draw.choice((1, 1, 1, 2))
+    places = [(draw.choice(POINTS), draw.randrange(8)) for _ in range(draw.choice((1, 1, 2)))]
+    return case, processes, [At(point, number, draw.randrange(processes)) for point, number in places]
 
 
 def main() -> None:
@@ -213,18 +260,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     draw, began = random.Random(options.seed), time.perf_counter()
-    expected = {case: reference(case, options.folder / f"reference {case}") for case in CASES}
-    kills, runs, found = 0, 0, list[str]()
-    planned = [(case, kills) for case, lists in CHOSEN.items() for kills in lists]
-    while kills < options.random if options.random else runs < len(planned):
-        if options.random:
-            case = draw.choice(list(CASES))
-            chosen = [At(draw.choice(POINTS), draw.randrange(8)) for _ in range(draw.choice((1, 1, 2)))]
-        else:
-            case, chosen = planned[runs]
-        struck, different = killed_and_resumed(case, options.folder / f"run {runs}", chosen, expected[case])
-        kills, runs, found = kills + struck, runs + 1, [*found, *different]
-    print(json.dumps({"kills": kills, "runs": runs, "seconds": time.perf_counter() - began, "differences": found}))
+    expected: dict[tuple[str, int], Any] = {}
+    struck: list[At] = []
+    runs, found = 0, list[str]()
+    planned = [(*where, strikes) for where, lists in CHOSEN.items() for strikes in lists]
+    while len(struck) < options.random if options.random else runs < len(planned):
+        case, processes, strikes = random_strikes(draw) if options.random else planned[runs]
+        if (case, processes) not in expected:
+            whole = reference(case, options.folder / f"reference {case} {processes}", processes)
+            again = reference(case, options.folder / f"again {case} {processes}", processes)
+            found += [f"{case} on {processes}, the same twice: {d}" for d in differences(whole, again)[:3]]
+            expected[case, processes] = whole
+        new, different = interrupted_and_resumed(
+            case, options.folder / f"run {runs}", strikes, expected[case, processes]
+        )
+        struck, runs, found = [*struck, *new], runs + 1, [*found, *different]
+    kills = sum(strike.sends == signal.SIGKILL for strike in struck)
+    counts = {"kills": kills, "signals": len(struck) - kills, "runs": runs, "repeated": len(expected)}
+    print(json.dumps({**counts, "seconds": time.perf_counter() - began, "differences": found}))
 
 
 if __name__ == "__main__":

@@ -210,7 +210,24 @@ def test_several_labels_can_be_smoothed_and_evaluated(tmp_path):
 
 def test_where_nobody_says_what_labels_are_the_models_own_loss_is_used(tmp_path):
     """Labels of floats may be several labels: only a model that says "single label" gets shares."""
-    trainer = TransferTrainer(tiny_bert(), arguments(tmp_path), train_dataset=soft_texts(8))
+    trainer = TransferTrainer(tiny_bert(), arguments(tmp_path, strategy="full"), train_dataset=soft_texts(8))
     assert trainer.model.config.problem_type is None and not trainer._loss.applies(torch.rand(4, 2))
+    args = arguments(tmp_path, strategy="full", class_weights={"LABEL_1": 2.0})
+    weighted = TransferTrainer(tiny_bert(), args, train_dataset=soft_texts(8))
+    with pytest.raises(UserError, match="single_label_classification for shares"):
+        weighted.train()
+
+
+def test_with_no_key_set_the_loss_is_trainers(tmp_path):
     plain = torch.nn.Linear(2, 2)  # no configuration at all
-    assert not TransferTrainer(plain, arguments(tmp_path), train_dataset=texts(8))._loss.always
+    for model in (plain, tiny_bert()):
+        assert TransferTrainer(model, arguments(tmp_path), train_dataset=texts(8))._loss is None
+
+
+def test_weights_with_a_loss_of_ones_own_are_refused(tmp_path):
+    class Own(TransferTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs)
+
+    with pytest.raises(UserError, match="a loss of its own"):
+        Own(tiny_bert(), arguments(tmp_path, class_weights="auto"), train_dataset=texts(8))

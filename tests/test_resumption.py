@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,14 @@ def killed(folder, *options):
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
-    """SIGKILL in each stage, in accumulation, evaluation, and at each point of saving: weights, optimizer by name,
-    rates, plateaus, best metric, history, random numbers."""
+    """SIGKILL in each stage, in accumulation, evaluation, and at each point of saving, also of one rank of two; SIGTERM
+    and SIGINT on one rank: weights, optimizer by name, rates, plateaus, best metric, history, random numbers. And the
+    same seed twice gives the same bits."""
     found = killed(tmp_path)
     assert found["differences"] == []
-    chosen = [kills for lists in crash.CHOSEN.values() for kills in lists]
-    assert found["runs"] == len(chosen) and found["kills"] == sum(map(len, chosen))
+    chosen = [strikes for lists in crash.CHOSEN.values() for strikes in lists]
+    assert found["runs"] == len(chosen) and found["kills"] + found["signals"] == sum(map(len, chosen))
+    assert found["signals"] == 4 and found["repeated"] == len(crash.CHOSEN)
 
 
 @pytest.mark.slow
@@ -324,7 +327,7 @@ def test_without_a_policy_it_is_trainer(tmp_path):
 # ---- signals -------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 from transformers import TrainerCallback
 from tests.test_resumption import trained
 
@@ -332,16 +335,17 @@ class Send(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         for number in {numbers} if state.global_step == 5 else ():
             os.kill(os.getpid(), number)
+            time.sleep({pause})
 
 trained(sys.argv[1], callbacks=[Send()])
 """
 
 
-@pytest.mark.parametrize(("numbers", "code"), [([15], 143), ([2], 130)])
+@pytest.mark.parametrize(("numbers", "code"), [([15, 15], 143), ([2], 130)])
 def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(numbers=numbers), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
+    """Also one that a launcher sends on at once."""
+    script = SCRIPT.format(numbers=numbers, pause=0.01)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert "checkpoint-6 was saved" in done.stderr and "--resume_from_checkpoint auto" in done.stderr
@@ -351,9 +355,8 @@ def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(numbers=[15, 15]), str(tmp_path)], cwd=ROOT, capture_output=True
-    )
+    script = SCRIPT.format(numbers=[15, 15], pause=1.1)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
     assert done.returncode == -15 and [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
@@ -365,3 +368,41 @@ def test_seconds_add_up_over_resumptions(tmp_path):
     assert again.seconds > state["seconds"] > 0 and first.seconds > state["seconds"]
     records = again.stage_records
     assert sum(r.seconds for r in records) == pytest.approx(again.seconds, rel=0.2) and len(records) == 3
+
+
+def test_the_command_is_interrupted_and_goes_on(tiny_bert_folder, tmp_path):
+    """SIGTERM to `hf-transfer train`, and the same command again: one run, exit codes 143 and 0."""
+    rows = [("good", i) if i % 2 else ("bad", i) for i in range(48)]
+    (tmp_path / "train.csv").write_text("label,text\n" + "".join(f"{a},a {a} film number {i}\n" for a, i in rows))
+    keys = dict(
+        model_name_or_path=tiny_bert_folder, train_file=str(tmp_path / "train.csv"), strategy="gradual",
+        num_train_epochs=8, per_device_train_batch_size=4, logging_steps=1, save_strategy="steps", save_steps=20,
+        max_seq_length=16, eval_strategy="no",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "hf_transfer", "train", "--resume_from_checkpoint", "auto"]
+    command += [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    out = tmp_path / "out"
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen([*command, "--output_dir", str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def steps() -> list[int]:
+        lines = (out / "history.jsonl").read_text().splitlines() if (out / "history.jsonl").exists() else []
+        logs = [json.loads(line) for line in lines if line.endswith("}")]
+        return [log["step"] for log in logs if "loss" in log]
+
+    first = start()
+    while first.poll() is None and len(steps()) < 10:
+        time.sleep(0.05)
+    first.terminate()
+    told = first.communicate(timeout=120)[1]
+    assert first.returncode == 143, told
+    assert "Traceback" not in told and "--resume_from_checkpoint auto" in told
+    reached = steps()[-1]
+    assert checkpoint.problem(out / f"checkpoint-{reached}") is None and not (out / "results.json").exists()
+    second = start()
+    told = second.communicate(timeout=120)[1]
+    assert second.returncode == 0, told
+    results = json.loads((out / "results.json").read_text())
+    assert steps() == list(range(1, sum(stage["steps"] for stage in results["stages"]) + 1))
+    assert min(steps()) == 1 and reached < len(steps())

@@ -75,6 +75,12 @@ def with_idle() -> Any:
     return WithIdle(tiny_bert(layers=2).config).double()
 
 
+def knows_soft() -> Any:
+    model = tiny_bert(layers=2).double()
+    model.config.problem_type = "single_label_classification"
+    return model
+
+
 # 20 examples in batches of 8: the last group of micro-batches is short.
 EXACT["class weights"] = {
     **TEXT,
@@ -85,6 +91,7 @@ EXACT["class weights"] = {
 EXACT["soft labels, short"] = {
     **TEXT,
     **PLANS["gradual"],
+    "model": knows_soft,
     "data": lambda: soft_texts(20),
     "gradient_accumulation_steps": 2,
     "class_weights": {"LABEL_1": 3.0},

@@ -1,7 +1,7 @@
 """Run by `accelerate launch` with two processes: gradual unfreezing of a model that FSDP 2 has in shards.
 
 torch shards on a CPU; accelerate offers FSDP on accelerators only, so that it is told otherwise here. Writes the logged
-losses and how much of each layer moved in each stage.
+losses, also of a run resumed in the middle, and which layers moved in each stage.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Moves(TrainerCallback):
         return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for n, p in parts.items()}
 
 
-def run(folder: Path, batch_size: int) -> dict[str, Any]:
+def run(folder: Path, batch_size: int, resumed: str | None = None) -> dict[str, Any]:
     args = arguments(
         folder,
         strategy="gradual",
@@ -51,11 +51,12 @@ def run(folder: Path, batch_size: int) -> dict[str, Any]:
         learning_rate=0.05,
         per_device_train_batch_size=batch_size,
         train_sampling_strategy="sequential",
+        save_strategy="epoch",
     )
     trainer = TransferTrainer(tiny_bert(layers=2), args, train_dataset=texts(32))
     moves = Moves(trainer)
     trainer.add_callback(moves)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resumed)
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return {"losses": losses, "moved": list(moves.moved.values()), "kind": type(trainer.model).__name__}
 
@@ -88,7 +89,9 @@ if __name__ == "__main__":
 
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     allow_on_a_cpu()
-    outcome = run(Path(sys.argv[1]), 4)
+    folder = Path(sys.argv[1])
+    outcome = run(folder, 4)
+    outcome["resumed"] = run(folder, 4, str(folder / "checkpoint-8"))["losses"]
     if dist.get_rank() == 0:
-        (Path(sys.argv[1]) / "results.json").write_text(json.dumps(outcome))
+        (folder / "results.json").write_text(json.dumps(outcome))
     dist.destroy_process_group()

@@ -105,3 +105,4 @@ def test_gradual_unfreezing_under_fsdp_2(tmp_path):
     alone = fsdp2.run(tmp_path, 8)
     assert not alone["kind"].startswith("FSDP") and found["moved"] == alone["moved"]
     assert found["losses"] == pytest.approx(alone["losses"], abs=1e-6)
+    assert found["resumed"] == found["losses"]  # all of them: the checkpoint has the first half's
