@@ -96,6 +96,10 @@ class DataArguments:
     mixup_alpha: float = key(0.0, "training images are blended in pairs, by a share from Beta(alpha, alpha); 0: not")
     cutmix_alpha: float = key(0.0, "a rectangle of one training image is put into another; 0: not")
     token_masking: float = key(0.0, "share of a training text's tokens that are masked at random")
+    streaming: bool = key(False, "read the training set as it comes, from the hub or from files, and never hold it")
+    shuffle_buffer_size: int = key(
+        1000, "streaming: examples of which the next one is drawn; 0: in the order they come"
+    )
     card_examples: int = key(3, "held-out texts that the model card shows as examples to try; 0: none")
     in_memory: Any = key(None, "splits as Python objects, from `fine_tune`")
 
@@ -403,6 +407,7 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
     found = []
     if values["task"] is not None and values["task"] not in TASKS:
         found.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
+    found += _streaming(values) if values["streaming"] else []
     for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
         if values[one] and values[other]:
             found.append(f"{one} and {other} contradict each other: keep one.")
@@ -419,6 +424,28 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
                 f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} epochs; "
                 "leave num_train_epochs out."
             )
+    return found
+
+
+def _streaming(values: Mapping[str, Any]) -> list[str]:
+    """What a stream needs, and what wants to see all of it."""
+    found = [
+        f"streaming: a stream has no length, so {name} must say {what}."
+        for name, what, there in (
+            ("max_steps", "how long to train", values["max_steps"] > 0),
+            ("max_eval_samples", "how many examples validate", values["max_eval_samples"] is not None),
+        )
+        if not there
+    ]
+    wants_all = (
+        ("drop_leaks", values["drop_leaks"]),
+        ("balanced_sampling", values["balanced_sampling"]),
+        ("class_weights: auto", values["class_weights"] == "auto"),
+        ("max_train_samples", values["max_train_samples"] is not None),
+    )
+    found += [
+        f"streaming: {name} needs all examples before training; leave it out." for name, is_set in wants_all if is_set
+    ]
     return found
 
 
@@ -447,7 +474,15 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     ]
     found += [
         f"{name}: {values[name]:g} is negative."
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "logging_steps", "max_nonfinite", "card_examples")
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "logging_steps",
+            "max_nonfinite",
+            "shuffle_buffer_size",
+            "card_examples",
+        )
         if not values[name] >= 0
     ]
     for name in ("seed", "data_seed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -17,8 +18,8 @@ class UserError(ValueError):
     exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, fix: str = ""):
-        self.message, self.fix = message, fix
-        super().__init__(f"{message} {fix}".strip())
+        self.message, self.fix = _said_by_a_worker(message) or message, fix
+        super().__init__(f"{self.message} {fix}".strip())
 
 
 class UserErrors(UserError):
@@ -39,6 +40,12 @@ class WorkFailed(UserError):
 
 class Interrupted(SystemExit):
     """A signal came, and a checkpoint was saved. Its code is 143 after SIGTERM and 130 after SIGINT."""
+
+
+def _said_by_a_worker(text: str) -> str:
+    """The message within what torch makes of an error in a loader's worker: a traceback as text, the message last."""
+    found = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\n", text)
+    return text.rpartition(f".{found[1]}: ")[2].strip() if found else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

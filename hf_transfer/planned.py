@@ -15,7 +15,7 @@ from .errors import UserError
 from .layers import layer_groups
 from .models import Labels, Loaded, read_config
 from .plan import Plan, make_plan
-from .preparation import announce, make_trainer, prepare, prepare_splits, quiet_libraries
+from .preparation import announce, make_trainer, prepare, prepare_splits, quiet_libraries, training_stream
 from .progress import say
 from .schedules import run_schedule
 from .strategies import is_wanted
@@ -79,7 +79,10 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
     with quiet_libraries(args):
         if config.data.dataset_name or config.data.train_file:
             prepared = prepare(config)
-            trainer = make_trainer(prepared, prepared.data.train, prepared.data.validation)
+            if preview and config.data.streaming:
+                raise UserError("preview: a stream is not drawn.", "Leave streaming out for the picture.")
+            train = training_stream(prepared) if config.data.streaming else prepared.data.train
+            trainer = make_trainer(prepared, train, prepared.data.validation)
             plan, groups, notes = trainer.plan, trainer.layer_groups, prepared.notes
             num_steps = trainer.resolve_plan()
             drawn = trainer.plan

@@ -20,17 +20,21 @@ from . import metrics
 from .adapter_files import merge_checked
 from .config import DataArguments, ModelArguments, keys
 from .data.facts import examine
+from .data.images import undecoded
 from .data.inputs import Example, check_inputs, example, read_inputs
-from .data.labels import encode, find_labels
+from .data.labels import LABELS, encode, find_labels
 from .data.load import load_held_out, load_splits, standard_name
 from .data.splits import draw, make_data
+from .data.stream import beginning
 from .errors import UserError, nearest, one_line
 from .keys import coerce, read_config_file
 from .layers import layer_groups
+from .losses import Loss
 from .models import Labels, read_config
 from .targets import example as example_of
 from .tasks import TASKS, task_of
 from .tasks.base import Task
+from .views import Views, pooled
 
 RUN_FILE = "run.yaml"
 BATCH_SIZE = 32
@@ -50,6 +54,7 @@ class Predictor:
         batch_size: examples per forward pass.
         precision: `bf16` or `fp16` where it was trained and evaluated under autocast, else None.
         seed: of the run's splits.
+        views: how it looks at an example.
     """
 
     task: Task
@@ -60,6 +65,7 @@ class Predictor:
     batch_size: int = BATCH_SIZE
     precision: str | None = None
     seed: int = 0
+    views: Views = field(default_factory=Views)
 
     @classmethod
     def load(cls, run: str | Path, **changes: Any) -> Predictor:
@@ -67,12 +73,14 @@ class Predictor:
 
         Args:
             run: the folder or id.
-            **changes: keys to use instead of the run's own, for example `per_device_eval_batch_size`.
+            **changes: keys to use instead of the run's own, for example `per_device_eval_batch_size`; and `tta`,
+                `stride` and `pool` (see `Views`).
 
         Raises:
             UserError: there is no such model, or it has no trained head.
         """
-        known = {*DataArguments.__dataclass_fields__, "per_device_eval_batch_size", "trust_remote_code"}
+        others = ("per_device_eval_batch_size", "trust_remote_code")
+        known = {*DataArguments.__dataclass_fields__, *Views.__dataclass_fields__, *others}
         for name in set(changes) - known:
             raise UserError(f"{name} is no key of a trained model.{nearest(name, known)}")
         with _named_run():
@@ -106,7 +114,19 @@ class Predictor:
             int(found.get("per_device_eval_batch_size") or BATCH_SIZE),
             precision,
             int(next((found[k] for k in ("data_seed", "seed") if found.get(k) is not None), 0)),
+            Views.of(changes),
         )
+
+    def looking(self, **views: Any) -> Predictor:
+        """The same model, looking at an example as `tta`, `stride` and `pool` say (see `Views`).
+
+        Raises:
+            UserError: it is no such key, or not a value of it.
+        """
+        for name in views:
+            if name not in Views.__dataclass_fields__:
+                raise UserError(f"{name} is no key of how a model looks.{nearest(name, Views.__dataclass_fields__)}")
+        return replace(self, views=Views.of(views))
 
     def save_merged(self, folder: str | Path, batch: dict[str, Any] | None = None) -> Path:
         """Write a plain model, an adapter merged into its backbone, with its tokenizer or image processor.
@@ -240,8 +260,17 @@ class Predictor:
     @torch.no_grad()
     def logits(self, values: Sequence[tuple[Any, ...]], features: bool = False) -> tuple[Any, Any]:
         """((examples, labels) logits, (examples, width) features or None) of one batch, computed as in evaluation."""
-        encoded = self.task.encode(list(zip(*values, strict=True)), self.processor)
-        rows = [{k: v[i] for k, v in encoded.items()} for i in range(len(values))]
+        columns = list(zip(*values, strict=True))
+        encoded, owners = self.task.look(columns, self.processor, self.views, self.data)
+        rows = [{k: v[i] for k, v in encoded.items()} for i in range(len(owners))]
+        parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        if len(rows) == len(values):  # as the caller chose the batch
+            parts = [rows]
+        found, vectors = zip(*(self._forward(part, features) for part in parts), strict=True)
+        logits = pooled(np.concatenate(found), owners, self.views.pool)
+        return logits, pooled(np.concatenate(vectors), owners, "mean") if features else None
+
+    def _forward(self, rows: list[dict[str, Any]], features: bool) -> tuple[Any, Any]:
         device = self.model.device
         batch = {k: v.to(device) for k, v in self.task.collator(self.processor)(rows).items()}
         self.model.eval()
@@ -269,20 +298,24 @@ class Predictor:
         Raises:
             UserError: there is no such data, or its labels are not the model's.
         """
-        name, examples = self._held_out(data, split, max_examples)
-        return {**self.measure(examples), "metrics_split": name, "dataset": _name_of(data or self.data)}
+        name, examples, inputs = self._held_out(data, split, max_examples)
+        if self.views.several:
+            found = self._measure_looks(examples, inputs)
+        else:
+            found = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
+        return {**found, "metrics_split": name, "dataset": _name_of(data or self.data)}
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
         nothing = dict.fromkeys(
             ("in_memory", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
         )
-        return replace(self.data, **{**nothing, "max_predict_samples": None, **keys})
+        return replace(self.data, **{**nothing, "max_predict_samples": None, "streaming": False, **keys})
 
     def _held_out(
         self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
-    ) -> tuple[str, Dataset]:
-        """(name, prepared examples) of the split to evaluate on."""
+    ) -> tuple[str, Dataset, tuple[str, ...]]:
+        """(name, examples with encoded labels, input columns) of the split to evaluate on."""
         own = data is None
         args = self.data if data is None else data
         if own and not (args.dataset_name or args.train_file):
@@ -290,7 +323,7 @@ class Predictor:
                 "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
             )
         if own:
-            splits = load_splits(args)
+            splits = (beginning if args.streaming else load_splits)(args)
             features = splits["train"].features
         else:
             name, examples = load_held_out(args, split)
@@ -317,7 +350,24 @@ class Predictor:
             examples = encode(splits[name], name, column, self.labels)
         if max_examples is not None and max_examples < len(examples):
             examples = draw(examples, max_examples, self.labels, self.seed)[1]
-        return name, self.task.prepare(examples, inputs, self.processor, args)
+        return name, examples, inputs
+
+    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
+        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+        logits: list[Any] = []
+        for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
+            rows = list(zip(*(batch[c] for c in inputs), strict=True))
+            read = [example(self.task, None, row) for row in rows]
+            for i, made in enumerate(read):
+                if made.values is None:
+                    row = sum(len(part) for part in logits) + i
+                    raise UserError(f"Example {row} of the data cannot be used: {made.error}.")
+            logits.append(self.logits([made.values for made in read if made.values is not None])[0])
+        kind, found = self.labels.problem_type, np.concatenate(logits)
+        labels = np.array(examples[LABELS][:])
+        loss = Loss(kind).total(torch.tensor(found), torch.tensor(labels)) / len(labels)
+        values = {"loss": float(loss), **metrics.compute(kind, found, labels)}
+        return _measured(kind, values, found, labels, thresholds_of(self.model.config))
 
     def measure(self, prepared: Dataset) -> dict[str, Any]:
         """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
@@ -388,14 +438,19 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
     """`{"metrics", "intervals", "confusion", "num_examples"}` of a Trainer's model on prepared examples."""
     prediction = trainer.predict(prepared)
     logits, found = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
-    if limits := thresholds_of(trainer.model.config):
+    return _measured(problem_type, found, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+
+
+def _measured(problem_type: str, found: dict[str, float], logits: Any, labels: Any, limits: Sequence[float]) -> Any:
+    """The metrics `found`, where labels have thresholds those with them, and their intervals."""
+    if limits:
         logits = logits - logit(np.array(limits))  # 0 is where a label begins; ranks within a label stay
-        found |= metrics.compute(problem_type, logits, prediction.label_ids)
+        found = found | metrics.compute(problem_type, logits, labels)
     return {
         "metrics": found,
-        "intervals": metrics.intervals(problem_type, logits, prediction.label_ids),
-        "confusion": metrics.confusion(problem_type, logits, prediction.label_ids),
-        "num_examples": len(prepared),
+        "intervals": metrics.intervals(problem_type, logits, labels),
+        "confusion": metrics.confusion(problem_type, logits, labels),
+        "num_examples": len(labels),
     }
 
 

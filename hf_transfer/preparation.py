@@ -22,14 +22,37 @@ from .data.facts import Facts, counts_only, examine
 from .data.labels import find_labels, infer_labels
 from .data.load import load_splits
 from .data.splits import Data, make_data
+from .data.stream import Reader, Stream, beginning, held_out, open_streams
 from .errors import UserError, WorkFailed, nearest, one_line
 from .metrics import names as metric_names
 from .models import Loaded
 from .predictor import metrics_of
 from .progress import say
+from .resume import fingerprint
 from .tasks import Task, choose_task
 from .trainer import TransferArguments, TransferTrainer
 
+# Data keys that decide what is trained on: a resumed run has the same. What is evaluated on may be another.
+COURSE = (
+    "dataset_config_name",
+    "text_column_name",
+    "image_column_name",
+    "label_column_name",
+    "label_delimiter",
+    "on_bad_example",
+    "drop_leaks",
+    "train_val_split",
+    "max_train_samples",
+    "max_seq_length",
+    "truncation_side",
+    "image_size",
+    "augmentation",
+    "horizontal_flip",
+    "random_erasing",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "token_masking",
+)
 _CUT_SAMPLE = 1000  # training examples whose length is measured as the model counts it
 
 
@@ -70,7 +93,7 @@ def prepare(config: Config) -> Prepared:
     """
     args = config.training
     with args.main_process_first(desc="data"):
-        splits = load_splits(config.data)
+        splits = (beginning if config.data.streaming else load_splits)(config.data)
     task, inputs = choose_task(splits["train"].features, config.data)
     splits, column = find_labels(splits, inputs, config.data)
     skips = config.data.on_bad_example == "skip"
@@ -80,10 +103,11 @@ def prepare(config: Config) -> Prepared:
         processor.model_max_length -= spare
     data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
     data, facts = know(task, data, config.data, processor, config.split_seed)
-    choose_loader(args, task)
+    choose_loader(args, task, config.data.streaming)
     problem_type = loaded.labels.problem_type
     _check_best(args, problem_type, len(loaded.labels.names))
-    _check_batches(args, len(data.train))
+    if not config.data.streaming:
+        _check_batches(args, len(data.train))
     named = config.data.label_column_name or column
     seen: dict[str, Any] = {"task": task.name, "problem_type": problem_type, "label_column_name": named}
     if task.input_key:
@@ -103,13 +127,35 @@ def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int)
 
 
 def prepare_splits(prepared: Prepared) -> dict[str, Any]:
-    """The splits as the model reads them, by name; the training split with its random changes."""
+    """The splits as the model reads them, by name; the training split with its random changes, or as a stream."""
     task, inputs, args = prepared.task, prepared.inputs, prepared.config.data
     rest = {
         k: task.prepare(v, inputs, prepared.processor, args) for k, v in prepared.data.splits.items() if k != "train"
     }
+    if args.streaming:
+        return {"train": training_stream(prepared), **rest}
     train = task.prepare_training(prepared.data.train, inputs, prepared.processor, args, prepared.chance)
     return {"train": train, **rest}
+
+
+def training_stream(prepared: Prepared) -> Stream:
+    """The training set of a run with `streaming`, without what is held out."""
+    task, args, loader = prepared.task, prepared.config.data, prepared.config.training
+    source = open_streams(args)["train"]
+    reader = Reader(
+        prepared.inputs,
+        source.features,
+        prepared.loaded.labels,
+        args,
+        held_out(prepared.data),
+        task.read,
+        task.change(prepared.inputs, prepared.processor, args, prepared.chance),
+    )
+    stream = Stream(source, reader, prepared.config.split_seed, args.shuffle_buffer_size)
+    loader.dataloader_num_workers = min(loader.dataloader_num_workers, stream.shards)
+    if not loader.dataloader_num_workers:  # neither goes without workers
+        loader.dataloader_persistent_workers, loader.dataloader_prefetch_factor = False, None
+    return stream
 
 
 def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTrainer:
@@ -130,11 +176,27 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             data_collator=_collator(prepared),
             compute_metrics=lambda p: metrics_of(labels.problem_type, p),
         )
+        trainer.data_keys = _course(prepared)
         trainer.add_callback(Epochs(prepared.chance))
         trainer.resolve_plan()
         trainer.check_optimization()
         _check_disk(output_dir, trainer)
     return trainer
+
+
+def _course(prepared: Prepared) -> dict[str, Any]:
+    """The data keys that must stay the same; of a stream also what it begins with, and who reads it."""
+    data, args = prepared.config.data, prepared.config.training
+    found = {name: getattr(data, name) for name in COURSE}
+    if data.streaming:
+        found |= {
+            "shuffle_buffer_size": data.shuffle_buffer_size,
+            "max_eval_samples": data.max_eval_samples,
+            "max_predict_samples": data.max_predict_samples,
+            "dataloader_num_workers": args.dataloader_num_workers,
+            "the stream's beginning": fingerprint(prepared.data.train),
+        }
+    return found
 
 
 def _collator(prepared: Prepared) -> Any:
@@ -158,7 +220,8 @@ def _collator(prepared: Prepared) -> Any:
 def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     """What is known before training."""
     config, data = prepared.config, prepared.data
-    counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    seen = "a stream, of which are looked at " if config.data.streaming else ""
+    counts = ", ".join(f"{n} {seen if n == 'train' else ''}{len(split):,}" for n, split in data.splits.items())
     source = config.data.dataset_name or config.data.train_file
     say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
     say(
@@ -207,15 +270,17 @@ MOST_WORKERS = 8  # per training process; more have not made a loader faster tha
 PREFETCHED = 4  # batches per worker
 
 
-def choose_loader(args: TransferArguments, task: Task) -> None:
+def choose_loader(args: TransferArguments, task: Task, streaming: bool = False) -> None:
     """Workers for a run that leaves their number (-1) to us: where a device trains and pictures must be decoded.
 
-    On the CPU loading and training would only take the cores from each other, and texts are read before training.
-    Workers that were chosen live through all epochs and fetch ahead.
+    On the CPU loading and training would only take the cores from each other, and texts are read before training,
+    unless they are streamed. Workers that were chosen live through all epochs and fetch ahead.
     """
+    if streaming and args.accelerator_config.dispatch_batches is None:
+        args.accelerator_config.dispatch_batches = False  # each process reads for itself: texts differ in length
     if args.dataloader_num_workers >= 0:
         return
-    needs = args.device.type != "cpu" and bool(task.suffixes)
+    needs = args.device.type != "cpu" and (bool(task.suffixes) or streaming)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     args.dataloader_num_workers = max(0, min(MOST_WORKERS, _cores() // processes - 1)) if needs else 0
     if args.dataloader_num_workers:

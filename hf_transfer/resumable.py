@@ -3,6 +3,7 @@
 What is overridden, and why that hook:
 
 - `_save_checkpoint`, `_get_output_dir`: checkpoints are written beside, sealed and renamed (`checkpoint`).
+- `_load_from_checkpoint`, `_load_best_model`: weights that were saved under other names than the model's.
 - `_load_optimizer_and_scheduler`: is it the same run (`resume`); the optimizer's state by name, not by number.
 - `train`: "auto" finds the newest checkpoint that is whole; signals are listened to (`guards`).
 - `log`: the mean loss is the whole run's, of which Trainer knows the part after the resumption only.
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from . import checkpoint, resume
 from .errors import UserError, WorkFailed, one_line
@@ -46,6 +48,8 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     Attributes:
         guards: watches over the run.
         steps_per_epoch: optimizer steps, once the loader is known.
+        data_keys: keys that made the training examples, beyond what the training set itself shows: a run that is
+            resumed must have the same.
     """
 
     optimizer: Any
@@ -57,6 +61,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.guards = Guards(self)
         self.steps_per_epoch = 0
+        self.data_keys: dict[str, Any] = {}
         self._writes_to: Path | None = None
         self._continued: dict[str, Any] | None = None
         self._seconds_before = self._began = 0.0
@@ -123,7 +128,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         pushes, self.args.push_to_hub = self.args.push_to_hub, False  # what is beside has not its name yet
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         failure: Exception | None = None
-        counters = self._counters()
+        counters, best = self._counters(), self.state.best_model_checkpoint
         try:
             with checkpoint.beside(output_dir) if self.args.should_save else contextlib.nullcontext():
                 self._writes_to = output_dir / checkpoint.SAVING
@@ -132,6 +137,8 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
                 except _FAILURES as error:
                     failure = error
                 failed = self._any_rank(failure is not None)
+                if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
+                    self.state.best_model_checkpoint = str(output_dir / name)
                 if self.args.should_save and not failed:
                     try:
                         self._publish(output_dir, name, counters, limit)
@@ -142,6 +149,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self._writes_to = None
             self.args.push_to_hub, self.args.save_total_limit = pushes, limit
         if failed:
+            self.state.best_model_checkpoint = best
             self._not_saved(output_dir, name, failure)
             return
         if pushes:
@@ -150,8 +158,6 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def _publish(self, output_dir: Path, name: str, counters: dict[str, Any], limit: int | None) -> None:
         folder = output_dir / checkpoint.SAVING / name
-        if self.state.best_global_step == self.state.global_step:  # Trainer looked where it wrote
-            self.state.best_model_checkpoint = str(output_dir / name)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / checkpoint.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
         if self.unfreezing is not None and self.unfreezing.best is not None:
@@ -195,9 +201,34 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         }
 
     def _facts(self) -> dict[str, Any]:
-        return resume.facts(self.args, self.plan, self.optimizer.param_groups, self.train_dataset)
+        return resume.facts(self.args, self.plan, self.optimizer.param_groups, self.train_dataset, self.data_keys)
 
     # ---- resuming ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_renamed(str(self.state.best_model_checkpoint), self.model):
+            super()._load_best_model()
+
+    def _load_renamed(self, folder: str, model: nn.Module) -> bool:
+        """Load a checkpoint whose weights have not the model's names; whether it was one.
+
+        `save_pretrained` writes some models (ViT) under the names of their hub checkpoints. Trainer does not find
+        those, and would go on from the weights that the model has, with a warning.
+        """
+        path = Path(folder) / SAFE_WEIGHTS_NAME
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or not isinstance(model, PreTrainedModel) or not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) <= set(model.state_dict()):
+                return False
+        with torch.random.fork_rng(devices=[]):
+            model.load_state_dict(type(model).from_pretrained(folder, config=model.config).state_dict())
+        return True
 
     def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
         """See that it is the same run; the optimizer's state by name. Rates follow from the step."""

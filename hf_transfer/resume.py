@@ -51,7 +51,13 @@ FIXED = (
 )
 
 
-def facts(args: TrainingArguments, plan: Plan | None, groups: Sequence[Mapping[str, Any]], data: Any) -> dict[str, Any]:
+def facts(
+    args: TrainingArguments,
+    plan: Plan | None,
+    groups: Sequence[Mapping[str, Any]],
+    data: Any,
+    data_keys: Mapping[str, Any],
+) -> dict[str, Any]:
     """What must be the same for a run to go on.
 
     Args:
@@ -59,6 +65,7 @@ def facts(args: TrainingArguments, plan: Plan | None, groups: Sequence[Mapping[s
         plan: resolved; None without one.
         groups: of the optimizer, with `rates`, where there is a plan.
         data: the training set.
+        data_keys: what made examples of it, by key.
     """
     values = {name: _plain(vars(args).get(name)) for name in (*PLANNED, *FIXED)}  # plain arguments lack ours
     stages = [] if plan is None else [[s.name, s.epochs, None if plan.waits else s.start] for s in plan.stages]
@@ -70,6 +77,7 @@ def facts(args: TrainingArguments, plan: Plan | None, groups: Sequence[Mapping[s
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "examples": len(data) if hasattr(data, "__len__") else None,
         "data": fingerprint(data),
+        "data_keys": {name: _plain(value) for name, value in data_keys.items()},
     }
 
 
@@ -99,6 +107,8 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan:
     """
     old, new = then["keys"], now["keys"]
     fixed = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in FIXED if old.get(k) != new[k]]
+    made, makes = then.get("data_keys", {}), now["data_keys"]  # earlier versions noted none
+    fixed += [f"{k}: {made[k]!r} then, {makes[k]!r} now" for k in makes if k in made and made[k] != makes[k]]
     if then["examples"] != now["examples"]:
         fixed.append(f"training examples: {_count(then['examples'])} then, {_count(now['examples'])} now")
     elif then["data"] != now["data"]:

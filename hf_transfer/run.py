@@ -46,6 +46,7 @@ from .progress import Bars, History, Lines, say
 from .staging import refuse_local
 from .tasks import Task
 from .trainer import TransferArguments, TransferTrainer
+from .views import Views
 
 HISTORY = "history.jsonl"
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
@@ -80,9 +81,11 @@ class Result:
     def model(self) -> Any:
         return self.trainer.model
 
-    def predict(self, inputs: Any, top_k: int | None = None, features: bool = False) -> list[dict[str, Any]]:
-        """An answer per input: see `Predictor.predict`."""
-        return self.predictor.predict(inputs, top_k, features)
+    def predict(
+        self, inputs: Any, top_k: int | None = None, features: bool = False, **views: Any
+    ) -> list[dict[str, Any]]:
+        """An answer per input: see `Predictor.predict`; `tta`, `stride` and `pool` as in `Views`."""
+        return self.predictor.looking(**views).predict(inputs, top_k, features)
 
     def evaluate(
         self, dataset_name: str | None = None, split: str | None = None, max_examples: int | None = None, **keys: Any
@@ -93,20 +96,22 @@ class Result:
             dataset_name: hub id, file, folder or `bundled:<name>`.
             split: which of its splits.
             max_examples: only so many of them, drawn by class.
-            **keys: other data keys, for example `test_file` or `label_column_name`.
+            **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
+                `Views`.
 
         Raises:
             UserError: there is no such data or key, or the labels are not the model's.
         """
+        looking = self.predictor.looking(**{f.name: keys.pop(f.name) for f in fields(Views) if f.name in keys})
         known = [f.name for f in fields(DataArguments)]
         for name in keys:
             if name not in known:
                 raise UserError(f"{name} is no key of data.{nearest(name, known)}")
         if dataset_name is None and "test_file" not in keys:
-            own = replace(self.predictor, data=replace(self.predictor.data, **keys))
+            own = replace(looking, data=replace(looking.data, **keys))
             return own.evaluate(split=split, max_examples=max_examples)
-        data = self.predictor.other_data(dataset_name=dataset_name, **keys)
-        return self.predictor.evaluate(data, split, max_examples)
+        data = looking.other_data(dataset_name=dataset_name, **keys)
+        return looking.evaluate(data, split, max_examples)
 
     def push_to_hub(
         self,
@@ -316,6 +321,9 @@ def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: 
 def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:
     """The rest of `results.json`: what was run, on what, and what it took."""
     plan, args, seconds = trainer.plan, config.training, trainer.seconds
+    seen = len(data.train) * (trainer.state.epoch or 0)
+    if config.data.streaming:
+        seen = trainer.state.global_step * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
     return {
         "task": task.name,
         "problem_type": data.labels.problem_type,
@@ -324,11 +332,11 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         "adapter": name_of(args, trainer.model),
         "dataset": config.data.dataset_name or config.data.train_file,
         "labels": list(data.labels.names),
-        "num_train_examples": len(data.train),
+        "num_train_examples": seen if config.data.streaming else len(data.train),
         "plan": plan.to_list() if plan is not None else [],
         "stages": [{**record.to_dict(), "cache": None} for record in trainer.stage_records],
         "train_seconds": seconds,
-        "train_samples_per_second": len(data.train) * (trainer.state.epoch or 0) / max(seconds, 1e-9),
+        "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,

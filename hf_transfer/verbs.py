@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, UserErrors, WorkFailed
 from .strategies import key
+from .views import Views
 
 if TYPE_CHECKING:
     from .keys import Key
@@ -266,7 +267,7 @@ def _set_library_messages(quiet: bool, verbose: bool) -> None:
         logging.set_verbosity_error()
 
 
-PREDICT_SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments))
+PREDICT_SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("looks", Views))
 PREDICT_HELP = (
     "Answer each INPUT with a line of JSON, in order. INPUT is a text, an image, a .txt file of lines, a CSV, TSV, "
     "JSON, JSONL or Parquet file, a folder of such files, or - for lines of standard input. RUN is the folder of a run "
@@ -297,7 +298,7 @@ def predict(argv: Sequence[str]) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal's own
-    predictor = Predictor.load(run, **{f.name: values[f.name] for f in fields(InputArguments)})
+    predictor = Predictor.load(run, **{f.name: values[f.name] for f in (*fields(InputArguments), *fields(Views))})
     wrong, count = [], 0
     shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
     answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"])
@@ -316,7 +317,7 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
-EVALUATE_SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments))
+EVALUATE_SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("looks", Views))
 EVALUATE_HELP = (
     "Metrics of a trained model on labelled data, with 95% intervals; by default on what the run held out. RUN is the "
     "folder of a run or of any saved model, or a hub id."
@@ -342,7 +343,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from .predictor import Predictor, finite, format_metrics
 
-    own = ("label_column_name", *(f.name for f in fields(InputArguments)))
+    own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
     predictor = Predictor.load(words[0], **{name: values[name] for name in own})
     others = ("test_file", "dataset_name", "dataset_config_name")
     is_other = values["test_file"] or values["dataset_name"]

@@ -197,7 +197,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def ends(folder: Path, processes: int) -> list[Any]:
-    return [torch.load(folder / f"end-{rank}.pt", weights_only=False) for rank in range(processes)]
+    found = [torch.load(folder / f"end-{rank}.pt", weights_only=False) for rank in range(processes)]
+    assert not any(differences(found[0]["model"], other["model"]) for other in found), "the ranks differ"
+    return found
 
 
 def reference(case: str, folder: Path, processes: int) -> Any:
@@ -240,6 +242,7 @@ CHOSEN: dict[tuple[str, int], list[list[At]]] = {
         [At("step", 5)], [At("step", 5, rank=1)], [At("seal", 1)], [At("evaluation", 2, rank=1)],
         [At("step", 3, rank=1, sends=TERM)], [At("step", 4, sends=INT)],
     ],
+    ("no plan", 2): [[At("step", 4, rank=1)]],
     ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],
 }  # fmt: skip
 POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate")

@@ -90,6 +90,7 @@ def test_the_public_surface():
         "Result",
         "Stage",
         "TransferArguments",
+        "TransferMixin",
         "TransferTrainer",
         "UserError",
         "fine_tune",

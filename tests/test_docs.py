@@ -22,7 +22,7 @@ from hf_transfer.strategies import STRATEGIES, PlanArguments
 from .helpers import texts, tiny_bert
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
+RECIPES = sorted(ROOT.glob("recipes/*/**/*.yaml"))
 HUB = [p for p in RECIPES if "bundled:" not in p.read_text()]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 
@@ -34,7 +34,7 @@ def configure(argv: list[str]) -> Config:
     return Config.from_sources(read_config_file(str(ROOT / path)) if path else {}, given, problems)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_recipe_is_a_configuration_with_its_figures(path):
     made = configure(["--config", str(path)])
     assert made.training.strategy and made.model.model_name_or_path and made.training.output_dir.startswith("out/")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import runpy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune
 from hf_transfer.data import bundled
 
+ROOT = Path(__file__).parents[1]
 TASKS = {  # name: (labels, adapter)
     "tone": (("bad", "good"), "lora"),
     "topic": (("art", "law", "sport"), "ia3"),
@@ -127,3 +130,18 @@ def test_what_cannot_be_in_a_bank_is_refused(bank, base, runs, tmp_path):
     with pytest.raises(UserError, match="Use a bank for each backbone"):
         bank.add("other", tmp_path / "other")
     assert set(bank.list()) == set(TASKS)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_three_data_sets_on_one_backbone(kind, tmp_path, monkeypatch, capsys):
+    """The recipes, on a few examples: each task is as good in the bank as alone, and costs its file's bytes."""
+    monkeypatch.chdir(tmp_path)
+    many = runpy.run_path(str(ROOT / "recipes" / "many_tasks.py"))
+    few = ("--max_train_samples", "24", "--max_eval_samples", "16", "--max_predict_samples", "16", "--quiet")
+    many["main"](ROOT / "recipes" / f"{kind}_classification" / "three_datasets", [*few, "--num_train_epochs", "1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()][-3:]
+    labels = {"digits": 10, "photos": 2, "typefaces": 5, "kinds": 3, "reviews": 2, "topics": 7}
+    assert [int(row[1]) for row in rows] == [labels[row[0]] for row in rows]
+    assert all(row[2] == row[3] for row in rows)
+    for _, _, _, _, file, memory in rows[1:]:
+        assert float(memory) == pytest.approx(float(file), abs=0.05)

@@ -99,11 +99,17 @@ def answers(capsys, *argv) -> list[dict]:
 # ---- the same numbers ----------------------------------------------------------------------------------------------
 
 
+def held_out(predictor):
+    """What a run held out, as the model reads it."""
+    _, examples, inputs = predictor._held_out(None, None)
+    return predictor.task.prepare(examples, inputs, predictor.processor, predictor.data)
+
+
 @pytest.mark.parametrize("which", ["text_run", "image_run"])
 def test_predictions_are_the_trainers_own_bit_for_bit(which, request):
     run = request.getfixturevalue(which)
     predictor = run.predictor
-    _, prepared = predictor._held_out(None, None)
+    prepared = held_out(predictor)
     theirs = run.trainer.predict(prepared)
     column = "text" if which == "text_run" else "image"
     data = bundled.load_dataset(predictor.data.dataset_name)["test"]
@@ -363,7 +369,7 @@ def test_a_result_reads_well_and_can_be_saved_elsewhere(text_run, tmp_path):
 
 def test_evaluation_is_trainers_own(text_run):
     """A plain Trainer on the saved folder reports the same loss and logits."""
-    _, prepared = text_run.predictor._held_out(None, None)
+    prepared = held_out(text_run.predictor)
     model = AutoModelForSequenceClassification.from_pretrained(text_run.output_dir)
     args = TrainingArguments("unused", per_device_eval_batch_size=4, disable_tqdm=True, dataloader_pin_memory=False)
     plain = Trainer(model, args, data_collator=text_run.trainer.data_collator).predict(prepared)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_transfer import TransferTrainer, UserError, checkpoint
@@ -19,7 +20,7 @@ from hf_transfer.errors import WorkFailed
 from hf_transfer.guards import NONFINITE
 
 from . import crash
-from .helpers import arguments, changed, copy_state, texts, tiny_bert
+from .helpers import arguments, changed, copy_state, images, texts, tiny_bert, tiny_vit
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,6 +127,35 @@ def test_plain_tools_read_a_checkpoint(tmp_path):
     assert not (from_plain / checkpoint.MANIFEST).exists()
     again = trained(tmp_path / "again", strategy=None, resumed=str(from_plain))
     assert not changed(copy_state(again.model), copy_state(plain.model))
+
+
+def test_a_model_that_is_saved_under_other_names_is_resumed_and_its_best_is_loaded(tmp_path):
+    """transformers gives a ViT's weights their hub names in files, which plain Trainer does not find again."""
+
+    class Worse(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_quality"] = -state.global_step  # the first is the best
+
+    def trainer(folder, **keys):
+        keys = {"strategy": "full", "save_strategy": "epoch", "eval_strategy": "epoch", **keys}
+        data = images(16)
+        return TransferTrainer(
+            tiny_vit(layers=1), arguments(folder, **keys), train_dataset=data, eval_dataset=data, callbacks=[Worse()]
+        )
+
+    whole = trainer(tmp_path / "a")
+    whole.train()
+    first = tmp_path / "a" / "checkpoint-4"
+    assert not set(load_file(first / "model.safetensors")) <= set(whole.model.state_dict()), "names are the model's now"
+    resumed = trainer(tmp_path / "a")
+    resumed.train(resume_from_checkpoint=str(first))
+    assert not changed(copy_state(whole.model), copy_state(resumed.model))
+    best = trainer(tmp_path / "b", load_best_model_at_end=True, metric_for_best_model="quality", greater_is_better=True)
+    best.train()
+    saved = type(best.model).from_pretrained(first)
+    assert not changed(copy_state(saved), copy_state(best.model)) and changed(
+        copy_state(saved), copy_state(whole.model)
+    )
 
 
 def test_the_limit_keeps_the_best_and_the_newest(tmp_path):

@@ -24,6 +24,7 @@ from ..config import DataArguments
 from ..errors import UserError
 from ..models import Labels
 from .duplicates import Array, Trace, Traces
+from .images import undecoded
 from .labels import LABELS, MULTI_LABEL, REGRESSION
 from .splits import ROW, BadExample, Data
 
@@ -241,10 +242,7 @@ def _look(data: Data, name: str, trace: Read, limit: int | None, seed: int, stri
     rows = np.arange(len(split))
     if limit is not None and len(split) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(len(split), limit, replace=False))
-    inputs = split.select(rows).select_columns(list(data.inputs))
-    for column in data.inputs:
-        if isinstance(inputs.features[column], Image):
-            inputs = inputs.cast_column(column, Image(decode=False))
+    inputs = undecoded(split.select(rows), data.inputs)
     found: list[Trace] = []
     bad: dict[int, str] = {}
     has_images = any(isinstance(f, Image) for f in inputs.features.values())  # decoding lets other threads run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import one_line
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from PIL.Image import Image
 
 _DRAFT = 64  # pixels per side, at least
@@ -61,6 +62,17 @@ def _decoded(content: bytes, draft: bool = False) -> tuple[Image, tuple[int, int
         image.draft(None, (_DRAFT, _DRAFT))
     image.load()
     return ImageOps.exif_transpose(image), size  # turned as `datasets` does
+
+
+def undecoded(split: Dataset, inputs: Sequence[str]) -> Dataset:
+    """The input columns of a split alone, pictures as they are stored."""
+    from datasets import Image
+
+    found = split.select_columns(list(inputs))
+    for column in inputs:
+        if isinstance(found.features[column], Image):
+            found = found.cast_column(column, Image(decode=False))
+    return found
 
 
 @contextlib.contextmanager

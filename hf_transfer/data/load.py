@@ -34,7 +34,7 @@ def load_splits(args: DataArguments) -> DatasetDict:
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
     named = _load_named(args) if args.dataset_name else DatasetDict()
     given = {
-        k: _read_files({"train": _matching(f, f"{k}_file")}, f"{k}_file", args)["train"] for k, f in files.items() if f
+        k: _read_files({"train": matching(f, f"{k}_file")}, f"{k}_file", args)["train"] for k, f in files.items() if f
     }
     splits = DatasetDict({**{standard_name(k): v for k, v in named.items()}, **given})
     if "train" not in splits:
@@ -53,7 +53,7 @@ def load_held_out(args: DataArguments, split: str | None) -> tuple[str, Dataset]
         UserError: there is no such data or split.
     """
     if args.test_file:
-        files = {"test": _matching(args.test_file, "test_file")}
+        files = {"test": matching(args.test_file, "test_file")}
         splits = dict(_read_files(files, "test_file", args))
     else:
         assert args.dataset_name, "checked by the caller"
@@ -94,8 +94,8 @@ def _load_named(args: DataArguments) -> DatasetDict:
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, args)
-    if path.is_file() or _is_pattern(name):
-        return _read_files({"train": _matching(name, "dataset_name")}, "dataset_name", args)
+    if path.is_file() or is_pattern(name):
+        return _read_files({"train": matching(name, "dataset_name")}, "dataset_name", args)
     if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"dataset_name: there is no file or folder {name!r}.", _beside(path))
     hub.find("dataset_name", name, "dataset")
@@ -108,17 +108,17 @@ def _load_named(args: DataArguments) -> DatasetDict:
         ) from error
 
 
-def _is_pattern(name: str) -> bool:
+def is_pattern(name: str) -> bool:
     return any(c in name for c in "*?[") and not Path(name).expanduser().exists()
 
 
-def _matching(name: str, key: str) -> list[str]:
+def matching(name: str, key: str) -> list[str]:
     """The files that a name or a pattern (`data/part-*.csv`, `**` for any depth) stands for.
 
     Raises:
         UserError: none matches, or they are of several kinds.
     """
-    if not _is_pattern(name):
+    if not is_pattern(name):
         return [name]
     matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207 - the pattern may be absolute
     found = sorted(p for p in matches if Path(p).is_file())
@@ -139,9 +139,9 @@ def _load_folder(path: Path, args: DataArguments) -> DatasetDict:
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             loaded = datasets.load_from_disk(str(path))
             return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-        if files := _split_files(path):
+        if files := split_files(path):
             return _read_files(files, "dataset_name", args)
-        return datasets.load_dataset("imagefolder", data_files=_split_folders(path))
+        return datasets.load_dataset("imagefolder", data_files=split_folders(path))
     except PermissionError as error:
         raise UserError(
             f"dataset_name: the folder {str(path)!r} cannot be read ({error.strerror}).",
@@ -153,7 +153,7 @@ def _load_folder(path: Path, args: DataArguments) -> DatasetDict:
         raise unknown from error
 
 
-def _split_folders(folder: Path) -> dict[str, list[str]]:
+def split_folders(folder: Path) -> dict[str, list[str]]:
     """Patterns of an image folder's files, by split: a folder per split where all names are splits' names, else one.
 
     `datasets` sees a split wherever a path holds its name: a class `test_tube` would become the test split.
@@ -167,7 +167,7 @@ def _split_folders(folder: Path) -> dict[str, list[str]]:
     return found or {"train": [f"{glob.escape(str(folder))}/**"]}
 
 
-def _split_files(folder: Path) -> dict[str, list[str]]:
+def split_files(folder: Path) -> dict[str, list[str]]:
     """The tables of a folder by the split that their names say; all are training data where no name says one.
 
     Raises:
@@ -220,17 +220,8 @@ def _read_files(files: Mapping[str, Sequence[str]], key: str, args: DataArgument
 def _read_tables(kind: str, listed: Mapping[str, Sequence[Path]], key: str, args: DataArguments) -> DatasetDict:
     paths = [path for split in listed.values() for path in split]
     first = paths[0]
-    errors = "replace" if args.on_bad_example == "skip" else "strict"  # what is replaced is seen, and skipped, later
-    by_kind: dict[str, dict[str, Any]] = {
-        "csv": {"keep_default_na": False, "na_values": _NOTHING, "encoding_errors": errors},
-        # In capitals: under "utf-8" as written in lower case, `datasets` does not look whether the bytes are.
-        "json": {"encoding": "UTF-8", "encoding_errors": errors},
-        "parquet": {},
-    }
-    options = by_kind[kind] | ({"sep": "\t"} if first.suffix.lower() == ".tsv" else {})
-    data_files = {split: [glob.escape(str(path)) for path in paths] for split, paths in listed.items()}
     try:
-        return datasets.load_dataset(kind, data_files=data_files, **options)
+        return datasets.load_dataset(kind, **table_options(kind, listed, args))
     except PermissionError as error:
         raise UserError(f"{key}: {str(first)!r} cannot be read ({error.strerror}).") from error
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
@@ -244,6 +235,20 @@ def _read_tables(kind: str, listed: Mapping[str, Sequence[Path]], key: str, args
             else f"Look at the file: is it really {kind}, and whole?"
         )
         raise UserError(f"{key}: {name!r} cannot be read as {kind} ({one_line(cause, 200)}).", fix) from error
+
+
+def table_options(kind: str, listed: Mapping[str, Sequence[Path]], args: DataArguments) -> dict[str, Any]:
+    """What `datasets.load_dataset` is told of tables, by split."""
+    errors = "replace" if args.on_bad_example == "skip" else "strict"  # what is replaced is seen, and skipped, later
+    by_kind: dict[str, dict[str, Any]] = {
+        "csv": {"keep_default_na": False, "na_values": _NOTHING, "encoding_errors": errors},
+        # In capitals: under "utf-8" as written in lower case, `datasets` does not look whether the bytes are.
+        "json": {"encoding": "UTF-8", "encoding_errors": errors},
+        "parquet": {},
+    }
+    is_tsv = next(path for paths in listed.values() for path in paths).suffix.lower() == ".tsv"
+    data_files = {split: [glob.escape(str(path)) for path in paths] for split, paths in listed.items()}
+    return {"data_files": data_files, **by_kind[kind], **({"sep": "\t"} if is_tsv else {})}
 
 
 def convert(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from datasets import Dataset
@@ -11,7 +12,10 @@ from datasets import Dataset
 from ..config import DataArguments, ModelArguments
 from ..data.augment import Chance
 from ..data.duplicates import Trace, content_hash
+from ..data.labels import LABELS
+from ..errors import UserError
 from ..models import Labels, Loaded
+from ..views import Views
 
 
 class Task(ABC):
@@ -63,6 +67,19 @@ class Task(ABC):
         """
         return self.prepare(split, inputs, processor, args)
 
+    def change(
+        self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """The function from training rows (inputs as `read` gives them, `labels`, `EXAMPLE`) to what the model reads.
+
+        With the random changes that the keys ask for; columns of a batch, each a list. It goes to the loader's workers,
+        so it can be pickled.
+        """
+        return partial(self._encoded, inputs, processor)
+
+    def _encoded(self, inputs: tuple[str, ...], processor: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**self.encode([batch[c] for c in inputs], processor), LABELS: batch[LABELS]}
+
     def read(self, value: Any) -> Any:
         """One input as a user gives it, in the form that `encode` takes.
 
@@ -87,6 +104,18 @@ class Task(ABC):
     @abstractmethod
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:
         """What the model reads, by name, for a batch of inputs: one sequence per input column."""
+
+    def look(
+        self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
+    ) -> tuple[Mapping[str, Any], list[int]]:
+        """(what the model reads, one row per look; the input that each row is of): `encode`, where one look is enough.
+
+        Raises:
+            UserError: this task has no such looks.
+        """
+        if views.several:
+            raise UserError(f"tta, stride: {self.name} looks at an input once.", "Leave them out.")
+        return self.encode(columns, processor), list(range(len(columns[0])))
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..data.labels import LABELS
 from ..data.paths import IMAGE_SUFFIXES
 from ..errors import UserError, nearest, one_line
 from ..models import Labels, Loaded, load_config, load_model, source
+from ..views import Views, looks, most_looks
 from .base import Task
 
 
@@ -55,10 +57,12 @@ class ImageClassification(Task):
         (column,) = inputs
         split = split.cast_column(column, Image(decode=False))  # also paths; `read` decodes, here as in prediction
 
-        def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            return {**self.encode([self._read(batch[column])], processor), LABELS: batch[LABELS]}
+        kept = [c for c in (column, LABELS, EXAMPLE) if c in split.column_names]
+        return split.select_columns(kept).with_transform(partial(self._plain, column, processor))
 
-        return split.select_columns([column, LABELS]).with_transform(transform)
+    def _plain(self, column: str, processor: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        images = self._read(batch[column], batch.get(EXAMPLE))
+        return {**self.encode([images], processor), LABELS: batch[LABELS]}
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -66,28 +70,38 @@ class ImageClassification(Task):
         if not (Augmentation.wanted(args) or Mixed.wanted(args)):
             return self.prepare(split, inputs, processor, args)
         (column,) = inputs
-        augment = Augmentation(args, processor, chance)
-
-        def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            images = [to_channels(image, channels_of(processor)) for image in self._read(batch[column])]
-            pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
-            return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
-
         split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
-        return split.with_transform(transform)
+        return split.with_transform(self.change(inputs, processor, args, chance))
 
-    def _read(self, cells: Sequence[Any]) -> list[Any]:
-        """Pictures of a data set.
+    def change(
+        self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        (column,) = inputs
+        return partial(self._changed, column, processor, Augmentation(args, processor, chance))
+
+    def _changed(self, column: str, processor: Any, augment: Augmentation, batch: dict[str, Any]) -> dict[str, Any]:
+        read = self._read(batch[column], batch[EXAMPLE])
+        images = [to_channels(image, channels_of(processor)) for image in read]
+        pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
+        return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
+
+    def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
+        """Pictures of a data set; `rows` are theirs in the data as it was given.
 
         Raises:
-            UserError: names the one that cannot be read.
+            UserError: names the one that cannot be read: it was not looked at before, or has changed since.
         """
         found = []
-        for cell in cells:
+        for i, cell in enumerate(cells):
             try:
                 found.append(self.read(cell))
             except ValueError as error:
-                raise UserError(f"An image of the data, {cell.get('path') or 'without a name'}: {error}.") from error
+                path = cell.get("path") if isinstance(cell, dict) else None
+                name = path or ("without a name" if rows is None else f"row {rows[i]}")
+                raise UserError(
+                    f"An image of the data, {name}: {error}.",
+                    "Put it right; a run goes on with --resume_from_checkpoint auto.",
+                ) from error
         return found
 
     def read(self, value: Any) -> Any:
@@ -107,6 +121,18 @@ class ImageClassification(Task):
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
         images = [to_channels(image, channels_of(processor)) for image in columns[0]]
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
+
+    def look(
+        self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
+    ) -> tuple[Mapping[str, Any], list[int]]:
+        if views.stride is not None:
+            raise UserError("stride: it is for long texts, and the model reads images.", "Leave it out.")
+        mirrored = args.augmentation != "none" and args.horizontal_flip > 0
+        if views.tta > most_looks(mirrored):
+            without = "" if mirrored else ", none of them mirrored, as in training"
+            raise UserError(f"tta: {views.tta} looks at an image, and there are {most_looks(mirrored)}{without}.")
+        seen = [look for image in columns[0] for look in looks(image, views.tta, mirrored)]
+        return self.encode([seen], processor), [i for i in range(len(columns[0])) for _ in range(views.tta)]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return _collate

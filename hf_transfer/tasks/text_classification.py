@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Value
@@ -14,6 +15,7 @@ from ..data.duplicates import Trace, content_hash, normalised
 from ..data.labels import LABELS
 from ..errors import UserError, nearest, one_line
 from ..models import Labels, Loaded, load_config, load_model, source
+from ..views import Views
 from .base import Task
 
 # GLUE's and the hub's usual names, tried before "the only text column".
@@ -98,20 +100,16 @@ class TextClassification(Task):
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
     ) -> Dataset:
-        if not args.token_masking:
+        mask = _masking(processor, args, chance)
+        if mask is None:
             return self.prepare(split, inputs, processor, args)
-        if processor.mask_token_id is None:
-            raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
-        special = frozenset(processor.all_special_ids)
+        return self._tokenised(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(mask)
 
-        def transform(batch: dict[str, Any]) -> dict[str, Any]:
-            masked = []
-            for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
-                with chance.of(example):
-                    masked.append(mask_tokens(ids, args.token_masking, processor.mask_token_id, special))
-            return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
-
-        return self._tokenised(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(transform)
+    def change(
+        self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
+    ) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        plain, mask = super().change(inputs, processor, args, chance), _masking(processor, args, chance)
+        return plain if mask is None else partial(_both, plain, mask)
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -139,6 +137,15 @@ class TextClassification(Task):
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
         return processor(*([_readable_part(text, processor) for text in c] for c in columns), truncation=True)
 
+    def look(
+        self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
+    ) -> tuple[Mapping[str, Any], list[int]]:
+        if views.tta > 1:
+            raise UserError("tta: it changes images, and the model reads texts.", "stride is for long texts.")
+        if views.stride is None:
+            return super().look(columns, processor, views, args)
+        return windows(columns, processor, views.stride)
+
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return DataCollatorWithPadding(processor)
 
@@ -151,6 +158,66 @@ def _load_tokenizer(args: ModelArguments) -> Any:
         raise UserError(
             f"model_name_or_path: {args.model_name_or_path!r} has no tokenizer that can be loaded ({one_line(error)})."
         ) from error
+
+
+def _masking(tokenizer: Any, args: DataArguments, chance: Chance) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """The function that masks tokens of tokenised rows; None where none are to be.
+
+    Raises:
+        UserError: the tokenizer has no mask.
+    """
+    if not args.token_masking:
+        return None
+    if tokenizer.mask_token_id is None:
+        raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
+    return partial(_masked, args.token_masking, tokenizer.mask_token_id, frozenset(tokenizer.all_special_ids), chance)
+
+
+def _masked(share: float, mask: int, special: frozenset[int], chance: Chance, batch: dict[str, Any]) -> dict[str, Any]:
+    masked = []
+    for ids, example in zip(batch["input_ids"], batch[EXAMPLE], strict=True):
+        with chance.of(example):
+            masked.append(mask_tokens(ids, share, mask, special))
+    return {k: v for k, v in batch.items() if k != EXAMPLE} | {"input_ids": masked}
+
+
+def _both(plain: Any, mask: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    return mask({**plain(batch), EXAMPLE: batch[EXAMPLE]})
+
+
+def windows(columns: Sequence[Sequence[str]], tokenizer: Any, stride: int) -> tuple[dict[str, list[Any]], list[int]]:
+    """(windows of texts or pairs that share `stride` tokens, the example that each is of).
+
+    Of a pair the longer text is read in windows, each beside the whole shorter one; where that takes more than half
+    of the room, both are cut as in training.
+
+    Raises:
+        UserError: a window would have nothing of its own, or the tokenizer cannot tell what it cut off.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(f"stride: a {type(tokenizer).__name__} does not give what it cuts off.", "Leave stride out.")
+    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    least = room if len(columns) == 1 else (room + 1) // 2
+    if stride >= least:
+        raise UserError(f"stride: windows of {least} tokens cannot share {stride}.", f"At most {least - 1}.")
+    sides = ["longest_first"] * len(columns[0])
+    if len(columns) > 1:
+        lengths = [
+            [len(ids) for ids in tokenizer(list(c), add_special_tokens=False, verbose=False)["input_ids"]]
+            for c in columns
+        ]
+        for i, (first, second) in enumerate(zip(*lengths, strict=True)):
+            fits = min(first, second) <= room - least
+            sides[i] = ("only_first" if first >= second else "only_second") if fits else "cut"
+    found: dict[str, list[Any]] = {}
+    owners: list[int] = []
+    for i, (side, *texts) in enumerate(zip(sides, *columns, strict=True)):
+        split = {"truncation": side, "stride": stride, "return_overflowing_tokens": True}
+        made = tokenizer(*([text] for text in texts), **(split if side != "cut" else {"truncation": True}))
+        owners += [i] * len(made["input_ids"])
+        for name in set(made) - {"overflow_to_sample_mapping"}:
+            found.setdefault(name, []).extend(made[name])
+    return found, owners
 
 
 def _readable_part(text: str, tokenizer: Any) -> str:

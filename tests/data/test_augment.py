@@ -82,6 +82,27 @@ def test_workers_that_live_on_see_the_epoch_change(processor):
     assert not torch.equal(alone[0][0][0], alone[1][0][0])
 
 
+def test_what_workers_need_can_be_sent_to_them(processor, tiny_bert_folder):
+    """Where workers are started anew (macOS, Windows) and not forked, they get data and collator as a pickle."""
+    from multiprocessing.reduction import ForkingPickler
+
+    args, chance = DataArguments(augmentation="strong", mixup_alpha=0.2), Chance(1)
+    data = IMAGES.prepare_training(split(), ("image",), processor, args, chance)
+    mixed = Mixed(IMAGES.collator(processor), args, Labels("single_label_classification", ("a", "b")), chance)
+    again, collate = ForkingPickler.loads(ForkingPickler.dumps((data, mixed)))
+    assert all(torch.equal(v, pixels(again)[i]) for i, v in pixels(data).items())
+    assert torch.equal(collate([again[i] for i in range(4)])["labels"], mixed([data[i] for i in range(4)])["labels"])
+    before, chance.epoch = again[0]["pixel_values"], 1
+    assert not torch.equal(again[0]["pixel_values"], before), "the epoch is one for all processes"
+    chance.epoch = 0
+    plain = IMAGES.prepare(split(), ("image",), processor, args)
+    assert torch.equal(ForkingPickler.loads(ForkingPickler.dumps(plain))[3]["pixel_values"], plain[3]["pixel_values"])
+    tokenizer, texts = AutoTokenizer.from_pretrained(tiny_bert_folder), TASKS["text-classification"]
+    change = texts.change(("text",), tokenizer, DataArguments(token_masking=0.5), chance)
+    batch = {"text": ["a good film"] * 4, "labels": [0] * 4, EXAMPLE: [1, 2, 3, 4]}
+    assert ForkingPickler.loads(ForkingPickler.dumps(change))(batch) == change(batch)
+
+
 @pytest.mark.parametrize("name", ["vit", "timm"])
 def test_pictures_are_normalised_as_the_checkpoint_wants(name, processor):
     """A change that changes nothing gives what the checkpoint's own processor gives, bit for bit."""

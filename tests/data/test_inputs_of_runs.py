@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pixels
 
 from hf_transfer import Predictor, UserError, fine_tune
@@ -104,3 +105,42 @@ def test_a_model_that_reads_grey_pictures(gray_vit_folder, tmp_path):
     assert batch["pixel_values"].unique().tolist() == pytest.approx([(76 / 255 - 0.5) / 0.5])
     saved = json.loads((tmp_path / "o" / "preprocessor_config.json").read_text())
     assert saved["image_mean"] == [0.5] == saved["image_std"]
+
+
+@pytest.mark.parametrize("form", ["save_to_disk", "parquet pattern"])
+def test_images_inside_a_data_set(form, tiny_vit_folder, tmp_path):
+    """As the hub's image data sets are: the bytes in a column, classes with names, splits beside each other."""
+    rng = np.random.default_rng(0)
+    features = Features({"img": Image(), "fine": ClassLabel(names=["owl", "elk", "yak"])})
+
+    def part(size):
+        cells = [Pixels.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)) for _ in range(size)]
+        return Dataset.from_dict({"img": cells, "fine": [i % 3 for i in range(size)]}, features=features)
+
+    if form == "save_to_disk":
+        DatasetDict({"train": part(18), "test": part(6)}).save_to_disk(str(tmp_path / "d"))
+        keys = {"dataset_name": str(tmp_path / "d")}
+    else:
+        for i, size in enumerate((9, 9, 6)):
+            part(size).to_parquet(tmp_path / (f"train-{i}.parquet" if i < 2 else "held.parquet"))
+        keys = {"train_file": f"{tmp_path}/train-*.parquet", "test_file": f"{tmp_path}/held.parquet"}
+    run = fine_tune(tiny_vit_folder, **keys, output_dir=str(tmp_path / "o"), train_val_split=0.35, **KEYS)
+    assert run.results["labels"] == ["owl", "elk", "yak"] and run.results["metrics_split"] == "test"
+    assert {n: s["examples"] for n, s in run.results["data_facts"]["splits"].items()} == {
+        "train": 11, "validation": 7, "test": 6,
+    }  # fmt: skip
+    assert run.results["data_facts"]["splits"]["train"]["sizes"]["width"][0] == 12
+    assert Predictor.load(run.output_dir).evaluate()["metrics"] == pytest.approx(run.metrics)
+
+
+def test_whole_numbers_as_a_regression_of_pairs(tiny_bert_folder, tmp_path):
+    rows = [{"sentence1": f"one {i}", "sentence2": f"two {i}", "label": i % 6} for i in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = dict(output_dir=str(tmp_path / "o"), train_val_split=0.3, problem_type="regression", **KEYS)
+    run = fine_tune(tiny_bert_folder, str(tmp_path / "t.jsonl"), **keys)
+    assert run.results["problem_type"] == "regression" and {"mae", "rmse"} <= set(run.metrics)
+    assert set(run.predict([("one", "two")])[0]) == {"input", "value"}
+    assert Predictor.load(run.output_dir).columns == ("sentence1", "sentence2")
+    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({**r, "label": str(r["label"])}) for r in rows))
+    with pytest.raises(UserError, match="regression wants numbers, and column 'label' holds '0'"):
+        fine_tune(tiny_bert_folder, str(tmp_path / "s.jsonl"), **keys | {"output_dir": str(tmp_path / "p")})
