@@ -375,8 +375,9 @@ def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: La
     if not task.auto_class or not trainer.is_world_process_zero():
         return
     folder = str(config.training.output_dir)
-    whole = {"model_revision": "main", "restart_adapter": False, "from_scratch": False}
-    saved = replace(config.model, model_name_or_path=folder, **whole)
+    saved = replace(
+        config.model, model_name_or_path=folder, model_revision="main", restart_adapter=False, from_scratch=False
+    )
     own = replace(config.data, image_size=None, max_seq_length=None)  # what was saved holds them
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + 1)
