@@ -137,7 +137,7 @@ def main() -> None:
         "",
         "BERT in MiniLM-L6's shape, batch 16, length 32, AdamW, fp32, on the CPU; times against full fine-tuning in",
         "the same round. Arithmetic: a frozen layer costs 1 of a trained one's 3 units, embeddings and head 0. It does",
-        "not count the optimizer, for which the embeddings are half of the model: freezing them saves more than it says.",
+        "not count the optimizer, for which the embeddings are half of the model: freezing saves more than it says.",
         "",
         *lines,
         "",

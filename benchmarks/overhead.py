@@ -131,7 +131,7 @@ def main() -> None:
         "# Cost per step",
         "",
         f"`python benchmarks/overhead.py`: {', '.join(f'{k} {v}' for k, v in where.items())}.",
-        "BERT, 4 layers, hidden 128, batch 8, length 32, fp32 on the CPU. Each case by the fastest quarter of its rounds;",
+        "BERT, 4 layers, hidden 128, batch 8, length 32, fp32 on the CPU. Each case by the fastest quarter of rounds;",
         "beside it the median and the quartiles of the ratios within a round.",
         "Guards: signals save a checkpoint; loss and gradient are looked at (`on_nonfinite: stop`).",
         "",

@@ -5,7 +5,7 @@ libraries load them so:
 
     config = AutoConfig.from_pretrained("out")
     base = json.load(open("out/adapter_config.json"))["base_model_name_or_path"]
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True)
     model = PeftModel.from_pretrained(model, "out")
 """
 

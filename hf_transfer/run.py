@@ -445,7 +445,7 @@ def _conclude(result: Result, task: Task) -> None:
         code = (
             f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
             f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
-            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))})); "
+            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))}), ignore_mismatched_sizes=True); "
             f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
         )
         say(f"  {python} -c {shlex.quote(code)}")
