@@ -105,7 +105,7 @@ def main() -> None:
     head = [
         "# Adapters against full fine-tuning",
         "",
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores (the seconds are no more",
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread beside other work (the seconds are no more",
         "than an order), fp32, `python benchmarks/adapters.py`: mean ± standard deviation of seeds "
         f"{', '.join(map(str, args.seeds))}; test splits.",
         "",

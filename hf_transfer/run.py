@@ -36,6 +36,7 @@ from .predictor import RUN_FILE, Predictor, finite, format_metrics, held_out_met
 from .preparation import (
     announce,
     check_writable,
+    end_workers,
     fit_the_machine,
     make_trainer,
     prepare,
@@ -227,6 +228,7 @@ def run(config: Config) -> Result:
         results["data_facts"] = prepared.facts.to_dict()
         results["card"] = card.facts(config.values, data, _base(config, trainer.model), results["metrics_split"])
         check_saved(trainer, task, config, labels)
+        end_workers(trainer)
         if trainer.is_world_process_zero():  # last: it marks a finished run
             _write(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
             card.write(output_dir)
