@@ -105,8 +105,8 @@ def main() -> None:
     head = [
         "# Adapters against full fine-tuning",
         "",
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread beside other work (the seconds are no more",
-        "than an order), fp32, `python benchmarks/adapters.py`: mean ± standard deviation of seeds "
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread, beside other work,",
+        "fp32, `python benchmarks/adapters.py`: mean ± standard deviation of seeds "
         f"{', '.join(map(str, args.seeds))}; test splits.",
         "",
         "| model, data | method | accuracy | trained parameters | optimizer | weights on disk | training |",

@@ -127,6 +127,8 @@ def test_every_command_in_the_documents_is_right(document, command):
         assert argv[0] == "launch" and yaml.safe_load((ROOT / argv[config]).read_text())["num_processes"]
         script = argv.index("recipes/train.py")
         configure(argv[script + 1 :])
+    elif program == "python":
+        assert all((ROOT / path).exists() for path in argv)
     else:
         assert program == "hf-transfer"
         check(argv)
