@@ -116,6 +116,9 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
         staged = Path(beside)
         name = _repeat(lambda: account_of(target, folder))
         notes = stage(folder, staged, results, name, target.merged, model)
+        shown = len(results["card"]["examples"])
+        if shown and target.private is False:
+            notes.append(f"  Its card shows {shown} held-out texts to all; a run with card_examples: 0 shows none.")
         with _patient(PATIENCE):
             pushed = _repeat(lambda: _upload(staged, name, target, notes))
         if not target.merged:

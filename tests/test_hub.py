@@ -197,7 +197,8 @@ def test_merged_to_a_branch_with_a_message(hub, client, run):
 
 
 def test_public_and_private(hub, lfs, whole):
-    assert lfs.run("push", whole, "--hub_model_id", "open", "--public")[0] == 0  # the account's own name before it
+    code, out, _ = lfs.run("push", whole, "--hub_model_id", "open", "--public")  # the account's own name before it
+    assert code == 0 and "held-out texts to all" in out
     assert not hub.repo("alice/open")["private"] and set(hub.files("alice/open")) == WHOLE_FILES
     assert lfs.run("push", whole, "--hub_model_id", "alice/open", "--public")[0] == 0
     code, _, err = lfs.run("push", whole, "--hub_model_id", "alice/open", "--private")
