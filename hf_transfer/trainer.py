@@ -339,7 +339,7 @@ class TransferMixin(Resumable):
         not at all: neither is the loss of the whole batch when the last one is short.
         """
         if self._loss is not None and self._loss.applies(inputs.get("labels")):
-            if self.model.training or num_items_in_batch is not None:
+            if self.model.training or (self.unfreezing is not None and self.unfreezing.is_probing):
                 return self._compute_own_loss(self._loss, model, inputs, return_outputs, num_items_in_batch)
             return super().compute_loss(model, inputs, return_outputs)  # an evaluation: the model's own mean
         if num_items_in_batch is None or not self._weighs_loss:

@@ -40,6 +40,7 @@ class Unfreezing(TrainerCallback):
         frozen: the modules in which nothing trains.
         rates: {layer group: rate} of the optimizer step last taken.
         seconds_before: wall time by stage, without what the current stage has taken since it began, or was resumed.
+        is_probing: whether a forward pass is made to see what the loss reaches; it may be in eval mode.
         best: weights and buffers of the stage's best evaluation, on the CPU, where a plateau will end the stage.
     """
 
@@ -48,6 +49,7 @@ class Unfreezing(TrainerCallback):
         self.stage: int | None = None
         self.frozen: list[nn.Module] = []
         self.rates: dict[str, float] = {}
+        self.is_probing = False
         self.best: dict[str, torch.Tensor] | None = None
         self._began = 0.0
         self.seconds_before: dict[int, float] = {}
@@ -162,11 +164,13 @@ class Unfreezing(TrainerCallback):
         trains = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         trainer, found = self.trainer, set[int]()
         inputs = trainer._prepare_inputs(inputs)
+        self.is_probing = True
         for training in (False, True):
             self.model.train(training)
             with ranks.without_a_trace(self.model), trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(self.model, dict(inputs), num_items_in_batch=num_items_in_batch)
             found |= ranks.reached(loss)
+        self.is_probing = False
         used = ranks.on_any_rank([id(p) in found for p in trains.values()], trainer.args.device)
         return {name: p for (name, p), flag in zip(trains.items(), used, strict=True) if not flag}
 
