@@ -48,6 +48,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     Attributes:
         guards: watches over the run.
         steps_per_epoch: optimizer steps, once the loader is known.
+        resumed_at: optimizer steps that were done before this `train()`, in the run that it goes on with.
         data_keys: keys that made the training examples, beyond what the training set itself shows: a run that is
             resumed must have the same.
     """
@@ -60,7 +61,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.guards = Guards(self)
-        self.steps_per_epoch = 0
+        self.steps_per_epoch = self.resumed_at = 0
         self.data_keys: dict[str, Any] = {}
         self._writes_to: Path | None = None
         self._continued: dict[str, Any] | None = None
@@ -287,6 +288,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     def continue_counting(self) -> None:
         """Called when training begins, after Trainer has set its counters to nothing."""
         self._began, self._seconds_before = time.perf_counter(), 0.0
+        self.resumed_at = self.state.global_step
         state, self._continued = self._continued, None
         if state is None:
             return

@@ -103,7 +103,7 @@ def test_auto_goes_back_to_the_newest_whole_checkpoint(damage, said, tmp_path, c
     with pytest.raises(UserError, match=said):
         trained(tmp_path, resumed=str(newest))
     trainer = trained(tmp_path, resumed="auto")
-    assert trainer._initial_global_step == int(before.name.split("-")[1])
+    assert trainer.resumed_at == int(before.name.split("-")[1])
     assert not changed(whole, copy_state(trainer.model))
     told = capsys.readouterr().err
     assert said in told and f"set aside as broken-{newest.name}" in told

@@ -46,7 +46,7 @@ def test_pictures_are_changed_and_mixed_as_if_the_run_had_not_stopped(workers, t
         (place).mkdir()
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", place / f"checkpoint-{step}")
         again = run(tiny_vit_folder, place, resume_from_checkpoint="auto", **keys)
-        assert again.trainer._initial_global_step == step
+        assert again.trainer.resumed_at == step
         assert not multiprocessing.active_children()  # the run has ended its workers
         resumed = load_file(place / "model.safetensors")
         assert all(torch.equal(whole[k], resumed[k]) for k in whole), step
