@@ -292,6 +292,10 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         state, self._continued = self._continued, None
         if state is None:
             return
+        output_dir = Path(super()._get_output_dir(None))
+        newest = next((p.name for p in checkpoint.checkpoints(output_dir)), None)
+        if self.args.should_save and newest == Path(state["folder"]).name:  # killed before it did this
+            checkpoint.rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         sums, rank = state["loss_since_log"], self.args.process_index
         mine = sums[rank] if len(sums) == self.args.world_size else sum(sums) / len(sums)
         if self.state.global_step >= self.state.max_steps:  # no epoch will do it

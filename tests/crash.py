@@ -236,7 +236,7 @@ CHOSEN: dict[tuple[str, int], list[list[At]]] = {
     ],
     ("plateau", 1): [[At("evaluation", 2)], [At("step", 13)], [At("step", 19)], [At("saved", 3)], [At("log", 11)]],
     ("LoRA", 1): [[At("step", 8)], [At("seal", 2)]],
-    ("BatchNorm", 1): [[At("step", 5)], [At("evaluation", 1)]],
+    ("BatchNorm", 1): [[At("step", 5)], [At("evaluation", 1)], [At("seal", 2), At("rotate", 0)]],
     ("no plan", 1): [[At("step", 5)], [At("evaluation", 2)]],
     ("gradual, accumulation", 2): [
         [At("step", 5)], [At("step", 5, rank=1)], [At("seal", 1)], [At("evaluation", 2, rank=1)],
