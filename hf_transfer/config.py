@@ -19,9 +19,12 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
+from .boundary import BoundaryArguments
+from .bucketing import BucketingArguments
 from .errors import UserError, UserErrors, nearest, one_line
 from .guards import GuardArguments
 from .keys import Key, add_keys, coerce, commented_yaml, keys_of, make_parser, parse_options, unknown
+from .linear_probe import ProbeArguments
 from .losses import LossArguments
 from .losses import check as check_loss
 from .strategies import STRATEGIES, AdapterArguments, PlanArguments, check, key, with_adapter
@@ -214,6 +217,9 @@ def keys() -> dict[str, Key]:
         | dict.fromkeys(keys_of(GuardArguments, "checkpoints"), "checkpoints")
     )
     topics |= dict.fromkeys(keys_of(LossArguments, "loss"), "loss")
+    for cls in (BoundaryArguments, BucketingArguments):
+        topics |= dict.fromkeys(keys_of(cls, "speed"), "speed")
+    topics |= dict.fromkeys(keys_of(ProbeArguments, "plan"), "plan")
     topics |= dict.fromkeys(keys_of(AdapterArguments, "adapter"), "adapter")
     for name, entry in found.items():
         help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
@@ -225,7 +231,7 @@ def keys() -> dict[str, Key]:
             choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
         )
     order = list(
-        dict.fromkeys(["output", "model", "data", "plan", "adapter", "loss", *(t for t, _ in theirs.values())])
+        dict.fromkeys(["output", "model", "data", "plan", "speed", "adapter", "loss", *(t for t, _ in theirs.values())])
     )
     return dict(sorted(found.items(), key=lambda entry: order.index(entry[1].topic)))
 

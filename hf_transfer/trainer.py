@@ -34,9 +34,12 @@ from transformers.trainer_utils import SchedulerType, has_length
 
 from . import adapters, losses, strategies
 from .adapter_files import write_config
+from .boundary import BoundaryArguments
+from .bucketing import BucketingArguments
 from .errors import UserError, UserErrors, nearest, one_line
 from .guards import GuardArguments
 from .layers import LayerGroup, layer_groups
+from .linear_probe import ProbeArguments
 from .losses import Loss, LossArguments
 from .optim import lr_factors, parameter_groups
 from .plan import Plan, make_plan
@@ -48,7 +51,15 @@ from .unfreezing import Unfreezing
 
 
 @dataclass
-class TransferArguments(PlanArguments, LossArguments, GuardArguments, TrainingArguments):
+class TransferArguments(
+    PlanArguments,
+    ProbeArguments,
+    BoundaryArguments,
+    BucketingArguments,
+    LossArguments,
+    GuardArguments,
+    TrainingArguments,
+):
     """`TrainingArguments`, the keys of a Plan (`PlanArguments`), of the loss (`LossArguments`), of the guards.
 
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets

@@ -1,0 +1,30 @@
+"""Skip the frozen part: what it computes is computed once, stored, and replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .strategies import key
+
+
+@dataclass
+class BoundaryArguments:
+    """Whether, where and how exactly the frozen part's results are kept."""
+
+    boundary_cache: str = key(
+        "off",
+        "compute what the frozen bottom of the model does once for each example, and keep it in memory or on disk; "
+        "auto: where it is exact, fits, and pays",
+        choices=("auto", "off", "memory", "disk"),
+    )
+    boundary_cache_dtype: str = key(
+        "auto",
+        "what is kept in: auto (as computed, exact), float16 or bfloat16 (half the room, rounded)",
+        choices=("auto", "float16", "bfloat16"),
+    )
+    boundary_cache_budget: float | None = key(
+        None, "gigabytes that may be kept (default: half of what is free in memory, or on the disk)"
+    )
+    boundary_cache_dir: str | None = key(
+        None, "folder of what is kept on disk, shared by runs (default: hf_transfer in the Hugging Face cache)"
+    )
