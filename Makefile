@@ -40,7 +40,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test
+bench: $(VENV)/.installed-bench
 	@set -e; for script in benchmarks/*.py; do $(OFFLINE) $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed-docs

@@ -1,11 +1,11 @@
-"""What the trainer costs per step: plain Trainer against TransferTrainer, and the guards on against off.
+"""What the trainer costs per step: plain Trainer against TransferTrainer with nothing on, with rates, guards and logs.
 
     python benchmarks/overhead.py [--rounds 20] [--steps 40] [--quick]
 
 The same small BERT (4 layers, hidden 128), batch and data, one thread, interleaved in one process, in an order that is
 drawn anew for each round. What else the machine does only adds time, so each case is represented by the mean of its
-fastest quarter of rounds; the medians of the ratios within a round stand beside it. Writes
-benchmarks/results/overhead.json and .md.
+fastest quarter of rounds; the medians of the ratios within a round stand beside it, of wall time and of the process's
+own. Writes benchmarks/results/overhead.json and .md.
 """
 
 from __future__ import annotations
@@ -40,19 +40,25 @@ CASES = {
     ),
     "guards off": (TransferTrainer, TransferArguments, {"layer_lr_decay": 0.9, "save_on_signal": False}),
     "guards on": (TransferTrainer, TransferArguments, {"layer_lr_decay": 0.9, "on_nonfinite": "stop"}),
+    "plain Trainer, each step logged": (Trainer, TrainingArguments, {"logging_steps": 1}),
+    "rates, guards, each step logged": (
+        TransferTrainer,
+        TransferArguments,
+        {"layer_lr_decay": 0.9, "on_nonfinite": "stop", "logging_steps": 1},
+    ),
 }
-AGAINST = {"guards on": "guards off"}  # the others: plain Trainer
+# The others: plain Trainer.
+AGAINST = {"guards on": "guards off", "rates, guards, each step logged": "plain Trainer, each step logged"}
 
 
-def seconds(case: str, steps: int, data: Dataset, folder: str) -> float:
-    """Training time of `steps` steps after a warm-up of 5."""
+def seconds(case: str, steps: int, data: Dataset, folder: str) -> tuple[float, float]:
+    """(wall, the process's own) time of `steps` steps after a warm-up of 5."""
     trainer_class, arguments_class, keys = CASES[case]
     torch.manual_seed(0)
     config = transformers.BertConfig(
         hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, vocab_size=1000
     )
-    args = arguments_class(
-        folder,
+    usual = dict(
         use_cpu=True,
         max_steps=steps + 5,
         per_device_train_batch_size=BATCH,
@@ -60,15 +66,15 @@ def seconds(case: str, steps: int, data: Dataset, folder: str) -> float:
         save_strategy="no",
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **keys,
     )
+    args = arguments_class(folder, **{**usual, **keys})
     clock = Clock()
     trainer = trainer_class(
         transformers.BertForSequenceClassification(config), args, train_dataset=data, callbacks=[clock]
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    return time.perf_counter() - clock.began
+    return time.perf_counter() - clock.began, time.process_time() - clock.cpu_began
 
 
 def fastest(times: list[float]) -> float:
@@ -76,12 +82,17 @@ def fastest(times: list[float]) -> float:
     return statistics.mean(sorted(times)[: max(1, len(times) // 4)])
 
 
+def quartiles(ratios: list[float]) -> list[float]:
+    """The first and the third."""
+    return statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else ratios * 2
+
+
 class Clock(transformers.TrainerCallback):
-    began = 0.0
+    began = cpu_began = 0.0
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
-            self.began = time.perf_counter()
+            self.began, self.cpu_began = time.perf_counter(), time.process_time()
 
 
 def main() -> None:
@@ -102,14 +113,18 @@ def main() -> None:
         }
     )
     times: dict[str, list[float]] = {case: [] for case in CASES}
+    own: dict[str, list[float]] = {case: [] for case in CASES}
     with tempfile.TemporaryDirectory() as folder:
         for round_ in range(options.rounds):
             for case in random.Random(round_).sample(list(CASES), len(CASES)):
-                times[case].append(seconds(case, options.steps, data, folder) / options.steps)
+                wall, cpu = seconds(case, options.steps, data, folder)
+                times[case].append(wall / options.steps)
+                own[case].append(cpu / options.steps)
     found = {}
     for case, t in times.items():
         other = times[AGAINST.get(case, "plain Trainer")]
         ratios = [a / b for a, b in zip(t, other, strict=True)]
+        cpu_ratios = [a / b for a, b in zip(own[case], own[AGAINST.get(case, "plain Trainer")], strict=True)]
         quickest, others = fastest(t), fastest(other)
         found[case] = {
             "ms_per_step": 1000 * quickest,
@@ -117,7 +132,9 @@ def main() -> None:
             "microseconds_more": 1e6 * (quickest - others),
             "ratio": quickest / others,
             "ratio_median": statistics.median(ratios),
-            "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else ratios * 2,
+            "ratio_quartiles": quartiles(ratios),
+            "cpu_ratio_median": statistics.median(cpu_ratios),
+            "cpu_ratio_quartiles": quartiles(cpu_ratios),
         }
     where = {
         "date": time.strftime("%Y-%m-%d"),
@@ -133,14 +150,17 @@ def main() -> None:
         f"`python benchmarks/overhead.py`: {', '.join(f'{k} {v}' for k, v in where.items())}.",
         "BERT, 4 layers, hidden 128, batch 8, length 32, fp32 on the CPU. Each case by the fastest quarter of rounds;",
         "beside it the median and the quartiles of the ratios within a round.",
-        "Guards: signals save a checkpoint; loss and gradient are looked at (`on_nonfinite: stop`).",
+        "CPU: the same of the process's own time, which other work on the machine takes no part of.",
+        "Guards: signals save a checkpoint; loss and gradient are looked at (`on_nonfinite: stop`). Every 10th step is",
+        "logged, or each; plain Trainer logs one rate, ours that of each layer group.",
         "",
-        "| | ms per step | against | µs more | ratio | median | quartiles |",
-        "|---|---|---|---|---|---|---|",
+        "| | ms per step | against | µs more | ratio | median | quartiles | CPU, median | quartiles |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {case} | {r['ms_per_step']:.2f} | {r['against']} | {r['microseconds_more']:.0f} | {r['ratio']:.3f} | "
-        f"{r['ratio_median']:.3f} | {r['ratio_quartiles'][0]:.3f} to {r['ratio_quartiles'][1]:.3f} |"
+        f"{r['ratio_median']:.3f} | {r['ratio_quartiles'][0]:.3f} to {r['ratio_quartiles'][1]:.3f} | "
+        f"{r['cpu_ratio_median']:.3f} | {r['cpu_ratio_quartiles'][0]:.3f} to {r['cpu_ratio_quartiles'][1]:.3f} |"
         for case, r in found.items()
     ]
     print("\n".join(lines))

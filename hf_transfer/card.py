@@ -39,6 +39,7 @@ METRIC_IDS = {
 # Keys that are hyperparameters, by their topic in `--help`; and some of the data's.
 _TOPICS = ("plan", "adapter", "loss", "length and batch size", "learning rate", "regularization", "precision")
 _ALWAYS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim", "seed")
+_OF_STEPS = tuple(name for name in _ALWAYS if name != "seed")  # of which a head that is solved for takes none
 _OF_DATA: tuple[str, ...] = (
     "augmentation",
     "random_erasing",
@@ -328,7 +329,8 @@ def _data(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
 
 def _training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
     rows = []
-    for stage in results["plan"]:
+    solves = keys.get("probe_solver") == "lbfgs"
+    for stage in [] if solves else results["plan"]:
         rates = [r for r in stage["learning_rates"].values() if r]
         span = (
             f"{min(rates):.3g} to {max(rates):.3g}"
@@ -341,7 +343,16 @@ def _training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
             (escape(stage["name"]), f"{stage['epochs']:g}", escape(which), f"{stage['trainable_parameters']:,}", span)
         )
     lines = table(("stage", "epochs", "trains", "parameters", "learning rates"), rows) if rows else []
-    return [*lines, "", *table(("key", "value"), [(f"`{n}`", escape(v)) for n, v in _hyperparameters(keys)])]
+    if found := results.get("probe"):
+        lines += [""] if lines else []
+        lines.append(
+            f"{'The head was solved for' if solves else 'The head began as the solution'} on the frozen features, with "
+            f"the L2 strength {found['l2']:.2g} (on features of variance 1, of {found['l2_grid'][-1]:.2g} to "
+            f"{found['l2_grid'][0]:.2g}), which has the best {escape(found['measure'])} in {found['held_out']}: "
+            f"{found['score']:.4f}."
+        )
+    names = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
+    return [*lines, "", *table(("key", "value"), [(f"`{n}`", escape(v)) for n, v in names])]
 
 
 def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

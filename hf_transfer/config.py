@@ -14,17 +14,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 from transformers import TrainingArguments
 
 from .boundary import BoundaryArguments
+from .boundary import check as check_boundary
 from .bucketing import BucketingArguments
+from .bucketing import check as check_bucketing
 from .errors import UserError, UserErrors, nearest, one_line
 from .guards import GuardArguments
 from .keys import Key, add_keys, coerce, commented_yaml, keys_of, make_parser, parse_options, unknown
-from .linear_probe import ProbeArguments
+from .linear_probe import ProbeArguments, check_run
+from .linear_probe import check as check_probe
 from .losses import LossArguments
 from .losses import check as check_loss
 from .strategies import STRATEGIES, AdapterArguments, PlanArguments, check, key, with_adapter
@@ -96,6 +100,11 @@ class DataArguments:
     random_erasing: float | None = key(
         None, "probability that a rectangle of a training image is blanked (default: 0.25 with strong, else 0)"
     )
+    augmented_views: int | None = key(
+        None,
+        "augmented views of each training image that are drawn once and reused, one per epoch (default: each epoch "
+        "draws anew)",
+    )
     mixup_alpha: float = key(0.0, "training images are blended in pairs, by a share from Beta(alpha, alpha); 0: not")
     cutmix_alpha: float = key(0.0, "a rectangle of one training image is put into another; 0: not")
     token_masking: float = key(0.0, "share of a training text's tokens that are masked at random")
@@ -117,6 +126,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "logging_steps": 0.05,
     "on_nonfinite": "stop",
     "dataloader_num_workers": -1,  # chosen for the machine
+    "boundary_cache": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
@@ -333,6 +343,10 @@ class Config:
             *_out_of_range(values),
             *check(plan),
             *check_loss(LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})),
+            *check_bucketing(values),
+            *check_boundary(BoundaryArguments(**{f.name: values[f.name] for f in fields(BoundaryArguments)})),
+            *check_probe(SimpleNamespace(**values)),
+            *check_run(values),
         ]
         if found:
             raise UserErrors(found)
@@ -414,6 +428,11 @@ def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> lis
     if values["task"] is not None and values["task"] not in TASKS:
         found.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
     found += _streaming(values) if values["streaming"] else []
+    if values["augmented_views"] is not None and values["augmentation"] == "none" and not values["random_erasing"]:
+        found.append(
+            f"augmented_views: {values['augmented_views']} has no effect with augmentation: none; choose one, for "
+            "example augmentation: basic."
+        )
     for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
         if values[one] and values[other]:
             found.append(f"{one} and {other} contradict each other: keep one.")
@@ -446,12 +465,15 @@ def _streaming(values: Mapping[str, Any]) -> list[str]:
     wants_all = (
         ("drop_leaks", values["drop_leaks"]),
         ("balanced_sampling", values["balanced_sampling"]),
+        ("length_bucketing", values["length_bucketing"]),
         ("class_weights: auto", values["class_weights"] == "auto"),
         ("max_train_samples", values["max_train_samples"] is not None),
     )
     found += [
         f"streaming: {name} needs all examples before training; leave it out." for name, is_set in wants_all if is_set
     ]
+    if values["augmented_views"] is not None:
+        found.append("streaming: augmented_views come again, and no example of a stream is known again; leave it out.")
     return found
 
 
@@ -469,6 +491,7 @@ _POSITIVE = (
     "max_predict_samples",
     "max_seq_length",
     "image_size",
+    "augmented_views",
 )
 
 

@@ -110,7 +110,9 @@ class Guards(TrainerCallback):
     def listening(self) -> Iterator[None]:
         """Note SIGTERM and SIGINT while training; one more, after `ECHO`, ends the process at once."""
         args = self.trainer.args
-        if not getattr(args, "save_on_signal", False) or threading.current_thread() is not threading.main_thread():
+        saves = getattr(args, "save_on_signal", False)
+        saves = saves and args.probe_solver != "lbfgs"  # that is done in one go: there is no step to finish
+        if not saves or threading.current_thread() is not threading.main_thread():
             yield
             return
         self.received = self.stopping = 0

@@ -13,9 +13,10 @@ from .data.preview import draw_preview
 from .depth_map import DepthMap, depth_map
 from .errors import UserError
 from .layers import layer_groups
+from .linear_probe import note
 from .models import Labels, Loaded, read_config
 from .plan import Plan, make_plan
-from .preparation import announce, make_trainer, prepare, prepare_splits, quiet_libraries, training_stream
+from .preparation import announce, make_trainer, prepare, prepare_splits, quiet_libraries
 from .progress import say
 from .schedules import run_schedule
 from .strategies import is_wanted
@@ -35,6 +36,7 @@ class Planned:
         notes: sentences for the user.
         examples: by split; empty without data.
         data_facts: of the data; None without data.
+        boundary_cache: what is decided of each stage; empty without data.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Planned:
     notes: list[str]
     examples: dict[str, int]
     data_facts: dict[str, Any] | None
+    boundary_cache: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -55,6 +58,7 @@ class Planned:
             "num_train_epochs": self.plan.num_train_epochs,
             "groups": self.depth_map.to_list(),
             "stages": stages,
+            "boundary_cache": self.boundary_cache,
             "never_trained": list(self.plan.never_thawed),
             "total_parameters": sum(size for _, size in self.plan.groups),
             "notes": self.notes,
@@ -81,8 +85,10 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
             prepared = prepare(config)
             if preview and config.data.streaming:
                 raise UserError("preview: a stream is not drawn.", "Leave streaming out for the picture.")
-            train = training_stream(prepared) if config.data.streaming else prepared.data.train
-            trainer = make_trainer(prepared, train, prepared.data.validation)
+            splits = prepare_splits(prepared)
+            trainer = make_trainer(prepared, splits["train"], splits["validation"])
+            trainer.boundary.decide()
+            cache = [entry.to_dict() for entry in trainer.boundary.entries]
             plan, groups, notes = trainer.plan, trainer.layer_groups, prepared.notes
             num_steps = trainer.resolve_plan()
             drawn = trainer.plan
@@ -91,9 +97,8 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
             if talks:
                 announce(prepared, trainer)
             if preview:
-                train = prepare_splits(prepared)["train"]
                 labels, collate = prepared.loaded.labels, trainer.data_collator
-                draw_preview(preview, train, collate, prepared.processor, labels, prepared.chance)
+                draw_preview(preview, splits["train"], collate, prepared.processor, labels, prepared.chance)
         else:
             if preview:
                 raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
@@ -101,16 +106,16 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
             rules = [*(args.layer_rules or ()), *loaded.layer_rules]
             model = attach(loaded.model, args, rules)
             groups, examples, notes = layer_groups(model, rules), {}, list(loaded.notes)
-            facts = None
+            facts, cache = None, []
             plan = make_plan(args, groups)
             num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
             drawn = plan.resolve(STEPS_PER_EPOCH)
             if talks:
                 say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
-                say(f"\n{plan}\n")
+                say("\n".join(["", str(plan), *filter(None, [note(args)]), ""]))
     assert plan is not None and drawn is not None, "a strategy makes one"
     shown = depth_map(drawn, groups, run_schedule(args, num_steps), num_steps)
-    found = Planned(config, plan, shown, notes, examples, facts)
+    found = Planned(config, plan, shown, notes, examples, facts, cache)
     if talks:
         say(str(found.depth_map))
     return found

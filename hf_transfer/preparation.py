@@ -16,14 +16,17 @@ import torch
 from transformers import logging as transformers_logging
 
 from .adapters import is_adapted, spare_tokens, summary
+from .bucketing import describe
 from .config import Config, DataArguments
-from .data.augment import Augmentation, Chance, Epochs, Mixed
+from .data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from .data.facts import Facts, counts_only, examine
 from .data.labels import find_labels, infer_labels
 from .data.load import load_splits
 from .data.splits import Data, make_data
 from .data.stream import Reader, Stream, beginning, held_out, open_streams
 from .errors import UserError, WorkFailed, nearest, one_line
+from .examples import Views
+from .linear_probe import note as note_on_head
 from .metrics import names as metric_names
 from .models import Loaded
 from .predictor import metrics_of
@@ -49,6 +52,7 @@ COURSE = (
     "augmentation",
     "horizontal_flip",
     "random_erasing",
+    "augmented_views",
     "mixup_alpha",
     "cutmix_alpha",
     "token_masking",
@@ -113,7 +117,8 @@ def prepare(config: Config) -> Prepared:
     if task.input_key:
         seen[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
     args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
-    return Prepared(config.resolved(**seen), task, inputs, data, loaded, processor, facts, Chance(args.seed))
+    chance = Chance(args.seed, config.data.augmented_views)
+    return Prepared(config.resolved(**seen), task, inputs, data, loaded, processor, facts, chance)
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:
@@ -178,6 +183,9 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         )
         trainer.data_keys = _course(prepared)
         trainer.add_callback(Epochs(prepared.chance))
+        trainer.boundary.blocked = _live_changes(prepared)
+        if prepared.chance.views is not None:
+            trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
         trainer.resolve_plan()
         trainer.check_optimization()
         _check_disk(output_dir, trainer)
@@ -217,6 +225,18 @@ def _collator(prepared: Prepared) -> Any:
     return Mixed(collator, args, prepared.loaded.labels, prepared.chance) if needs_mixing else collator
 
 
+def _live_changes(prepared: Prepared) -> list[str]:
+    """Why training examples are not the same in every epoch."""
+    args, found = prepared.config.data, []
+    if Mixed.wanted(args):
+        found.append("mixup and cutmix blend other images in each epoch")
+    elif Augmentation.wanted(args) and args.augmented_views is None:
+        found.append("each epoch augments images anew; augmented_views: 4 keeps four views of each")
+    if args.token_masking:
+        found.append("token_masking masks other tokens in each epoch")
+    return found
+
+
 def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     """What is known before training."""
     config, data = prepared.config, prepared.data
@@ -235,13 +255,19 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         say(line)
     if is_adapted(trainer.model):
         say(summary(trainer.model))
+    if trainer.args.length_bucketing:
+        say(describe(trainer.length_sampler(), trainer.args.world_size))
     say()
     if trainer.plan is not None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:
             say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
         say(str(trainer.plan))
+        if more := note_on_head(config.training):
+            say(more)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
+    for line in trainer.boundary.lines():
+        say(line)
     say()
 
 

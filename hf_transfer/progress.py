@@ -58,10 +58,13 @@ class Lines(TrainerCallback):
                 index = logs["stage"]
                 stage = f"  stage {index + 1}/{len(plan.stages)} ({plan.stages[index].name})"
             norm = f"  grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else ""
+            cache = f"  cache {logs['cache_gain']:.1f}x" if "cache_gain" in logs else ""
             return (
                 f"step {state.global_step}/{state.max_steps}  epoch {logs.get('epoch', 0):.2f}{stage}  "
-                f"loss {logs['loss']:.4f}{norm}  learning rate {logs['learning_rate']:.2e}"
+                f"loss {logs['loss']:.4f}{norm}  learning rate {logs['learning_rate']:.2e}{cache}"
             )
+        if "probe_l2" in logs:
+            return str(self.trainer.solution)
         if "eval_loss" in logs:
             hidden = ("runtime", "per_second", "epoch", "stage")
             values = [
@@ -104,7 +107,7 @@ class History(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        counts = self.trainer.is_in_train and ({"loss", "eval_loss"} & set(logs))
+        counts = self.trainer.is_in_train and ({"loss", "eval_loss", "probe_l2"} & set(logs))
         if not state.is_world_process_zero or not counts:
             return
         rates = {k.removeprefix(RATE): v for k, v in logs.items() if k.startswith(RATE)}

@@ -9,6 +9,7 @@ What is overridden, and why that hook:
 - `log`: the mean loss is the whole run's, of which Trainer knows the part after the resumption only.
 - `_run_epoch`: nothing is trained where a run is resumed at its last step.
 - `training_step`, `_get_grad_norm`, `get_train_dataloader`: the guards see loss, gradient and examples.
+- `get_train_dataloader`: samplers of ours learn the epoch that is resumed on several processes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from . import checkpoint, resume
+from .boundary import BoundaryCache
 from .errors import UserError, WorkFailed, one_line
 from .guards import Guards, record
 from .plan import Plan
@@ -57,6 +59,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     lr_scheduler: Any
     plan: Plan | None = None
     unfreezing: Unfreezing | None = None
+    boundary: BoundaryCache
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -198,6 +201,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             "last_logged": self._globalstep_last_logged,
             "total_loss": self._total_loss_scalar,
             "seconds": self.seconds,
+            "boundary": self.boundary.decisions,
             "stage_seconds": {} if self.unfreezing is None else self.unfreezing.seconds,
         }
 
@@ -241,6 +245,7 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         for note in notes if self.is_world_process_zero() else ():
             sys.stderr.write(f"hf-transfer: {note}\n")
         self._continued = state | {"folder": folder}
+        self.boundary.recall(state.get("boundary"))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(folder)
             return
@@ -347,8 +352,22 @@ class Resumable(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
+        _tell_epochs(loader)
         self.guards.recorder = record(loader) if self.guards.policy else None
         return loader
+
+
+def _tell_epochs(loader: Any) -> None:
+    """Let a sampler know the epoch also where several processes resume within one.
+
+    accelerate then looks for it behind the part that is skipped, and past each process's share of the batches only
+    where that share names the sampler: which accelerate sees to for its own sampler alone. Another one would begin
+    with the order of the first epoch.
+    """
+    share = getattr(loader, "batch_sampler", None)
+    sampler = getattr(getattr(share, "batch_sampler", None), "sampler", None)
+    if hasattr(sampler, "set_epoch") and not hasattr(share, "sampler"):
+        share.sampler = sampler  # type: ignore[union-attr]
 
 
 def _shape_of(optimizer: Any) -> list[Any]:

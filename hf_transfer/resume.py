@@ -48,6 +48,7 @@ FIXED = (
     "train_sampling_strategy",
     "dataloader_drop_last",
     "balanced_sampling",
+    "length_bucketing",
 )
 
 
@@ -74,6 +75,7 @@ def facts(
         "stages": stages,
         "rates": [[list(g["layers"]), list(g["rates"]), g["weight_decay"]] for g in groups if "rates" in g],
         "world_size": args.world_size,
+        "of_one_length": args.train_batch_size * args.world_size if vars(args).get("length_bucketing") else None,
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "examples": len(data) if hasattr(data, "__len__") else None,
         "data": fingerprint(data),
@@ -106,7 +108,9 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan:
         UserError: the run cannot go on like this; with the difference.
     """
     old, new = then["keys"], now["keys"]
-    fixed = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in FIXED if old.get(k) != new[k]]
+    # A key that was noted by no earlier version was off.
+    changed = [k for k in FIXED if old.get(k) != new[k] and (k in old or new[k])]
+    fixed = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in changed]
     made, makes = then.get("data_keys", {}), now["data_keys"]  # earlier versions noted none
     fixed += [f"{k}: {made[k]!r} then, {makes[k]!r} now" for k in makes if k in made and made[k] != makes[k]]
     if then["examples"] != now["examples"]:
@@ -115,6 +119,11 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan:
         fixed.append("the training examples are other ones (same number, other content)")
     if then["global_batch"] != now["global_batch"]:
         fixed.append(f"examples per optimizer step: {then['global_batch']} then, {now['global_batch']} now")
+    elif then.get("of_one_length") != now["of_one_length"] and "length_bucketing" not in changed:
+        fixed.append(
+            f"length_bucketing orders examples by batches of {then.get('of_one_length')} (of all processes) then, of "
+            f"{now['of_one_length']} now"
+        )
     if fixed:
         remedy = "Resume with the keys and data that it was started with, or start a new run from its weights."
         if then["global_batch"] != now["global_batch"] and then["world_size"] != now["world_size"]:

@@ -207,6 +207,7 @@ def run(config: Config) -> Result:
         trainer = make_trainer(prepared, splits["train"], splits["validation"])
         if target and is_adapted(trainer.model):
             refuse_local(str(_base(config, trainer.model)))
+        trainer.boundary.decide()
         _replace_progress(trainer, output_dir, talks)
         if trainer.is_world_process_zero():
             if talks:
@@ -336,7 +337,10 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         "labels": list(data.labels.names),
         "num_train_examples": seen if config.data.streaming else len(data.train),
         "plan": plan.to_list() if plan is not None else [],
-        "stages": [{**record.to_dict(), "cache": None} for record in trainer.stage_records],
+        **({"probe": trainer.solution.to_dict()} if trainer.solution is not None else {}),
+        "stages": [
+            {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
+        ],
         "train_seconds": seconds,
         "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),

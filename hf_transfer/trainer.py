@@ -13,7 +13,12 @@ What is overridden, and why that hook:
 - `compute_loss`: the loss of an accumulated batch equals the loss of the same examples in one batch.
 - `_get_num_items_in_batch`: -100 is no mark of an ignored label among a regression's values.
 - what concerns checkpoints is in `resumable`.
+- `training_step`, `prediction_step`, `_get_dataloader`: batches say which examples they hold, so that what the frozen
+  part computes of them can be replayed (`boundary`).
+- `_get_train_sampler`: balanced classes, or batches of one length.
+- `floating_point_ops`: of a batch of which nothing was read there is nothing to count.
 - `log`: the rate of every layer group, not only of the first.
+- what concerns a head that is solved for is in `probing`.
 - `_save`: an adapter's labels stand beside it.
 - a callback (`unfreezing`) at the beginning of each optimizer step, where a new stage may begin, and at each
   evaluation, which may end one.
@@ -23,7 +28,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,19 +37,21 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SchedulerType, has_length
 
-from . import adapters, losses, strategies
+from . import adapters, boundary, linear_probe, losses, strategies
 from .adapter_files import write_config
-from .boundary import BoundaryArguments
-from .bucketing import BucketingArguments
+from .boundary import BoundaryArguments, BoundaryCache
+from .bucketing import BucketingArguments, LengthSampler, lengths_of
+from .bucketing import check as check_bucketing
 from .errors import UserError, UserErrors, nearest, one_line
+from .examples import SKIPPED, TRAINING, VALIDATION
 from .guards import GuardArguments
 from .layers import LayerGroup, layer_groups
 from .linear_probe import ProbeArguments
 from .losses import Loss, LossArguments
 from .optim import lr_factors, parameter_groups
 from .plan import Plan, make_plan
+from .probing import Probing
 from .records import StageRecord
-from .resumable import Resumable
 from .schedules import LR_SCHEDULER_TYPES, SCHEDULES, run_schedule
 from .strategies import PlanArguments
 from .unfreezing import Unfreezing
@@ -73,7 +80,8 @@ class TransferArguments(
 
     def __post_init__(self) -> None:
         self.adapter = strategies.with_adapter(self.strategy, self.adapter)
-        problems = [*strategies.check(self), *losses.check(self)]
+        problems = [*strategies.check(self), *losses.check(self), *linear_probe.check(self)]
+        problems += [*boundary.check(self), *check_bucketing(vars(self))]
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         if schedule not in LR_SCHEDULER_TYPES:
             problems.append(
@@ -94,7 +102,7 @@ class TransferArguments(
             self.lr_scheduler_type = schedule
 
 
-class TransferMixin(Resumable):
+class TransferMixin(Probing):
     """What makes a Trainer execute a Plan; first among the bases of a subclass of your own Trainer:
 
         class MyTransferTrainer(TransferMixin, MyTrainer): ...
@@ -113,6 +121,7 @@ class TransferMixin(Resumable):
 
     optimizer: Any
     lr_scheduler: Any
+    data_collator: Any
     plan: Plan | None = None
     layer_groups: tuple[LayerGroup, ...] = ()
     unfreezing: Unfreezing | None = None
@@ -124,6 +133,8 @@ class TransferMixin(Resumable):
         super().__init__(model, args, *rest, **kwargs)
         self._weighs_loss = False
         self._loss: Loss | None = None
+        self.boundary = BoundaryCache(self)
+        self._lengths: tuple[Any, torch.Tensor] | None = None
         if isinstance(self.args, TransferArguments):
             wants_plan = strategies.is_wanted(self.args)
             self._choose_loss(wants_plan)
@@ -131,6 +142,8 @@ class TransferMixin(Resumable):
                 self._find_layers()
                 self.plan = make_plan(self.args, self.layer_groups)
                 self._check_backend()
+                if linear_probe.wanted(self.args):
+                    linear_probe.check_trainer(self, has_own_loss=self._loss is None)
                 self.unfreezing = Unfreezing(self)
                 self.add_callback(self.unfreezing)
                 if adapters.is_adapted(self.model) and adapters.peft_type(self.model) == "ADALORA":
@@ -166,6 +179,10 @@ class TransferMixin(Resumable):
     @property
     def stage_records(self) -> list[StageRecord]:
         """One record per stage that has begun."""
+        if self.solution is not None and self._solves:
+            assert self.plan is not None
+            found = {f"eval_{self.solution.measure}": self.solution.score}
+            return [StageRecord(self.plan.stages[0].name, 0, 0, self.seconds, self.solution.loss, found)]
         return [] if self.unfreezing is None else self.unfreezing.records
 
     def _check_backend(self) -> None:
@@ -305,6 +322,10 @@ class TransferMixin(Resumable):
             length = max_steps / steps_per_epoch if args.max_steps > 0 else None
             plan = make_plan(self.args, self.layer_groups, num_train_epochs=length)
             self.plan = plan.resolve(steps_per_epoch, max_steps)
+            if self._solves:  # without a step
+                self.plan = replace(
+                    self.plan, stages=(replace(plan.stages[0], start=0, epochs=0.0),), num_train_epochs=0.0
+                )
         return values
 
     def resolve_plan(self) -> int:
@@ -328,9 +349,11 @@ class TransferMixin(Resumable):
     # ---- steps ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        inputs, replayed = self.boundary.take(inputs)
         if self.unfreezing is not None:
             self.unfreezing.before_forward(inputs, num_items_in_batch)
-        return super().training_step(model, inputs, num_items_in_batch)
+        with self.boundary.replaying(inputs, replayed):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         if self.unfreezing is not None:
@@ -393,7 +416,12 @@ class TransferMixin(Resumable):
         if adapters.is_adapted(self.model) and self.args.should_save:
             write_config(self.model, output_dir or str(self.args.output_dir))
 
-    # ---- evaluation ----
+    # ---- examples ----
+
+    def get_train_dataloader(self) -> Any:
+        if isinstance(self.args, TransferArguments) and self.args.length_bucketing:
+            self.length_sampler()  # Trainer asks for no sampler of a stream, and would leave it in its own order
+        return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if isinstance(self.args, TransferArguments) and self.args.balanced_sampling:
@@ -402,9 +430,56 @@ class TransferMixin(Resumable):
                 raise UserError(
                     "balanced_sampling: the labels are not one class each.", "Use class_weights: auto instead."
                 )
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return losses.BalancedSampler(labels, seed)
+            return losses.BalancedSampler(labels, self._order_seed)
+        if isinstance(self.args, TransferArguments) and self.args.length_bucketing:
+            return self.length_sampler()
         return super()._get_train_sampler(train_dataset)
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def length_sampler(self) -> LengthSampler:
+        """The order of `length_bucketing`. Lengths are read once for a training set.
+
+        Raises:
+            UserError: the training set has no lengths.
+        """
+        if self._lengths is None or self._lengths[0] is not self.train_dataset:
+            main_input = getattr(self.model, "main_input_name", "input_ids")
+            lengths = lengths_of(self.train_dataset, self.args.length_column_name, main_input)
+            self._lengths = self.train_dataset, lengths
+        loader, processes = self.args.accelerator_config, self.args.world_size
+        return LengthSampler(
+            self._lengths[1],
+            self._train_batch_size * (1 if loader.split_batches else processes),
+            self._order_seed,
+            self.args.dataloader_drop_last,
+            fills_last=processes > 1 and loader.even_batches,
+        )
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        numbered = self.boundary.wrap(dataset, TRAINING if kwargs.get("is_training") else VALIDATION)
+        if numbered is None:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        collate, sampler = self.data_collator, kwargs.pop("sampler_fn", None)
+        data, self.data_collator = numbered
+        try:
+            if sampler is not None:
+                kwargs["sampler_fn"] = lambda _: sampler(dataset)
+            return super()._get_dataloader(data, *args, **kwargs)
+        finally:
+            self.data_collator = collate
+
+    # ---- evaluation ----
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0 if SKIPPED in inputs else super().floating_point_ops(inputs)
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs, replayed = self.boundary.take(inputs, VALIDATION)
+        with self.boundary.replaying(inputs, replayed):
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         with self._every_example():
@@ -431,6 +506,8 @@ class TransferMixin(Resumable):
             logs["stage"] = self.unfreezing.stage
             rates = self.unfreezing.rates
             if "loss" in logs and rates:
+                if (gain := self.boundary.gain) is not None:
+                    logs["cache_gain"] = gain
                 logs["learning_rate"] = max(rates.values())  # Trainer's own is the first group's, often frozen
                 logs |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
         super().log(logs, start_time)

@@ -105,17 +105,26 @@ class Unfreezing(TrainerCallback):
             self.best = None
         self._freeze(stage)
         self.stage, self._began = index, time.perf_counter()
+        self.trainer.boundary.begin(index)
+
+    def trains(self, stage: Stage) -> set[str]:
+        """Names of the parameters that train in `stage`."""
+        eligible = set(self.trainer.trainable)
+        return {
+            name
+            for group in self.trainer.layer_groups
+            for name in group.parameters
+            if name in eligible and stage.rate(group.name, name) > 0
+        }
 
     def _freeze(self, stage: Stage) -> None:
         """Let exactly the parameters of `stage` train: frozen ones lose gradient and optimizer state."""
-        parameters, eligible = dict(self.model.named_parameters()), set(self.trainer.trainable)
-        for group in self.trainer.layer_groups:
-            for name in group.parameters:
-                parameter, active = parameters[name], name in eligible and stage.rate(group.name, name) > 0
-                parameter.requires_grad_(active)
-                if not active:
-                    parameter.grad = None
-                    self.trainer.optimizer.state.pop(parameter, None)
+        active = self.trains(stage)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in active)
+            if name not in active:
+                parameter.grad = None
+                self.trainer.optimizer.state.pop(parameter, None)
         self.frozen = frozen_modules(self.model, self.trainer.layer_groups)
         self._reducer_is_stale = ranks.data_parallel(self.trainer.model_wrapped) is not None
 
@@ -291,3 +300,4 @@ class Unfreezing(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._end_stage()
+        self.trainer.boundary.finish()

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from hf_transfer import TransferTrainer, checkpoint, resume
 from hf_transfer.errors import Interrupted
-from tests.helpers import arguments, copy_state, images, texts, tiny_bert, tiny_timm_resnet
+from tests.helpers import arguments, copy_state, images, pad, ragged_texts, texts, tiny_bert, tiny_timm_resnet
 
 TEXT = {"model": lambda: tiny_bert(layers=2, dropout=0.2), "data": lambda: texts(22)}
 CASES: dict[str, dict[str, Any]] = {
@@ -64,6 +64,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "no plan": {**TEXT, "num_train_epochs": 2, "load_best_model_at_end": True, "save_steps": 2, "eval_steps": 2,
                 "eval_strategy": "steps"},
+    "batches of one length": {
+        **TEXT,
+        "data": lambda: ragged_texts(30),
+        "data_collator": pad,
+        "num_train_epochs": 2,
+        "eval_strategy": "no",
+        "gradient_accumulation_steps": 2,
+        "length_bucketing": True,
+    },
 }  # fmt: skip
 QUALITY = [0.3, 0.5, 0.5, 0.6, 0.4, 0.2, 0.1]
 
@@ -111,7 +120,7 @@ class Points(TrainerCallback):
 def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -> None:
     """One run; the end is written to `end-RANK.pt`."""
     keys = dict(CASES[case])
-    model, data = keys.pop("model")(), keys.pop("data")()
+    model, data, collator = keys.pop("model")(), keys.pop("data")(), keys.pop("data_collator", None)
     keys = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch", "logging_steps": 2, **keys}
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -124,8 +133,9 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
         setattr(checkpoint, name, lambda *a, ordinary=ordinary, name=name: (kill(name), ordinary(*a)))
     args = arguments(folder, **keys, save_total_limit=2, on_nonfinite="stop")
     trainer = TransferTrainer(
-        model, args, train_dataset=data, eval_dataset=data, compute_metrics=metrics, callbacks=[Points(kill)]
-    )
+        model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics,
+        callbacks=[Points(kill)],
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint="auto" if resumed else None)
     names = resume.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
     optimizer = trainer.optimizer.state_dict()["state"]
@@ -243,6 +253,7 @@ CHOSEN: dict[tuple[str, int], list[list[At]]] = {
         [At("step", 3, rank=1, sends=TERM)], [At("step", 4, sends=INT)],
     ],
     ("no plan", 2): [[At("step", 4, rank=1)]],
+    ("batches of one length", 2): [[At("step", 3)]],
     ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],
 }  # fmt: skip
 POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate")

@@ -79,6 +79,27 @@ def texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     )
 
 
+def ragged_texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
+    """Texts of 3 to 14 tokens, no two equal: for `pad`."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 15, (size,), generator=g).tolist()
+    rows = [torch.randint(1, VOCABULARY, (n,), generator=g).tolist() for n in lengths]
+    assert len({tuple(row) for row in rows}) == size
+    return Dataset.from_dict({"input_ids": rows, "labels": torch.randint(0, labels, (size,), generator=g).tolist()})
+
+
+def pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A collator: token 0 fills up to the longest."""
+    longest = max(len(e["input_ids"]) for e in examples)
+    rows = [[*e["input_ids"], *[0] * (longest - len(e["input_ids"]))] for e in examples]
+    ids = torch.tensor(rows)
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).long(),
+        "labels": torch.tensor([e["labels"] for e in examples]),
+    }
+
+
 def soft_texts(size: int = 20, seed: int = 0) -> Dataset:
     """`texts` with shares of two labels, as mixup gives."""
     shares = torch.softmax(torch.randn(size, 2, generator=torch.Generator().manual_seed(seed + 1)), -1).tolist()

@@ -1,5 +1,5 @@
 """Training examples, changed at random: the same change for the same seed, epoch and example, whatever the order, the
-number of workers or a resume.
+number of workers or a resume. With a number of views, an example has only so many changes, one after the other.
 
 Pictures go through torchvision's `transforms.v2` in the workers, before the checkpoint's own normalisation; mixup and
 cutmix mix a batch in the collator, and its labels with it.
@@ -22,17 +22,30 @@ from .splits import ROW
 
 EXAMPLE = ROW  # what an example is known by
 _STRONG_ERASING = 0.25
+_NOT_FIXED = -1
+
+
+def _hashed(*what: int | str) -> int:
+    """A number of 64 bits."""
+    text = " ".join(str(one) for one in what)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Chance:
     """The source of every random change: seed, epoch, and what is asked for.
 
-    The epoch lies in memory that workers share, so that ones which live through all epochs see it change.
+    Epoch and fixed view lie in memory that workers share, so that ones which live through all epochs see them change.
+
+    Args:
+        seed: of all changes.
+        views: how many changes of its own an example has; None for another one in each epoch. View v is the change
+            that an epoch v without views would draw.
     """
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, views: int | None = None):
+        self.seed, self.views = seed, views
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._fixed = torch.full((1,), _NOT_FIXED, dtype=torch.int64).share_memory_()
 
     @property
     def epoch(self) -> int:
@@ -42,12 +55,40 @@ class Chance:
     def epoch(self, value: int) -> None:
         self._epoch.fill_(value)
 
+    @property
+    def fixed(self) -> int | None:
+        """The view that all examples show, whatever the epoch; None for the one whose turn it is."""
+        value = int(self._fixed)
+        return None if value == _NOT_FIXED else value
+
+    @fixed.setter
+    def fixed(self, view: int | None) -> None:
+        if view is not None and not 0 <= view < (self.views or 0):
+            raise ValueError(f"There is no view {view} of {self.views}.")
+        self._fixed.fill_(_NOT_FIXED if view is None else view)
+
+    def view(self, example: int) -> int:
+        """Which view an example shows in this epoch: each in turn, begun with one of its own; 0 without views."""
+        if self.views is None:
+            return 0
+        if (fixed := self.fixed) is not None:
+            return fixed
+        return (_hashed(self.seed, "view", int(example)) + self.epoch) % self.views
+
+    def of(self, example: int, *more: int) -> contextlib.AbstractContextManager[None]:
+        """Within, torch's random numbers depend on seed, the example, its view (without views: the epoch) and `more`
+        alone; outside, they are not touched."""
+        turn = self.epoch if self.views is None else self.view(example)
+        return self._drawing(turn, example, *more)
+
+    def of_batch(self, *numbers: int) -> contextlib.AbstractContextManager[None]:
+        """The same for what is drawn anew in each epoch, whatever views the examples show."""
+        return self._drawing(self.epoch, *numbers)
+
     @contextlib.contextmanager
-    def of(self, *numbers: int) -> Iterator[None]:
-        """Within, torch's random numbers depend on seed, epoch and `numbers` alone; outside, they are not touched."""
-        text = " ".join(str(int(n)) for n in (self.seed, self.epoch, *numbers))
+    def _drawing(self, turn: int, *numbers: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1)
+            torch.manual_seed(_hashed(self.seed, turn, *(int(n) for n in numbers)) >> 1)
             yield
 
     def __deepcopy__(self, memo: Any) -> Chance:
@@ -181,7 +222,8 @@ class Mixed:
     """A collator that mixes training batches by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
     Labels become (examples, labels) shares; where both are asked for, each batch gets one of them by lot. Examples
-    without `EXAMPLE`, those of an evaluation, are not mixed.
+    without `EXAMPLE`, those of an evaluation, are not mixed. What is mixed, and how, differs in each epoch, also where
+    the pictures themselves show views that come again.
     """
 
     def __init__(
@@ -209,7 +251,7 @@ class Mixed:
             targets = batch[LABELS] = torch.nn.functional.one_hot(targets, len(self.labels.names)).float()
         if len(examples) < 2:
             return batch
-        with self.chance.of(2, *known):
+        with self.chance.of_batch(2, *known):
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             batch["pixel_values"], batch[LABELS] = way(batch["pixel_values"], targets)
         return batch

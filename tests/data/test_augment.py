@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer, TrainerState
 
 from hf_transfer import UserError, fine_tune
-from hf_transfer.config import DataArguments
+from hf_transfer.config import Config, DataArguments
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed, mask_tokens
 from hf_transfer.models import Labels
+from hf_transfer.preparation import prepare
 from hf_transfer.tasks import TASKS
 
 IMAGES = TASKS["image-classification"]
@@ -136,6 +137,86 @@ def test_erasing_blanks_to_the_mean(processor):
     for i in range(12):
         a, b = data[i]["pixel_values"], plain[i]["pixel_values"]
         assert (a[a != b] == 0).all() and 0.01 < (a != b).float().mean() < 0.4
+
+
+# ---- views ---------------------------------------------------------------------------------------------------------
+
+
+def test_views_come_again_and_each_is_used_as_often(processor):
+    """Pixels of epoch e are those of e + 3 and of no epoch between; view v is what epoch v draws without views."""
+    args = DataArguments(augmentation="strong", random_erasing=1.0)
+    chance, live = Chance(7, views=3), Chance(7)
+    data, drawn = (IMAGES.prepare_training(split(), ("image",), processor, args, c) for c in (chance, live))
+    seen, turns, by_view = [], [], []
+    for epoch in range(7):
+        chance.epoch = live.epoch = epoch
+        seen.append(pixels(data))
+        turns.append([chance.view(i) for i in range(12)])
+        if epoch < 3:
+            by_view.append(pixels(drawn))
+    for epoch in range(4):
+        assert all(torch.equal(seen[epoch][i], seen[epoch + 3][i]) for i in range(12))
+        assert all({turns[epoch + n][i] for n in range(3)} == {0, 1, 2} for i in range(12))
+    for epoch in range(2):
+        assert not any(torch.equal(seen[epoch][i], seen[n][i]) for i in range(12) for n in range(epoch + 1, 3))
+        assert all(torch.equal(seen[epoch][i], by_view[turns[epoch][i]][i]) for i in range(12))
+    assert set(turns[0]) == {0, 1, 2}, "examples begin with different views"
+    assert turns[0] != [Chance(8, views=3).view(i) for i in range(12)], "which the seed decides"
+    first = [Chance(7, views=4).view(i) for i in range(4000)]
+    assert all(900 < first.count(v) < 1100 for v in range(4))
+    assert Chance(7).view(3) == 0 and {Chance(7, views=1).view(i) for i in range(9)} == {0}
+
+
+def test_a_view_can_be_asked_for_also_of_workers(processor):
+    """Each view of all examples, from a worker that lives on, as a pass that records them reads; and then none."""
+    args, chance = DataArguments(augmentation="basic"), Chance(7, views=2)
+    data = IMAGES.prepare_training(split(), ("image",), processor, args, chance)
+    loader = DataLoader(data, 4, collate_fn=lambda rows: rows, num_workers=1, persistent_workers=True)
+    passes = []
+    for view in (0, 1, None):
+        chance.fixed = view
+        assert chance.fixed == view and (view is None or {chance.view(i) for i in range(12)} == {view})
+        passes.append({row[EXAMPLE]: row["pixel_values"] for batch in loader for row in batch})
+    for epoch in range(2):
+        chance.epoch = epoch
+        own = pixels(data)
+        assert all(torch.equal(own[i], passes[chance.view(i)][i]) for i in range(12))
+        if not epoch:
+            assert all(torch.equal(own[i], passes[2][i]) for i in range(12))
+    for wrong in (2, -1):
+        with pytest.raises(ValueError, match=f"no view {wrong} of 2"):
+            chance.fixed = wrong
+    with pytest.raises(ValueError, match="no view 0 of None"):
+        Chance(7).fixed = 0
+
+
+def test_mixing_is_drawn_anew_where_views_come_again():
+    labels = Labels("single_label_classification", ("a", "b", "c"))
+    mixed, plain = (
+        Mixed(IMAGES.collator(None), DataArguments(mixup_alpha=1.0), labels, c) for c in (Chance(2, views=1), Chance(2))
+    )
+    found = []
+    for epoch in (0, 1):
+        mixed.chance.epoch = plain.chance.epoch = epoch
+        found.append(mixed(batch_of())["labels"])
+        assert torch.equal(found[-1], plain(batch_of())["labels"])
+    assert not torch.equal(*found)
+
+
+def test_views_reach_a_run_and_what_they_cannot_do_is_said(tiny_vit_folder):
+    values = {"model_name_or_path": tiny_vit_folder, "dataset_name": "bundled:digits", "output_dir": "o"}
+    keys = {**values, "max_train_samples": 48, "augmentation": "basic", "data_facts": False, "augmented_views": 4}
+    assert prepare(Config.from_sources({}, keys)).chance.views == 4
+    Config.from_sources({}, {**keys, "augmentation": "none", "random_erasing": 0.5})
+    stream = {"streaming": True, "max_steps": 3, "max_eval_samples": 3, "max_train_samples": None}
+    for wrong, said in (
+        ({"augmented_views": 0}, "augmented_views: 0 is not positive"),
+        ({"augmentation": "none"}, "augmented_views: 4 has no effect with augmentation: none"),
+        ({"augmentation": "none", "mixup_alpha": 0.2}, "augmented_views: 4 has no effect"),
+        (stream, "streaming: augmented_views come again"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Config.from_sources({}, {**keys, **wrong})
 
 
 # ---- mixing --------------------------------------------------------------------------------------------------------

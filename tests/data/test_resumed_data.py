@@ -61,7 +61,7 @@ def test_keys_that_would_make_other_examples_are_refused_with_the_difference(tin
     keys = {"save_steps": 6, "num_train_epochs": 1, "resume_from_checkpoint": "auto"}
     for changed, said in (
         ({"augmentation": "basic"}, "augmentation: 'strong' then, 'basic' now"),
-        ({"mixup_alpha": 0.4}, "mixup_alpha: 0.2 then, 0.4 now"),
+        ({"mixup_alpha": 0.4, "augmented_views": 2}, "augmented_views: None then, 2 now; mixup_alpha: 0.2 then, 0.4"),
         (
             {"random_erasing": None, "horizontal_flip": 0.0},
             "horizontal_flip: 0.5 then, 0.0 now; random_erasing: 0.5 then",

@@ -21,11 +21,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_transfer import TransferArguments, TransferTrainer
 from hf_transfer.ranks import data_parallel
-from tests.helpers import arguments, copy_state, images, soft_texts, texts, tiny_bert, tiny_timm_resnet, tiny_vit
+from tests.helpers import (
+    arguments,
+    copy_state,
+    images,
+    pad,
+    ragged_texts,
+    soft_texts,
+    texts,
+    tiny_bert,
+    tiny_timm_resnet,
+    tiny_vit,
+)
 
 # Whatever the version calls it.
 CHECKPOINTING = next(
@@ -60,6 +72,25 @@ EXACT["frozen BatchNorm"] = {
     "num_train_epochs": 4,
     "freeze": BATCHNORM,
 }
+
+
+class Noting:
+    """`pad`, with the texts of each batch that it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[list[int]]] = []
+
+    def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        self.batches.append([example["input_ids"] for example in examples])
+        return pad(examples)
+
+    def of_all_ranks(self) -> list[Any]:
+        """`batches` of each rank."""
+        if not dist.is_initialized():
+            return [self.batches]
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, self.batches)
+        return found
 
 
 class WithIdle(type(tiny_bert())):  # type: ignore[misc]
@@ -104,6 +135,26 @@ EXACT["balanced"] = {
     "class_weights": "auto",
     "focal_gamma": 1.0,
 }
+EXACT["batches of one length"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "data": lambda: ragged_texts(48),
+    "collator": Noting,
+    "gradient_accumulation_steps": 2,
+    "length_bucketing": True,
+    "train_sampling_strategy": "random",
+}
+# The frozen part is computed once; one process computes it at every step. Each rank records a share.
+for kept in ("memory", "disk"):
+    EXACT[f"replayed from {kept}"] = {
+        **TEXT,
+        **PLANS["gradual"],
+        "data": lambda: ragged_texts(32),
+        "collator": lambda: pad,
+        "gradient_accumulation_steps": 2 if kept == "memory" else 1,
+        "boundary_cache": kept,
+        "per_device_eval_batch_size": 3,
+    }
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
 
@@ -178,6 +229,18 @@ class Watch(TrainerCallback):
     on_train_end = on_evaluate
 
 
+# Not trained in steps at all: ranks compute features of their shares, and one solves for all.
+SOLVED: dict[str, Any] = {"strategy": "linear-probe", "probe_solver": "lbfgs", "per_device_eval_batch_size": 3}
+
+
+def solved(folder: Path) -> tuple[list[float], TransferTrainer]:
+    """The head of each rank, and the trainer."""
+    data = {"train_dataset": texts(21), "eval_dataset": texts(10, seed=1)}
+    trainer = TransferTrainer(tiny_bert(layers=2), arguments(folder, **SOLVED), **data)
+    trainer.train()
+    return torch.cat([p.detach().ravel() for p in trainer.model.classifier.parameters()]).tolist(), trainer
+
+
 def double(examples: list[Any]) -> dict[str, Any]:
     batch = default_data_collator(examples)
     return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
@@ -187,6 +250,9 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     """The same global batch of 8 whatever the number of processes."""
     keys = dict((EXACT | LOOSE)[case])
     model, data, metrics = keys.pop("model")(), keys.pop("data")(), keys.pop("compute_metrics", None)
+    collator = keys.pop("collator", lambda: double if model.dtype == torch.float64 else default_data_collator)()
+    if "WORLD_SIZE" not in os.environ:
+        keys.pop("boundary_cache", None)
     micro_batches = int(os.environ.get("WORLD_SIZE", "1")) * keys.get("gradient_accumulation_steps", 1)
     args = arguments(
         folder,
@@ -198,10 +264,10 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
             "per_device_train_batch_size": 8 // micro_batches,
             "train_sampling_strategy": "sequential",
             "max_grad_norm": 1.0,
+            "boundary_cache_dir": str(folder / "kept"),
             **keys,
         },
     )
-    collator = double if model.dtype == torch.float64 else default_data_collator
     trainer = TransferTrainer(
         model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics
     )
@@ -218,6 +284,8 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
         "ranks": worst.item(),
         "walks": watch.walks,
         "surplus": watch.surplus,
+        "replayed": [entry.steps for entry in trainer.boundary.entries],
+        "batches": collator.of_all_ranks() if isinstance(collator, Noting) else None,
     }, trainer
 
 
@@ -267,14 +335,26 @@ def naive(folder: Path, knows_all: bool) -> dict[str, float]:
     return {"moved": moved, "ranks": worst.item()}
 
 
+def short_batch(folder: Path) -> list[Any]:
+    """Each rank's batches of 42 texts of different length, 4 for each process."""
+    collator = Noting()
+    args = arguments(folder, length_bucketing=True)
+    trainer = TransferTrainer(tiny_bert(layers=1), args, train_dataset=ragged_texts(42), data_collator=collator)
+    for _ in trainer.get_train_dataloader():
+        pass
+    return collator.of_all_ranks()
+
+
 def main(folder: Path) -> None:
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"short batch": short_batch(folder)}
     for case in [*EXACT, *LOOSE]:
         results[case], trainer = run(case, folder)
         if trainer.is_world_process_zero():
             torch.save(copy_state(trainer.model), folder / f"{case}.pt")
     results["naive"], results["naive, all in the optimizer"] = naive(folder, False), naive(folder, True)
+    heads = gather_object([solved(folder)[0]])
     if trainer.is_world_process_zero():
+        results["solved"] = heads
         (folder / "results.json").write_text(json.dumps(results))
 
 

@@ -88,6 +88,40 @@ def test_several_processes_equal_one(case, seen, tmp_path):
     assert max((ours[k] - theirs[k]).abs().max().item() for k in ours if ours[k].is_floating_point()) < 1e-9
 
 
+def test_batches_of_one_length_on_several_processes(seen, tmp_path):
+    """At each step the ranks have the shares of what one process has; every text once an epoch. What is short at the
+    end is filled up with its own, so that every rank has a full batch of that length."""
+    _, processes, results = seen
+    ranks = results["batches of one length"]["batches"]
+    (alone,) = cases.run("batches of one length", tmp_path)[0]["batches"]
+    together = [[text for batch in batches for text in batch] for batches in zip(*ranks, strict=True)]
+    assert together == alone and len(ranks) == processes
+    texts = sorted(cases.EXACT["batches of one length"]["data"]()["input_ids"])
+    for epoch in range(4):
+        assert sorted(text for batch in alone[epoch * 12 : epoch * 12 + 12] for text in batch) == texts
+    ranks = results["short batch"]
+    assert {len(batch) for batches in ranks for batch in batches} == {4}
+    *whole, last = ({str(text) for batch in batches for text in batch} for batches in zip(*ranks, strict=True))
+    size = 4 * processes
+    assert [len(batch) for batch in whole] == [size] * (42 // size) and len(last) == 42 % size
+    assert len(set.union(*whole, last)) == 42
+
+
+def test_every_batch_above_a_frozen_part_is_replayed_on_every_rank(seen):
+    """Three stages of four steps, of two micro-batches where they are accumulated; in the last all trains."""
+    folder, _, results = seen
+    assert results["replayed from memory"]["replayed"] == [8, 8, 8, 0]
+    assert results["replayed from disk"]["replayed"] == [4, 4, 4, 0]
+    assert len(list((folder / "kept").iterdir())) == 3
+
+
+def test_a_head_that_is_solved_for_is_the_same_on_all_ranks_and_that_of_one_process(seen, tmp_path):
+    _, processes, results = seen
+    assert len(results["solved"]) == processes and all(head == results["solved"][0] for head in results["solved"])
+    alone, trainer = cases.solved(tmp_path)
+    assert trainer.solution is not None and alone == pytest.approx(results["solved"][0], abs=1e-5)
+
+
 def test_what_plain_trainer_does_with_a_naive_callback(seen):
     """The errors that this is here to prevent are real, and silent: exit code 0."""
     _, _, results = seen

@@ -1,0 +1,164 @@
+"""The best linear head on fixed features, to the optimum, for a path of L2 strengths.
+
+The objective is the mean loss over examples (of several labels the sum over labels, which are problems of their own)
+plus strength / 2 * the squared weights, on features of mean 0 and variance 1; the bias is free. Softmax and sigmoid
+heads by L-BFGS in float64, a regression in closed form (ridge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+STRENGTHS = tuple(10 ** (2 - i / 2) for i in range(13))  # 1e2 … 1e-4, half a decade apart, strongest first
+Point = tuple[torch.Tensor, torch.Tensor]  # (weights in rotated axes, bias)
+_CONSTANT = 1e-6  # a feature whose deviation is a smaller share of its size says nothing
+_NULL = 1e-12  # share of the largest eigenvalue below which a direction is rounding
+_CURVATURE = 0.5  # the logits' Hessian is at most so large (Böhning 1992, theorem 2)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head on features as they are.
+
+    Attributes:
+        weight: (outputs, width), float64.
+        bias: (outputs,), or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return functional.linear(features.double(), self.weight, self.bias)
+
+
+class Problem:
+    """Fixed features and their labels.
+
+    Args:
+        kind: `problem_type` as in `transformers` configurations.
+        features: (examples, width).
+        labels: (examples,) classes; (examples, labels) of 0 and 1; (examples, outputs) values.
+        outputs: of the head.
+        weights: (outputs,) of each class's examples, or of each label's positives; None for 1 each.
+        has_bias: whether the head has one. Without, features are scaled and not moved.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        outputs: int,
+        weights: torch.Tensor | None = None,
+        has_bias: bool = True,
+    ):
+        self.kind, self.outputs, self.has_bias = kind, outputs, has_bias
+        self.labels = labels if kind == SINGLE else labels.double()
+        self.weights = torch.ones(outputs, dtype=torch.float64) if weights is None else weights.double()
+        x = features.double()
+        mean, deviation = x.mean(0), x.std(0, correction=0)
+        self.mean = mean if has_bias else torch.zeros_like(mean)
+        size = deviation if has_bias else x.square().mean(0).sqrt()
+        self.scale = torch.where(size > _CONSTANT * mean.abs(), size, torch.ones_like(size))
+        x = (x - self.mean) / self.scale
+        # In the axes of the features' covariance the steps of L-BFGS can be scaled by what is known of the curvature.
+        self.variances, self.axes = _axes(x)
+        self.rotated = x @ self.axes
+        self._found: dict[float, Point] = {}
+
+    def path(self, strengths: Sequence[float]) -> Iterator[Head]:
+        """The solutions, as far as predictions can tell, each begun from the one before.
+
+        Args:
+            strengths: of the penalty, from strong to weak.
+        """
+        point = self._origin
+        for strength in strengths:
+            point = self._found[strength] = self._solve(strength, point, {"gtol": 1e-5, "ftol": 1e-9})
+            yield self._head(*point)
+
+    def exact(self, strength: float) -> Head:
+        """The solution to its last digits, begun from where a path has left it."""
+        point = self._found.get(strength, self._origin)
+        return self._head(*self._solve(strength, point, {"gtol": 1e-8, "ftol": 1e-15}))
+
+    @property
+    def _origin(self) -> Point:
+        double = torch.float64
+        return torch.zeros(len(self.variances), self.outputs, dtype=double), torch.zeros(self.outputs, dtype=double)
+
+    def _solve(self, strength: float, point: Point, tolerances: dict[str, float]) -> Point:
+        if self.kind != REGRESSION:
+            return self._minimise(strength, point, tolerances)
+        bias = self.labels.mean(0) if self.has_bias else point[1]
+        moments = self.rotated.T @ (self.labels - bias) / len(self.labels)
+        return moments / (self.variances + strength)[:, None], bias
+
+    def _head(self, inner: torch.Tensor, bias: torch.Tensor) -> Head:
+        """With rotation and scale folded in."""
+        weight = (self.axes @ inner).T / self.scale
+        return Head(weight, bias - weight @ self.mean if self.has_bias else None)
+
+    def _minimise(self, strength: float, begin: Point, tolerances: dict[str, float]) -> Point:
+        from scipy.optimize import minimize  # slow to import
+
+        steps = (_CURVATURE * self.variances + strength).rsqrt()[:, None]
+        start = torch.cat([begin[0] / steps, begin[1][None]])
+
+        def objective(x: Any) -> tuple[float, Any]:
+            point = torch.from_numpy(x).view_as(start)
+            inner, bias = point[:-1] * steps, point[-1]
+            loss, slope = self._loss(self.rotated @ inner + bias)
+            gradient = torch.empty_like(start)
+            gradient[:-1] = (self.rotated.T @ slope + strength * inner) * steps
+            gradient[-1] = slope.sum(0) if self.has_bias else 0.0
+            return float(loss + strength / 2 * inner.square().sum()), gradient.ravel().numpy()
+
+        options = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000, **tolerances}
+        found = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
+        point = torch.from_numpy(found.x).view_as(start)
+        return point[:-1] * steps, point[-1].clone()
+
+    def loss(self, head: Head, features: torch.Tensor) -> float:
+        """The mean loss of this problem's examples without the penalty, as training would log it."""
+        value = self._loss(head.logits(features))[0]
+        return float(value / self.outputs if self.kind == MULTI else value)
+
+    def _loss(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the mean loss, its gradient) at logits (examples, outputs)."""
+        if self.kind == REGRESSION:
+            gap = logits - self.labels
+            return gap.square().mean(), 2 * gap / gap.numel()
+        if self.kind == MULTI:
+            slope = torch.sigmoid(logits) * (1 + (self.weights - 1) * self.labels) - self.weights * self.labels
+            loss = functional.binary_cross_entropy_with_logits(
+                logits, self.labels, pos_weight=self.weights, reduction="sum"
+            )
+            return loss / len(logits), slope / len(logits)
+        logs, each = functional.log_softmax(logits, -1), self.weights[self.labels]
+        rows = torch.arange(len(logits))
+        slope = logs.exp()
+        slope[rows, self.labels] -= 1
+        total = each.sum()
+        return -(logs[rows, self.labels] * each).sum() / total, slope * (each / total)[:, None]
+
+
+def _axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(variances (axes,), axes (width, axes)) of centred features, without directions in which nothing varies."""
+    count, width = x.shape
+    if count >= width:
+        variances, axes = torch.linalg.eigh(x.T @ x / count)
+    else:
+        variances, left = torch.linalg.eigh(x @ x.T / count)
+    kept = variances > _NULL * variances[-1].clamp(min=1e-300)
+    variances = variances[kept]
+    if count >= width:
+        return variances, axes[:, kept]
+    return variances, x.T @ left[:, kept] / (variances * count).sqrt()

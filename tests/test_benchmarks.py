@@ -1,0 +1,174 @@
+"""The machinery of the benchmarks against other ways to train; the scripts themselves, in small, run with the slow."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from .helpers import texts, tiny_bert
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = (
+    "bucketing",
+    "fastai_timm",
+    "frozen_image",
+    "frozen_text",
+    "gradual",
+    "partial",
+    "probe",
+    "stored_views",
+)
+
+
+@pytest.fixture(autouse=True)
+def _on_path(monkeypatch):
+    """As for a script: its own folder is looked in first. What was imported from there is forgotten again."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in [n for n in sys.modules if n.partition(".")[0] == "peers"]:
+        del sys.modules[name]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_race(calls, ours=2.0, **keys):
+    """Ours takes 2 s, a peer 20 + seed, a slow one 100; accuracies 0.8 and 0.79 + seed / 100."""
+    from peers import race
+
+    def side(name, seconds, accuracy):
+        def run(seed, options):
+            calls.append((name, seed, options.examples))
+            return {"seconds": seconds(seed), "cpu_seconds": seconds(seed) / 2, "accuracy": accuracy(seed)}
+
+        return run
+
+    return race.Race(
+        name="made",
+        title="Made",
+        about=("About.",),
+        sides=(
+            race.Side("ours", "Ours", side("ours", lambda s: ours, lambda s: 0.8)),
+            race.Side("peer", "Peer", side("peer", lambda s: 20.0 + s, lambda s: 0.79 + s / 100)),
+            race.Side("slow", "Slow", side("slow", lambda s: 100.0, lambda s: 0.8), slow=True),
+            race.Side("absent", "Absent", side("absent", lambda s: 1.0, lambda s: 0.0), missing=lambda: "not here"),
+        ),
+        claims=(race.Claim("ours", "peer", 10, "12"), race.Claim("ours", "slow", 60), race.Claim("ours", "absent")),
+        slow_seeds=(0,),
+        **keys,
+    )
+
+
+def test_a_race_pairs_seeds_interleaves_and_judges(tmp_path, capsys):
+    from peers import race
+
+    calls: list = []
+    page = race.main(made_race(calls), ["--seeds", "0,1,2", "--results", str(tmp_path)])
+    warm, timed = calls[:3], calls[3:]
+    assert sorted(c[0] for c in warm) == ["ours", "peer", "slow"] and {c[2] for c in warm} == {race.WARM_UP}
+    assert [c[1] for c in timed] == sorted(c[1] for c in timed), "seed by seed"
+    assert sorted(timed) == sorted(
+        [(n, s, 512) for n in ("ours", "peer") for s in range(3)] + [("slow", 0, 512)]  # only at its own seed
+    )
+    assert "Absent: left out, not here" in capsys.readouterr().out
+    rows = [line for line in page.splitlines() if line.startswith("| Ours | ")]
+    # 20/2, 21/2, 22/2; differences 1, 0, -1 points: mean 0, standard deviation 1, t(0.975, 2) = 4.3027
+    half = 4.302652729911275 / math.sqrt(3)
+    assert rows[0] == (
+        "| Ours | Peer | 3 | 2.0, 21.0 | 10.50 | 10.00 to 11.00 | 10.50 | 10 | 12 | 80.0, 80.0 "
+        f"| +0.00 ({-half:+.2f} to {half:+.2f}) | yes |"
+    )
+    assert rows[1].split(" | ")[2:5] == ["1", "2.0, 100.0", "50.00"] and rows[1].endswith("| no |")
+    assert rows[2] == "| Ours | 2.0, 2.0, 2.0 | 80.0, 80.0, 80.0 | – | – |", "nothing is claimed of what did not run"
+    assert (tmp_path / "made.md").read_text() == page
+
+
+def test_a_race_goes_on_and_keeps_other_settings_apart(tmp_path):
+    from peers import race
+
+    calls: list = []
+    folder = ["--results", str(tmp_path)]
+    race.main(made_race(calls), ["--seeds", "0", *folder])
+    calls.clear()
+    race.main(made_race(calls), ["--seeds", "0,1", "--peers", "peer", *folder])
+    assert sorted(c for c in calls if c[2] == 512) == [("ours", 1, 512), ("peer", 1, 512)]
+    calls.clear()
+    race.main(made_race(calls), ["--seeds", "0,1", "--table", *folder])
+    assert calls == []
+    page = race.main(made_race(calls, ours=4.0), ["--seeds", "0", "--examples", "100", "--peers", "peer", *folder])
+    assert "| 1 | 4.0, 20.0 | 5.00 |" in page and "| yes |" not in page, "no target at other sizes"
+    rows = json.loads((tmp_path / "made.json").read_text())["rows"]
+    assert sorted({r["settings"]["examples"] for r in rows}) == [100, 512] and len(rows) == 3 + 2 + 2
+    calls.clear()
+    race.main(made_race(calls, ours=4.0), ["--seeds", "0", "--again", "--peers", "peer", *folder])
+    rows = json.loads((tmp_path / "made.json").read_text())["rows"]
+    assert len(rows) == 7 and [c for c in calls if c[2] == 512], "run again, and in the place of the old one"
+    with pytest.raises(SystemExit, match="there are ours, peer"):
+        race.main(made_race(calls), ["--peers", "nobody", *folder])
+
+
+def test_a_loss_of_accuracy_is_no_success(tmp_path):
+    """0.5 points may go."""
+    from peers import race
+
+    for lost, reached in ((0.004, True), (0.006, False)):
+        book = race.Book(tmp_path / f"{lost}.json", {})
+        for side, seconds, accuracy in (("ours", 1.0, 0.8 - lost), ("peer", 20.0, 0.8)):
+            book.add(side, 0, {"seconds": seconds, "cpu_seconds": seconds, "accuracy": accuracy})
+        found = race.compare(made_race([]), book, race.Claim("ours", "peer", 10), [0, 1])
+        assert found["ratio"] == 20 and found["reached"] is reached and found["interval"] == [-math.inf, math.inf]
+
+
+def test_both_trainers_train_the_same_parameters_from_the_same_weights():
+    """The clock's work itself: what a script freezes stays, ours and plain Trainer train the head alone."""
+    from peers import text, trainers
+    from transformers import default_data_collator
+
+    options = argparse.Namespace(epochs=1)
+    outcomes, heads = [], []
+    for freeze, keys in ((text.freeze_encoder, {}), (None, {"strategy": "linear-probe", "boundary_cache": "memory"})):
+        model = tiny_bert()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        prepared = (texts(8), default_data_collator)
+        outcome = trainers.fit(model, lambda p=prepared: p, 0, options, 4, {"learning_rate": 1e-2, **keys}, freeze)
+        moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+        assert moved == ["classifier.weight", "classifier.bias"]
+        outcomes.append(outcome)
+        heads.append(model.classifier.weight.detach())
+    assert [o["trained"] for o in outcomes] == [18, 18] and [o["steps"] for o in outcomes] == [2, 2]
+    assert all(o["seconds"] > 0 and o["cpu_seconds"] > 0 for o in outcomes)
+    torch.testing.assert_close(*heads)  # without dropout they are the same run
+
+
+def test_every_race_has_its_script_and_its_page():
+    found = {p.stem for p in FOLDER.glob("*.py") if "race.main(RACE)" in p.read_text()}
+    assert found == set(SCRIPTS)
+    page = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    assert all(f"`{p.name}`" in page for p in FOLDER.glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_scripts_run(name, tmp_path):
+    from peers import race
+
+    made = script(name).RACE
+    assert made.name == name
+    sizes = ["--examples", "40", "--held_out", "20", "--epochs", "2", "--seeds", "0"]
+    race.main(made, [*sizes, "--results", str(tmp_path)])
+    rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    assert {r["side"] for r in rows} == {s.key for s in made.sides if not s.missing()}
+    assert all(0 <= r["outcome"]["accuracy"] <= 1 and r["outcome"]["seconds"] > 0 for r in rows)
