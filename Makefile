@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart   install, then fine-tune a real text and a real image model, offline (about 2 minutes)"
 	@echo "make test         install, then run the test suite"
 	@echo "make test-slow    the slow tests too"
-	@echo "make check        ruff and mypy"
+	@echo "make check        ruff, import-linter and mypy"
 	@echo "make bench        the benchmarks (hours)"
 	@echo "make docs         the documentation as a site"
 	@echo "make architectures   writes docs/architectures.md"
@@ -38,6 +38,7 @@ test-slow: $(VENV)/.installed-test
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-bench

@@ -29,10 +29,11 @@ import torch
 import transformers
 from PIL import Image
 
-from hf_transfer.config import Config
-from hf_transfer.data import bundled
 from hf_transfer.data.augment import Augmentation, Chance
-from hf_transfer.preparation import make_trainer, prepare, prepare_splits, quiet_libraries
+from hf_transfer.models import bundled as bundled_models
+from hf_transfer.runs.machine import quiet_libraries
+from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
+from hf_transfer.settings import Config
 
 RESULTS = Path(__file__).parent / "results"
 WORDS = [f"word{i}" for i in range(2000)]
@@ -74,7 +75,9 @@ def write_images(folder: Path, number: int, size: tuple[int, int]) -> str:
 
 def save_models(folder: Path) -> dict[str, str]:
     """A small text model and a small image model, with random weights."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(bundled.model_path("bundled:minilm-l6"), model_max_length=64)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        bundled_models.model_path("bundled:minilm-l6"), model_max_length=64
+    )
     config = transformers.BertConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=len(tokenizer)
     )
@@ -238,7 +241,7 @@ def measure_decoding(models: dict[str, str], folder: Path, quick: bool) -> dict[
     """Images per second from bytes to what the model reads, in one thread."""
     from torchvision.io import ImageReadMode, decode_image
 
-    from hf_transfer.config import DataArguments
+    from hf_transfer.config.arguments.data import DataArguments
     from hf_transfer.data.images import open_image
 
     (folder / "d").mkdir()

@@ -27,12 +27,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from hf_transfer import fine_tune, metrics
-from hf_transfer.config import Config
+from hf_transfer import fine_tune
+from hf_transfer.config.values import read_config_file
 from hf_transfer.data.labels import find_labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.splits import make_data
-from hf_transfer.keys import read_config_file
+from hf_transfer.evaluation import metrics
+from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 
 ROOT = Path(__file__).parents[1]

@@ -5,31 +5,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import UserError
-    from .heads import HeadBank
-    from .layers import LayerGroup, layer_groups
-    from .plan import Plan, Stage, make_plan
-    from .predictor import Predictor, merge
-    from .run import Result, fine_tune
-    from .trainer import TransferArguments, TransferMixin, TransferTrainer
+    from hf_transfer.errors import UserError
+    from hf_transfer.inference.head_bank import HeadBank
+    from hf_transfer.inference.predictor import Predictor, merge
+    from hf_transfer.layers.groups import LayerGroup, layer_groups
+    from hf_transfer.plan.make import make_plan
+    from hf_transfer.plan.plan import Plan, Stage
+    from hf_transfer.runs.result import Result
+    from hf_transfer.runs.run import fine_tune
+    from hf_transfer.training.arguments import TransferArguments
+    from hf_transfer.training.trainer import TransferMixin, TransferTrainer
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
-    "HeadBank": "heads",
-    "merge": "predictor",
+    "HeadBank": "inference.head_bank",
+    "merge": "inference.predictor",
     "UserError": "errors",
-    "LayerGroup": "layers",
-    "layer_groups": "layers",
-    "Plan": "plan",
-    "Stage": "plan",
-    "make_plan": "plan",
-    "Predictor": "predictor",
-    "Result": "run",
-    "fine_tune": "run",
-    "TransferArguments": "trainer",
-    "TransferMixin": "trainer",
-    "TransferTrainer": "trainer",
+    "LayerGroup": "layers.groups",
+    "layer_groups": "layers.groups",
+    "Plan": "plan.plan",
+    "Stage": "plan.plan",
+    "make_plan": "plan.make",
+    "Predictor": "inference.predictor",
+    "Result": "runs.result",
+    "fine_tune": "runs.run",
+    "TransferArguments": "training.arguments",
+    "TransferMixin": "training.trainer",
+    "TransferTrainer": "training.trainer",
 }
 __all__ = sorted(_HOME)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from hf_transfer import HeadBank
-from hf_transfer.cli import main as hf_transfer
+from hf_transfer.cli.program import main as hf_transfer
 
 
 def train(recipe: Path, options: list[str]) -> Path:

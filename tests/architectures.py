@@ -436,7 +436,7 @@ def timm_scales(model: Any, decay: float) -> dict[str, float]:
 def our_scales(groups: Any, decay: float) -> dict[str, float]:
     """The same by a plan with `layer_lr_decay`, at a learning rate of 1."""
     from hf_transfer import make_plan
-    from hf_transfer.strategies import PlanArguments
+    from hf_transfer.config.arguments.plan import PlanArguments
 
     class Keys(PlanArguments):
         learning_rate, num_train_epochs = 1.0, 1.0

@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from hf_transfer.data import bundled
-
-from .helpers import PIXELS, tiny_bert, tiny_vit
+from hf_transfer.models import bundled as bundled_models
+from tests.helpers import PIXELS, tiny_bert, tiny_vit
 
 
 @pytest.fixture(scope="session")
 def tiny_bert_folder(tmp_path_factory) -> str:
     """A random BERT of two layers that reads 16 tokens of the real vocabulary."""
     folder = tmp_path_factory.mktemp("models") / "bert"
-    tokenizer = AutoTokenizer.from_pretrained(bundled.model_path("bundled:minilm-l6"), model_max_length=16)
+    tokenizer = AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"), model_max_length=16)
     tokenizer.save_pretrained(folder)
     tiny_bert(vocab_size=tokenizer.vocab_size).save_pretrained(folder)
     return str(folder)

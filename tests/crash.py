@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from hf_transfer import TransferTrainer, checkpoint, resume
+from hf_transfer import TransferTrainer
 from hf_transfer.errors import Interrupted
+from hf_transfer.training import checkpoints, run_identity
 from tests.helpers import arguments, copy_state, images, pad, ragged_texts, texts, tiny_bert, tiny_timm_resnet
 
 TEXT = {"model": lambda: tiny_bert(layers=2, dropout=0.2), "data": lambda: texts(22)}
@@ -129,15 +130,15 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
         return {"quality": QUALITY[done % len(QUALITY)]}
 
     for name in ("seal", "publish", "rotate"):
-        ordinary = getattr(checkpoint, name)
-        setattr(checkpoint, name, lambda *a, ordinary=ordinary, name=name: (kill(name), ordinary(*a)))
+        ordinary = getattr(checkpoints, name)
+        setattr(checkpoints, name, lambda *a, ordinary=ordinary, name=name: (kill(name), ordinary(*a)))
     args = arguments(folder, **keys, save_total_limit=2, on_nonfinite="stop")
     trainer = TransferTrainer(
         model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics,
         callbacks=[Points(kill)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint="auto" if resumed else None)
-    names = resume.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
+    names = run_identity.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
     optimizer = trainer.optimizer.state_dict()["state"]
     timing = ("runtime", "per_second", "total_flos")
     end = {
@@ -148,7 +149,7 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
         "best": (trainer.state.best_metric, trainer.state.best_global_step),
         "history": [{k: v for k, v in log.items() if not k.endswith(timing)} for log in trainer.state.log_history],
         "rng": torch.random.get_rng_state(),
-        "checkpoints": sorted(p.name for p in checkpoint.checkpoints(folder)),
+        "checkpoints": sorted(p.name for p in checkpoints.checkpoints(folder)),
     }
     torch.save(end, folder / f"end-{args.process_index}.pt")
 

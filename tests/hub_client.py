@@ -18,7 +18,7 @@ import urllib.request as web
 from pathlib import Path
 from typing import Any
 
-from .hub_server import LARGE, Store
+from tests.hub_server import LARGE, Store
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_alicewritesTHISisNOTaREALtoken"
@@ -138,8 +138,8 @@ class Client:
 def serve() -> None:
     from huggingface_hub import constants
 
-    from hf_transfer import hub
-    from hf_transfer.cli import main
+    from hf_transfer import hub_client
+    from hf_transfer.cli.program import main
 
     answers, sleep = os.fdopen(os.dup(1), "w"), time.sleep
     os.dup2(2, 1)
@@ -151,8 +151,8 @@ def serve() -> None:
             shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
         for key, value in case.get("env", {}).items():
             os.environ[key] = value
-        hub.find.cache_clear()
-        hub.fetch.cache_clear()
+        hub_client.find.cache_clear()
+        hub_client.fetch.cache_clear()
         out, err = io.StringIO(), io.StringIO()
         found: dict[str, Any] = {}
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from .helpers import texts, tiny_bert
+from tests.helpers import texts, tiny_bert
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = (

@@ -13,13 +13,14 @@ import yaml
 
 import hf_transfer
 from hf_transfer import layer_groups, make_plan
-from hf_transfer.adapters import attach
-from hf_transfer.cli import VERBS, usage
-from hf_transfer.config import Config, parse_command_line
-from hf_transfer.keys import read_config_file
-from hf_transfer.strategies import STRATEGIES, PlanArguments
-
-from .helpers import texts, tiny_bert
+from hf_transfer.adapters.attach import attach
+from hf_transfer.cli.program import usage
+from hf_transfer.cli.verbs import VERBS
+from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.values import read_config_file
+from hf_transfer.plan.strategies import STRATEGIES
+from hf_transfer.settings import Config, parse_command_line
+from tests.helpers import texts, tiny_bert
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/*/**/*.yaml"))
@@ -55,7 +56,7 @@ def architecture(name: str) -> Any:
     """The hub model's configuration, from what is installed: no weights, no hub."""
     import transformers
 
-    from hf_transfer.models import timm_config
+    from hf_transfer.models.timm_names import timm_config
 
     if name.startswith("timm/"):
         return timm_config(name.removeprefix("timm/"))
@@ -230,16 +231,15 @@ def test_the_configs_of_accelerate_say_when_to_pick_them():
 
 def test_the_architecture_in_contributing_is_all_that_is_needed(monkeypatch):
     """Without any other rule, the line as printed puts HF's ResNet in order."""
-    from hf_transfer import layers
-
-    from . import architectures as arch
+    from hf_transfer.layers import architectures
+    from tests import architectures as arch
 
     line = next(b for b in blocks(ROOT / "CONTRIBUTING.md", "python") if b.startswith('"resnet"'))
     rules = ast.literal_eval("{" + re.sub(r"\b(STEM|HEAD|LAST|NEXT)\b", lambda m: repr(m[1].lower()), line) + "}")
     model = arch.hugging_face("ResNetForImageClassification")
-    monkeypatch.setattr(layers, "ARCHITECTURE_RULES", {})
+    monkeypatch.setattr(architectures, "ARCHITECTURE_RULES", {})
     uses = arch.first_uses(model, lambda: model(**arch.inputs_of(model)))
     assert len(layer_groups(model)) != 5, "the rule is needed"
-    monkeypatch.setattr(layers, "ARCHITECTURE_RULES", rules)
+    monkeypatch.setattr(architectures, "ARCHITECTURE_RULES", rules)
     groups = layer_groups(model)
     assert len(groups) == 5 and not arch.overlaps(groups, uses)

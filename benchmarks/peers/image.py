@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, set_seed
 
-from hf_transfer.config import DataArguments, ModelArguments
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.bundled import load_dataset
-from hf_transfer.data.labels import LABELS
-from hf_transfer.models import Labels
+from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.tasks.image_classification import ImageClassification
 
 from . import trainers

@@ -11,9 +11,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_collator, set_seed
 
-from hf_transfer.config import DataArguments, ModelArguments
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.bundled import load_dataset
-from hf_transfer.models import Labels
+from hf_transfer.data.labels import Labels
 from hf_transfer.tasks.text_classification import TextClassification
 
 from . import trainers

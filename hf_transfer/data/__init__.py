@@ -1,1 +1,1 @@
-"""Where examples come from."""
+"""Examples: located, loaded, labeled, split, checked and batched."""

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..config import DataArguments
-from ..models import Labels
-from .labels import LABELS, SINGLE_LABEL
-from .splits import ROW
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels
+from hf_transfer.data.splits import ROW
 
 EXAMPLE = ROW  # what an example is known by
 _STRONG_ERASING = 0.25

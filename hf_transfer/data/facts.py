@@ -20,13 +20,12 @@ import numpy as np
 import torch.distributed
 from datasets import Dataset, Image
 
-from ..config import DataArguments
-from ..errors import UserError
-from ..models import Labels
-from .duplicates import Array, Trace, Traces
-from .images import undecoded
-from .labels import LABELS, MULTI_LABEL, REGRESSION
-from .splits import ROW, BadExample, Data
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.duplicates import Array, Trace, Traces
+from hf_transfer.data.images import undecoded
+from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
+from hf_transfer.data.splits import ROW, BadExample, Data
+from hf_transfer.errors import UserError
 
 SAMPLE = 100_000
 _BATCH = 256

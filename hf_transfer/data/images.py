@@ -8,11 +8,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import one_line
+from hf_transfer.errors import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
+
 
 _DRAFT = 64  # pixels per side, at least
 _DEEP = 255  # the highest value of 8 bits

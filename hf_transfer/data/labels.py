@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Value
+from transformers import PreTrainedConfig
 
-from ..config import DataArguments
-from ..errors import UserError, nearest
-from ..models import Labels
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.errors import UserError, nearest
 
 LABELS = "labels"
 SINGLE_LABEL = "single_label_classification"
@@ -286,3 +287,37 @@ def _refuse(split: Dataset, name: str, column: str, labels: Labels, bad: Mapping
         f"They are {', '.join(labels.names[:_MOST_SHOWN])}{' …' if len(labels.names) > _MOST_SHOWN else ''}."
         f"{nearest(next(iter(unknown)), labels.names)} {fix}".strip(),
     )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a model predicts.
+
+    Attributes:
+        problem_type: as in `transformers` configurations.
+        names: the classes, or the one value of a regression.
+    """
+
+    problem_type: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Labels:
+        """What a saved model predicts."""
+        names = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+        silent = "regression" if len(names) == 1 else "single_label_classification"
+        return cls(config.problem_type or silent, names)
+
+    @property
+    def config_kwargs(self) -> dict[str, Any]:
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {n: i for i, n in enumerate(self.names)},
+            "problem_type": self.problem_type,
+        }
+
+    def in_order_of(self, config: PreTrainedConfig) -> Labels:
+        """The same labels in the checkpoint's order where it has the same ones, so that its head can be kept."""
+        own = tuple(str(config.id2label[i]) for i in sorted(config.id2label)) if config.id2label else ()
+        return replace(self, names=own) if sorted(own) == sorted(self.names) else self

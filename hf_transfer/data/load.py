@@ -11,11 +11,11 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 
-from .. import hub
-from ..config import DataArguments
-from ..errors import UserError, nearest, one_line
-from . import bundled
-from .paths import with_images
+from hf_transfer import hub_client
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data import bundled
+from hf_transfer.data.image_paths import with_images
+from hf_transfer.errors import UserError, nearest, one_line
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IN_MEMORY = "in memory"  # stands for `dataset_name` where the data came as a Python object
@@ -98,7 +98,7 @@ def _load_named(args: DataArguments) -> DatasetDict:
         return _read_files({"train": matching(name, "dataset_name")}, "dataset_name", args)
     if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"dataset_name: there is no file or folder {name!r}.", _beside(path))
-    hub.find("dataset_name", name, "dataset")
+    hub_client.find("dataset_name", name, "dataset")
     try:
         return datasets.load_dataset(name, config_name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

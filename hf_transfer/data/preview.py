@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ..errors import UserError
-from ..models import Labels
-from .augment import Chance, statistics
-from .labels import LABELS, REGRESSION, SINGLE_LABEL
+from hf_transfer.data.augment import Chance, statistics
+from hf_transfer.data.labels import LABELS, REGRESSION, SINGLE_LABEL, Labels
+from hf_transfer.errors import UserError
 
 _ROWS, _COLUMNS = 4, 4
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")

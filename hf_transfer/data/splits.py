@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..config import DataArguments
-from ..errors import UserError
-from ..models import Labels
-from .labels import LABELS, SINGLE_LABEL, bad_labels, encode, missing_labels
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels
+from hf_transfer.errors import UserError
 
 ROW = "__row__"  # an example's row in the data as it was given
 

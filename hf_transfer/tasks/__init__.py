@@ -7,11 +7,11 @@ from typing import Any
 
 import transformers
 
-from ..config import DataArguments
-from ..errors import UserError
-from .base import Task
-from .image_classification import ImageClassification
-from .text_classification import TextClassification
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.errors import UserError
+from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.image_classification import ImageClassification
+from hf_transfer.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task] = {
     "image-classification": ImageClassification(),

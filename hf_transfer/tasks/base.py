@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from ..config import DataArguments, ModelArguments
-from ..data.augment import Chance
-from ..data.duplicates import Trace, content_hash
-from ..data.labels import LABELS
-from ..errors import UserError
-from ..models import Labels, Loaded
-from ..views import Views
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.data.augment import Chance
+from hf_transfer.data.duplicates import Trace, content_hash
+from hf_transfer.data.labels import LABELS, Labels
+from hf_transfer.errors import UserError
+from hf_transfer.models.load import Loaded
+from hf_transfer.tasks.views import Views
 
 
 class Task(ABC):

@@ -12,16 +12,17 @@ import torch
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ..config import DataArguments, ModelArguments
-from ..data.augment import EXAMPLE, Augmentation, Chance, Mixed
-from ..data.duplicates import Trace, content_hash, look_hash
-from ..data.images import glance, open_image, to_channels
-from ..data.labels import LABELS
-from ..data.paths import IMAGE_SUFFIXES
-from ..errors import UserError, nearest, one_line
-from ..models import Labels, Loaded, load_config, load_model, source
-from ..views import Views, looks, most_looks
-from .base import Task
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
+from hf_transfer.data.duplicates import Trace, content_hash, look_hash
+from hf_transfer.data.image_paths import IMAGE_SUFFIXES
+from hf_transfer.data.images import glance, open_image, to_channels
+from hf_transfer.data.labels import LABELS, Labels
+from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.models.load import Loaded, load_config, load_model, source
+from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.views import Views, looks, most_looks
 
 
 class ImageClassification(Task):

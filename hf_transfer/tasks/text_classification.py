@@ -9,14 +9,15 @@ from typing import Any
 from datasets import Dataset, Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedConfig
 
-from ..config import DataArguments, ModelArguments
-from ..data.augment import EXAMPLE, Chance, mask_tokens
-from ..data.duplicates import Trace, content_hash, normalised
-from ..data.labels import LABELS
-from ..errors import UserError, nearest, one_line
-from ..models import Labels, Loaded, load_config, load_model, source
-from ..views import Views
-from .base import Task
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
+from hf_transfer.data.duplicates import Trace, content_hash, normalised
+from hf_transfer.data.labels import LABELS, Labels
+from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.models.load import Loaded, load_config, load_model, source
+from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.views import Views
 
 # GLUE's and the hub's usual names, tried before "the only text column".
 _USUAL = (
@@ -27,8 +28,6 @@ _USUAL = (
     ("question", "sentence"),
     ("question1", "question2"),
 )
-
-
 _UNBOUNDED = 10**9  # a tokenizer without a limit says 1e30
 _DEFAULT_LENGTH = 512
 _CHARACTERS = 100  # at most so many to a token are read: a text of 10 MB would take minutes to be thrown away

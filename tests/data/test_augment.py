@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer, TrainerState
 
 from hf_transfer import UserError, fine_tune
-from hf_transfer.config import Config, DataArguments
+from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed, mask_tokens
-from hf_transfer.models import Labels
-from hf_transfer.preparation import prepare
+from hf_transfer.data.labels import Labels
+from hf_transfer.runs.prepare import prepare
+from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS
 
 IMAGES = TASKS["image-classification"]
@@ -337,7 +338,7 @@ def test_a_run_with_everything_is_the_same_with_workers(tiny_vit_folder, tmp_pat
 
 def test_the_end_of_a_long_text_is_kept_where_asked(tiny_bert_folder, tmp_path):
     """In training, in what is saved, and also where only the last of 10 MB are looked at."""
-    from hf_transfer.config import ModelArguments
+    from hf_transfer.config.arguments.model import ModelArguments
 
     task = TASKS["text-classification"]
     args = DataArguments(truncation_side="left")

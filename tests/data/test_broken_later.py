@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pixels
 
 from hf_transfer import UserError, fine_tune
-from hf_transfer.cli import main
+from hf_transfer.cli.program import main
 from hf_transfer.errors import WorkFailed
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from datasets import Dataset, DatasetDict
 from PIL import Image as Pixels
 
 from hf_transfer import UserError
-from hf_transfer.cli import main
-from hf_transfer.config import DataArguments
+from hf_transfer.cli.program import main
+from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import facts as module
 from hf_transfer.data.duplicates import Trace, Traces, look_hash, normalised
 from hf_transfer.data.facts import examine

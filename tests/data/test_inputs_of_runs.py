@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pixels
 
 from hf_transfer import Predictor, UserError, fine_tune
-from hf_transfer.config import DataArguments
+from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.load import load_splits
 
 KEYS = dict(num_train_epochs=1, save_strategy="no", strategy="full", log_level="error")

@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_transfer import UserError
-from hf_transfer.config import DataArguments
+from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.labels import encode, find_labels, infer_labels
 from hf_transfer.data.splits import make_data
 

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
 from hf_transfer import UserError
-from hf_transfer.config import DataArguments
+from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.labels import infer_labels, label_column
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.splits import make_data

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image as Pixels
 
-from hf_transfer.cli import main
+from hf_transfer.cli.program import main
 from hf_transfer.data.augment import statistics
+from hf_transfer.data.labels import Labels
 from hf_transfer.data.preview import caption
-from hf_transfer.models import Labels
 
 NAMES = ("cat", "dog", "fox")
 

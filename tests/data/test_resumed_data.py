@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from hf_transfer import UserError, fine_tune
-from hf_transfer.config import DataArguments
-from hf_transfer.preparation import COURSE
-from hf_transfer.run import RESULTS
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.run_folder import RESULTS
+from hf_transfer.runs.prepare import COURSE
 
 KEYS = dict(
     max_train_samples=48,

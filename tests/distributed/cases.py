@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_transfer import TransferArguments, TransferTrainer
-from hf_transfer.ranks import data_parallel
+from hf_transfer.training.ddp import data_parallel
 from tests.helpers import (
     arguments,
     copy_state,

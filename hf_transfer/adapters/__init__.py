@@ -1,0 +1,1 @@
+"""Adapters: where they go, how they are attached, saved and merged."""

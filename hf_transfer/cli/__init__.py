@@ -1,0 +1,5 @@
+"""The command line."""
+
+from hf_transfer.cli.program import main
+
+__all__ = ["main"]

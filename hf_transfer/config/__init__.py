@@ -1,0 +1,1 @@
+"""Single keys: default, help, unit, bounds, and what resuming makes of them."""

@@ -1,0 +1,31 @@
+"""Keys of batches by length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_transfer.config.fields import key
+
+
+@dataclass
+class BucketingArguments:
+    """How examples are put into batches."""
+
+    length_bucketing: bool = key(False, "put texts of similar length into a batch, so that little of it is padding")
+
+
+def check(values: Mapping[str, Any]) -> list[str]:
+    """Keys, among all of a run, that decide the order of examples as `length_bucketing` does; a sentence each."""
+    if not values["length_bucketing"]:
+        return []
+    others = []
+    if values["train_sampling_strategy"] != "random":
+        others.append(f"train_sampling_strategy: {values['train_sampling_strategy']}")
+    if values["balanced_sampling"]:
+        others.append("balanced_sampling")
+    return [
+        f"length_bucketing and {other} contradict each other: each decides the order of examples. Keep one."
+        for other in others
+    ]

@@ -1,0 +1,1 @@
+"""What a frozen model computes, stored once and read by everything that needs it."""

@@ -1,0 +1,1 @@
+"""Pushing a run: files, model card, upload."""

@@ -1,0 +1,267 @@
+"""What `predict` is given: texts, files, folders and lines of standard input, as a stream of examples.
+
+Nothing is held but the example at hand. Tables are read as they stand, not through pandas: the text `NA` is a text.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import select
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Value
+
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.image_paths import IMAGE_COLUMNS
+from hf_transfer.data.load import convert
+from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.tasks.base import Task
+
+TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
+LINES = frozenset((".txt",))
+STANDARD_INPUT = "-"
+_FIELD_LIMIT = 2**31 - 1  # characters of a CSV cell; the csv module's own limit is 131,072
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input.
+
+    Attributes:
+        shown: what stands under `input` in the answer: the text (two for a pair) or the picture's path.
+        values: one per input column, as `Task.encode` takes it; None where the input cannot be read.
+        error: why not.
+    """
+
+    shown: Any
+    values: tuple[Any, ...] | None
+    error: str = ""
+
+
+def example(task: Task, shown: Any, raw: Sequence[Any]) -> Example:
+    """An example of raw values, or of the reason why they cannot be read."""
+    try:
+        return Example(shown, tuple(task.read(value) for value in raw))
+    except ValueError as error:
+        if isinstance(shown, str):  # half a character cannot be printed
+            shown = shown.encode("utf-8", "backslashreplace").decode()
+        return Example(shown, None, str(error))
+
+
+def check_inputs(words: Sequence[str], task: Task) -> None:
+    """What can be said of inputs without reading them.
+
+    Raises:
+        UserError: a file is missing, or of a kind that the task does not read.
+    """
+    for word in words:
+        path = Path(word)
+        if word == STANDARD_INPUT or os.path.isdir(word) or (not word and not task.suffixes):
+            continue
+        known = TABLES | LINES | task.suffixes
+        if _is_pipe(word) and not task.suffixes:
+            continue
+        if os.path.isfile(word):
+            if path.suffix.lower() not in known:
+                raise UserError(
+                    f"INPUT: {word!r} is a file of no known kind.", f"Known are {', '.join(sorted(known))} and folders."
+                )
+            if path.suffix.lower() in LINES and task.suffixes:
+                raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
+        elif task.suffixes or (path.suffix.lower() in known and not any(c.isspace() for c in word)):
+            beside = nearest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
+            raise UserError(f"INPUT: there is no file or folder {word!r}.{beside}")
+
+
+def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterator[Example | None]:
+    """The examples of all inputs, in order; None where the source has nothing more at the moment.
+
+    Raises:
+        UserError: a table is broken or lacks the input column.
+    """
+    for word in words:
+        if word == STANDARD_INPUT:
+            yield from _standard_input(task)
+        elif os.path.isdir(word):  # os.path takes any text; pathlib stumbles over a long one
+            yield from _folder(Path(word), task, args)
+        elif os.path.isfile(word) or _is_pipe(word):
+            yield from _file(Path(word), task, args)
+        else:
+            yield example(task, word, [word])
+
+
+def _is_pipe(word: str) -> bool:
+    """Whether it names what a shell's `<(...)` gives."""
+    return os.path.exists(word) and not os.path.isfile(word) and not os.path.isdir(word)
+
+
+def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
+    kinds = task.suffixes or TABLES | LINES
+    found = sorted(
+        Path(place) / name
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in kinds and not name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"INPUT: the folder {str(folder)!r} holds no {', '.join(sorted(kinds))} files.")
+    for path in found:
+        yield from _file(path, task, args)
+
+
+def _file(path: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
+    suffix = path.suffix.lower()
+    if suffix in task.suffixes:
+        yield example(task, str(path), [str(path)])
+    elif suffix in LINES or _is_pipe(str(path)):
+        with _open(path) as file:
+            yield from (example(task, line, [line]) for line in _numbered(path, (line.rstrip("\r\n") for line in file)))
+    else:
+        yield from _table(path, task, args)
+
+
+def _standard_input(task: Task) -> Iterator[Example | None]:
+    """A line is an example. What has come is given at once: a slow writer gets its answers without filling a batch."""
+    if sys.stdin is None:
+        raise UserError("INPUT: there is no standard input to read.")
+    pending, source = b"", sys.stdin.fileno()
+    while chunk := os.read(source, 1 << 16):
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            yield _line(line, task)
+        if not _has_more(source):
+            yield None
+    if pending:
+        yield _line(pending, task)
+
+
+def _has_more(source: int) -> bool:
+    """Whether a read would return at once, with bytes or with the end."""
+    try:
+        return bool(select.select([source], [], [], 0)[0])
+    except OSError:  # Windows selects sockets only
+        return False
+
+
+def _line(line: bytes, task: Task) -> Example:
+    text = line.rstrip(b"\r").decode("utf-8", errors="replace")
+    return example(task, text, [text])
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------
+
+
+def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
+    columns: tuple[str, ...] = ()
+    for number, row in enumerate(_numbered(path, _rows(path)), 1):
+        if None in row:  # csv's name for what the header does not cover
+            yield Example(f"{path}:{number}", None, "it has more cells than the header")
+            continue
+        columns = columns or _columns(row, path, task, args)
+        missing = [name for name in columns if name not in row]
+        if missing:
+            yield Example(f"{path}:{number}", None, f"it has no {', '.join(missing)}")
+            continue
+        raw = [_beside(path, row[name], task) for name in columns]
+        shown = raw if len(raw) > 1 else raw[0]
+        if task.suffixes and not isinstance(raw[0], str):  # the picture itself
+            inside = raw[0].get("path") if isinstance(raw[0], dict) else None
+            shown = inside or f"{path}:{number}"
+        yield example(task, shown, raw)
+    if not columns:
+        raise UserError(f"INPUT: {str(path)!r} holds no examples.")
+
+
+def _beside(path: Path, value: Any, task: Task) -> Any:
+    """A picture's path that is relative to the table; as it stands where there is no such file."""
+    relative = task.suffixes and isinstance(value, str) and not Path(value).is_absolute()
+    return str(path.parent / value) if relative and os.path.isfile(path.parent / value) else value
+
+
+def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -> tuple[str, ...]:
+    given = getattr(args, task.input_key) if task.input_key else None
+    names = [given] if isinstance(given, str) else list(given or [])
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise UserError(
+            f"{task.input_key}: {str(path)!r} has no column {missing[0]!r}.",
+            f"It has {', '.join(row)}; name the one to read with --{task.input_key}.{nearest(missing[0], row)}",
+        )
+    if names:
+        return tuple(names)
+    if task.suffixes:
+        found = [name for name in IMAGE_COLUMNS if name in row] or (list(row) if len(row) == 1 else [])
+        found = found[:1]
+    else:
+        texts = {name: Value("string") for name, value in row.items() if isinstance(value, str)}
+        found = list(task.input_columns(texts, args))
+    if not found:
+        raise UserError(
+            f"{task.input_key}: the input column of {str(path)!r} is not plain.", f"Name one of {', '.join(row)}."
+        )
+    return tuple(found)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        csv.field_size_limit(_FIELD_LIMIT)
+        with _open(path, newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+            names = reader.fieldnames or []
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise UserError(f"INPUT: {str(path)!r} has two columns {twice[0]!r}.", "Rename one of them.")
+            yield from reader
+    elif suffix == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    else:
+        yield from _json_rows(path)
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects, one per line, or one list of them."""
+    with _open(path) as file:
+        first = file.read(1)
+        while first.isspace():
+            first = file.read(1)
+        file.seek(0)
+        rows: Iterable[Any] = json.load(file) if first == "[" else (json.loads(x) for x in file if x.strip())
+        for row in rows:
+            if not isinstance(row, dict):
+                raise ValueError(f"{json.dumps(row)[:60]} is not an object with named values")
+            yield row
+
+
+def _open(path: Path, newline: str | None = None) -> Any:
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def _numbered(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
+    """The rows; what goes wrong in reading them is told with the place.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):  # noqa: B007 - the number is told with the error
+            yield row
+    except UserError:
+        raise
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"INPUT: {str(path)!r} is not text in UTF-8 (after row {number}).",
+            convert(path),
+        ) from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"INPUT: {str(path)!r} cannot be read after row {number} ({one_line(error, 150)}).") from error

@@ -1,0 +1,1 @@
+"""A model as ordered layer groups, from input to head."""

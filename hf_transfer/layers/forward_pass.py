@@ -1,0 +1,85 @@
+"""One traced forward pass of a model on an example input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+# ---- a look at the forward pass ------------------------------------------------------------------------------------
+
+
+def called_modules(model: nn.Module, names: Sequence[str]) -> list[str] | None:
+    """Those of `names` that a forward pass calls as modules, in order; None where no pass could be made.
+
+    `torch.nn.MultiheadAttention` and timm's BEiT read the weight of a layer and never call it.
+    """
+    order: list[str] = []
+    handles = [
+        model.get_submodule(n).register_forward_pre_hook(lambda *_, n=n: None if n in order else order.append(n))
+        for n in names
+    ]
+    try:
+        done = forward(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order if done else None
+
+
+def forward(model: nn.Module, padded: bool = False) -> Any:
+    """The output for one small example (two for `padded`, the second a shorter one); None where it refuses them."""
+    batch = example(model, padded)
+    if batch is None:
+        return None
+    was_training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(**batch)
+    except REFUSALS:
+        if padded:
+            raise
+        return None
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+def example(model: Any, padded: bool = False) -> dict[str, torch.Tensor] | None:
+    """A batch that a Hugging Face model reads; None where it reads neither tokens nor pixels."""
+    core: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(core, PreTrainedModel):
+        return None
+    device, config = core.device, core.config
+    if core.main_input_name == "pixel_values":
+        known = config.to_dict()
+        size = known.get("image_size") or (known.get("vision_config") or {}).get("image_size") or 64
+        if config.model_type == "timm_wrapper":
+            size = ((known.get("pretrained_cfg") or {}).get("input_size") or (3, 0))[1] or _timm_size(core)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        shape = (1, known.get("num_channels") or 3, height, width)
+        return {"pixel_values": torch.linspace(-1, 1, math.prod(shape), device=device).sin().view(shape)}
+    if core.main_input_name != "input_ids":
+        return None
+    ids = torch.arange(8, device=device).repeat(2 if padded else 1, 1) % 7 + 3
+    eos = config.eos_token_id
+    ids[:, -1] = eos if isinstance(eos, int) else 2  # BART classifies the end of the text
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 5:], ids[1, 5:] = 0, config.pad_token_id or 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _timm_size(core: Any) -> int:
+    embed = getattr(core.timm_model, "patch_embed", None)
+    size = getattr(embed, "img_size", None)
+    return size[0] if size else 224

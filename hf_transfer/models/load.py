@@ -1,0 +1,320 @@
+"""Load a pretrained model with a head of the right size. The only place that knows Hugging Face from timm."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import logging as transformers_logging
+
+from hf_transfer import hub_client
+from hf_transfer.adapters.files import adapter_config, put_on
+from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.data.labels import Labels
+from hf_transfer.errors import UserError, one_line
+from hf_transfer.layers.architectures import HEAD
+from hf_transfer.layers.groups import layer_groups, plain_names
+from hf_transfer.models.timm_names import check_timm_name, timm_config
+
+
+@dataclass
+class Loaded:
+    """A model ready to train.
+
+    Attributes:
+        model: with a head for `labels`.
+        labels: in the checkpoint's order where it has the same ones.
+        fresh: parameters that the checkpoint did not hold; they train with the head.
+        notes: sentences for the user.
+    """
+
+    model: PreTrainedModel
+    labels: Labels
+    fresh: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def layer_rules(self) -> list[tuple[str, str]]:
+        """Rules that put what the checkpoint did not hold into the head's group."""
+        return [(f"^{re.escape(name)}$", HEAD) for name in self.fresh]
+
+
+def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
+    """The checkpoint's configuration.
+
+    Raises:
+        UserError: there is no such model, or it is of another kind than the task.
+    """
+    name, config = _name(args), read_config(args)
+    # Code from a repository brings classes of its own, which no mapping knows.
+    if type(config) not in auto_class._model_mapping and not args.trust_remote_code:
+        kind = auto_class.__name__.removeprefix("AutoModelFor")
+        raise UserError(
+            f"model_name_or_path: {name!r} is a {config.model_type} model, for which transformers has no {kind}.",
+            "Take a model of the data's kind: an encoder for texts, an image model for images.",
+        )
+    return config
+
+
+def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
+    """(what to give `from_pretrained`: a folder or a hub id; its options).
+
+    Raises:
+        UserError: there is no such folder and no such model on the hub.
+        WorkFailed: the hub cannot be reached.
+    """
+    name = _name(args)
+    if name.startswith("bundled:"):
+        from hf_transfer.models.bundled import model_path
+
+        return str(model_path(name)), {}
+    options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), options
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        is_file = "is a file, not" if path.exists() else "is not"
+        raise UserError(
+            f"model_name_or_path: {name!r} {is_file} a folder.",
+            "Give a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
+        )
+    if name.startswith("timm/"):
+        check_timm_name(name.removeprefix("timm/"))
+    is_away = hub_client.find("model_name_or_path", name, revision=args.model_revision)
+    whole = not (is_away or args.from_scratch or args.allow_pickle or args.trust_remote_code) and hub_client.fetch(
+        "model_name_or_path", name, args.model_revision
+    )
+    if is_away or whole:
+        options["local_files_only"] = True
+    return name, options
+
+
+def read_config(args: ModelArguments) -> PreTrainedConfig:
+    """The checkpoint's configuration, whatever it is a model of.
+
+    Raises:
+        UserError: there is no such model.
+        WorkFailed: the hub cannot be reached.
+    """
+    name = _name(args)
+    if name.startswith("bundled:"):
+        from hf_transfer.models.bundled import model_config
+
+        return model_config(name)
+    if name.startswith("timm/") and args.from_scratch:
+        return timm_config(name.removeprefix("timm/"))
+    place, options = source(args)
+    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise UserError(
+            f"model_name_or_path: the folder {name!r} holds no model: it has no config.json.",
+            "Give the folder that `save_pretrained` or a run wrote.",
+        )
+    try:
+        return AutoConfig.from_pretrained(place, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_found(name, error) from error
+
+
+def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, labels: Labels) -> Loaded:
+    """The model, with its checkpoint's head where the labels are the same and a fresh one where they are not.
+
+    Args:
+        args: which model.
+        auto_class: e.g. `AutoModelForSequenceClassification`.
+        config: from `load_config`, with any change of the task's (an image size).
+        labels: what to predict.
+
+    Raises:
+        UserError: there is no such model, or its weights are not safetensors.
+    """
+    before, own = _label_names(config), set((config.id2label or {}).values())
+    labels = labels.in_order_of(config)
+    for key, value in labels.config_kwargs.items():
+        setattr(config, key, value)
+    if config.model_type == "timm_wrapper":  # a saved one would keep the names of its earlier labels
+        config.label_names = list(labels.names)
+    # transformers prints a table of missing and mismatched weights; `notes` says it in a line.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, missing = _from_checkpoint(args, auto_class, config)
+        notes = []
+        if args.from_scratch:
+            return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
+        plain = plain_names(model)
+        head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
+        if not missing & head and set(labels.names) not in (before, own):
+            missing |= _fresh_head(model, auto_class, head)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if missing & head:
+        notes.append(
+            f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
+            f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}."
+        )
+    body = sorted(missing - head)
+    if body:
+        notes.append(f"The checkpoint does not hold {_some(body)}: these train with the head.")
+    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
+
+
+def _from_checkpoint(
+    args: ModelArguments, auto_class: Any, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, set[str]]:
+    """(model in fp32, names of the parameters that the checkpoint did not hold). An adapter comes on its backbone."""
+    name = _name(args)
+    if args.from_scratch:
+        return auto_class.from_config(config, dtype=torch.float32), set()
+    if name.startswith("bundled:"):
+        from hf_transfer.models.bundled import load_weights
+
+        loaded = load_weights(name, auto_class, config)
+        if loaded is not None:
+            loaded[0].name_or_path = name
+            return loaded
+    place, options = source(args)
+    if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
+        base = replace(
+            args,
+            model_name_or_path=adapter.base_model_name_or_path,
+            model_revision=adapter.revision or "main",
+        )
+        shared = _SHARED.get()
+        model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+        model, held = put_on(model, place, options, args.restart_adapter)
+        if args.restart_adapter:  # what the backbone lacks must be saved with the new adapter too
+            held &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        return model, missing - held
+    try:
+        model, info = auto_class.from_pretrained(
+            place,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            use_safetensors=None if args.allow_pickle else True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _not_found(name, error) from error
+    if "labels" not in inspect.signature(model.forward).parameters:
+        raise UserError(
+            f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss: it cannot be trained.",
+            "Take its undistilled sibling (for DeiT, facebook/deit-base-patch16-224).",
+        )
+    for parameter in model.parameters():  # a mapped file's begin at any byte, and then sums differ in the last bit
+        parameter.data = parameter.data.clone()
+    parameters = {n for n, _ in model.named_parameters()}
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    return model, (set(info["missing_keys"]) | mismatched) & parameters
+
+
+_LABEL_KEYS = (
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "label_names",
+    "num_classes",
+    "architectures",
+    "_name_or_path",
+)
+_SHARED: ContextVar[SharedBackbone | None] = ContextVar("shared backbone", default=None)
+
+
+@contextlib.contextmanager
+def sharing(backbone: SharedBackbone) -> Iterator[None]:
+    """In this context adapters come on `backbone` instead of a backbone of their own."""
+    token = _SHARED.set(backbone)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+class SharedBackbone:
+    """A backbone that is loaded once, and of which every use has modules of its own around the same tensors."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._key: Any = None
+        self._loaded: tuple[PreTrainedModel, set[str]] | None = None
+
+    def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+        """As `_from_checkpoint`, with a head for `config`'s labels.
+
+        Raises:
+            UserError: it is another backbone than the one that was loaded.
+        """
+        plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
+        key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
+        if self._loaded is None:
+            model, missing = _from_checkpoint(args, auto_class, config)
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            self._loaded, self._key, self.name = (model.to(device), missing), key, _name(args)
+        elif key != self._key:
+            same = key[:2] == self._key[:2]
+            raise UserError(
+                f"bank: the backbone is {_name(args)!r}"
+                + (" in another configuration" if same else "")
+                + f", and the bank's is {self.name!r}.",
+                "Use a bank for each backbone.",
+            )
+        model, missing = self._loaded
+        shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        own = copy.deepcopy(model, shared)
+        for name, value in Labels.of(config).config_kwargs.items():
+            setattr(own.config, name, value)
+        if "num_labels" in vars(own):  # many models keep it beside their configuration, for the loss
+            own.num_labels = config.num_labels
+        with torch.device("meta"):
+            blank = auto_class.from_config(config)
+        head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
+        for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
+            own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
+        return own, missing
+
+
+def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
+    """Replace the output layer of a head whose size fits by chance: its classes are others."""
+    blank = dict(auto_class.from_config(model.config).named_parameters())
+    outputs = model.config.num_labels
+    replaced, plain = set(), plain_names(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if plain[name] in head and parameter.shape[0] == outputs:
+                parameter.copy_(blank[plain[name]])
+                replaced.add(plain[name])
+    return replaced
+
+
+def _label_names(config: PreTrainedConfig) -> set[str]:
+    names = {str(n) for n in (config.id2label or {}).values()}
+    return set() if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
+
+
+def _name(args: ModelArguments) -> str:
+    assert args.model_name_or_path, "checked by Config"
+    return args.model_name_or_path
+
+
+def _not_found(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"model_name_or_path: {name!r} cannot be loaded ({one_line(error)}).",
+        "Give a hub id, a local folder, timm/<name> or bundled:<name>.",
+    )
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

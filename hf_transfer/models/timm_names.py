@@ -1,0 +1,44 @@
+"""timm's model names and their configurations."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from hf_transfer.errors import UserError, nearest
+
+
+def timm_config(name: str) -> PreTrainedConfig:
+    """Configuration of transformers' timm wrapper for a timm model name, without a hub.
+
+    Raises:
+        UserError: timm has no such model, or is not installed.
+    """
+    architecture = check_timm_name(name)
+    import timm
+    from transformers import TimmWrapperConfig
+
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = TimmWrapperConfig(architecture=architecture)
+    config.pretrained_cfg = {k: v for k, v in known.to_dict().items() if k != "num_classes"} if known else {}
+    return config
+
+
+def check_timm_name(name: str) -> str:
+    """The architecture of a timm name.
+
+    Raises:
+        UserError: timm has no such model, or is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(
+            f"model_name_or_path: timm/{name} needs timm and torchvision, which are not installed.",
+            'Install them with `pip install torch torchvision "hf-transfer-toolkit[vision]"`.',
+        ) from error
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise UserError(
+            f"model_name_or_path: timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}"
+        )
+    return architecture

@@ -1,0 +1,1 @@
+"""A run as data: which groups train when, and at what learning rate."""

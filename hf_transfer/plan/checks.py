@@ -1,0 +1,189 @@
+"""Every problem of a plan's keys that shows without a model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hf_transfer.config.arguments.adapter import ADAPTERS, with_adapter
+from hf_transfer.config.arguments.plan import TRIGGERS, PlanArguments, frozen_entries
+from hf_transfer.errors import nearest
+from hf_transfer.plan.strategies import STRATEGIES
+
+# Keys that only some strategies read: given with another one they would silently do nothing.
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "head_epochs": ("auto", "two-phase"),
+    "unfrozen_groups": ("partial",),
+    "groups_per_unfreeze": ("gradual",),
+    "unfreeze_interval": ("gradual",),
+    "unfreeze_until": ("gradual",),
+    "unfreeze_trigger": ("gradual",),
+    "unfreeze_patience": ("gradual",),
+    "unfreeze_restore_best": ("gradual",),
+}
+_SPEC_KEYS = ("name", "epochs", "train", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier")
+
+
+def check(keys: PlanArguments) -> list[str]:
+    """Every problem of the plan keys that shows without a model."""
+    default = PlanArguments()
+    problems = []
+    if keys.strategy is not None and keys.strategy not in STRATEGIES:
+        problems.append(
+            f"strategy: {keys.strategy!r} is not one of {', '.join(STRATEGIES)}." + nearest(keys.strategy, STRATEGIES)
+        )
+    elif keys.strategy is not None and keys.stages is not None and keys.strategy != "auto":
+        problems.append(
+            f"strategy and stages contradict each other: stages is a plan of its own, so leave out "
+            f"strategy: {keys.strategy}."
+        )
+    chosen = "stages" if keys.stages is not None else keys.strategy or "full"
+    for name, readers in _READ_BY.items():
+        if (
+            chosen in (*STRATEGIES, "stages")
+            and chosen not in readers
+            and getattr(keys, name) != getattr(default, name)
+        ):
+            problems.append(
+                f"{name}: {getattr(keys, name)!r} has no effect with "
+                f"{'stages' if chosen == 'stages' else f'strategy: {chosen}'}; it belongs to "
+                f"{' and '.join(readers)}."
+            )
+    if keys.layer_lr_decay is not None and keys.layer_lr_multiplier is not None:
+        problems.append(
+            "layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
+            "head, the second up from the input. Keep one."
+        )
+    problems += _check_trigger(keys)
+    problems += _check_adapter(keys)
+    problems += _check_numbers(keys)
+    problems += [f"layer_rules[{i}]: {p}" for i, rule in enumerate(keys.layer_rules or ()) for p in _check_rule(rule)]
+    problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
+    if keys.stages is not None and not keys.stages:
+        problems.append("stages: the list is empty; give at least one stage, e.g. [{epochs: 3, train: all}].")
+    return problems
+
+
+def _check_trigger(keys: PlanArguments) -> Iterable[str]:
+    default = PlanArguments()
+    if keys.unfreeze_trigger not in TRIGGERS:
+        yield (
+            f"unfreeze_trigger: {keys.unfreeze_trigger!r} is not one of {', '.join(TRIGGERS)}."
+            + nearest(keys.unfreeze_trigger, TRIGGERS)
+        )
+        return
+    plateau = keys.unfreeze_trigger == "plateau"
+    idle = ("unfreeze_interval",) if plateau else ("unfreeze_patience", "unfreeze_restore_best")
+    for name in idle:
+        if keys.strategy == "gradual" and getattr(keys, name) != getattr(default, name):
+            yield f"{name}: {getattr(keys, name)!r} has no effect with unfreeze_trigger: {keys.unfreeze_trigger}."
+
+
+# Which adapters read a key; None is a mapping, which holds its own keys but for the modules.
+_LOW_RANK = ("lora", "dora", "rslora", "adalora")
+_READ_BY_ADAPTERS: dict[str, tuple[str | None, ...]] = {
+    "lora_r": _LOW_RANK,
+    "lora_alpha": _LOW_RANK,
+    "lora_dropout": _LOW_RANK,
+    "lora_plus_ratio": (None, *_LOW_RANK),
+    "lora_target_modules": (None, *(a for a in ADAPTERS if a not in ("none", "prompt", "prefix"))),
+}
+
+
+def _check_adapter(keys: PlanArguments) -> Iterable[str]:
+    default = PlanArguments()
+    chosen = with_adapter(keys.strategy, keys.adapter)
+    if isinstance(chosen, Mapping):
+        if not isinstance(chosen.get("peft_type"), str):
+            yield f"adapter: {dict(chosen)!r} does not say its peft_type, for example {{peft_type: LORA, r: 4}}."
+        chosen = None
+    elif chosen not in ADAPTERS:
+        yield (
+            f"adapter: {chosen!r} is neither one of {', '.join(ADAPTERS)} nor a mapping with a peft_type."
+            + nearest(str(chosen), ADAPTERS)
+        )
+        return
+    for name, readers in _READ_BY_ADAPTERS.items():
+        if getattr(keys, name) != getattr(default, name) and chosen not in readers:
+            given = "a mapping, which holds it itself" if chosen is None else f"adapter: {chosen}"
+            yield f"{name}: {getattr(keys, name)!r} has no effect with {given}."
+    if chosen != "none" and keys.strategy == "scratch":
+        yield "adapter: it belongs to a pretrained backbone, and strategy: scratch has none."
+    for name in ("lora_r", "lora_alpha", "lora_plus_ratio"):
+        value = getattr(keys, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            yield f"{name}: {value} is not a positive number."
+    if not 0 <= keys.lora_dropout < 1:
+        yield f"lora_dropout: {keys.lora_dropout:g} is not from 0 to below 1."
+
+
+def _check_numbers(keys: PlanArguments) -> Iterable[str]:
+    positive = (
+        "layer_lr_decay",
+        "layer_lr_multiplier",
+        "head_learning_rate",
+        "unfreeze_interval",
+        "groups_per_unfreeze",
+        "unfreeze_patience",
+        "stage_lr_decay",
+    )
+    for name in positive:
+        value = getattr(keys, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            yield f"{name}: {value} is not a positive number."
+    for name in ("head_epochs", "unfrozen_groups", "unfreeze_warmup_steps"):
+        if getattr(keys, name) < 0:
+            yield f"{name}: {getattr(keys, name)} is negative."
+    if keys.layer_lr_decay is not None and keys.layer_lr_decay > 1:
+        yield f"layer_lr_decay: {keys.layer_lr_decay} is over 1, which would train the input fastest; use e.g. 0.75."
+    for entry in frozen_entries(keys):
+        if not isinstance(entry, str) or not entry:
+            yield f"freeze: {entry!r} is not the name of a group, a range such as blocks.0-7, or a pattern."
+    for pattern, rate in (keys.layer_learning_rates or {}).items():
+        if not isinstance(pattern, str):
+            yield f"layer_learning_rates: the pattern {pattern!r} is not a text; write it in quotes."
+            continue
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            yield f"layer_learning_rates: the rate of {pattern!r} is {rate!r}, not a number of 0 or more."
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"layer_learning_rates: {pattern!r} is not a regular expression ({error})."
+
+
+def _check_rule(rule: Any) -> Iterable[str]:
+    if not isinstance(rule, list | tuple) or len(rule) != 2:
+        yield f"{rule!r} is not a pair of a pattern and a depth, such as ['^embed', stem]."
+        return
+    pattern, depth = rule
+    if not isinstance(pattern, str):
+        yield f"the pattern {pattern!r} is not a text."
+    is_number = isinstance(depth, int | float) and not isinstance(depth, bool)
+    if not (depth is None or isinstance(depth, str) or (is_number and 0 <= depth < math.inf)):
+        yield f"the depth {depth!r} is not stem, last, head, next, null, or a number of 0 or more."
+
+
+def _check_spec(spec: Any) -> Iterable[str]:
+    if not isinstance(spec, Mapping):
+        yield f"{spec!r} is not a mapping such as {{epochs: 1, train: head}}."
+        return
+    for name in spec:
+        if name not in _SPEC_KEYS:
+            yield f"unknown key {name!r}; a stage has {', '.join(_SPEC_KEYS)}.{nearest(name, _SPEC_KEYS)}"
+    train = spec.get("train")
+    if train is None:
+        yield "train is missing; it is head, all, a number of groups from the top, or a list of group names."
+    elif isinstance(train, bool) or not isinstance(train, int | str | list | tuple):
+        yield f"train: {train!r} is not head, all, a whole number of groups, or a list of group names."
+    for name in ("epochs", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier"):
+        value = spec.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            yield f"{name}: {value!r} is not a positive number."
+        elif name == "layer_lr_decay" and value is not None and value > 1:
+            yield f"layer_lr_decay: {value} is over 1, which would train the input fastest; use e.g. 0.75."
+    if spec.get("epochs") is None:
+        yield "epochs is missing; `stages` sets the run's length."
+    if spec.get("layer_lr_decay") is not None and spec.get("layer_lr_multiplier") is not None:
+        yield "layer_lr_decay and layer_lr_multiplier contradict each other. Keep one."

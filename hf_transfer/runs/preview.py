@@ -1,0 +1,134 @@
+"""What a run would do, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import set_seed
+
+from hf_transfer.adapters.attach import attach
+from hf_transfer.config.arguments.plan import is_wanted
+from hf_transfer.data.labels import Labels
+from hf_transfer.data.preview import draw_preview
+from hf_transfer.errors import UserError
+from hf_transfer.files import say
+from hf_transfer.layers.groups import layer_groups
+from hf_transfer.models.load import Loaded, read_config
+from hf_transfer.plan.make import make_plan
+from hf_transfer.plan.plan import Plan
+from hf_transfer.report.depth_map import DepthMap, depth_map
+from hf_transfer.runs.machine import quiet_libraries
+from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
+from hf_transfer.settings import Config
+from hf_transfer.tasks import TASKS, task_of_kind
+from hf_transfer.training.linear_probe import note
+from hf_transfer.training.schedules import run_schedule
+
+STEPS_PER_EPOCH = 100  # for the schedule's picture, where no data says
+
+
+@dataclass
+class Planned:
+    """What `hf-transfer plan` knows.
+
+    Attributes:
+        config: the keys.
+        plan: in steps where the data is known, else in epochs.
+        depth_map: of the plan.
+        notes: sentences for the user.
+        examples: by split; empty without data.
+        data_facts: of the data; None without data.
+        boundary_cache: what is decided of each stage; empty without data.
+    """
+
+    config: Config
+    plan: Plan
+    depth_map: DepthMap
+    notes: list[str]
+    examples: dict[str, int]
+    data_facts: dict[str, Any] | None
+    boundary_cache: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
+        return {
+            "model": self.config.model.model_name_or_path,
+            "dataset": self.config.data.dataset_name or self.config.data.train_file,
+            "examples": self.examples,
+            "data_facts": self.data_facts,
+            "strategy": self.plan.strategy,
+            "num_train_epochs": self.plan.num_train_epochs,
+            "groups": self.depth_map.to_list(),
+            "stages": stages,
+            "boundary_cache": self.boundary_cache,
+            "never_trained": list(self.plan.never_thawed),
+            "total_parameters": sum(size for _, size in self.plan.groups),
+            "notes": self.notes,
+        }
+
+
+def plan_only(config: Config, talks: bool = True, preview: str | None = None) -> Planned:
+    """The plan of a configuration, for the data if it names any, else for the model alone.
+
+    Args:
+        config: the keys.
+        talks: whether it is printed too.
+        preview: a picture of training images to write.
+
+    Raises:
+        UserError: as `run` does before it trains; no strategy is set.
+    """
+    args = config.training
+    if not is_wanted(args):
+        raise UserError("strategy: none is set, so there is no plan.", "Set one, for example --strategy gradual.")
+    set_seed(args.seed)
+    with quiet_libraries(args):
+        if config.data.dataset_name or config.data.train_file:
+            prepared = prepare(config)
+            if preview and config.data.streaming:
+                raise UserError("preview: a stream is not drawn.", "Leave streaming out for the picture.")
+            splits = prepare_splits(prepared)
+            trainer = make_trainer(prepared, splits["train"], splits["validation"])
+            trainer.boundary.decide()
+            cache = [entry.to_dict() for entry in trainer.boundary.entries]
+            plan, groups, notes = trainer.plan, trainer.layer_groups, prepared.notes
+            num_steps = trainer.resolve_plan()
+            drawn = trainer.plan
+            examples = {name: len(split) for name, split in prepared.data.splits.items()}
+            facts = prepared.facts.to_dict()
+            if talks:
+                announce(prepared, trainer)
+            if preview:
+                labels, collate = prepared.loaded.labels, trainer.data_collator
+                draw_preview(preview, splits["train"], collate, prepared.processor, labels, prepared.chance)
+        else:
+            if preview:
+                raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
+            loaded = _load_alone(config)
+            rules = [*(args.layer_rules or ()), *loaded.layer_rules]
+            model = attach(loaded.model, args, rules)
+            groups, examples, notes = layer_groups(model, rules), {}, list(loaded.notes)
+            facts, cache = None, []
+            plan = make_plan(args, groups)
+            num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
+            drawn = plan.resolve(STEPS_PER_EPOCH)
+            if talks:
+                say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
+                say("\n".join(["", str(plan), *filter(None, [note(args)]), ""]))
+    assert plan is not None and drawn is not None, "a strategy makes one"
+    shown = depth_map(drawn, groups, run_schedule(args, num_steps), num_steps)
+    found = Planned(config, plan, shown, notes, examples, facts, cache)
+    if talks:
+        say(str(found.depth_map))
+    return found
+
+
+def _load_alone(config: Config) -> Loaded:
+    """A model without data: with its own labels, or two where it has none."""
+    checkpoint = read_config(config.model)
+    name = config.data.task or task_of_kind(checkpoint)
+    labels = Labels.of(checkpoint)
+    data = replace(config.data, task=name)
+    loaded, _ = TASKS[name].load(config.model, data, labels)
+    return loaded

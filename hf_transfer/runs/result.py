@@ -1,0 +1,134 @@
+"""`Result`: what a finished run offers in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.errors import UserError, WorkFailed, nearest
+from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.hub import push
+from hf_transfer.inference.predictor import Predictor
+from hf_transfer.plan.plan import Plan
+from hf_transfer.runs.saving import probe, save_model
+from hf_transfer.tasks.views import Views
+from hf_transfer.training.trainer import TransferTrainer
+
+
+@dataclass
+class Result:
+    """A finished run.
+
+    Attributes:
+        output_dir: the folder with the model and the files of the run.
+        results: what `results.json` holds.
+        plan: the plan that was executed; None without a strategy.
+        trainer: with the trained model.
+        predictor: the trained model at work.
+        push_error: why `push_to_hub: true` did not push; the run is whole all the same.
+    """
+
+    output_dir: Path
+    results: dict[str, Any]
+    plan: Plan | None
+    trainer: TransferTrainer
+    predictor: Predictor
+    push_error: WorkFailed | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the test split where there is one, else of the validation split."""
+        return self.results["metrics"]
+
+    @property
+    def model(self) -> Any:
+        return self.trainer.model
+
+    def predict(
+        self, inputs: Any, top_k: int | None = None, features: bool = False, **views: Any
+    ) -> list[dict[str, Any]]:
+        """An answer per input: see `Predictor.predict`; `tta`, `stride` and `pool` as in `Views`."""
+        return self.predictor.looking(**views).predict(inputs, top_k, features)
+
+    def evaluate(
+        self, dataset_name: str | None = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+    ) -> dict[str, Any]:
+        """Metrics on labelled data, by default on what the run held out: see `Predictor.evaluate`.
+
+        Args:
+            dataset_name: hub id, file, folder or `bundled:<name>`.
+            split: which of its splits.
+            max_examples: only so many of them, drawn by class.
+            **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
+                `Views`.
+
+        Raises:
+            UserError: there is no such data or key, or the labels are not the model's.
+        """
+        looking = self.predictor.looking(**{f.name: keys.pop(f.name) for f in fields(Views) if f.name in keys})
+        known = [f.name for f in fields(DataArguments)]
+        for name in keys:
+            if name not in known:
+                raise UserError(f"{name} is no key of data.{nearest(name, known)}")
+        if dataset_name is None and "test_file" not in keys:
+            own = replace(looking, data=replace(looking.data, **keys))
+            return own.evaluate(split=split, max_examples=max_examples)
+        data = looking.other_data(dataset_name=dataset_name, **keys)
+        return looking.evaluate(data, split, max_examples)
+
+    def push_to_hub(
+        self,
+        hub_model_id: str | None = None,
+        merged: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+    ) -> push.Pushed:
+        """Push the run to a hub, after checking that what is pushed answers as the trained model.
+
+        Args:
+            hub_model_id: `owner/name`, or a name of the account's own (default: that of `output_dir`).
+            merged: a plain model, the adapter in its weights.
+            revision: branch (default: main).
+            commit_message: of the commit.
+            private: of a repository that is made (default: private).
+
+        Raises:
+            UserError: it is no id, or the adapter's backbone is a folder of this machine.
+            WorkFailed: the hub or the connection failed; the run is as it was.
+        """
+        target = push.Target(hub_model_id, merged, revision, commit_message, private)
+        return push.push(self.output_dir, target, self.predictor.model)
+
+    def save(self, folder: str | Path, merged: bool = False) -> Path:
+        """Write the model, with its tokenizer or image processor, to another folder, as `output_dir` holds it.
+
+        Args:
+            folder: is made.
+            merged: put what an adapter learnt into the weights of its backbone: a plain model, for any library.
+
+        Raises:
+            UserError: its kind of adapter cannot be merged.
+            WorkFailed: the merged weights answer otherwise than the adapter.
+        """
+        if merged:
+            return self.predictor.save_merged(folder, probe(self.trainer))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_model(self.trainer, Path(folder))
+        return Path(folder)
+
+    def __repr__(self) -> str:
+        results = self.results
+        found = format_metrics(self.metrics, results["intervals"])
+        count = len(self.plan.stages) if self.plan is not None else 0
+        stages = f", {count} stage{'' if count == 1 else 's'}" if count else ""
+        return "\n".join(
+            [
+                f"Result of {results['model']} on {results['dataset']} ({results['strategy']}{stages}, "
+                f"{results['train_seconds']:.0f} s of training) in {self.output_dir}",
+                f"{results['metrics_split']}:",
+                *found,
+            ]
+        )

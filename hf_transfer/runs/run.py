@@ -1,0 +1,293 @@
+"""A fine-tuning run, from keys to a folder that loads anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+import warnings
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, set_seed
+from transformers.trainer_callback import ProgressCallback
+
+from hf_transfer.adapters.attach import is_adapted, name_of
+from hf_transfer.data.in_memory import splits_of
+from hf_transfer.data.labels import MULTI_LABEL
+from hf_transfer.data.load import IN_MEMORY
+from hf_transfer.data.splits import Data
+from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.evaluation.measure import finite, format_metrics, held_out_metrics, tune_thresholds, without_speed
+from hf_transfer.files import say, write_json
+from hf_transfer.hub import card, push
+from hf_transfer.hub.files import refuse_local
+from hf_transfer.inference.predictor import Predictor
+from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.runs.machine import check_writable, end_workers, fit_the_machine, quiet_libraries
+from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.result import Result
+from hf_transfer.runs.saving import check_saved, save_model
+from hf_transfer.settings import Config
+from hf_transfer.tasks.base import Task
+from hf_transfer.training import checkpoints
+from hf_transfer.training.arguments import TransferArguments
+from hf_transfer.training.progress import Bars, History, Lines
+from hf_transfer.training.trainer import TransferTrainer
+
+_VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
+
+
+def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) -> Result:
+    """Fine-tune a pretrained model on a data set.
+
+    Args:
+        model_name_or_path: hub id, local folder, `timm/<name>` or `bundled:<name>`.
+        dataset_name: hub id, file, folder or `bundled:<name>`; or the data itself: a `datasets.Dataset`, a
+            `DatasetDict`, a pandas frame, or a mapping of split names to these. Or give `train_file`.
+        **keys: any key of `hf-transfer train`.
+
+    Raises:
+        UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
+    """
+    given = {"model_name_or_path": model_name_or_path, **keys}
+    if dataset_name is None or isinstance(dataset_name, str | Path):
+        return run(Config.from_sources({}, {**given, "dataset_name": dataset_name}))
+    config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY})
+    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name))))
+
+
+def run(config: Config) -> Result:
+    """Run a configuration: data, model, plan, training, evaluation, files."""
+    args = config.training
+    output_dir = Path(str(args.output_dir))
+    resumed = _checkpoint(config, output_dir)
+    check_writable(output_dir)
+    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own way needs the hub to begin
+    doubt = push.before_training(target, output_dir) if target else ""
+    fit_the_machine(args)
+    set_seed(args.seed)
+    talks = _talks(args)
+    with quiet_libraries(args):
+        prepared = prepare(config)
+        config, task, data, labels = prepared.config, prepared.task, prepared.data, prepared.loaded.labels
+        splits = prepare_splits(prepared)
+        trainer = make_trainer(prepared, splits["train"], splits["validation"])
+        if target and is_adapted(trainer.model):
+            refuse_local(str(_base(config, trainer.model)))
+        trainer.boundary.decide()
+        _replace_progress(trainer, output_dir, talks)
+        if trainer.is_world_process_zero():
+            if talks:
+                announce(prepared, trainer)
+            if doubt:
+                sys.stderr.write(f"{doubt}\n")
+            if config.data.overwrite_output_dir and resumed is None:
+                _clear(output_dir)
+            write_json(output_dir / RUN_FILE, config.to_yaml())
+
+        trainer.train(resume_from_checkpoint=resumed)
+        save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
+        if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
+            tune_thresholds(trainer, splits["validation"])
+            if trainer.is_world_process_zero():
+                trainer.model.config.save_pretrained(output_dir)
+        results = _evaluate(trainer, splits, labels.problem_type)
+        results |= _facts(config, task, data, trainer)
+        results["data_facts"] = prepared.facts.to_dict()
+        results["card"] = card.facts(config.values, data, _base(config, trainer.model), results["metrics_split"])
+        check_saved(trainer, task, config, labels)
+        end_workers(trainer)
+        if trainer.is_world_process_zero():  # last: it marks a finished run
+            write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+            card.write(output_dir)
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
+    batch_size, seed = args.per_device_eval_batch_size, config.split_seed
+    predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
+    result = Result(output_dir, results, trainer.plan, trainer, predictor)
+    if trainer.is_world_process_zero() and talks:
+        _conclude(result, task)
+    if target and trainer.is_world_process_zero():
+        result.push_error = _push(result, target, talks)
+    return result
+
+
+def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None:
+    """Push a finished run; what went wrong, if anything."""
+    try:
+        with quiet_libraries(result.trainer.args):
+            done = push.push(result.output_dir, target, result.model)
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return WorkFailed(error.message, error.fix)
+    if talks:
+        say("\n".join(done.lines()))
+    return None
+
+
+def _talks(args: TransferArguments) -> bool:
+    """Whether the run says what it does: not from `log_level: error` on."""
+    return args.log_level not in ("error", "critical")
+
+
+def _clear(output_dir: Path) -> None:
+    """Remove what an earlier run left and this one would mix up with its own."""
+    for name in (RESULTS, HISTORY, NONFINITE):
+        (output_dir / name).unlink(missing_ok=True)
+    for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
+        shutil.rmtree(folder)
+
+
+def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    if talks and sys.stderr.isatty():
+        trainer.add_callback(Bars())
+    if talks:
+        trainer.add_callback(Lines(trainer))
+    trainer.add_callback(History(trainer, output_dir / HISTORY))
+
+
+def _checkpoint(config: Config, output_dir: Path) -> str | None:
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
+    """
+    wanted = config.training.resume_from_checkpoint
+    saved = checkpoints.checkpoints(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir: {str(output_dir)!r} is a file, not a folder.")
+    if config.data.overwrite_output_dir and wanted is None:
+        return None
+    if (output_dir / RESULTS).is_file() and not config.data.overwrite_output_dir:
+        raise UserError(
+            f"output_dir: {str(output_dir)!r} holds a finished run.",
+            "Choose another folder, or add --overwrite_output_dir.",
+        )
+    if wanted is not None and wanted != "auto":
+        return str(checkpoints.checked(wanted))
+    if wanted is None and saved:
+        raise UserError(
+            f"output_dir: {str(output_dir)!r} holds an unfinished run.",
+            "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.",
+        )
+    return wanted if saved else None
+
+
+def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
+    """Metrics of the held-out splits, with intervals for the one that counts."""
+    validation = without_speed(trainer.evaluate(), "eval_")
+    split = "test" if "test" in prepared else "validation"
+    found = held_out_metrics(trainer, prepared[split], problem_type)
+    return {
+        "metrics": found["metrics"],
+        "metrics_split": split,
+        "validation_metrics": validation,
+        "intervals": found["intervals"],
+        "confusion": found["confusion"],
+    }
+
+
+def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:
+    """The rest of `results.json`: what was run, on what, and what it took."""
+    plan, args, seconds = trainer.plan, config.training, trainer.seconds
+    seen = len(data.train) * (trainer.state.epoch or 0)
+    if config.data.streaming:
+        seen = trainer.state.global_step * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
+    return {
+        "task": task.name,
+        "problem_type": data.labels.problem_type,
+        "model": config.model.model_name_or_path,
+        "strategy": plan.strategy if plan is not None else None,
+        "adapter": name_of(args, trainer.model),
+        "dataset": config.data.dataset_name or config.data.train_file,
+        "labels": list(data.labels.names),
+        "num_train_examples": seen if config.data.streaming else len(data.train),
+        "plan": plan.to_list() if plan is not None else [],
+        **({"probe": trainer.solution.to_dict()} if trainer.solution is not None else {}),
+        "stages": [
+            {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
+        ],
+        "train_seconds": seconds,
+        "train_samples_per_second": seen / max(seconds, 1e-9),
+        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
+        "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "seed": args.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        "device": torch.cuda.get_device_name()
+        if args.device.type == "cuda"
+        else f"{args.device.type} ({_processor()})",
+        "cost": {"device_hours": seconds * args.world_size / 3600},
+    }
+
+
+def _base(config: Config, model: Any) -> str | None:
+    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
+    if is_adapted(model):
+        return model.active_peft_config.base_model_name_or_path
+    return None if config.model.from_scratch else config.model.model_name_or_path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    return f"{torch.get_num_threads()} threads, {platform.machine()}"
+
+
+# ---- what the user reads -------------------------------------------------------------------------------------------
+
+
+def _conclude(result: Result, task: Task) -> None:
+    results, folder = result.results, result.output_dir
+    say()
+    say(
+        f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
+        f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
+    )
+    for line in format_metrics(results["metrics"], results["intervals"]):
+        say(line)
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    say(f"Files in {folder}: {', '.join(files)}")
+    if any(not math.isfinite(v) for v in results["metrics"].values()):
+        say("The loss is not a number: training diverged. Try a lower learning_rate.")
+    python = shlex.quote(_python())
+    ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
+    say("Next:")
+    recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
+    what = "texts" if not task.suffixes else "paths of images"
+    say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
+    say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
+    say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
+    if task.auto_class and is_adapted(result.model):
+        code = (
+            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
+            f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
+            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))}), ignore_mismatched_sizes=True); "
+            f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
+        )
+        say(f"  {python} -c {shlex.quote(code)}")
+    elif task.auto_class:
+        load = f"M.from_pretrained({json.dumps(str(folder))})"
+        code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
+        say(f"  {python} -c {shlex.quote(code)}")
+
+
+def _python() -> str:
+    """How to call this interpreter from here."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    beside = os.path.relpath(sys.executable)
+    return sys.executable if beside.startswith("..") else beside

@@ -1,0 +1,60 @@
+"""Saving a run's model and checking that it reloads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_transfer.adapters.files import check_reload
+from hf_transfer.data.labels import Labels
+from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.settings import Config
+from hf_transfer.tasks.base import Task
+from hf_transfer.training.trainer import TransferTrainer
+
+
+def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: Labels) -> None:
+    """Load what was saved, under another seed, and compare its answers with the trained model's.
+
+    Raises:
+        WorkFailed: they differ.
+    """
+    if not task.auto_class or not trainer.is_world_process_zero():
+        return
+    folder = str(config.training.output_dir)
+    saved = replace(
+        config.model, model_name_or_path=folder, model_revision="main", restart_adapter=False, from_scratch=False
+    )
+    own = replace(config.data, image_size=None, max_seq_length=None)  # what was saved holds them
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trainer.args.seed + 1)
+        try:
+            again, _ = task.load(saved, own, labels)
+        except UserError as error:
+            raise WorkFailed(f"The model that was just saved cannot be loaded: {error}") from error
+    check_reload(trainer.model, again.model, probe(trainer), folder)
+
+
+def probe(trainer: TransferTrainer) -> dict[str, Any]:
+    """A small batch of what was held out, without labels."""
+    examples: Any = trainer.eval_dataset
+    batch = trainer.data_collator([examples[i] for i in range(min(4, len(examples)))])
+    return {k: v for k, v in batch.items() if k != "labels"}
+
+
+def save_model(trainer: TransferTrainer, folder: Path) -> None:
+    """Save beside and move: `folder` holds the whole model or, on a full disk, what it held before."""
+    beside = folder / ".saving"
+    try:
+        trainer.save_model(str(beside))
+        if trainer.is_world_process_zero():
+            (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same in the open
+            for path in beside.iterdir():
+                path.replace(folder / path.name)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(beside, ignore_errors=True)

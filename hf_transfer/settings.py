@@ -1,0 +1,464 @@
+"""Keys: one flat namespace for YAML, the command line and Python.
+
+Every key is a field of one of three dataclasses, which hold its default and its help text: `ModelArguments`,
+`DataArguments` and `TransferArguments`. Values from all three sources go through the same `coerce`; precedence is
+default < YAML < command line; all problems are collected and raised together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
+from hf_transfer.config.arguments.boundary import BoundaryArguments
+from hf_transfer.config.arguments.boundary import check as check_boundary
+from hf_transfer.config.arguments.bucketing import BucketingArguments
+from hf_transfer.config.arguments.bucketing import check as check_bucketing
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.guards import GuardArguments
+from hf_transfer.config.arguments.loss import LossArguments
+from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_options, unknown
+from hf_transfer.config.fields import Key, keys_of
+from hf_transfer.config.values import coerce
+from hf_transfer.errors import UserError, UserErrors, nearest, one_line
+from hf_transfer.objectives.losses import check as check_loss
+from hf_transfer.plan.checks import check
+from hf_transfer.plan.strategies import STRATEGIES
+from hf_transfer.training.arguments import TransferArguments
+from hf_transfer.training.linear_probe import check as check_probe
+from hf_transfer.training.linear_probe import check_run
+
+# What `hf-transfer train` and `fine_tune` start from, where it differs from TransferArguments. A fine-tuning run wants
+# to be watched and to be resumable; TransferArguments keeps Trainer's defaults, as a drop-in must.
+RUN_DEFAULTS: dict[str, Any] = {
+    "strategy": "auto",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 0.05,
+    "on_nonfinite": "stop",
+    "dataloader_num_workers": -1,  # chosen for the machine
+    "boundary_cache": "auto",
+    "remove_unused_columns": False,  # the task prepares exactly what the model reads
+}
+LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
+ADAPTER_LEARNING_RATE = 5e-4  # and so do adapters, which begin at zero
+COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
+# Headings of TrainingArguments' docstring, shorter or joined; the others stand as they are, in lower case.
+TOPICS = {
+    "Training Duration and Batch Size": "length and batch size",
+    "Learning Rate & Scheduler": "learning rate",
+    "Regularization & Training Stability": "regularization",
+    "Mixed Precision Training": "precision",
+    "Activation Checkpointing": "memory and speed",
+    "Compilation": "memory and speed",
+    "Kernels": "memory and speed",
+    "Additional Optimizations": "memory and speed",
+    "Logging & Monitoring Training": "logging",
+    "Experiment Tracking Integration": "logging",
+    "Metrics Computation": "evaluation",
+    "Checkpointing & Saving": "checkpoints",
+    "Best Model Tracking": "checkpoints",
+    "Resuming Training": "checkpoints",
+    "Hugging Face Hub Integration": "hub",
+    "Hardware Configuration": "hardware",
+    "Accelerate Configuration": "hardware",
+    "DDP (DistributedDataParallel)": "distributed",
+    "FSDP (Fully Sharded Data Parallel)": "distributed",
+    "DeepSpeed": "distributed",
+    "Debugging & Profiling (Experimental)": "hardware",
+    "External Script Flags (not used by Trainer)": "checkpoints",
+}
+# Said with the unit, where TrainingArguments' docstring leaves it out.
+UNITS = {
+    "output_dir": "folder that the run is written to",
+    "num_train_epochs": "epochs in all; a share of an epoch may be given",
+    "max_steps": "optimizer steps in all, instead of num_train_epochs; -1: num_train_epochs counts",
+    "per_device_train_batch_size": "examples per device and forward pass in training",
+    "per_device_eval_batch_size": "examples per device and forward pass in evaluation",
+    "gradient_accumulation_steps": "batches per optimizer step",
+    "learning_rate": "peak rate of the backbone (1e-3 for strategy: linear-probe, 5e-4 with an adapter)",
+    "warmup_steps": "optimizer steps over which rates rise from 0; below 1, a share of all steps",
+    "weight_decay": "decoupled weight decay per step, relative to the rate",
+    "max_grad_norm": "largest norm of the gradient; 0: no clipping",
+    "logging_steps": "optimizer steps between lines; below 1, a share of all steps",
+    "eval_steps": "optimizer steps between evaluations with eval_strategy: steps; below 1, a share of all steps",
+    "eval_delay": "epochs or steps (as eval_strategy counts) before the first evaluation",
+    "save_steps": "optimizer steps between checkpoints with save_strategy: steps; below 1, a share of all steps",
+    "save_total_limit": "checkpoints to keep; the oldest goes first",
+    "dataloader_num_workers": "processes that load data, beside each training process; -1: chosen for the machine",
+    "ddp_timeout": "seconds to wait for the other processes",
+    "seed": "seed of initial weights, order and dropout",
+    "data_seed": "seed of splits and order (default: seed)",
+    "push_to_hub": "push the run to a hub when it has ended; HF_TOKEN or the login says who pushes",
+    "hub_model_id": "owner/name to push to (default: the name of output_dir, of one's own)",
+    "hub_private_repo": "whether a repository that is made is private (default: true)",
+    "hub_revision": "branch to push to (default: main)",
+    "log_level": "debug, info, warning, error, critical, or passive; from error on, nothing but errors is said",
+}
+# Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
+_NOT_KEYS = (
+    "in_memory",
+    "parallelism_config",
+    "local_rank",
+    "hub_token",
+    "hub_strategy",  # a run is pushed once, when it has ended
+    "hub_always_push",
+    "do_train",
+    "do_eval",
+    "do_predict",
+    "debug",
+    "remove_unused_columns",
+    "label_names",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    # A run's metrics need every logit, in the precision that the model is saved and predicts in.
+    "prediction_loss_only",
+    "eval_do_concat_batches",
+    "batch_eval_metrics",
+    "bf16_full_eval",
+    "fp16_full_eval",
+)
+_SECTIONS: tuple[tuple[str, type], ...] = (
+    ("model", ModelArguments),
+    ("data", DataArguments),
+    ("training", TransferArguments),
+)
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """All keys, by topic."""
+    found: dict[str, Key] = {}
+    for topic, cls in _SECTIONS:
+        found |= {name: entry for name, entry in keys_of(cls, topic).items() if name not in _NOT_KEYS}
+    theirs = _trainers_docs()
+    topics = (
+        {name: topic for name, (topic, _) in theirs.items()}
+        | dict.fromkeys(keys_of(PlanArguments, "plan"), "plan")
+        | dict.fromkeys(keys_of(GuardArguments, "checkpoints"), "checkpoints")
+    )
+    topics |= dict.fromkeys(keys_of(LossArguments, "loss"), "loss")
+    for cls in (BoundaryArguments, BucketingArguments):
+        topics |= dict.fromkeys(keys_of(cls, "speed"), "speed")
+    topics |= dict.fromkeys(keys_of(ProbeArguments, "plan"), "plan")
+    topics |= dict.fromkeys(keys_of(AdapterArguments, "adapter"), "adapter")
+    for name, entry in found.items():
+        help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
+        found[name] = replace(
+            entry,
+            topic="output" if name in ("output_dir", "overwrite_output_dir") else topics.get(name, entry.topic),
+            default=RUN_DEFAULTS.get(name, entry.default),
+            help=help_text.rstrip("."),
+            choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
+        )
+    order = list(
+        dict.fromkeys(["output", "model", "data", "plan", "speed", "adapter", "loss", *(t for t, _ in theirs.values())])
+    )
+    return dict(sorted(found.items(), key=lambda entry: order.index(entry[1].topic)))
+
+
+def _trainers_docs() -> dict[str, tuple[str, str]]:
+    """(topic, first sentence) on each of `TrainingArguments`' fields: both stand in its docstring only."""
+    topic, found = "training", {}
+    doc = TrainingArguments.__doc__ or ""
+    for heading, name, text in re.findall(
+        r"^ {8}(?:> ([^\n]+)|(\w+) ?\(`[^\n]*\):?\n +([^\n]+))", doc, flags=re.MULTILINE
+    ):
+        if heading:
+            topic = TOPICS.get(heading, heading.lower())
+        else:
+            found[name] = (topic, text.split(". ")[0].rstrip(".:"))
+    return found
+
+
+def parser(prog: str = "hf-transfer train", description: str = "") -> argparse.ArgumentParser:
+    """All keys and `--config` as options."""
+    made = make_parser(prog, "[--config FILE.yaml] [--key value ...]", description)
+    made.add_argument("--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it")
+    add_keys(made, keys())
+    return made
+
+
+def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
+    """(raw values by key, with `config` among them; problems) of `--key value` arguments. Prints `--help` and exits."""
+    return parse_options(parser(prog), argv, keys())
+
+
+def to_commented_yaml(values: Mapping[str, Any]) -> str:
+    """A YAML file with every key that a file may hold, with its help: `values` where given, else the defaults."""
+    given, problems = {}, []
+    for name, raw in values.items():
+        try:
+            given[name] = coerce(raw, keys()[name])
+        except KeyError:
+            problems.append(unknown(name, keys()))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise UserErrors(problems)
+    shown = {name: entry for name, entry in keys().items() if name not in COMMAND_LINE_ONLY}
+    values = {name: given.get(name, entry.default) for name, entry in shown.items()}
+    return "\n".join(["# Every key of `hf-transfer train`, with its value.", *commented_yaml(shown, values), ""])
+
+
+# ---- the configuration ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """A checked configuration.
+
+    Attributes:
+        model, data, training: the three groups of keys.
+        values: every key with its value, flat.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: TransferArguments
+    values: dict[str, Any]
+
+    @classmethod
+    def from_sources(
+        cls,
+        file: Mapping[str, Any],
+        given: Mapping[str, Any],
+        problems: Sequence[str] = (),
+        needs: Collection[str] = ("model", "output", "data"),
+    ) -> Config:
+        """Merge defaults, a file's keys and keys given on the command line or in Python; `needs` must be among them.
+
+        Raises:
+            UserErrors: every unknown key, wrong value and contradiction, in one message.
+        """
+        found, rejected = list(problems), set[str]()
+        values: dict[str, Any] = {}
+        for source, origin in ((file, "in the file"), (given, "")):
+            for name, raw in source.items():
+                if name not in keys():
+                    found.append(unknown(name, keys()))
+                elif origin and name in COMMAND_LINE_ONLY and raw:
+                    found.append(f"{name} cannot be set in a file, only on the command line.")
+                else:
+                    try:
+                        values[name] = coerce(raw, keys()[name])
+                    except ValueError as error:
+                        found.append(f"{name}: {error}")
+                        rejected.add(name)
+        chosen = dict(values)
+        values = {name: chosen.get(name, key.default) for name, key in keys().items()}
+        plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
+        found += [
+            *_missing(values, rejected, needs),
+            *_contradictions(values, chosen),
+            *_out_of_range(values),
+            *check(plan),
+            *check_loss(LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})),
+            *check_bucketing(values),
+            *check_boundary(BoundaryArguments(**{f.name: values[f.name] for f in fields(BoundaryArguments)})),
+            *check_probe(SimpleNamespace(**values)),
+            *check_run(values),
+        ]
+        if found:
+            raise UserErrors(found)
+        if values["stages"] is not None:
+            values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
+        values["from_scratch"] |= values["strategy"] == "scratch"
+        values["adapter"] = with_adapter(values["strategy"], values["adapter"])
+        if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
+            values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
+        elif "learning_rate" not in chosen and values["adapter"] != "none":
+            values["learning_rate"] = ADAPTER_LEARNING_RATE
+        model, data, training = (_build(section, values) for _, section in _SECTIONS)
+        return cls(model, data, training, values)
+
+    @property
+    def split_seed(self) -> int:
+        """The seed of splits and draws."""
+        return self.training.seed if self.training.data_seed is None else self.training.data_seed
+
+    def resolved(self, **data: Any) -> Config:
+        """With what was seen from the data in place of nothing, for `run.yaml` and for what comes after training."""
+        return replace(self, data=replace(self.data, **data), values={**self.values, **data})
+
+    def to_yaml(self) -> str:
+        """A file that repeats this run; keys that a file may not hold stand in a comment."""
+        values = {
+            k: v
+            for k, v in self.values.items()
+            if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
+        }
+        values |= {name: _from_anywhere(values[name]) for name in _DATA_PATHS}
+        only = [f"--{k}" for k in COMMAND_LINE_ONLY if self.values[k]]
+        note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
+        head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
+        return head + note + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+_DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")
+
+
+def _from_anywhere(path: str | None) -> str | None:
+    """A path of data that is relative to here as an absolute one, so that `run.yaml` works from another folder."""
+    if path is None or path.startswith("bundled:"):
+        return path
+    is_pattern = any(c in path for c in "*?[") and Path(path).parent != Path()
+    return str(Path(path).expanduser().absolute()) if is_pattern or Path(path).expanduser().exists() else path
+
+
+def _build(section: type, values: Mapping[str, Any]) -> Any:
+    own = {f.name: values[f.name] for f in fields(section) if f.init and f.name in values}
+    if section is TransferArguments:
+        own |= {"remove_unused_columns": RUN_DEFAULTS["remove_unused_columns"]}
+    try:
+        return section(**own)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, OSError) as error:  # TrainingArguments' own checks
+        raise UserError(one_line(error)) from error
+
+
+def _missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collection[str]) -> list[str]:
+    """Keys that every run needs; one whose value was refused is not missing."""
+    found = []
+    values = {**values, **dict.fromkeys(rejected, "given")}
+    if not values["model_name_or_path"]:
+        found.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
+    if "output" in needs and not values["output_dir"]:
+        found.append("output_dir is missing: the folder that the run is written to.")
+    if "data" in needs and not values["dataset_name"] and not values["train_file"]:
+        found.append("dataset_name or train_file is missing: what to train on.")
+    return found
+
+
+def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """Keys that exclude each other, and a task that does not exist."""
+    from hf_transfer.tasks import TASKS  # a task's module imports this one
+
+    found = []
+    if values["task"] is not None and values["task"] not in TASKS:
+        found.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
+    found += _streaming(values) if values["streaming"] else []
+    if values["augmented_views"] is not None and values["augmentation"] == "none" and not values["random_erasing"]:
+        found.append(
+            f"augmented_views: {values['augmented_views']} has no effect with augmentation: none; choose one, for "
+            "example augmentation: basic."
+        )
+    for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
+        if values[one] and values[other]:
+            found.append(f"{one} and {other} contradict each other: keep one.")
+    if chosen.get("from_scratch") is False and values["strategy"] == "scratch":
+        found.append("from_scratch: false contradicts strategy: scratch, which is training from random weights.")
+    if values["from_scratch"] and with_adapter(values["strategy"], values["adapter"]) != "none":
+        found.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
+    if chosen.get("stages") is not None:
+        total = sum(
+            float(s["epochs"]) for s in chosen["stages"] if isinstance(s, Mapping) and _is_epochs(s.get("epochs"))
+        )
+        if "num_train_epochs" in chosen and chosen["num_train_epochs"] != total:
+            found.append(
+                f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} epochs; "
+                "leave num_train_epochs out."
+            )
+    return found
+
+
+def _streaming(values: Mapping[str, Any]) -> list[str]:
+    """What a stream needs, and what wants to see all of it."""
+    found = [
+        f"streaming: a stream has no length, so {name} must say {what}."
+        for name, what, there in (
+            ("max_steps", "how long to train", values["max_steps"] > 0),
+            ("max_eval_samples", "how many examples validate", values["max_eval_samples"] is not None),
+        )
+        if not there
+    ]
+    wants_all = (
+        ("drop_leaks", values["drop_leaks"]),
+        ("balanced_sampling", values["balanced_sampling"]),
+        ("length_bucketing", values["length_bucketing"]),
+        ("class_weights: auto", values["class_weights"] == "auto"),
+        ("max_train_samples", values["max_train_samples"] is not None),
+    )
+    found += [
+        f"streaming: {name} needs all examples before training; leave it out." for name, is_set in wants_all if is_set
+    ]
+    if values["augmented_views"] is not None:
+        found.append("streaming: augmented_views come again, and no example of a stream is known again; leave it out.")
+    return found
+
+
+def _is_epochs(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_POSITIVE = (
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_samples",
+    "max_eval_samples",
+    "max_predict_samples",
+    "max_seq_length",
+    "image_size",
+    "augmented_views",
+)
+
+
+def _out_of_range(values: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"{name}: {values[name]:g} is not positive."
+        for name in _POSITIVE
+        if values[name] is not None and not values[name] > 0
+    ]
+    found += [
+        f"{name}: {values[name]:g} is negative."
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "logging_steps",
+            "max_nonfinite",
+            "shuffle_buffer_size",
+            "card_examples",
+        )
+        if not values[name] >= 0
+    ]
+    for name in ("seed", "data_seed"):
+        if values[name] is not None and not 0 <= values[name] < 2**32:
+            found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")
+    if values["dataloader_num_workers"] < -1:
+        found.append(
+            f"dataloader_num_workers: {values['dataloader_num_workers']} is neither a number of processes nor -1."
+        )
+    if values["num_train_epochs"] == math.inf:
+        found.append("num_train_epochs: inf is not a length.")
+    if values["max_steps"] == 0 or values["max_steps"] < -1:
+        found.append(f"max_steps: {values['max_steps']} is neither a positive number nor -1.")
+    if not 0 <= values["label_smoothing_factor"] < 1:
+        found.append(f"label_smoothing_factor: {values['label_smoothing_factor']:g} is not from 0 to below 1.")
+    for name in ("max_bad_fraction", "horizontal_flip", "random_erasing", "token_masking"):
+        if values[name] is not None and not 0 <= values[name] <= 1:
+            found.append(f"{name}: {values[name]:g} is not a share from 0 to 1.")
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        if not 0 <= values[name] < math.inf:
+            found.append(f"{name}: {values[name]:g} is not a number of 0 or more.")
+    if not 0 < values["train_val_split"] < 1:
+        found.append(f"train_val_split: {values['train_val_split']:g} is not a share between 0 and 1.")
+    return found

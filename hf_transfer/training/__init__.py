@@ -1,0 +1,1 @@
+"""`TransferTrainer`, which carries out a Plan."""

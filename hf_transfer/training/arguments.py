@@ -1,0 +1,69 @@
+"""`TransferArguments`: transformers' `TrainingArguments` and the keys of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from hf_transfer.config import fields
+from hf_transfer.config.arguments import adapter, boundary
+from hf_transfer.config.arguments.boundary import BoundaryArguments
+from hf_transfer.config.arguments.bucketing import BucketingArguments
+from hf_transfer.config.arguments.bucketing import check as check_bucketing
+from hf_transfer.config.arguments.guards import GuardArguments
+from hf_transfer.config.arguments.loss import LossArguments
+from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.errors import UserErrors, nearest
+from hf_transfer.objectives import losses
+from hf_transfer.plan import checks
+from hf_transfer.training import linear_probe
+from hf_transfer.training.schedules import LR_SCHEDULER_TYPES, SCHEDULES
+
+
+@dataclass
+class TransferArguments(
+    PlanArguments,
+    ProbeArguments,
+    BoundaryArguments,
+    BucketingArguments,
+    LossArguments,
+    GuardArguments,
+    TrainingArguments,
+):
+    """`TrainingArguments`, the keys of a Plan (`PlanArguments`), of the loss (`LossArguments`), of the guards.
+
+    With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
+    `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in `schedules.SCHEDULES`.
+
+    Raises:
+        UserErrors: all problems of the plan keys at once.
+    """
+
+    lr_scheduler_type: str = fields.key("linear", "factor on all rates over the run", choices=LR_SCHEDULER_TYPES)
+
+    def __post_init__(self) -> None:
+        self.adapter = adapter.with_adapter(self.strategy, self.adapter)
+        problems = [*checks.check(self), *losses.check(self), *linear_probe.check(self)]
+        problems += [*boundary.check(self), *check_bucketing(vars(self))]
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if schedule not in LR_SCHEDULER_TYPES:
+            problems.append(
+                f"lr_scheduler_type: {schedule!r} is not one of {', '.join(LR_SCHEDULER_TYPES)}."
+                + nearest(schedule, LR_SCHEDULER_TYPES)
+            )
+        if problems:
+            raise UserErrors(problems)
+        if self.stages is not None:
+            self.num_train_epochs = float(sum(s["epochs"] for s in self.stages))
+        # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,
+        # each train alone and say nothing.
+        self.use_cpu |= not torch.accelerator.is_available()
+        if schedule in SCHEDULES:  # TrainingArguments knows transformers' own only
+            self.lr_scheduler_type = SchedulerType.CONSTANT
+        super().__post_init__()
+        if schedule in SCHEDULES:
+            self.lr_scheduler_type = schedule

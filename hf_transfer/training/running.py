@@ -1,0 +1,42 @@
+"""What the parts of a `TransferTrainer` read of it, so that none of them has to import the trainer."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from hf_transfer.layers.groups import LayerGroup
+from hf_transfer.plan.plan import Plan
+
+
+class RunningTrainer(Protocol):
+    """A `transformers.Trainer` with a plan; the attributes are the ones of `TransferMixin` and of Trainer."""
+
+    args: Any
+    model: Any
+    model_wrapped: Any
+    accelerator: Any
+    state: Any
+    train_dataset: Any
+    eval_dataset: Any
+    optimizer: Any
+    lr_scheduler: Any
+    is_in_train: bool
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    _tr_loss: Any
+
+    plan: Plan | None
+    layer_groups: tuple[LayerGroup, ...]
+    trainable: tuple[str, ...]
+    steps_per_epoch: int
+    unfreezing: Any
+    boundary: Any
+    _loss: Any
+
+    def is_world_process_zero(self) -> bool: ...
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...
+    def compute_loss_context_manager(self) -> Any: ...
+    def _prepare_inputs(self, inputs: Any) -> Any: ...
+    def stop_counting(self) -> None: ...
+    def continue_counting(self) -> None: ...
+    def roll_back(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -1,0 +1,163 @@
+"""The command line: help, completion, recipes made from keys, how much is said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_transfer.cli.program import SHELLS, main
+from hf_transfer.cli.verbs import VERBS
+from hf_transfer.config.command_line import describe
+from hf_transfer.config.values import load_yaml
+from hf_transfer.settings import COMMAND_LINE_ONLY, TOPICS, UNITS, Config, keys
+
+SMALL = [
+    *("--model_name_or_path", "bundled:minilm-l6", "--dataset_name", "bundled:rotten-tomatoes"),
+    *("--max_train_samples", "16", "--max_eval_samples", "8", "--max_predict_samples", "8"),
+    *("--num_train_epochs", "1", "--strategy", "linear-probe"),
+]
+
+
+def help_of(verb: str, capsys) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_verbs(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {verb} " in out for verb in VERBS) and "--print_completion" in out
+    assert main(["--version"]) == 0
+
+
+def test_help_of_train_is_grouped_by_topic_with_defaults_and_units(capsys):
+    text = " ".join(help_of("train", capsys).split())
+    assert set(keys()) <= {word.strip("-") for word in text.split() if word.startswith("--")}
+    topics = list(dict.fromkeys(key.topic for key in keys().values()))
+    assert len(topics) > 12 and topics[:4] == ["output", "model", "data", "plan"]
+    places = [text.index(f" {topic}: --") for topic in topics]
+    assert places == sorted(places)
+    assert (
+        "--learning_rate FLOAT peak rate of the backbone (1e-3 for strategy: linear-probe, 5e-4 with an adapter) "
+        "[5e-05]" in text
+    )
+    assert (
+        "--warmup_steps FLOAT optimizer steps over which rates rise from 0; below 1, a share of all steps [0]" in text
+    )
+    assert "--unfreeze_interval FLOAT gradual: epochs between two unfreezes [1.0]" in text
+    assert all(key.help for key in keys().values()), "a key without help"
+    assert set(UNITS) <= set(keys()) and "External Script Flags (not used by Trainer)" in TOPICS
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v != "train"])
+def test_help_of_the_other_verbs(verb, capsys):
+    text = help_of(verb, capsys)
+    assert text.startswith(f"usage: hf-transfer {verb} ") and "--quiet" in text and "--debug" in text
+
+
+def test_print_config_is_a_recipe_with_every_key(capsys):
+    """It reads back as exactly the same configuration."""
+    given = ["--learning_rate", "3e-5", "--stages", "[{epochs: 1, train: head}, {epochs: 2, train: all}]", *SMALL[:4]]
+    assert main(["train", "--print_config", *given]) == 0
+    out = capsys.readouterr().out
+    file = load_yaml(out)
+    assert set(file) == set(keys()) - set(COMMAND_LINE_ONLY)
+    assert file["learning_rate"] == 3e-5 and file["stages"][1] == {"epochs": 2, "train": "all"}
+    file.pop("num_train_epochs")  # `stages` sets it
+    made = Config.from_sources(file, {"output_dir": "o"})
+    expected = Config.from_sources(
+        {},
+        {
+            "output_dir": "o",
+            **{k: file[k] for k in ("learning_rate", "stages")},
+            **dict(zip((w[2:] for w in SMALL[:4:2]), SMALL[1:4:2], strict=True)),
+        },
+    )
+    assert made.values == expected.values
+    lines = out.splitlines()
+    described = describe(keys()["unfreeze_interval"])
+    assert lines[lines.index("unfreeze_interval: 1.0") - 1] == f"# {described}"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_scripts(shell, capsys):
+    assert main(["--print_completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("layer_lr_decay", "top_k", "gradual", "evaluate"))
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="completes in bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ev"], "evaluate"),
+        (["train", "--layer_lr_d"], "--layer_lr_decay"),
+        (["train", "--strategy", "gr"], "gradual"),
+        (["predict", "--top"], "--top_k"),
+    ],
+)
+def test_bash_completes(words, completed, tmp_path, capsys):
+    main(["--print_completion", "bash"])
+    (tmp_path / "c").write_text(capsys.readouterr().out)
+    line = " ".join(["hf-transfer", *words])
+    code = (
+        f"source {tmp_path}/c; COMP_WORDS=({line}); COMP_CWORD={len(words)}; _shtab_hf_transfer; echo ${{COMPREPLY[@]}}"
+    )
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [completed]
+
+
+def test_a_wrong_shell(capsys):
+    assert main(["--print_completion", "cmd"]) == 2 and "bash, zsh, tcsh" in capsys.readouterr().err
+
+
+def test_both_commands_are_installed():
+    """`hf-transfer` and `python -m hf_transfer` end alike, without a traceback."""
+    beside = Path(sys.executable).with_name("hf-transfer")
+    for command in ([str(beside)], [sys.executable, "-m", "hf_transfer"]):
+        done = subprocess.run([*command, "nonsense"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and "is not a verb" in done.stderr and not done.stdout
+
+
+# ---- how much is said ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_a_file_or_in_ci_is_plain_lines(tmp_path):
+    """No warning of any library, no bar, nothing on standard error; with an evaluation, a checkpoint and a save."""
+    argv = ["train", *SMALL, "--output_dir", str(tmp_path / "o")]
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_transfer", *argv], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stderr == ""
+    assert "\r" not in done.stdout and "Warning" not in done.stdout and "Plan: linear-probe, 1 epoch," in done.stdout
+    assert "Result on test" in done.stdout and "Next:" in done.stdout
+
+
+def test_quiet_says_nothing(tmp_path, capfd):
+    assert main(["train", *SMALL, "--quiet", "--output_dir", str(tmp_path / "o")]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "o" / "results.json").is_file()
+
+
+def test_verbose_lets_the_libraries_speak(tmp_path):
+    argv = ["train", *SMALL, "--verbose", "--output_dir", str(tmp_path / "o")]
+    done = subprocess.run([sys.executable, "-m", "hf_transfer", *argv], capture_output=True, text=True, check=True)
+    assert "***** Running training *****" in done.stderr and "Plan: linear-probe" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """`hf-transfer predict ... | head -1`."""
+    tail = "| head -1; echo ${PIPESTATUS[0]}"
+    code = f"{sys.executable} -m hf_transfer --help {tail}"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.splitlines()[0].startswith("usage:")

@@ -1,0 +1,246 @@
+"""Data that is read as it comes: the right examples, each once a pass, none that is held out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pixels
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from hf_transfer import Predictor, UserError, fine_tune
+from hf_transfer.cli.program import main
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data import streaming as module
+from hf_transfer.data.labels import Labels
+from hf_transfer.data.load import load_splits
+from hf_transfer.data.streaming import Reader, Stream, mark, open_streams
+from hf_transfer.tasks import TASKS
+
+KEYS = dict(streaming=True, max_steps=6, max_eval_samples=10, strategy="full", save_strategy="no", log_level="error")
+LABELS = Labels("single_label_classification", ("a", "b"))
+
+
+def write(folder, files=3, rows=40, extra=()):
+    """Tables of texts `f-i`, labels by turns."""
+    folder.mkdir(exist_ok=True)
+    for f in range(files):
+        lines = [json.dumps({"text": f"text {f} {i}", "label": "ab"[i % 2]}) for i in range(rows)]
+        (folder / f"part-{f}.jsonl").write_text("\n".join([*lines, *(extra if f == files - 1 else ())]))
+    return f"{folder}/part-*.jsonl"
+
+
+def stream(name, held=(), skip=False, buffer=16, seed=3, **keys):
+    args = DataArguments(
+        dataset_name=name, streaming=True, label_column_name="label", on_bad_example="skip" if skip else "error", **keys
+    )
+    source = open_streams(args)["train"]
+    task = TASKS["text-classification"]
+    keep = lambda batch: {"text": batch["text"], "labels": batch["labels"], "__row__": batch["__row__"]}  # noqa: E731
+    reader = Reader(("text",), source.features, LABELS, args, frozenset(held), task.read, keep)
+    return Stream(source, reader, seed, buffer)
+
+
+def texts(examples):
+    return [e["text"] for e in examples]
+
+
+def test_a_pass_gives_each_example_once_and_the_next_one_another_order(tmp_path):
+    made = list(islice(stream(write(tmp_path / "d")), 240))
+    first, second = texts(made[:120]), texts(made[120:])
+    assert len(set(first)) == 120 and set(first) == set(second) and first != second
+    assert first != sorted(first) and texts(islice(stream(write(tmp_path / "d")), 120)) == first
+    assert texts(islice(stream(write(tmp_path / "d"), seed=4), 120)) != first
+    assert all(e["labels"] == int(e["text"].split()[-1]) % 2 for e in made)
+    numbers = {(e["text"], i < 120): e["__row__"] for i, e in enumerate(made)}
+    assert len(set(numbers.values())) == 240, "each pass changes an example otherwise"
+    assert texts(islice(stream(write(tmp_path / "d"), buffer=0), 3)) == ["text 0 0", "text 0 1", "text 0 2"]
+
+
+def test_what_is_held_out_is_never_given_also_by_workers(tmp_path):
+    name = write(tmp_path / "d")
+    held = {f"text {f} {i}" for f in range(3) for i in range(0, 40, 7)}
+    for workers in (0, 2):
+        source = stream(name, held={mark([text]) for text in held})
+        loader = DataLoader(source, batch_size=None, num_workers=workers)
+        found = Counter(texts(islice(loader, 2 * (120 - len(held)))))
+        assert not held & set(found) and set(found) == {f"text {f} {i}" for f in range(3) for i in range(40)} - held
+        assert workers or set(found.values()) == {2}
+
+
+def test_more_workers_than_files_end_by_themselves(tmp_path):
+    loader = DataLoader(stream(write(tmp_path / "d", files=1)), batch_size=4, num_workers=3, collate_fn=list)
+    assert len(texts([e for batch in islice(loader, 10) for e in batch])) == 40
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"text": "odd", "label": "c"}, "'odd', cannot be used: its label 'c' is not learnt"),
+        ({"text": "odd", "label": None}, "'odd', cannot be used: it has no label"),
+        ({"text": " ", "label": "a"}, "' ', cannot be used: there is no text"),
+        ({"text": None, "label": "a"}, "without a name, cannot be used: there is"),
+    ],
+)
+def test_examples_that_cannot_be_used(row, why, tmp_path, capsys):
+    name = write(tmp_path / "d", extra=[json.dumps(row)])
+    with pytest.raises(UserError, match=rf"An example of the stream, {why}"):
+        list(islice(stream(name), 130))
+    made = stream(name, skip=True)
+    assert len(set(texts(islice(made, 120)))) == 120
+    assert (made.read.bad, made.read.seen) in ((1, 121), (1, 120)) and "skipped an example" in capsys.readouterr().err
+
+
+def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_ENOUGH", 50)
+    name = write(tmp_path / "d", extra=[json.dumps({"text": f"odd {i}", "label": "c"}) for i in range(20)])
+    with pytest.raises(UserError, match=r"max_bad_fraction: \d+ of \d+ examples of the stream"):
+        list(islice(stream(name, skip=True), 1000))
+    assert len(list(islice(stream(name, skip=True, max_bad_fraction=0.5), 1000))) == 1000
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_over_a_stream(tiny_bert_folder, tmp_path, capsys):
+    name = write(tmp_path / "d")
+    run = fine_tune(tiny_bert_folder, name, output_dir=str(tmp_path / "o"), **{**KEYS, "log_level": "warning"})
+    said = capsys.readouterr().out
+    assert "train a stream, of which are looked at 108" in said and "12 of 120 training examples validate" in said
+    assert run.results["num_train_examples"] == 48 and run.results["labels"] == ["a", "b"]
+    assert run.trainer.state.global_step == 6 and run.results["train_samples_per_second"] > 0
+    held = set(run.trainer.train_dataset.read.held)
+    assert len(held) == 10
+    again = Predictor.load(run.output_dir).evaluate()
+    assert again["metrics"] == pytest.approx(run.metrics) and again["num_examples"] == 10
+    assert Predictor.load(run.output_dir).evaluate(Predictor.load(run.output_dir).other_data(dataset_name=name))
+
+
+def test_what_a_stream_trains_on_is_what_a_data_set_trains_on(tiny_bert_folder, tmp_path):
+    """In the order they come, with the validation split's own file: the same weights as without streaming."""
+    name = write(tmp_path / "d", files=1, rows=48)
+    (tmp_path / "v.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"held {i}", "label": "ab"[i % 2]}) for i in range(9))
+    )
+    keys = dict(train_file=name, validation_file=f"{tmp_path}/v.jsonl", max_eval_samples=9, max_steps=6)
+    common = dict(strategy="full", save_strategy="no", log_level="error", train_sampling_strategy="sequential")
+    streamed = fine_tune(
+        tiny_bert_folder, **common, **keys, streaming=True, shuffle_buffer_size=0, output_dir=str(tmp_path / "a")
+    )
+    whole = fine_tune(tiny_bert_folder, **common, **keys, output_dir=str(tmp_path / "b"))
+    ours, theirs = (load_file(tmp_path / n / "model.safetensors") for n in "ab")
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert streamed.metrics == pytest.approx(whole.metrics)
+
+
+def test_a_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tiny_bert_folder, tmp_path):
+    """A pass has 30 batches less those held out; the checkpoints are in the first and in the second."""
+    keys = {
+        **KEYS, "max_steps": 24, "save_strategy": "steps", "save_steps": 8, "save_total_limit": None,
+        "max_eval_samples": 4, "token_masking": 0.2,
+    }  # fmt: skip
+    name = write(tmp_path / "d", rows=35)
+    fine_tune(tiny_bert_folder, name, output_dir=str(tmp_path / "whole"), **keys)
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    for step in (8, 16):
+        place = tmp_path / f"from{step}"
+        place.mkdir()
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", place / f"checkpoint-{step}")
+        fine_tune(tiny_bert_folder, name, output_dir=str(place), resume_from_checkpoint="auto", **keys)
+        resumed = load_file(place / "model.safetensors")
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole), step
+    place = tmp_path / "other"
+    place.mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-8", place / "checkpoint-8")
+    for changed, said in (
+        ({"shuffle_buffer_size": 5}, "shuffle_buffer_size: 1000 then, 5 now"),
+        ({"train_val_split": 0.5}, "train_val_split: 0.1 then, 0.5 now"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fine_tune(
+                tiny_bert_folder, name, output_dir=str(place), resume_from_checkpoint="auto", **{**keys, **changed}
+            )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_of_images_with_everything(workers, tiny_vit_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+    for part in range(2):
+        cells = [Pixels.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(30)]
+        rows = {"image": cells, "label": [0, 1] * 15}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"train-{part}.parquet")
+    run = fine_tune(
+        tiny_vit_folder, f"{tmp_path}/train-*.parquet", output_dir=str(tmp_path / "o"), augmentation="strong",
+        mixup_alpha=0.2, dataloader_num_workers=workers, **KEYS,
+    )  # fmt: skip
+    assert run.results["labels"] == ["cat", "dog"] and np.isfinite(run.metrics["loss"])
+    facts = run.results["data_facts"]["splits"]
+    assert facts["validation"]["examples"] == 6 and facts["train"]["sizes"]["width"][0] == 24
+    assert Predictor.load(run.output_dir).evaluate()["metrics"] == pytest.approx(run.metrics)
+
+
+def test_an_image_folder_is_streamed(tmp_path):
+    for i in range(6):
+        place = tmp_path / ("cat", "dog")[i % 2]
+        place.mkdir(exist_ok=True)
+        Pixels.new("RGB", (4, 4), (i, 0, 0)).save(place / f"{i}.png")
+    args = DataArguments(dataset_name=str(tmp_path), streaming=True, max_eval_samples=2)
+    streams = open_streams(args)
+    whole = load_splits(DataArguments(dataset_name=str(tmp_path)))["train"]
+    assert streams["train"].features["label"] == whole.features["label"]
+    task = TASKS["image-classification"]
+    pixels = [task.read(row["image"]).getpixel((0, 0))[0] for row in streams["train"]]
+    assert sorted(pixels) == list(range(6))
+
+
+# ---- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_stream_cannot_do_is_said_at_once(tiny_bert_folder, tmp_path, capsys):
+    words = ["--model_name_or_path", tiny_bert_folder, "--dataset_name", write(tmp_path / "d")]
+    words += ["--output_dir", f"{tmp_path}/o", "--streaming", "true"]
+    assert main(["train", *words, "--drop_leaks", "true", "--class_weights", "auto", "--max_train_samples", "5"]) == 2
+    said = capsys.readouterr().err
+    for part in (
+        "max_steps must say how long",
+        "max_eval_samples must say",
+        "drop_leaks",
+        "class_weights: auto",
+        "max_train",
+    ):
+        assert part in said, part
+    limits = ["--max_steps", "4", "--max_eval_samples", "4"]
+    assert main(["train", *words, *limits, "--strategy", "gradual", "--quiet"]) == 2
+    assert "The training set has no length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bundled:digits", "saved", "table"])
+def test_what_is_here_already_is_not_streamed(name, tmp_path):
+    if name == "saved":
+        name = str(tmp_path / "s")
+        Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(name)
+    elif name == "table":
+        Pixels.new("RGB", (4, 4)).save(tmp_path / "a.png")
+        (tmp_path / "t.csv").write_text("image,label\na.png,x\n")
+        name = str(tmp_path / "t.csv")
+    with pytest.raises(UserError, match=r"streaming: .* already"):
+        open_streams(DataArguments(dataset_name=name, streaming=True, max_eval_samples=1))
+
+
+def test_a_label_of_another_kind_far_into_a_file(tmp_path):
+    """The beginning decides what a column holds; what is of another kind ends in a sentence."""
+    rows = "\n".join(f"t{i},{i % 2}" for i in range(10_000))  # as many as are read at a time
+    (tmp_path / "t.csv").write_text(f"text,label\n{rows}\nt,odd\n")
+    made = stream(f"{tmp_path}/t.csv", buffer=0)
+    made.read.labels = Labels("single_label_classification", ("0", "1"))
+    assert made.source.features["label"] == Value("int64") and len(list(islice(made, 9_900))) == 9_900
+    with pytest.raises(UserError, match=r"The stream cannot be read on .*odd"):
+        list(islice(made, 10_001))

@@ -1,0 +1,155 @@
+"""HeadBank: many tasks on one backbone in memory."""
+
+from __future__ import annotations
+
+import random
+import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+from hf_transfer import HeadBank, Predictor, UserError, fine_tune
+from hf_transfer.models import bundled as bundled_models
+
+ROOT = Path(__file__).parents[2]
+TASKS = {  # name: (labels, adapter)
+    "tone": (("bad", "good"), "lora"),
+    "topic": (("art", "law", "sport"), "ia3"),
+    "tongue": (("de", "en", "fr", "it", "pl"), "bottleneck"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    sizes = dict(hidden_size=16, num_attention_heads=1, intermediate_size=32, num_hidden_layers=1)
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig(**sizes, vocab_size=30522, max_position_embeddings=64)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"), model_max_length=64).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(base, tmp_path_factory):
+    """A run per task, of other labels and another adapter, far from its beginning."""
+    made = {}
+    for i, (name, (labels, adapter)) in enumerate(TASKS.items()):
+        folder = tmp_path_factory.mktemp(name)
+        rows = [f"word{j} of {j % len(labels)},{labels[j % len(labels)]}" for j in range(40)]
+        (folder / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+        keys = dict(num_train_epochs=2, learning_rate=0.05, save_strategy="no", seed=i, log_level="error")
+        fine_tune(str(base), str(folder / "a.csv"), output_dir=str(folder / "out"), adapter=adapter, **keys)
+        made[name] = folder / "out"
+    return made
+
+
+@pytest.fixture(scope="module")
+def bank(runs):
+    made = HeadBank()
+    for name, folder in runs.items():
+        made.add(name, folder)
+    return made
+
+
+def test_each_task_answers_as_its_run_alone(bank, runs):
+    texts = ["a word", "and a longer line of words", "word3 of 1"]
+    for name, folder in runs.items():
+        alone = Predictor.load(folder).predict(texts)
+        assert bank.predict(texts, task=name) == alone
+        assert set(alone[0]["scores"]) == set(TASKS[name][0])
+    assert bank.list() == {name: labels for name, (labels, _) in TASKS.items()}
+    assert len(bank) == 3 and "topic" in bank and "topic" in repr(bank)
+    mixed = bank.predict(texts, task=["topic", "tone", "topic"])
+    first, second = bank.predict([texts[0], texts[2]], task="topic"), bank.predict(texts[1], task="tone")
+    assert mixed == [{**first[0], "task": "topic"}, {**second[0], "task": "tone"}, {**first[1], "task": "topic"}]
+
+
+def test_each_task_is_measured_as_its_run_alone(bank, runs):
+    """Also its loss, for which some models keep the number of labels outside their configuration."""
+    for name, folder in runs.items():
+        assert bank.evaluate(name) == Predictor.load(folder).evaluate()
+
+
+def test_a_task_costs_its_adapter_and_its_head(bank, runs):
+    """To the byte: every tensor of the backbone is shared."""
+    one = HeadBank().add("tone", runs["tone"])
+    sizes = [one.nbytes]
+    for name in ("topic", "tongue"):
+        one.add(name, runs[name])
+        sizes.append(one.nbytes)
+        saved = load_file(runs[name] / "adapter_model.safetensors").values()
+        assert sizes[-1] - sizes[-2] == sum(t.numel() * t.element_size() for t in saved)
+        assert sizes[-1] - sizes[-2] < 0.02 * sizes[0]
+    one.remove("topic")
+    assert "topic" not in one and one.nbytes == sizes[2] - (sizes[1] - sizes[0])
+
+
+def test_threads_never_get_another_tasks_answer(bank):
+    """8 threads, 10,000 requests, tasks added and removed meanwhile."""
+    texts = [f"word{i} of {i % 3}" for i in range(4)]
+    expected = {(name, t): bank.predict(t, task=name)[0] for name in TASKS for t in texts}
+    stop = threading.Event()
+
+    def ask(seed):
+        draw = random.Random(seed)
+        wrong = 0
+        for _ in range(1250):
+            name, text = draw.choice(list(TASKS)), draw.choice(texts)
+            wrong += bank.predict(text, task=name)[0] != expected[name, text]
+        return wrong
+
+    def disturb():
+        predictor = bank._tasks["tone"]
+        while not stop.wait(0.01):
+            bank._tasks["other"] = predictor
+            bank.remove("other")
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, range(8))) == [0] * 8
+    finally:
+        torch.set_num_threads(threads)
+        stop.set()
+        disturber.join()
+
+
+def test_what_cannot_be_in_a_bank_is_refused(bank, base, runs, tmp_path):
+    with pytest.raises(UserError, match=r"no 'tonge'.*Did you mean 'tongue'"):
+        bank.predict("x", task="tonge")
+    with pytest.raises(UserError, match="2 tasks were given for 3 inputs"):
+        bank.predict(["x", "y", "z"], task=["tone", "topic"])
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word {i},{'xy'[i % 2]}\n" for i in range(16)))
+    keys = dict(num_train_epochs=1, save_strategy="no", log_level="error", dataset_name=str(tmp_path / "a.csv"))
+    fine_tune(str(base), output_dir=str(tmp_path / "whole"), strategy="linear-probe", **keys)
+    with pytest.raises(UserError, match="is a whole model, not an adapter"):
+        bank.add("whole", tmp_path / "whole")
+    fine_tune(str(tmp_path / "whole"), output_dir=str(tmp_path / "other"), strategy="lora", **keys)
+    with pytest.raises(UserError, match="Use a bank for each backbone"):
+        bank.add("other", tmp_path / "other")
+    assert set(bank.list()) == set(TASKS)
+
+
+@pytest.mark.parametrize("kind", ["image", pytest.param("text", marks=pytest.mark.slow)])
+def test_three_data_sets_on_one_backbone(kind, tmp_path, monkeypatch, capsys):
+    """The recipes, on a few examples: each task is as good in the bank as alone, and costs its file's bytes."""
+    monkeypatch.chdir(tmp_path)
+    many = runpy.run_path(str(ROOT / "recipes" / "many_tasks.py"))
+    few = ("--max_train_samples", "24", "--max_eval_samples", "16", "--max_predict_samples", "16", "--quiet")
+    many["main"](ROOT / "recipes" / f"{kind}_classification" / "three_datasets", [*few, "--num_train_epochs", "1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()][-3:]
+    labels = {"digits": 10, "photos": 2, "typefaces": 5, "kinds": 3, "reviews": 2, "topics": 7}
+    assert [int(row[1]) for row in rows] == [labels[row[0]] for row in rows]
+    assert all(row[2] == row[3] for row in rows)
+    for _, _, _, _, file, memory in rows[1:]:
+        assert float(memory) == pytest.approx(float(file), abs=0.05)
