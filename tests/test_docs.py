@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
@@ -25,6 +26,9 @@ from tests.helpers import texts, tiny_bert
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/*/**/*.yaml"))
 HUB = [p for p in RECIPES if "bundled:" not in p.read_text()]
+PLANS, QUICKSTART = ROOT / "docs" / "plans.md", ROOT / "docs" / "quickstart.md"
+# Keys that cut a documented run down to a few steps.
+SMALL = {"max_train_samples": 20, "max_eval_samples": 10, "max_predict_samples": 10, "save_strategy": "no"}
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
@@ -97,18 +101,21 @@ def test_recipes_for_hub_models_make_their_plan(path):
     assert millions == pytest.approx(sizes[path.stem], abs=1.5), "not the model that the recipe names"
 
 
+def fences(path: Path) -> list[tuple[str, str]]:
+    """(language, body) of each fenced block, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 def blocks(path: Path, language: str) -> list[str]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [body for name, body in fences if name == language]
+    return [body for name, body in fences(path) if name == language]
 
 
-COMMANDS = [
-    (path.name, line.split("#")[0].strip())
-    for path in DOCUMENTS
-    for block in blocks(path, "")
-    for line in block.splitlines()
-    if line.startswith(("make ", "hf-transfer ", "accelerate ", "pip ", "python "))
-]
+def commands(block: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("make ", "hf-transfer ", "accelerate ", "pip ", "python "))]
+
+
+COMMANDS = [(path.name, command) for path in DOCUMENTS for block in blocks(path, "") for command in commands(block)]
 
 
 def test_there_are_commands_to_check():
@@ -121,7 +128,7 @@ def test_every_command_in_the_documents_is_right(document, command):
     if program == "make":
         assert re.search(rf"^{argv[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     elif program == "pip":
-        extras = re.search(r"hf-transfer-toolkit\[(\w+)\]", command)
+        extras = re.search(r"(?:hf-transfer-toolkit|\.)\[(\w+)\]", command)
         assert extras and f"\n{extras[1]} = [" in (ROOT / "pyproject.toml").read_text()
     elif program == "accelerate":
         config = argv.index("--config_file") + 1
@@ -152,26 +159,44 @@ def check(argv: list[str]) -> None:
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """With its names as written; only the size of the data is cut down."""
     whole = hf_transfer.fine_tune
-    monkeypatch.setattr(
-        hf_transfer,
-        "fine_tune",
-        lambda *a, **k: whole(
-            *a, **k, max_train_samples=16, max_eval_samples=8, max_predict_samples=8, save_strategy="no"
-        ),
-        raising=False,
-    )
+    monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **SMALL), raising=False)
     names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
     found = blocks(ROOT / "README.md", "python")
     assert len(found) == 2
     for i, block in enumerate(found):
         (tmp_path / str(i)).mkdir()
         monkeypatch.chdir(tmp_path / str(i))
+        rows = (f"review {n},{'good' if n % 2 else 'bad'}" for n in range(40))
+        Path("reviews.csv").write_text("\n".join(["text,label", *rows]))
         exec(compile(block, "README.md", "exec"), names)
     assert names["result"].metrics["accuracy"] >= 0 and "Plan: two-phase" in capsys.readouterr().out
     (after,) = blocks(ROOT / "docs" / "commands.md", "python")  # on what the first one trained
     monkeypatch.chdir(tmp_path / "0")
     exec(compile(after, "commands.md", "exec"), names)
     assert [set(a) for a in names["answers"]] == [{"input", "label", "score", "scores"}] * 2
+
+
+def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
+    """Its blocks in order, as written; runs are cut down, and what needs a network or an installation is left out."""
+    from hf_transfer.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    ran = []
+    for language, block in fences(QUICKSTART):
+        if language == "python":
+            exec(compile(block, QUICKSTART.name, "exec"), {})
+        for command in commands(block) if language == "" else ():
+            program, verb, *argv = shlex.split(command)
+            if program == "hf-transfer" and verb not in ("doctor", "push"):
+                assert main([verb, *argv, *(small if verb == "train" else [])]) == 0, command
+                ran.append(verb)
+    assert ran == ["plan", "train", "train", "predict", "predict", "predict", "evaluate", "evaluate"]
+    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 100 and {a["label"] for a in answers} <= {"negative", "positive"}
+    assert len(json.loads(Path("digits.jsonl").read_text().splitlines()[0])["scores"]) == 3
+    said = capsys.readouterr().out
+    assert "Plan: gradual" in said and "['head', 'top 4 groups', 'all groups']" in said
 
 
 def test_the_plan_in_the_readme_is_the_quickstarts(capsys):
@@ -190,8 +215,8 @@ def test_the_plan_in_the_readme_is_the_quickstarts(capsys):
 
 
 def test_the_documents_show_every_strategy():
-    text = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in text for name in STRATEGIES)
+    text = PLANS.read_text() + (ROOT / "docs" / "adapters.md").read_text()
+    assert all(f"`{name}`" in text and f"`{name}`" in (ROOT / "README.md").read_text() for name in STRATEGIES)
     assert all(f"`{name}" in text or name in ("strategy", "layer_rules") for name in PlanArguments.__dataclass_fields__)
 
 
@@ -199,7 +224,7 @@ def test_the_tree_in_the_readme_exists():
     tree = next(b for b in blocks(ROOT / "README.md", "") if b.startswith("hf_transfer/\n"))
     for line in tree.splitlines():
         folder = ROOT / "hf_transfer" if line.startswith(" ") else ROOT
-        for name in re.findall(r"^\s*((?:[\w.]+/?\s?)+?)(?:\s{2,}|$)", line)[0].split():
+        for name in re.split(r"\s{2,}", line.strip())[0].split():
             assert (folder / name).exists(), name
 
 
@@ -231,15 +256,15 @@ def test_the_configs_of_accelerate_say_when_to_pick_them():
 
 def test_the_architecture_in_contributing_is_all_that_is_needed(monkeypatch):
     """Without any other rule, the line as printed puts HF's ResNet in order."""
-    from hf_transfer.layers import architectures
+    from hf_transfer.layers import groups as module
     from tests import architectures as arch
 
     line = next(b for b in blocks(ROOT / "CONTRIBUTING.md", "python") if b.startswith('"resnet"'))
     rules = ast.literal_eval("{" + re.sub(r"\b(STEM|HEAD|LAST|NEXT)\b", lambda m: repr(m[1].lower()), line) + "}")
     model = arch.hugging_face("ResNetForImageClassification")
-    monkeypatch.setattr(architectures, "ARCHITECTURE_RULES", {})
+    monkeypatch.setattr(module, "ARCHITECTURE_RULES", {})
     uses = arch.first_uses(model, lambda: model(**arch.inputs_of(model)))
     assert len(layer_groups(model)) != 5, "the rule is needed"
-    monkeypatch.setattr(architectures, "ARCHITECTURE_RULES", rules)
+    monkeypatch.setattr(module, "ARCHITECTURE_RULES", rules)
     groups = layer_groups(model)
     assert len(groups) == 5 and not arch.overlaps(groups, uses)
