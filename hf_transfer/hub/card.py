@@ -36,18 +36,7 @@ METRIC_IDS = {
     "spearman": "spearmanr",
 }
 # Keys that are hyperparameters, by their topic in `--help`; and some of the data's.
-_TOPICS = ("plan", "adapter", "loss", "length and batch size", "learning rate", "regularization", "precision")
-_ALWAYS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim", "seed")
-_OF_STEPS = tuple(name for name in _ALWAYS if name != "seed")  # of which a head that is solved for takes none
-_OF_DATA: tuple[str, ...] = (
-    "augmentation",
-    "random_erasing",
-    "mixup_alpha",
-    "cutmix_alpha",
-    "token_masking",
-    "image_size",
-)
-_OF_DATA += ("max_seq_length", "max_train_samples", "truncation_side", "from_scratch")
+_OF_STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim")
 _LISTED = 100  # labels in a table
 _CROSSED = 12  # classes of a whole confusion matrix
 _WORST = 10  # confusions that are named where there are more classes
@@ -350,9 +339,9 @@ def _training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
 
 def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, entry in all_keys().items():
-        if name in keys and (name in _ALWAYS or name in _OF_DATA or entry.topic in _TOPICS):
+        if name in keys and entry.about.card != "never":
             value = keys[name]
-            if name in _ALWAYS or value != getattr(entry.default, "value", entry.default):
+            if entry.about.card == "always" or value != getattr(entry.default, "value", entry.default):
                 yield name, str(value).lower() if isinstance(value, bool) else value
 
 

@@ -43,7 +43,7 @@ def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     """
     silent = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
     slower = all(k is None for k in silent) and not keys.is_adapted  # an adapter is as new as the head
-    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if slower else {}
+    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.peak_learning_rate} if slower else {}
     head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
     return [*head, {"train": "all", **rates}]
 

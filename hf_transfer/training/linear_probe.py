@@ -18,8 +18,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from torch import nn
 
-from hf_transfer.config.arguments.probe import INITS, SOLVERS, ProbeArguments
-from hf_transfer.errors import UserError, WorkFailed, nearest
+from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Head, Problem
 from hf_transfer.features.examples import Source, batches_by_length, lengths_of
 from hf_transfer.objectives.losses import IGNORED
@@ -37,10 +37,6 @@ _BEGINS_WITH_A_HEAD = ("auto", "two-phase", "gradual")
 def check(args: Any) -> list[str]:
     """Problems of the keys, a sentence each. `args` has the keys of plan, adapter and loss too."""
     found = []
-    for name, known in (("probe_solver", SOLVERS), ("head_init", INITS)):
-        value = getattr(args, name)
-        if value not in known:
-            found.append(f"{name}: {value!r} is not one of {', '.join(known)}.{nearest(str(value), known)}")
     chosen = "stages" if args.stages is not None else args.strategy
     named = "no strategy" if chosen is None else "stages" if chosen == "stages" else f"strategy: {chosen}"
     known_strategy = chosen in (None, "stages", *STRATEGIES)

@@ -398,8 +398,8 @@ def test_normalisation_with_statistics_stays_in_eval():
         ({"adapter": {"r": 3}}, "does not say its peft_type"),
         ({"adapter": "ia3", "lora_r": 4}, "lora_r: 4 has no effect with adapter: ia3"),
         ({"lora_plus_ratio": 4.0}, "lora_plus_ratio: 4.0 has no effect with adapter: none"),
-        ({"adapter": "lora", "lora_r": 0}, "lora_r: 0 is not a positive number"),
-        ({"adapter": "lora", "lora_dropout": 1.0}, "lora_dropout: 1 is not from 0 to below 1"),
+        ({"adapter": "lora", "lora_r": 0}, "lora_r: expected a positive number, got 0"),
+        ({"adapter": "lora", "lora_dropout": 1.0}, "lora_dropout: expected a number at least 0 and below 1, got 1"),
         ({"adapter": "lora", "strategy": "scratch"}, "strategy: scratch has none"),
     ],
 )
