@@ -13,10 +13,12 @@ tuning, Li and Liang 2021; bottleneck adapters, Houlsby et al. 2019 and Pfeiffer
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -255,10 +257,22 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
             else:
                 return
     except REFUSALS as error:
-        refusal = one_line(error)
+        refusal = _no_prefix(model) or one_line(error).rstrip(".")
     raise UserError(
         f"adapter: {_shown(keys)} does not go with {type(model.get_base_model()).__name__}: {refusal}.",
         "Take lora, ia3 or another adapter inside the layers.",
+    )
+
+
+def _no_prefix(model: PeftModel) -> str:
+    """Why peft cannot hand this model a prefix; empty where it can, and for a prompt."""
+    base, argument = model.get_base_model(), "past_key_values"
+    takes = [m for m in (base, base.base_model) if argument in inspect.signature(m.forward).parameters]
+    if takes or peft_type(model) != "PREFIX_TUNING":
+        return ""
+    return (
+        f"peft {version('peft')} passes the prefix as {argument}, which this model does not take in transformers "
+        f"{version('transformers')}"
     )
 
 
