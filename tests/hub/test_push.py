@@ -255,7 +255,7 @@ except UserError as error:
     found = [done.is_changed, done.private, str(error)]
 """
     is_changed, private, said = lfs.python(code)
-    assert is_changed and not private and "does not answer as the trained one" in said
+    assert is_changed and not private and "gives different logits than the trained one" in said
     assert len(hub.commits("alice/python")) == 2
 
 
