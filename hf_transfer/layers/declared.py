@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_transfer.layers import architectures
-from hf_transfer.layers.architectures import STEM, Depth, Rule
+from hf_transfer.layers.architectures import ARCHITECTURE_RULES, STEM, Depth, Rule
 from hf_transfer.layers.rules import HEAD_DEPTH, LAST_DEPTH, SYMBOLS
 from hf_transfer.layers.wrappers import pretrained, timm_core
 
@@ -21,12 +20,8 @@ def architecture_rules(core: nn.Module) -> tuple[Rule, ...]:
     """The entry of `ARCHITECTURE_RULES` for a model; empty if there is none."""
     model, timm_model = pretrained(core), timm_core(core)[1]
     if timm_model is not None:
-        return (
-            ()
-            if hasattr(timm_model, "group_matcher")
-            else architectures.ARCHITECTURE_RULES.get(type(timm_model).__name__, ())
-        )
-    return architectures.ARCHITECTURE_RULES.get(model.config.model_type, ()) if model is not None else ()
+        return () if hasattr(timm_model, "group_matcher") else ARCHITECTURE_RULES.get(type(timm_model).__name__, ())
+    return ARCHITECTURE_RULES.get(model.config.model_type, ()) if model is not None else ()
 
 
 def reads_tokens(core: nn.Module) -> bool:

@@ -2,51 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from hf_transfer.config.fields import key
-from hf_transfer.errors import UserError
-
-POOLS = ("mean", "max")
-
-
-@dataclass(frozen=True)
-class Views:
-    """The keys that say how many views of an example the model sees, and how their logits are pooled."""
-
-    tta: int = key(
-        1,
-        "test-time augmentation: views per image, logits pooled; the whole image, then crops of 7/8 of its sides, each "
-        "also mirrored if training mirrored images",
-    )
-    stride: int | None = key(
-        None,
-        "split long texts into windows that overlap by this many tokens, logits pooled (default: truncate long texts)",
-    )
-    pool: str = key("mean", "how the logits of several views are pooled", choices=POOLS)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Views:
-        """Read the keys of this class from `values`.
-
-        Raises:
-            UserError: a value is out of range.
-        """
-        views = cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
-        if views.tta < 1:
-            raise UserError(f"tta: {views.tta} is not positive.")
-        if views.stride is not None and views.stride < 0:
-            raise UserError(f"stride: {views.stride} is negative.")
-        if views.pool not in POOLS:
-            raise UserError(f"pool: {views.pool!r} is not one of {', '.join(POOLS)}.")
-        return views
-
-    @property
-    def several(self) -> bool:
-        """Whether an example may have more than one view."""
-        return self.tta > 1 or self.stride is not None
 
 
 def pooled(rows: Any, owners: Sequence[int], pool: str) -> Any:

@@ -96,7 +96,10 @@ def test_examples_that_cannot_be_used(row, why, tmp_path, capsys):
         list(islice(stream(name), 130))
     made = stream(name, skip=True)
     assert len(set(texts(islice(made, 120)))) == 120
-    assert (made.read.bad, made.read.seen) in ((1, 121), (1, 120)) and "skipped an unusable example" in capsys.readouterr().err
+    assert (made.read.bad, made.read.seen) in (
+        (1, 121),
+        (1, 120),
+    ) and "skipped an unusable example" in capsys.readouterr().err
 
 
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
