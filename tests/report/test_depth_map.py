@@ -174,7 +174,7 @@ def test_a_group_with_several_rates_shows_them_all():
     made = depth_map(plan, groups)
     rates = {row.name: row.rates[0] for row in made.rows}
     assert rates["layer.1"] == (5e-3, 1e-3) and rates["layer.2"] == (1e-3, 0.0) and rates["layer.3"] == (1e-3,)
-    assert "0.005*" in str(made) and "* the highest of several" in str(made)
+    assert "0.005*" in str(made) and "* highest of several" in str(made)
     data = {row["name"]: row["learning_rates"] for row in made.to_list()}
     assert data["layer.1"] == [[5e-3, 1e-3]] and data["head"] == [1e-3]
 
@@ -240,7 +240,7 @@ def test_plan_of_a_model_alone(capsys):
     ("argv", "said"),
     [
         (["plan"], "model_name_or_path is missing"),
-        (["plan", *RUN, "--depth_map", "map.jpg"], "is no kind of picture"),
+        (["plan", *RUN, "--depth_map", "map.jpg"], "unsupported file extension"),
         (["plan", *RUN, "--depth_map", "nowhere/map.png"], "there is no folder 'nowhere'"),
         (["plan", *RUN, "--freeze", "[layer.7]"], "Did you mean 'layer."),
         (["plan", *RUN, "--freeze", "layer.2-7"], "no group 'layer.6' in 'layer.2-7'"),
