@@ -142,7 +142,7 @@ def test_evaluate_repeats_the_results_of_training(which, request, capsys):
 def test_evaluate_in_words(text_run, capsys):
     assert main(["evaluate", str(text_run.output_dir)]) == 0
     out = capsys.readouterr().out
-    assert f"accuracy         {text_run.metrics['accuracy']:.4f}   95% interval" in out and "(45 examples)" in out
+    assert f"accuracy         {text_run.metrics['accuracy']:.4f}   95% CI" in out and "(45 examples)" in out
 
 
 def test_evaluate_takes_labels_by_name(text_run, tmp_path, capsys):
