@@ -13,7 +13,8 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from hf_transfer.data.bucketing import describe
-from hf_transfer.data.facts import Facts, counts_only, examine
+from hf_transfer.data.examine import counts_only, examine
+from hf_transfer.data.facts import Facts
 from hf_transfer.data.labels import find_labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.splits import Data, make_data
@@ -99,7 +100,7 @@ def prepare(config: Config) -> Prepared:
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:
-    """(the data without what is left out, its facts): see `data.facts`."""
+    """(the data without what is left out, its facts): see `data.examine`."""
     if not (args.data_facts or args.drop_leaks or args.on_bad_example == "skip"):
         return data, counts_only(data)
     data, facts = examine(data, task.trace, args, seed)

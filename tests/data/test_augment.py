@@ -185,9 +185,9 @@ def test_a_view_can_be_asked_for_also_of_workers(processor):
         if not epoch:
             assert all(torch.equal(own[i], passes[2][i]) for i in range(12))
     for wrong in (2, -1):
-        with pytest.raises(ValueError, match=f"no view {wrong} of 2"):
+        with pytest.raises(ValueError, match=f"View {wrong} does not exist"):
             chance.fixed = wrong
-    with pytest.raises(ValueError, match="no view 0 of None"):
+    with pytest.raises(ValueError, match="View 0 does not exist"):
         Chance(7).fixed = 0
 
 

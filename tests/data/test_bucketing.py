@@ -169,12 +169,12 @@ def test_where_lengths_come_from():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (images(4), "holds"),
+        (images(4), "column 'pixel_values' has type"),
         ([{"pixel_values": torch.zeros(3, 4, 4)}], r"shape \(3, 4, 4\)"),
         ([{"labels": 1}], "no input_ids or pixel_values"),
-        (ragged_texts(4).add_column("length", [1, None, 2, 3]), "example 1 is nan"),
+        (ragged_texts(4).add_column("length", [1, None, 2, 3]), "the length of example 1 is nan"),
         (ragged_texts(4).add_column("length", ["a"] * 4), "column 'length'"),
-        (Dataset.from_dict({"input_ids": [1, 2]}), "holds int32"),
+        (Dataset.from_dict({"input_ids": [1, 2]}), "has type int32"),
         (ragged_texts(4).to_iterable_dataset(), "a stream"),
     ],
 )

@@ -267,7 +267,7 @@ def test_wrong_keys_are_explained(keys, said):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"strategy": "partial", "unfrozen_groups": 9}, "9 groups cannot be unfrozen: the model has 4"),
+        ({"strategy": "partial", "unfrozen_groups": 9}, "Cannot unfreeze 9 groups: the model has 4"),
         ({"strategy": "gradual", "unfreeze_until": "blocks.7"}, "Did you mean 'blocks."),
         ({"stages": [{"epochs": 1, "train": ["hed"]}]}, "Did you mean 'head'"),
         ({"layer_learning_rates": {"blocks.9": 1.0}}, "matches no group"),
