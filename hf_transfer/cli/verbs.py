@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import key
 from hf_transfer.errors import UserError, UserErrors, WorkFailed
-from hf_transfer.tasks.views import Views
 
 if TYPE_CHECKING:
     from hf_transfer.config.fields import Key

@@ -11,12 +11,12 @@ from datasets import Dataset
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import Chance
 from hf_transfer.data.duplicates import Trace, content_hash
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError
 from hf_transfer.models.load import Loaded
-from hf_transfer.tasks.views import Views
 
 
 class Task(ABC):

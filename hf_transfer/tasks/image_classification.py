@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
 from hf_transfer.data.duplicates import Trace, content_hash, look_hash
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
@@ -22,7 +23,7 @@ from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
-from hf_transfer.tasks.views import Views, looks, most_looks
+from hf_transfer.tasks.views import looks, most_looks
 
 
 class ImageClassification(Task):

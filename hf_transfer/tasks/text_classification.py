@@ -11,13 +11,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
 from hf_transfer.data.duplicates import Trace, content_hash, normalised
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
-from hf_transfer.tasks.views import Views
 
 # GLUE's and the hub's usual names, tried before "the only text column".
 _USUAL = (

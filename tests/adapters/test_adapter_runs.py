@@ -194,7 +194,7 @@ def test_batchnorm_backbones(tmp_path):
 
 def test_the_bundled_efficientnet_has_a_plain_folder(tmp_path, monkeypatch):
     """Its weights are no Hugging Face checkpoint: an adapter's files name a folder that plain libraries load."""
-    monkeypatch.setattr(bundled.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(bundled_models.constants, "HF_HOME", str(tmp_path))
     folder = bundled_models.plain_folder("bundled:efficientnet-lite0")
     assert folder == bundled_models.plain_folder("bundled:efficientnet-lite0") and tmp_path in folder.parents
     model = AutoModelForImageClassification.from_pretrained(folder)

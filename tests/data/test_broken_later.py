@@ -46,17 +46,17 @@ def test_a_picture_that_nobody_looked_at(workers, folder, tiny_vit_folder, tmp_p
 VANISH = """
 import sys
 from pathlib import Path
-from hf_transfer import preparation
+from hf_transfer.runs import prepare
 from hf_transfer.cli import main
 
-ordinary = preparation.know
+ordinary = prepare.know
 
 def know(*rest):
     found = ordinary(*rest)
     Path(sys.argv[1]).unlink()  # after the look at the data, before training
     return found
 
-preparation.know = know
+prepare.know = know
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -523,7 +523,7 @@ def test_somebody_else_commits_meanwhile(hub, lfs, run):
     code = f"""
 from huggingface_hub import HfApi
 from hf_transfer import UserError
-from hf_transfer.push import Target, push
+from hf_transfer.hub.push import Target, push
 own = HfApi.create_commit
 def late(self, *args, **kwargs):
     HfApi.create_commit = own

@@ -261,11 +261,11 @@ def test_what_cannot_be_planned(argv, said, capsys, tmp_path, monkeypatch):
 
 def test_layer_rules_from_a_recipe(tmp_path, capsys, monkeypatch):
     """For a model whose own rules are gone: the same keys reach the loader, the plan and the trainer."""
-    from hf_transfer.layers import architectures, groups
+    from hf_transfer.layers import groups
     from tests import architectures as arch
 
     arch.hugging_face("ResNetForImageClassification").save_pretrained(tmp_path / "m")
-    monkeypatch.setattr(architectures, "ARCHITECTURE_RULES", {})
+    monkeypatch.setattr(groups, "ARCHITECTURE_RULES", {})
     monkeypatch.setattr(groups, "_blocks", lambda core: [])
     argv = ["plan", "--model_name_or_path", str(tmp_path / "m"), "--json"]
     monkeypatch.setattr("hf_transfer.tasks.image_classification._load_processor", lambda *_: None)

@@ -121,7 +121,7 @@ def test_the_folder_holds_what_it_should(text_run, image_run):
 
 
 def test_text_loads_with_plain_transformers(text_run):
-    """In a fresh process that never imports this package, with another seed: the same logits."""
+    """In a fresh process that never imports this package, with another seed: the same logits to rounding."""
     code = f"""
 import sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -139,7 +139,8 @@ assert "hf_transfer" not in sys.modules
     text_run.model.eval()
     with torch.no_grad():
         ours = text_run.model(**tokenizer("a gripping film", return_tensors="pt")).logits[0]
-    assert [float(x) for x in logits.split()] == ours.tolist()
+    # Another process may choose other kernels: equal to float32's precision, not to the bit.
+    assert [float(x) for x in logits.split()] == pytest.approx(ours.tolist(), rel=1e-6, abs=1e-6)
     assert label == ["negative", "positive"][ours.argmax()]
     assert AutoModelForSequenceClassification.from_pretrained(text_run.output_dir).config.label2id == {
         "negative": 0,

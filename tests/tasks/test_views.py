@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from hf_transfer import Predictor, UserError, fine_tune
 from hf_transfer.cli.program import main
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.tasks.text_classification import windows
-from hf_transfer.tasks.views import Views, looks, most_looks, pooled
+from hf_transfer.tasks.views import looks, most_looks, pooled
 
 KEYS = dict(num_train_epochs=1, save_strategy="no", strategy="full", log_level="error", learning_rate=1e-2)
 

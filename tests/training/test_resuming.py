@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,11 +41,20 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_pa
     """SIGKILL in each stage, in accumulation, evaluation, and at each point of saving, also of one rank of two; SIGTERM
     and SIGINT on one rank: weights, optimizer by name, rates, plateaus, best metric, history, random numbers. And the
     same seed twice gives the same bits."""
-    found = killed(tmp_path)
-    assert found["differences"] == []
-    chosen = [strikes for lists in crash.CHOSEN.values() for strikes in lists]
-    assert found["runs"] == len(chosen) and found["kills"] + found["signals"] == sum(map(len, chosen))
-    assert found["signals"] == 4 and found["repeated"] == len(crash.CHOSEN)
+    check_kills(killed(tmp_path), crash.CHOSEN)
+
+
+@pytest.mark.slow
+def test_more_chosen_kills(tmp_path):
+    check_kills(killed(tmp_path, "--more"), crash.MORE)
+
+
+def check_kills(report, strikes):
+    chosen = [several for lists in strikes.values() for several in lists]
+    assert report["differences"] == []
+    assert report["runs"] == len(chosen) and report["kills"] + report["signals"] == sum(map(len, chosen))
+    signals = [strike for several in chosen for strike in several if strike.sends != signal.SIGKILL]
+    assert report["signals"] == len(signals) and report["repeated"] == len(strikes)
 
 
 @pytest.mark.slow
