@@ -18,8 +18,9 @@ from transformers import Trainer, TrainingArguments
 from hf_transfer.adapters.files import merge_checked
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.values import coerce, read_config_file
-from hf_transfer.data.facts import examine
+from hf_transfer.data.examine import examine
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, Labels, encode, find_labels
 from hf_transfer.data.load import load_held_out, load_splits, standard_name
@@ -37,7 +38,7 @@ from hf_transfer.run_folder import RUN_FILE
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS, task_of
 from hf_transfer.tasks.base import Task
-from hf_transfer.tasks.views import Views, pooled
+from hf_transfer.tasks.views import pooled
 
 BATCH_SIZE = 32
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.errors import UserError, WorkFailed, nearest
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.hub import push
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.plan.plan import Plan
 from hf_transfer.runs.saving import probe, save_model
-from hf_transfer.tasks.views import Views
 from hf_transfer.training.trainer import TransferTrainer
 
 

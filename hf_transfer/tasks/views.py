@@ -1,56 +1,22 @@
-"""Several looks at an example, whose logits are pooled: changed images, windows of a long text."""
+"""Several views of an example with pooled logits: test-time augmentation of images, windows of long texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from hf_transfer.config.fields import key
-from hf_transfer.errors import UserError
-
-POOLS = ("mean", "max")
-
-
-@dataclass(frozen=True)
-class Views:
-    """How a trained model looks at an example."""
-
-    tta: int = key(
-        1,
-        "looks at an image whose logits are pooled (test-time augmentation): the whole, then crops of seven eighths, "
-        "each also mirrored where training mirrored",
-    )
-    stride: int | None = key(
-        None,
-        "read long texts in windows that share so many tokens, and pool their logits (default: long texts are cut)",
-    )
-    pool: str = key("mean", "how logits of several looks are pooled, for each label", choices=POOLS)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Views:
-        """Of the keys of this class among `values`.
-
-        Raises:
-            UserError: a value is none.
-        """
-        made = cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
-        if made.tta < 1:
-            raise UserError(f"tta: {made.tta} is not positive.")
-        if made.stride is not None and made.stride < 0:
-            raise UserError(f"stride: {made.stride} is negative.")
-        if made.pool not in POOLS:
-            raise UserError(f"pool: {made.pool!r} is not one of {', '.join(POOLS)}.")
-        return made
-
-    @property
-    def several(self) -> bool:
-        """Whether an example may be looked at more than once."""
-        return self.tta > 1 or self.stride is not None
 
 
 def pooled(rows: Any, owners: Sequence[int], pool: str) -> Any:
-    """(rows, width) → (examples, width): the rows of each example as one."""
+    """Pool the logits of each example's views.
+
+    Args:
+        rows: (views, classes) logits, those of an example next to each other.
+        owners: (views,) index of the example that each row belongs to.
+        pool: `mean` or `max`.
+
+    Returns:
+        (examples, classes) logits.
+    """
     import numpy as np
 
     starts = np.flatnonzero(np.diff(np.asarray(owners), prepend=-1))
@@ -65,28 +31,28 @@ def pooled(rows: Any, owners: Sequence[int], pool: str) -> Any:
 # ---- images --------------------------------------------------------------------------------------------------------
 
 _CROP = 7 / 8
-# Where the room that a crop leaves lies: shares of it to the left and above.
-_PLACES = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
+# Position of a crop: fractions of the remaining width and height that are to its left and above it.
+_POSITIONS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
 
 
 def most_looks(mirrored: bool) -> int:
-    """How many looks at an image there are."""
-    return (1 + len(_PLACES)) * (2 if mirrored else 1)
+    """The maximum number of views of an image."""
+    return (1 + len(_POSITIONS)) * (2 if mirrored else 1)
 
 
 def looks(image: Any, number: int, mirrored: bool) -> Iterator[Any]:
-    """The first `number` looks at a PIL image, always the same: the whole, then its middle and its corners."""
+    """The first `number` views of a PIL image: the whole image, then the center crop and the corner crops."""
     from PIL import ImageOps
 
     width, height = (max(1, round(side * _CROP)) for side in image.size)
     boxes = [(0, 0, *image.size)]
-    for left, above in _PLACES:
+    for left, above in _POSITIONS:
         x, y = round((image.size[0] - width) * left), round((image.size[1] - height) * above)
         boxes.append((x, y, x + width, y + height))
-    made = 0
+    count = 0
     for i, box in enumerate(boxes):
         part = image if i == 0 else image.crop(box)
-        for look in (part, ImageOps.mirror(part)) if mirrored else (part,):
-            if made < number:
-                made += 1
-                yield look
+        for view in (part, ImageOps.mirror(part)) if mirrored else (part,):
+            if count < number:
+                count += 1
+                yield view
