@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.machine import check_writable, end_workers, fit_the_machine, quiet_libraries
-from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, save_model
 from hf_transfer.settings import Config
@@ -46,7 +46,7 @@ _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", 
 
 
 def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) -> Result:
-    """Fine-tune a pretrained model on a data set.
+    """Fine-tune a pretrained model on a dataset.
 
     Args:
         model_name_or_path: hub id, local folder, `timm/<name>` or `bundled:<name>`.
@@ -65,57 +65,116 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
 
 
 def run(config: Config) -> Result:
-    """Run a configuration: data, model, plan, training, evaluation, files."""
+    """Run a configuration in four steps: prepare, train, finish, publish.
+
+    Raises:
+        UserError: the keys, the model or the data are not right, before anything is trained.
+        WorkFailed: training, or a check of what it left, failed.
+    """
+    with quiet_libraries(config.training):
+        ready = _prepare(config)
+        _train(ready)
+        result = _finish(ready)
+    return _publish(ready, result)
+
+
+@dataclass
+class _Ready:
+    """A run that can begin.
+
+    Attributes:
+        prepared: task, data, model and processor, with the configuration that was completed from the data.
+        splits: prepared examples by split.
+        trainer: holds the model and the plan.
+        output_dir: the run's folder.
+        checkpoint: to resume from, if any.
+        target: where the finished run is pushed, if anywhere.
+        talks: whether the run reports its progress.
+    """
+
+    prepared: Prepared
+    splits: dict[str, Any]
+    trainer: TransferTrainer
+    output_dir: Path
+    checkpoint: str | None
+    target: push.Target | None
+    talks: bool
+
+
+def _prepare(config: Config) -> _Ready:
+    """Everything that can go wrong before the first step, in the order of what it costs to find out."""
     args = config.training
     output_dir = Path(str(args.output_dir))
-    resumed = _checkpoint(config, output_dir)
+    checkpoint = _checkpoint(config, output_dir)
     check_writable(output_dir)
-    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own way needs the hub to begin
+    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own push needs the hub before training
     doubt = push.before_training(target, output_dir) if target else ""
     fit_the_machine(args)
     set_seed(args.seed)
-    talks = _talks(args)
-    with quiet_libraries(args):
-        prepared = prepare(config)
-        config, task, data, labels = prepared.config, prepared.task, prepared.data, prepared.loaded.labels
-        splits = prepare_splits(prepared)
-        trainer = make_trainer(prepared, splits["train"], splits["validation"])
-        if target and is_adapted(trainer.model):
-            refuse_local(str(_base(config, trainer.model)))
-        trainer.boundary.decide()
-        _replace_progress(trainer, output_dir, talks)
-        if trainer.is_world_process_zero():
-            if talks:
-                announce(prepared, trainer)
-            if doubt:
-                sys.stderr.write(f"{doubt}\n")
-            if config.data.overwrite_output_dir and resumed is None:
-                _clear(output_dir)
-            write_json(output_dir / RUN_FILE, config.to_yaml())
+    prepared = prepare(config)
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    if target and is_adapted(trainer.model):
+        refuse_local(str(_base(prepared.config, trainer.model)))
+    trainer.boundary.decide()
+    ready = _Ready(prepared, splits, trainer, output_dir, checkpoint, target, _talks(args))
+    _replace_progress(trainer, output_dir, ready.talks)
+    if trainer.is_world_process_zero():
+        if ready.talks:
+            announce(prepared, trainer)
+        if doubt:
+            sys.stderr.write(f"{doubt}\n")
+        if config.data.overwrite_output_dir and checkpoint is None:
+            _clear(output_dir)
+        write_json(output_dir / RUN_FILE, prepared.config.to_yaml())
+    return ready
 
-        trainer.train(resume_from_checkpoint=resumed)
-        save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
-        if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
-            tune_thresholds(trainer, splits["validation"])
-            if trainer.is_world_process_zero():
-                trainer.model.config.save_pretrained(output_dir)
-        results = _evaluate(trainer, splits, labels.problem_type)
-        results |= _facts(config, task, data, trainer)
-        results["data_facts"] = prepared.facts.to_dict()
-        results["card"] = card.facts(config.values, data, _base(config, trainer.model), results["metrics_split"])
-        check_saved(trainer, task, config, labels)
-        end_workers(trainer)
-        if trainer.is_world_process_zero():  # last: it marks a finished run
-            write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
-            card.write(output_dir)
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    batch_size, seed = args.per_device_eval_batch_size, config.split_seed
-    predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
-    result = Result(output_dir, results, trainer.plan, trainer, predictor)
-    if trainer.is_world_process_zero() and talks:
-        _conclude(result, task)
-    if target and trainer.is_world_process_zero():
-        result.push_error = _push(result, target, talks)
+
+def _train(ready: _Ready) -> None:
+    """Train, and save the model before it is evaluated: what fails there does not cost the training."""
+    ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
+    save_model(ready.trainer, ready.output_dir)
+
+
+def _finish(ready: _Ready) -> Result:
+    """Evaluate the saved model, check that it reloads, and write what is known about the run."""
+    prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
+    config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
+    args = config.training
+    if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
+        tune_thresholds(trainer, ready.splits["validation"])
+        if trainer.is_world_process_zero():
+            trainer.model.config.save_pretrained(output_dir)
+    results = _evaluate(trainer, ready.splits, labels.problem_type)
+    results |= _facts(config, task, prepared.data, trainer)
+    results["data_facts"] = prepared.facts.to_dict()
+    base = _base(config, trainer.model)
+    results["card"] = card.facts(config.values, prepared.data, base, results["metrics_split"])
+    check_saved(trainer, task, config, labels)
+    end_workers(trainer)
+    if trainer.is_world_process_zero():  # last: it marks a finished run
+        write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+        card.write(output_dir)
+    predictor = Predictor(
+        task=task,
+        model=trainer.model,
+        processor=prepared.processor,
+        labels=labels,
+        data=config.data,
+        batch_size=args.per_device_eval_batch_size,
+        precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        seed=config.split_seed,
+    )
+    return Result(output_dir, results, trainer.plan, trainer, predictor)
+
+
+def _publish(ready: _Ready, result: Result) -> Result:
+    """Report the result, and push it if it was asked for."""
+    if ready.trainer.is_world_process_zero():
+        if ready.talks:
+            _conclude(result, ready.prepared.task)
+        if ready.target:
+            result.push_error = _push(result, ready.target, ready.talks)
     return result
 
 
