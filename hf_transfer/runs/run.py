@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import platform
-import shlex
 import shutil
 import sys
 import warnings
@@ -25,12 +22,14 @@ from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.load import IN_MEMORY
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.evaluation.measure import finite, format_metrics, held_out_metrics, tune_thresholds, without_speed
+from hf_transfer.evaluation.measure import finite, held_out_metrics, without_speed
+from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.machine import check_writable, end_workers, fit_the_machine, quiet_libraries
 from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
@@ -172,7 +171,7 @@ def _publish(ready: _Ready, result: Result) -> Result:
     """Report the result, and push it if it was asked for."""
     if ready.trainer.is_world_process_zero():
         if ready.talks:
-            _conclude(result, ready.prepared.task)
+            conclude(result, ready.prepared.task)
         if ready.target:
             result.push_error = _push(result, ready.target, ready.talks)
     return result
@@ -304,49 +303,3 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     return f"{torch.get_num_threads()} threads, {platform.machine()}"
-
-
-# ---- what the user reads -------------------------------------------------------------------------------------------
-
-
-def _conclude(result: Result, task: Task) -> None:
-    results, folder = result.results, result.output_dir
-    say()
-    say(
-        f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
-        f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
-    )
-    for line in format_metrics(results["metrics"], results["intervals"]):
-        say(line)
-    files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    say(f"Files in {folder}: {', '.join(files)}")
-    if any(not math.isfinite(v) for v in results["metrics"].values()):
-        say("The loss is not a number: training diverged. Try a lower learning_rate.")
-    python = shlex.quote(_python())
-    ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
-    say("Next:")
-    recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
-    what = "texts" if not task.suffixes else "paths of images"
-    say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
-    say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
-    say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
-    if task.auto_class and is_adapted(result.model):
-        code = (
-            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
-            f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
-            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))}), ignore_mismatched_sizes=True); "
-            f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
-        )
-        say(f"  {python} -c {shlex.quote(code)}")
-    elif task.auto_class:
-        load = f"M.from_pretrained({json.dumps(str(folder))})"
-        code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
-        say(f"  {python} -c {shlex.quote(code)}")
-
-
-def _python() -> str:
-    """How to call this interpreter from here."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    beside = os.path.relpath(sys.executable)
-    return sys.executable if beside.startswith("..") else beside
