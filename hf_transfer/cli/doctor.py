@@ -1,10 +1,11 @@
-"""`hf-transfer doctor`: what is installed, what the machine has, what is wrong and how to mend it.
+"""`hf-transfer doctor`: what is installed, what the machine has, what is wrong and how to fix it.
 
 It imports nothing of the package but the error type, so that it runs where the rest does not.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import platform
@@ -21,7 +22,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, UserErrors, nearest, one_line
 
 DISTRIBUTION = "hf-transfer-toolkit"
 NAMESAKE = "hf-transfer"  # PyPI's retired downloader, which installs a package of our import name
@@ -259,3 +260,39 @@ def _hub_home() -> Path:
 def _move(name: str) -> str:
     places = {"disk of the cache": "HF_HOME", "temporary files": "TMPDIR"}
     return f", or point {places[name]} to another disk" if name in places else ", or work on another disk"
+
+
+# ---- the verb ----
+
+HELP = (
+    "What is installed, what the machine has, what is wrong and how to fix it. Exit code 1 where something is wrong. "
+    "EXTRA names extras that must be there: vision, quickstart, onnx, demo, track, hpo."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    from hf_transfer.cli.words import keys_with, words_parser
+
+    return words_parser("doctor", "[EXTRA...]", HELP, keys_with())
+
+
+def run(argv: Sequence[str]) -> int:
+    """Examine the installation."""
+    from hf_transfer.cli.words import keys_with
+    from hf_transfer.config.command_line import parse_words
+
+    words, values, problems = parse_words(parser(), argv, keys_with())
+    if problems:
+        raise UserErrors(problems)
+    counts = dict.fromkeys((OK, NOTE, WRONG), 0)
+    for check in examine(words):
+        counts[check.state] += 1
+        if check.state == WRONG or not values.get("quiet"):
+            print(check, flush=True)
+    if not values.get("quiet"):
+        print(
+            "No problems found."
+            if not counts[WRONG]
+            else f"{counts[WRONG]} problem{'s' if counts[WRONG] > 1 else ''} found."
+        )
+    return 1 if counts[WRONG] else 0

@@ -52,7 +52,9 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--print_completion":
         return _print_completion(argv[1:])
     if argv[0] not in VERBS:
-        raise UserError(f"{argv[0]!r} is not a verb.", f"There are {', '.join(VERBS)}.{nearest(argv[0], VERBS)}")
+        raise UserError(
+            f"Unknown command {argv[0]!r}.{nearest(argv[0], VERBS)}", f"Available commands: {', '.join(VERBS)}."
+        )
     return VERBS[argv[0]].run(argv[1:])
 
 

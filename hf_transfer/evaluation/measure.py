@@ -1,4 +1,4 @@
-"""Evaluate a Trainer's model on a held-out split: metrics, tuned thresholds, and how they are printed."""
+"""Evaluate a Trainer's model on a held-out split: metrics, intervals, and how they are printed."""
 
 from __future__ import annotations
 
@@ -12,32 +12,12 @@ from scipy.special import logit
 from transformers import EvalPrediction, Trainer
 
 from hf_transfer.evaluation import metrics
-
-THRESHOLD = 0.5  # default threshold on a label's probability
-
-
-def thresholds_of(config: Any) -> list[float]:
-    """The tuned threshold of each label, in the order of the logits; empty if they were not tuned."""
-    by_name = getattr(config, "label_thresholds", None) or {}
-    return [by_name[str(config.id2label[i])] for i in sorted(config.id2label)] if by_name else []
-
-
-def tune_thresholds(trainer: Trainer, validation: Dataset) -> None:
-    """Choose the threshold of each label on the validation split and store it in the model's configuration."""
-    prediction = trainer.predict(validation)
-    thresholds = metrics.best_thresholds(_logits(prediction.predictions), prediction.label_ids)
-    config = trainer.model.config
-    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    config.label_thresholds = dict(zip(names, thresholds, strict=True))
+from hf_transfer.evaluation.thresholds import logits_of, thresholds_of
 
 
 def metrics_of(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` of a Trainer."""
-    return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
-
-
-def _logits(predictions: Any) -> Any:
-    return predictions[0] if isinstance(predictions, tuple) else predictions  # some models return hidden states too
+    return metrics.compute(problem_type, logits_of(prediction.predictions), prediction.label_ids)
 
 
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
@@ -48,11 +28,11 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
         `num_examples`.
     """
     prediction = trainer.predict(prepared)
-    logits, values = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
-    return _measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+    logits, values = logits_of(prediction.predictions), without_speed(prediction.metrics, "test_")
+    return measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
 
 
-def _measured(
+def measured(
     problem_type: str, values: dict[str, float], logits: Any, labels: Any, thresholds: Sequence[float]
 ) -> dict[str, Any]:
     """The metrics `values`, recomputed with tuned thresholds if there are any, and their confidence intervals."""

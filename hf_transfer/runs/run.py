@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import platform
-import shlex
 import shutil
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,14 +22,16 @@ from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.load import IN_MEMORY
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.evaluation.measure import finite, format_metrics, held_out_metrics, tune_thresholds, without_speed
+from hf_transfer.evaluation.measure import finite, held_out_metrics, without_speed
+from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.machine import check_writable, end_workers, fit_the_machine, quiet_libraries
-from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, save_model
 from hf_transfer.settings import Config
@@ -46,7 +45,7 @@ _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", 
 
 
 def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) -> Result:
-    """Fine-tune a pretrained model on a data set.
+    """Fine-tune a pretrained model on a dataset.
 
     Args:
         model_name_or_path: hub id, local folder, `timm/<name>` or `bundled:<name>`.
@@ -65,57 +64,116 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
 
 
 def run(config: Config) -> Result:
-    """Run a configuration: data, model, plan, training, evaluation, files."""
+    """Run a configuration in four steps: prepare, train, finish, publish.
+
+    Raises:
+        UserError: the keys, the model or the data are not right, before anything is trained.
+        WorkFailed: training, or a check of what it left, failed.
+    """
+    with quiet_libraries(config.training):
+        ready = _prepare(config)
+        _train(ready)
+        result = _finish(ready)
+    return _publish(ready, result)
+
+
+@dataclass
+class _Ready:
+    """A run that can begin.
+
+    Attributes:
+        prepared: task, data, model and processor, with the configuration that was completed from the data.
+        splits: prepared examples by split.
+        trainer: holds the model and the plan.
+        output_dir: the run's folder.
+        checkpoint: to resume from, if any.
+        target: where the finished run is pushed, if anywhere.
+        talks: whether the run reports its progress.
+    """
+
+    prepared: Prepared
+    splits: dict[str, Any]
+    trainer: TransferTrainer
+    output_dir: Path
+    checkpoint: str | None
+    target: push.Target | None
+    talks: bool
+
+
+def _prepare(config: Config) -> _Ready:
+    """Everything that can go wrong before the first step, in the order of what it costs to find out."""
     args = config.training
     output_dir = Path(str(args.output_dir))
-    resumed = _checkpoint(config, output_dir)
+    checkpoint = _checkpoint(config, output_dir)
     check_writable(output_dir)
-    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own way needs the hub to begin
+    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own push needs the hub before training
     doubt = push.before_training(target, output_dir) if target else ""
     fit_the_machine(args)
     set_seed(args.seed)
-    talks = _talks(args)
-    with quiet_libraries(args):
-        prepared = prepare(config)
-        config, task, data, labels = prepared.config, prepared.task, prepared.data, prepared.loaded.labels
-        splits = prepare_splits(prepared)
-        trainer = make_trainer(prepared, splits["train"], splits["validation"])
-        if target and is_adapted(trainer.model):
-            refuse_local(str(_base(config, trainer.model)))
-        trainer.boundary.decide()
-        _replace_progress(trainer, output_dir, talks)
-        if trainer.is_world_process_zero():
-            if talks:
-                announce(prepared, trainer)
-            if doubt:
-                sys.stderr.write(f"{doubt}\n")
-            if config.data.overwrite_output_dir and resumed is None:
-                _clear(output_dir)
-            write_json(output_dir / RUN_FILE, config.to_yaml())
+    prepared = prepare(config)
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    if target and is_adapted(trainer.model):
+        refuse_local(str(_base(prepared.config, trainer.model)))
+    trainer.boundary.decide()
+    ready = _Ready(prepared, splits, trainer, output_dir, checkpoint, target, _talks(args))
+    _replace_progress(trainer, output_dir, ready.talks)
+    if trainer.is_world_process_zero():
+        if ready.talks:
+            announce(prepared, trainer)
+        if doubt:
+            sys.stderr.write(f"{doubt}\n")
+        if config.data.overwrite_output_dir and checkpoint is None:
+            _clear(output_dir)
+        write_json(output_dir / RUN_FILE, prepared.config.to_yaml())
+    return ready
 
-        trainer.train(resume_from_checkpoint=resumed)
-        save_model(trainer, output_dir)  # before it is evaluated: what fails there does not cost the training
-        if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
-            tune_thresholds(trainer, splits["validation"])
-            if trainer.is_world_process_zero():
-                trainer.model.config.save_pretrained(output_dir)
-        results = _evaluate(trainer, splits, labels.problem_type)
-        results |= _facts(config, task, data, trainer)
-        results["data_facts"] = prepared.facts.to_dict()
-        results["card"] = card.facts(config.values, data, _base(config, trainer.model), results["metrics_split"])
-        check_saved(trainer, task, config, labels)
-        end_workers(trainer)
-        if trainer.is_world_process_zero():  # last: it marks a finished run
-            write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
-            card.write(output_dir)
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    batch_size, seed = args.per_device_eval_batch_size, config.split_seed
-    predictor = Predictor(task, trainer.model, prepared.processor, labels, config.data, batch_size, precision, seed)
-    result = Result(output_dir, results, trainer.plan, trainer, predictor)
-    if trainer.is_world_process_zero() and talks:
-        _conclude(result, task)
-    if target and trainer.is_world_process_zero():
-        result.push_error = _push(result, target, talks)
+
+def _train(ready: _Ready) -> None:
+    """Train, and save the model before it is evaluated: what fails there does not cost the training."""
+    ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
+    save_model(ready.trainer, ready.output_dir)
+
+
+def _finish(ready: _Ready) -> Result:
+    """Evaluate the saved model, check that it reloads, and write what is known about the run."""
+    prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
+    config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
+    args = config.training
+    if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
+        tune_thresholds(trainer, ready.splits["validation"])
+        if trainer.is_world_process_zero():
+            trainer.model.config.save_pretrained(output_dir)
+    results = _evaluate(trainer, ready.splits, labels.problem_type)
+    results |= _facts(config, task, prepared.data, trainer)
+    results["data_facts"] = prepared.facts.to_dict()
+    base = _base(config, trainer.model)
+    results["card"] = card.facts(config.values, prepared.data, base, results["metrics_split"])
+    check_saved(trainer, task, config, labels)
+    end_workers(trainer)
+    if trainer.is_world_process_zero():  # last: it marks a finished run
+        write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+        card.write(output_dir)
+    predictor = Predictor(
+        task=task,
+        model=trainer.model,
+        processor=prepared.processor,
+        labels=labels,
+        data=config.data,
+        batch_size=args.per_device_eval_batch_size,
+        precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+        seed=config.split_seed,
+    )
+    return Result(output_dir, results, trainer.plan, trainer, predictor)
+
+
+def _publish(ready: _Ready, result: Result) -> Result:
+    """Report the result, and push it if it was asked for."""
+    if ready.trainer.is_world_process_zero():
+        if ready.talks:
+            conclude(result, ready.prepared.task)
+        if ready.target:
+            result.push_error = _push(result, ready.target, ready.talks)
     return result
 
 
@@ -245,49 +303,3 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     return f"{torch.get_num_threads()} threads, {platform.machine()}"
-
-
-# ---- what the user reads -------------------------------------------------------------------------------------------
-
-
-def _conclude(result: Result, task: Task) -> None:
-    results, folder = result.results, result.output_dir
-    say()
-    say(
-        f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
-        f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
-    )
-    for line in format_metrics(results["metrics"], results["intervals"]):
-        say(line)
-    files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    say(f"Files in {folder}: {', '.join(files)}")
-    if any(not math.isfinite(v) for v in results["metrics"].values()):
-        say("The loss is not a number: training diverged. Try a lower learning_rate.")
-    python = shlex.quote(_python())
-    ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
-    say("Next:")
-    recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
-    what = "texts" if not task.suffixes else "paths of images"
-    say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
-    say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
-    say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
-    if task.auto_class and is_adapted(result.model):
-        code = (
-            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
-            f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
-            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))}), ignore_mismatched_sizes=True); "
-            f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
-        )
-        say(f"  {python} -c {shlex.quote(code)}")
-    elif task.auto_class:
-        load = f"M.from_pretrained({json.dumps(str(folder))})"
-        code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
-        say(f"  {python} -c {shlex.quote(code)}")
-
-
-def _python() -> str:
-    """How to call this interpreter from here."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    beside = os.path.relpath(sys.executable)
-    return sys.executable if beside.startswith("..") else beside

@@ -34,7 +34,7 @@ def test_this_machine_is_in_order(monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["doctor", "vision", "quickstart"]) == 0
     out = capsys.readouterr().out
-    assert "Everything is in order." in out and "torch and torchvision" in out and "WRONG" not in out
+    assert "No problems found." in out and "torch and torchvision" in out and "WRONG" not in out
     assert f"transformers: {metadata.version('transformers')}" in out
     assert main(["doctor", "--quiet"]) == 0 and capsys.readouterr().out == ""
 
@@ -126,7 +126,7 @@ def test_what_is_wrong_makes_the_exit_code(monkeypatch, capsys):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert "[WRONG] hub: " in out and "\n        fix: check the network" in out and "1 to mend." in out
+    assert "[WRONG] hub: " in out and "\n        fix: check the network" in out and "1 problem found." in out
 
 
 def test_it_runs_where_torch_does_not(tmp_path):

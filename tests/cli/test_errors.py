@@ -217,7 +217,7 @@ CASES = [
     ("predict {w}/hollow text", "cannot be loaded"),
     ("predict {w}/headless text", "contains BertModel, which belongs to none of the tasks"),
     ("predict {w}/bert text --topk 2", "--topk is not a key. Did you mean 'top_k'?"),
-    ("predict {w}/bert text --top_k 0", "--top_k: 0 is not positive"),
+    ("predict {w}/bert text --top_k 0", "--top_k: expected a positive number, got 0"),
     ("predict {w}/bert text --top_k", "--top_k needs a value"),
     ("predict {w}/bert text --top_k many", "--top_k: 'many' is not a whole number"),
     ("predict {w}/bert {w}/god.csv", "Did you mean 'good.csv'?"),

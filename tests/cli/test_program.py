@@ -122,7 +122,15 @@ def test_both_commands_are_installed():
     beside = Path(sys.executable).with_name("hf-transfer")
     for command in ([str(beside)], [sys.executable, "-m", "hf_transfer"]):
         done = subprocess.run([*command, "nonsense"], capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and "is not a verb" in done.stderr and not done.stdout
+        assert done.returncode == 2 and "Unknown command 'nonsense'" in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["nonsense"], ["doctor", "--help"]])
+def test_what_needs_no_model_imports_no_torch(words):
+    code = "import sys; from hf_transfer.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "datasets"} & set(done.stdout.splitlines()[-1].split())
 
 
 # ---- how much is said ----------------------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""`hf-transfer evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.config.arguments.views import Views
+from hf_transfer.config.fields import setting
+from hf_transfer.errors import UserError
+
+HELP = (
+    "Metrics of a trained model on labelled data, with 95% intervals; by default on what the run held out. RUN is the "
+    "folder of a run or of any saved model, or a hub id."
+)
+
+
+@dataclass
+class EvaluateArguments:
+    """What is evaluated on."""
+
+    test_file: str | None = setting(None, "CSV, JSON or Parquet file with labels")
+    dataset_name: str | None = setting(
+        None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>"
+    )
+    dataset_config_name: str | None = setting(None, "the hub data set's configuration")
+    split: str | None = setting(None, "split of the data (default: test, else validation, else the only one)")
+    label_column_name: str | list[str] | None = setting(
+        None, "label column, or several of 0 and 1 (default: the run's, label, labels, or the only class column)"
+    )
+    max_predict_samples: int | None = setting(None, "examples to evaluate on, drawn by class (default: all)")
+    json: bool = setting(False, "print one JSON object instead of lines")
+
+
+SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("views", Views))
+
+
+def parser() -> argparse.ArgumentParser:
+    return words_parser("evaluate", "RUN [--test_file F | --dataset_name D]", HELP, keys_with(*SECTIONS))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure a trained model."""
+    words, values = read_words(parser(), argv, keys_with(*SECTIONS))
+    if len(words) != 1:
+        raise UserError(f"One RUN is needed, a run's folder or hub id; {len(words)} were given.", help_of("evaluate"))
+    if values["test_file"] and values["dataset_name"]:
+        raise UserError("test_file and dataset_name contradict each other: keep one.")
+
+    if values["dataset_config_name"] and not values["dataset_name"]:
+        raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
+
+    from hf_transfer.evaluation.measure import finite, format_metrics
+    from hf_transfer.inference.predictor import Predictor
+
+    own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
+    predictor = Predictor.load(words[0], **{name: values[name] for name in own})
+    others = ("test_file", "dataset_name", "dataset_config_name")
+    is_other = values["test_file"] or values["dataset_name"]
+    data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
+    measured = predictor.evaluate(data, values["split"], values["max_predict_samples"])
+    if values["json"]:
+        print(json.dumps(finite(measured)))
+    else:
+        split = f"{measured['metrics_split']} of {measured['dataset']}"
+        print(f"{words[0]} on {split} ({measured['num_examples']:,} examples):")
+        print("\n".join(format_metrics(measured["metrics"], measured["intervals"])))
+    return 0

@@ -1,0 +1,55 @@
+"""`hf-transfer plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_transfer.cli.words import read_run, run_parser
+from hf_transfer.config.fields import setting
+
+HELP = (
+    "What a run would do, with the keys of train: each stage, and each layer group's learning rate in it. Trains "
+    "nothing and writes nothing. Without data, the plan is for the model alone."
+)
+
+
+@dataclass
+class PlanVerbArguments:
+    """How a plan is shown."""
+
+    json: bool = setting(False, "print one JSON object instead of tables")
+    preview: str | None = setting(None, "picture of augmented training images to write: .png, .svg or .pdf")
+    depth_map: str | None = setting(None, "picture of groups, epochs and learning rates to write: .png, .svg or .pdf")
+
+
+def parser() -> argparse.ArgumentParser:
+    return run_parser("plan", HELP, PlanVerbArguments)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Show what a run would do."""
+    from hf_transfer.report.depth_map import check_picture
+    from hf_transfer.settings import Config
+
+    file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
+    if values["depth_map"]:
+        check_picture(values["depth_map"])
+    if values["preview"]:
+        from hf_transfer.data.preview import check_preview
+
+        check_preview(values["preview"])
+    with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder
+        config = Config.from_sources(file, {**given, "output_dir": folder}, problems, needs=("model",))
+
+        from hf_transfer.runs.preview import plan_only
+
+        planned = plan_only(config, talks=not (values["json"] or values["quiet"]), preview=values["preview"])
+    if values["json"]:
+        print(json.dumps(planned.to_dict(), indent=2))
+    if values["depth_map"]:
+        planned.depth_map.draw(values["depth_map"])
+    return 0

@@ -1,0 +1,110 @@
+"""`hf-transfer predict`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.config.arguments.views import Views
+from hf_transfer.config.fields import setting
+from hf_transfer.errors import UserError, WorkFailed
+
+HELP = (
+    "Answer each INPUT with a line of JSON, in order. INPUT is a text, an image, a .txt file of lines, a CSV, TSV, "
+    "JSON, JSONL or Parquet file, a folder of such files, or - for lines of standard input. RUN is the folder of a run "
+    "or of any saved model, or a hub id. Words after -- are inputs even where they begin with a dash."
+)
+
+
+@dataclass
+class PredictArguments:
+    """What is answered, and where."""
+
+    output: str | None = setting(None, "file for the answers, written when all are there (default: standard output)")
+    top_k: int | None = setting(
+        None, "only so many scores, the highest first (default: all, in the order of the labels)"
+    )
+    features: bool = setting(False, "add the pooled feature vector that the head receives")
+
+
+SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("views", Views))
+
+
+def parser() -> argparse.ArgumentParser:
+    return words_parser("predict", "RUN INPUT...", HELP, keys_with(*SECTIONS))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Answer inputs. 1 where one of them could not be read."""
+    words, values = read_words(parser(), argv, keys_with(*SECTIONS))
+    if len(words) < 2:
+        raise UserError(
+            "RUN and INPUT are needed: a run's folder or hub id, then texts, files, folders or -.", help_of("predict")
+        )
+    folder, *inputs = words
+    if values["output"]:
+        _check_output(Path(values["output"]))
+
+    from tqdm.auto import tqdm
+
+    from hf_transfer.evaluation.measure import finite
+    from hf_transfer.inference.predictor import Predictor
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal's own
+    predictor = Predictor.load(folder, **{f.name: values[f.name] for f in (*fields(InputArguments), *fields(Views))})
+    wrong, count = [], 0
+    shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
+    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"])
+    bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
+    with _writer(values["output"]) as write, bar:
+        for answer in bar:
+            count += 1
+            wrong += [answer] if "error" in answer else []
+            write(json.dumps(finite(answer), ensure_ascii=False, default=str))
+    if wrong:
+        first = f"{wrong[0]['input']!r}: {wrong[0]['error']}"
+        raise WorkFailed(
+            f"{len(wrong)} of {count} inputs could not be read; the first is {first}.",
+            "Their answers hold `error`.",
+        )
+    return 0
+
+
+def _check_output(path: Path) -> None:
+    """Raises:
+    UserError: the file cannot be made where it should be.
+    """
+    if path.is_dir():
+        raise UserError(f"output: {str(path)!r} is a folder, not a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"output: there is no folder {str(path.parent)!r}.")
+    if not os.access(path.parent, os.W_OK):
+        raise WorkFailed(f"output: {str(path.parent)!r} cannot be written to.", "Choose another folder.")
+
+
+@contextmanager
+def _writer(output: str | None) -> Iterator[Callable[[str], None]]:
+    """A function that writes a line: at once to standard output, or to a file that appears when it is whole."""
+    if output is None:
+        yield lambda line: print(line, flush=True)
+        return
+    path = Path(output).resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # a device or a pipe: nothing to replace
+        with path.open("w", encoding="utf-8") as file:
+            yield lambda line: print(line, file=file, flush=True)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".predict-") as folder:
+        beside = Path(folder) / "answers"
+        with beside.open("w", encoding="utf-8") as file:
+            yield lambda line: print(line, file=file)
+        beside.replace(path)

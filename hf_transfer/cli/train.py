@@ -1,0 +1,49 @@
+"""`hf-transfer train`."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_transfer.cli.words import read_run, run_parser
+from hf_transfer.config.fields import setting
+from hf_transfer.errors import UserErrors
+
+
+@dataclass
+class TrainArguments:
+    """What `train` does instead of training."""
+
+    print_config: bool = setting(False, "print a YAML file of all keys with their help, and end")
+
+
+def parser() -> argparse.ArgumentParser:
+    return run_parser("train", "Fine-tune a pretrained model on a dataset.", TrainArguments)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a recipe."""
+    from hf_transfer.settings import Config, to_commented_yaml
+
+    file, given, values, problems = read_run("train", argv, parser(), TrainArguments)
+    if values["print_config"]:
+        if problems:
+            raise UserErrors(problems)
+        print(to_commented_yaml({**file, **given}), end="")
+        return 0
+    config = Config.from_sources(file, given, problems)
+
+    import torch
+
+    from hf_transfer.runs.run import run as run_config
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"hf_transfer\.runs\.run$")  # that a push failed is raised here
+        result = run_config(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
+    if result.push_error is not None:
+        raise result.push_error
+    return 0

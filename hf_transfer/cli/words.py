@@ -1,0 +1,123 @@
+"""What the verbs share: keys that belong to no run, and how words and keys are read."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_transfer.config.command_line import add_keys, make_parser, parse_options, parse_words
+from hf_transfer.config.fields import Key, keys_of, setting
+from hf_transfer.config.values import coerce, read_config_file
+from hf_transfer.errors import UserError, UserErrors
+
+
+@dataclass
+class OutputArguments:
+    """How much is said. Every verb has these."""
+
+    quiet: bool = setting(False, "say nothing but errors")
+    verbose: bool = setting(False, "let the libraries speak too")
+    debug: bool = setting(False, "show the traceback of an error")
+
+
+@dataclass
+class InputArguments:
+    """How inputs are read."""
+
+    text_column_name: str | list[str] | None = setting(
+        None, "text column of a table, or two for a pair (default: the run's)"
+    )
+    image_column_name: str | None = setting(
+        None, "column of a table that holds images or their paths (default: the run's)"
+    )
+    per_device_eval_batch_size: int | None = setting(None, "examples per forward pass (default: the run's)")
+    trust_remote_code: bool = setting(False, "run code from the model's repository")
+
+
+def keys_with(*sections: tuple[str, type]) -> dict[str, Key]:
+    """The keys of these (heading, class) pairs, and of the output."""
+    both = (*sections, ("output", OutputArguments))
+    return {name: key for heading, cls in both for name, key in keys_of(cls, heading).items()}
+
+
+# ---- verbs that take the keys of a run ----
+
+
+def run_parser(verb: str, summary: str, own: type) -> argparse.ArgumentParser:
+    """All keys of a run, and the verb's own."""
+    from hf_transfer.settings import parser
+
+    options = parser(f"hf-transfer {verb}", summary)
+    add_keys(options, keys_with(("instead" if verb == "train" else "shown", own)))
+    return options
+
+
+def read_run(
+    verb: str, argv: Sequence[str], parser: argparse.ArgumentParser, own: type
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    """(keys of the file, keys given, the verb's own values, problems)."""
+    from hf_transfer.settings import keys
+
+    owned = keys_with(("", own))
+    given, problems = parse_options(parser, argv, {**keys(), **owned})
+    values = {name: coerce(given.pop(name, k.default), k) for name, k in owned.items()}
+    path = given.pop("config", None)
+    if isinstance(path, list):
+        raise UserError(f"--config takes one file, not {len(path)}.")
+    level = "error" if values["quiet"] else "info" if values["verbose"] else None
+    if level:
+        given.setdefault("log_level", level)
+    return read_config_file(path) if path else {}, given, values, problems
+
+
+# ---- verbs that take words ----
+
+
+def words_parser(verb: str, words: str, description: str, keys: Mapping[str, Key]) -> argparse.ArgumentParser:
+    options = make_parser(f"hf-transfer {verb}", f"{words} [--key value ...]", description)
+    add_keys(options, keys, flags=True)
+    return options
+
+
+def read_words(
+    parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
+) -> tuple[list[str], dict[str, Any]]:
+    """(words, every key's value).
+
+    Raises:
+        UserErrors: all problems of the keys at once.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("This verb runs in one process: call it without `accelerate launch` or torchrun.")
+    words, given, problems = parse_words(parser, argv, keys)
+    values = {name: given.get(name, k.default) for name, k in keys.items()}
+    problems += [
+        f"--{name}: expected a positive number, got {values[name]}."
+        for name in ("top_k", "per_device_eval_batch_size", "max_predict_samples")
+        if values.get(name) is not None and values[name] <= 0
+    ]
+    if problems:
+        raise UserErrors(problems)
+    _set_library_messages(values["quiet"], values["verbose"])
+    return words, values
+
+
+def _set_library_messages(quiet: bool, verbose: bool) -> None:
+    """Standard output belongs to the answers: bars and notices of the libraries only when asked for."""
+    import datasets
+    from transformers import logging
+
+    if verbose:
+        logging.set_verbosity_info()
+        return
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    if quiet:
+        logging.set_verbosity_error()
+
+
+def help_of(verb: str) -> str:
+    return f"`hf-transfer {verb} --help` shows them."

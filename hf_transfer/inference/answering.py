@@ -1,0 +1,222 @@
+"""From examples to answers: batches, logits, labels and scores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Value
+from scipy.special import expit, softmax
+
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.views import Views
+from hf_transfer.data.labels import Labels
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
+from hf_transfer.inference.inputs import Example, check_inputs, example, read_inputs
+from hf_transfer.layers.groups import layer_groups
+from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.views import pooled
+
+BATCH_SIZE = 32
+
+
+@dataclass
+class Answering:
+    """A model with what it needs to read inputs and to name its answers; see `Predictor`.
+
+    Attributes:
+        task: what it reads.
+        model: with its head.
+        processor: the tokenizer or image processor.
+        labels: problem type and names, in the order of the outputs.
+        data: the data keys of the run that trained it.
+        batch_size: examples per forward pass.
+        precision: `bf16` or `fp16` where it was trained and evaluated under autocast, else None.
+        seed: of the run's splits.
+        views: how it looks at an example.
+    """
+
+    task: Task
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+    labels: Labels
+    data: DataArguments = field(default_factory=DataArguments)
+    batch_size: int = BATCH_SIZE
+    precision: str | None = None
+    seed: int = 0
+    views: Views = field(default_factory=Views)
+
+    def predict(self, inputs: Any, top_k: int | None = None, features: bool = False) -> list[dict[str, Any]]:
+        """An answer per input, in order.
+
+        Args:
+            inputs: texts (tuples of two for pairs), or pictures: paths, arrays or PIL images; or one of them.
+            top_k: only so many scores, the highest first; None gives all, in the order of the labels.
+            features: add what the head receives: one vector per example.
+
+        Returns:
+            `{"input", "label", "score", "scores": {label: probability}}`; for several labels `labels` instead of
+            `label` and `score`; for a regression `value`.
+
+        Raises:
+            UserError: an input cannot be read.
+        """
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k: {top_k} is not positive.")
+        several = isinstance(inputs, list | Dataset) or (isinstance(inputs, tuple) and not self.is_pair)
+        items = list(inputs) if several else [inputs]
+        examples = [self._example(item) for item in items]
+        for i, made in enumerate(examples):
+            if wrong := self._wrong(made):
+                raise UserError(f"inputs[{i}]: {wrong}.")
+        return list(self.stream(examples, top_k, features))
+
+    def _example(self, item: Any) -> Example:
+        columns = self.columns
+        if isinstance(item, dict) and columns and all(c in item for c in columns):
+            item = tuple(item[c] for c in columns)
+        elif isinstance(item, dict) and not columns:
+            texts = {k: Value("string") for k, v in item.items() if isinstance(v, str)}
+            found = self.task.input_columns(texts, self.data)
+            item = tuple(item[c] for c in found) if found else item
+        item = item[0] if isinstance(item, tuple) and len(item) == 1 else item
+        raw = list(item) if isinstance(item, tuple) else [item]
+        return example(self.task, raw if len(raw) > 1 else item, raw)
+
+    def _wrong(self, made: Example) -> str:
+        """Why an example cannot be answered; empty where it can."""
+        if made.values is None:
+            return made.error
+        if self.columns and len(made.values) != len(self.columns):
+            return f"the model reads {' and '.join(self.columns)}: give {'both' if self.is_pair else 'one'}"
+        return ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The input columns that the run was trained on; empty where that is not known."""
+        named = getattr(self.data, self.task.input_key) if self.task.input_key else None
+        return (named,) if isinstance(named, str) else tuple(named or ())
+
+    @property
+    def is_pair(self) -> bool:
+        return len(self.columns) == 2
+
+    def read(self, words: Sequence[str]) -> Iterator[Example | None]:
+        """Examples of what `hf-transfer predict` was given.
+
+        Raises:
+            UserError: an input is missing or of the wrong kind.
+        """
+        check_inputs(words, self.task)
+        return read_inputs(words, self.task, self.data)
+
+    def stream(
+        self, examples: Iterable[Example | None], top_k: int | None = None, features: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """An answer per example, in order, as soon as a batch is full or the source pauses (None).
+
+        One that cannot be read is answered with its `error`.
+        """
+        batch: list[Example] = []
+        for item in examples:
+            if item is not None:
+                if batch and len(item.values or ()) != len(batch[-1].values or item.values or ()):
+                    yield from self._answers(batch, top_k, features)  # texts and pairs do not share a batch
+                    batch = []
+                batch.append(item)
+            if batch and (item is None or len(batch) == self.batch_size):
+                yield from self._answers(batch, top_k, features)
+                batch = []
+        if batch:
+            yield from self._answers(batch, top_k, features)
+
+    def _answers(self, batch: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
+        whole = [e for e in batch if not self._wrong(e)]
+        logits, vectors = self.logits([e.values for e in whole if e.values], features) if whole else ([], None)
+        answers = {id(e): self.answer(z, top_k) for e, z in zip(whole, logits, strict=True)}
+        if vectors is not None:
+            for e, vector in zip(whole, vectors, strict=True):
+                answers[id(e)]["features"] = vector.tolist()
+        for e in batch:
+            yield {"input": e.shown, **answers.get(id(e), {"error": self._wrong(e)})}
+
+    def answer(self, logits: Any, top_k: int | None = None) -> dict[str, Any]:
+        """The answer that one example's logits (labels,) stand for."""
+        if self.labels.problem_type == "regression":
+            return {"value": float(logits[0])}
+        several = self.labels.problem_type == "multi_label_classification"
+        wide = np.asarray(logits, dtype=np.float64)
+        scores = expit(wide) if several else softmax(wide)
+        order = np.argsort(-scores, kind="stable")[:top_k] if top_k else range(len(scores))
+        named = {"scores": {self.labels.names[i]: float(scores[i]) for i in order}}
+        if several:
+            limits = thresholds_of(self.model.config) or [THRESHOLD] * len(scores)
+            chosen = [n for n, p, t in zip(self.labels.names, scores, limits, strict=True) if p > t]
+            return {"labels": chosen, **named}
+        best = int(np.asarray(logits).argmax())
+        return {"label": self.labels.names[best], "score": float(scores[best]), **named}
+
+    @torch.no_grad()
+    def logits(self, values: Sequence[tuple[Any, ...]], features: bool = False) -> tuple[Any, Any]:
+        """((examples, labels) logits, (examples, width) features or None) of one batch, computed as in evaluation."""
+        columns = list(zip(*values, strict=True))
+        encoded, owners = self.task.look(columns, self.processor, self.views, self.data)
+        rows = [{k: v[i] for k, v in encoded.items()} for i in range(len(owners))]
+        parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        if len(rows) == len(values):  # as the caller chose the batch
+            parts = [rows]
+        found, vectors = zip(*(self._forward(part, features) for part in parts), strict=True)
+        logits = pooled(np.concatenate(found), owners, self.views.pool)
+        return logits, pooled(np.concatenate(vectors), owners, "mean") if features else None
+
+    def _forward(self, rows: list[dict[str, Any]], features: bool) -> tuple[Any, Any]:
+        device = self.model.device
+        batch = {k: v.to(device) for k, v in self.task.collator(self.processor)(rows).items()}
+        self.model.eval()
+        seen = _Features(self.model) if features else None
+        with _autocast(self.precision, device), seen or contextlib.nullcontext():
+            output = self.model(**batch).logits
+        vectors = seen.pooled(batch).float().cpu().numpy() if seen else None
+        return output.float().cpu().numpy(), vectors
+
+
+class _Features:
+    """Notes, during a forward pass, what the head receives: the input of its first layer with weights."""
+
+    def __init__(self, model: torch.nn.Module):
+        head = {name.rpartition(".")[0] for name in layer_groups(model)[-1].parameters}
+        self.model = model
+        self.layers = [module for name, module in model.named_modules() if name in head]
+        self.seen: torch.Tensor | None = None
+
+    def __enter__(self) -> _Features:
+        self.handles = [layer.register_forward_pre_hook(self._note) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.seen is None and inputs and torch.is_tensor(inputs[0]):
+            self.seen = inputs[0]
+
+    def pooled(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(examples, width). Where the head classifies every token (decoders), the last one that is no padding."""
+        assert self.seen is not None, "the head was not called"
+        if self.seen.ndim == 3 and "attention_mask" in batch and self.seen.shape[:2] == batch["attention_mask"].shape:
+            places = torch.arange(self.seen.shape[1], device=self.seen.device)
+            last = (batch["attention_mask"] * places).argmax(-1)
+            return self.seen[torch.arange(len(last), device=last.device), last]
+        return self.seen.flatten(1)
+
+
+def _autocast(precision: str | None, device: torch.device) -> Any:
+    if precision is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])

@@ -1,0 +1,145 @@
+"""From labeled data to metrics, as training computes them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.examine import examine
+from hf_transfer.data.images import undecoded
+from hf_transfer.data.labels import LABELS, encode, find_labels
+from hf_transfer.data.load import load_held_out, load_splits, standard_name
+from hf_transfer.data.splits import draw, make_data
+from hf_transfer.data.streaming import beginning
+from hf_transfer.errors import UserError, nearest
+from hf_transfer.evaluation import metrics
+from hf_transfer.evaluation.measure import held_out_metrics, measured, metrics_of
+from hf_transfer.evaluation.thresholds import thresholds_of
+from hf_transfer.inference.answering import Answering
+from hf_transfer.inference.inputs import example
+from hf_transfer.objectives.losses import Loss
+
+
+@dataclass
+class Evaluating(Answering):
+    """A model that is measured on labeled data; see `Predictor`."""
+
+    def evaluate(
+        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+    ) -> dict[str, Any]:
+        """Metrics on labelled data, as training computes them.
+
+        Args:
+            data: where the data is; None takes what the run held out.
+            split: which of its splits (default: test, else validation, else the only one).
+            max_examples: only so many of them, drawn by class.
+
+        Returns:
+            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`.
+
+        Raises:
+            UserError: there is no such data, or its labels are not the model's.
+        """
+        name, examples, inputs = self._held_out(data, split, max_examples)
+        if self.views.several:
+            found = self._measure_looks(examples, inputs)
+        else:
+            found = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
+        return {**found, "metrics_split": name, "dataset": _name_of(data or self.data)}
+
+    def other_data(self, **keys: Any) -> DataArguments:
+        """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
+        nothing = dict.fromkeys(
+            ("in_memory", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
+        )
+        return replace(self.data, **{**nothing, "max_predict_samples": None, "streaming": False, **keys})
+
+    def _held_out(
+        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+    ) -> tuple[str, Dataset, tuple[str, ...]]:
+        """(name, examples with encoded labels, input columns) of the split to evaluate on."""
+        own = data is None
+        args = self.data if data is None else data
+        if own and not (args.dataset_name or args.train_file):
+            raise UserError(
+                "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
+            )
+        if own:
+            splits = (beginning if args.streaming else load_splits)(args)
+            features = splits["train"].features
+        else:
+            name, examples = load_held_out(args, split)
+            features = examples.features
+        inputs = self.task.input_columns(features, args)
+        if not inputs:
+            raise UserError(
+                f"{self.task.input_key}: the data has no input column for {self.task.name}.",
+                f"Name one of {', '.join(features)}.",
+            )
+        splits, column = find_labels(splits if own else {name: examples}, inputs, args)
+        if own:
+            whole = make_data(splits, inputs, column, self.labels, args, self.seed)
+            if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out
+                whole, _ = examine(whole, self.task.trace, args, self.seed, ("test", "validation"))
+            made = whole.splits
+            name = standard_name(split) if split else "test" if "test" in made else "validation"
+            if name not in made:
+                raise UserError(
+                    f"split: the data has no split {split!r}.", f"It has {', '.join(made)}.{nearest(name, made)}"
+                )
+            examples = made[name]
+        else:
+            examples = encode(splits[name], name, column, self.labels)
+        if max_examples is not None and max_examples < len(examples):
+            examples = draw(examples, max_examples, self.labels, self.seed)[1]
+        return name, examples, inputs
+
+    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
+        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+        logits: list[Any] = []
+        for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
+            rows = list(zip(*(batch[c] for c in inputs), strict=True))
+            read = [example(self.task, None, row) for row in rows]
+            for i, made in enumerate(read):
+                if made.values is None:
+                    row = sum(len(part) for part in logits) + i
+                    raise UserError(f"Example {row} of the data cannot be used: {made.error}.")
+            logits.append(self.logits([made.values for made in read if made.values is not None])[0])
+        kind, found = self.labels.problem_type, np.concatenate(logits)
+        labels = np.array(examples[LABELS][:])
+        loss = Loss(kind).total(torch.tensor(found), torch.tensor(labels)) / len(labels)
+        values = {"loss": float(loss), **metrics.compute(kind, found, labels)}
+        return measured(kind, values, found, labels, thresholds_of(self.model.config))
+
+    def measure(self, prepared: Dataset) -> dict[str, Any]:
+        """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
+        with tempfile.TemporaryDirectory() as folder:
+            args = TrainingArguments(
+                folder,
+                per_device_eval_batch_size=self.batch_size,
+                remove_unused_columns=False,
+                dataloader_pin_memory=torch.accelerator.is_available(),
+                disable_tqdm=True,
+                average_tokens_across_devices=False,  # else Trainer multiplies BERT's loss by the number of processes
+                use_cpu=not torch.accelerator.is_available(),
+                **({self.precision: True} if self.precision else {}),
+            )
+            trainer = Trainer(
+                model=self.model,
+                args=args,
+                data_collator=self.task.collator(self.processor),
+                compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
+            )
+            found = held_out_metrics(trainer, prepared, self.labels.problem_type)
+        return {name: found[name] for name in ("metrics", "intervals", "num_examples")}
+
+
+def _name_of(data: DataArguments) -> str | None:
+    return data.test_file or data.dataset_name or data.train_file
