@@ -31,12 +31,14 @@ from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_options, unknown
+from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
 from hf_transfer.config.values import coerce
 from hf_transfer.errors import UserError, UserErrors, nearest, one_line
 from hf_transfer.objectives.losses import check as check_loss
 from hf_transfer.plan.checks import check
 from hf_transfer.plan.strategies import STRATEGIES
+from hf_transfer.tasks import TASKS
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.linear_probe import check as check_probe
 from hf_transfer.training.linear_probe import check_run
@@ -196,6 +198,36 @@ def to_commented_yaml(values: Mapping[str, Any]) -> str:
 # ---- the configuration ---------------------------------------------------------------------------------------------
 
 
+def _merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
+    """(values by key, keys whose value was refused, problems); what was given comes before the file."""
+    values: dict[str, Any] = {}
+    refused, problems = set[str](), []
+    for source, is_file in ((file, True), (given, False)):
+        for name, raw in source.items():
+            if name not in keys():
+                problems.append(unknown(name, keys()))
+            elif is_file and name in COMMAND_LINE_ONLY and raw:
+                problems.append(f"{name} cannot be set in a file, only on the command line.")
+            else:
+                try:
+                    values[name] = coerce(raw, keys()[name])
+                except ValueError as error:
+                    problems.append(f"{name}: {error}")
+                    refused.add(name)
+    return values, refused, problems
+
+
+def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """Every problem that shows without a model and without data."""
+    plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
+    loss = LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})
+    problems = []
+    if values["task"] is not None and values["task"] not in TASKS:
+        problems.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
+    problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
+    return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
+
+
 @dataclass
 class Config:
     """A checked configuration.
@@ -223,35 +255,11 @@ class Config:
         Raises:
             UserErrors: every unknown key, wrong value and contradiction, in one message.
         """
-        found, rejected = list(problems), set[str]()
-        values: dict[str, Any] = {}
-        for source, origin in ((file, "in the file"), (given, "")):
-            for name, raw in source.items():
-                if name not in keys():
-                    found.append(unknown(name, keys()))
-                elif origin and name in COMMAND_LINE_ONLY and raw:
-                    found.append(f"{name} cannot be set in a file, only on the command line.")
-                else:
-                    try:
-                        values[name] = coerce(raw, keys()[name])
-                    except ValueError as error:
-                        found.append(f"{name}: {error}")
-                        rejected.add(name)
-        chosen = dict(values)
+        chosen, rejected, wrong = _merged(file, given)
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
-        plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
-        found += [
-            *_missing(values, rejected, needs),
-            *_contradictions(values, chosen),
-            *_out_of_range(values),
-            *check(plan),
-            *check_loss(LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})),
-            *check_bucketing(values),
-            *check_probe(SimpleNamespace(**values)),
-            *check_run(values),
-        ]
-        if found:
-            raise UserErrors(found)
+        wrong = [*problems, *wrong, *missing(values, rejected, needs), *_problems_of(values, chosen)]
+        if wrong:
+            raise UserErrors(wrong)
         if values["stages"] is not None:
             values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
         values["from_scratch"] |= values["strategy"] == "scratch"
@@ -304,80 +312,6 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # TrainingArguments' own checks
         raise UserError(one_line(error)) from error
-
-
-def _missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collection[str]) -> list[str]:
-    """Keys that every run needs; one whose value was refused is not missing."""
-    found = []
-    values = {**values, **dict.fromkeys(rejected, "given")}
-    if not values["model_name_or_path"]:
-        found.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
-    if "output" in needs and not values["output_dir"]:
-        found.append("output_dir is missing: the folder that the run is written to.")
-    if "data" in needs and not values["dataset_name"] and not values["train_file"]:
-        found.append("dataset_name or train_file is missing: what to train on.")
-    return found
-
-
-def _contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
-    """Keys that exclude each other, and a task that does not exist."""
-    from hf_transfer.tasks import TASKS  # a task's module imports this one
-
-    found = []
-    if values["task"] is not None and values["task"] not in TASKS:
-        found.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
-    found += _streaming(values) if values["streaming"] else []
-    if values["augmented_views"] is not None and values["augmentation"] == "none" and not values["random_erasing"]:
-        found.append(
-            f"augmented_views: {values['augmented_views']} has no effect with augmentation: none; choose one, for "
-            "example augmentation: basic."
-        )
-    for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
-        if values[one] and values[other]:
-            found.append(f"{one} and {other} contradict each other: keep one.")
-    if chosen.get("from_scratch") is False and values["strategy"] == "scratch":
-        found.append("from_scratch: false contradicts strategy: scratch, which is training from random weights.")
-    if values["from_scratch"] and with_adapter(values["strategy"], values["adapter"]) != "none":
-        found.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
-    if chosen.get("stages") is not None:
-        total = sum(
-            float(s["epochs"]) for s in chosen["stages"] if isinstance(s, Mapping) and _is_epochs(s.get("epochs"))
-        )
-        if "num_train_epochs" in chosen and chosen["num_train_epochs"] != total:
-            found.append(
-                f"num_train_epochs: {chosen['num_train_epochs']:g} contradicts stages, which last {total:g} epochs; "
-                "leave num_train_epochs out."
-            )
-    return found
-
-
-def _streaming(values: Mapping[str, Any]) -> list[str]:
-    """What a stream needs, and what wants to see all of it."""
-    found = [
-        f"streaming: a stream has no length, so {name} must say {what}."
-        for name, what, there in (
-            ("max_steps", "how long to train", values["max_steps"] > 0),
-            ("max_eval_samples", "how many examples validate", values["max_eval_samples"] is not None),
-        )
-        if not there
-    ]
-    wants_all = (
-        ("drop_leaks", values["drop_leaks"]),
-        ("balanced_sampling", values["balanced_sampling"]),
-        ("length_bucketing", values["length_bucketing"]),
-        ("class_weights: auto", values["class_weights"] == "auto"),
-        ("max_train_samples", values["max_train_samples"] is not None),
-    )
-    found += [
-        f"streaming: {name} needs all examples before training; leave it out." for name, is_set in wants_all if is_set
-    ]
-    if values["augmented_views"] is not None:
-        found.append("streaming: augmented_views come again, and no example of a stream is known again; leave it out.")
-    return found
-
-
-def _is_epochs(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _out_of_range(values: Mapping[str, Any]) -> list[str]:

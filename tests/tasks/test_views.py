@@ -164,10 +164,10 @@ def test_on_the_command_line(image_run, text_run, capsys, tmp_path):
     assert answer["scores"] == pytest.approx(text_run.predict([long], stride=5, pool="max")[0]["scores"], abs=1e-5)
     for run, words, said in (
         (text_run, ["--tta", "2"], "tta: only applies to images"),
-        (text_run, ["--stride", "-1"], "stride: -1 is negative"),
+        (text_run, ["--stride", "-1"], "stride: expected a number at least 0, got -1"),
         (text_run, ["--stride", "3", "--pool", "middle"], "is not one of mean, max"),
         (image_run, ["--stride", "3"], "stride: only applies to text"),
-        (image_run, ["--tta", "0"], "tta: 0 is not positive"),
+        (image_run, ["--tta", "0"], "tta: expected a positive number, got 0"),
     ):
         assert main(["evaluate", str(run.output_dir), *words, "--quiet"]) == 2
         assert said in capsys.readouterr().err

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hf_transfer.config.fields import setting
+from hf_transfer.config.fields import setting, settings_of, wrong_values
 from hf_transfer.errors import UserError
 
 POOLS = ("mean", "max")
@@ -20,11 +20,13 @@ class Views:
         1,
         "test-time augmentation: views per image, logits pooled: the whole image, then crops of seven eighths, each "
         "also mirrored if training mirrored",
+        above=0,
         resume="free",
     )
     stride: int | None = setting(
         None,
         "split long texts into windows that overlap by this many tokens, and pool their logits (default: truncate)",
+        minimum=0,
         resume="free",
     )
     pool: str = setting("mean", "how the logits of several views are pooled, per label", choices=POOLS, resume="free")
@@ -34,16 +36,12 @@ class Views:
         """Of the keys of this class among `values`.
 
         Raises:
-            UserError: a value is none.
+            UserError: a value is out of range.
         """
-        made = cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
-        if made.tta < 1:
-            raise UserError(f"tta: {made.tta} is not positive.")
-        if made.stride is not None and made.stride < 0:
-            raise UserError(f"stride: {made.stride} is negative.")
-        if made.pool not in POOLS:
-            raise UserError(f"pool: {made.pool!r} is not one of {', '.join(POOLS)}.")
-        return made
+        views = cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
+        for problem in wrong_values(vars(views), settings_of(cls)):
+            raise UserError(problem)
+        return views
 
     @property
     def several(self) -> bool:

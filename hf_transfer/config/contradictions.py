@@ -1,0 +1,89 @@
+"""Keys that are missing, or that exclude each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from hf_transfer.config.arguments.adapter import with_adapter
+
+
+def missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collection[str]) -> list[str]:
+    """Keys that every run needs; one whose value was refused is not missing."""
+    problems = []
+    values = {**values, **dict.fromkeys(rejected, "given")}
+    if not values["model_name_or_path"]:
+        problems.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
+    if "output" in needs and not values["output_dir"]:
+        problems.append("output_dir is missing: the folder that the run is written to.")
+    if "data" in needs and not values["dataset_name"] and not values["train_file"]:
+        problems.append("dataset_name or train_file is missing: what to train on.")
+    return problems
+
+
+def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """Keys that exclude each other.
+
+    Args:
+        values: every key with its value.
+        chosen: the keys that were given.
+    """
+    problems = []
+    problems += _streaming(values) if values["streaming"] else []
+    if values["augmented_views"] is not None and values["augmentation"] == "none" and not values["random_erasing"]:
+        problems.append(
+            f"augmented_views: {values['augmented_views']} has no effect with augmentation: none; choose one, for "
+            "example augmentation: basic."
+        )
+    for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
+        if values[one] and values[other]:
+            problems.append(f"{one} and {other} contradict each other: keep one.")
+    if chosen.get("from_scratch") is False and values["strategy"] == "scratch":
+        problems.append("from_scratch: false contradicts strategy: scratch, which trains from random weights.")
+    if values["from_scratch"] and with_adapter(values["strategy"], values["adapter"]) != "none":
+        problems.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
+    return [*problems, *_lengths(chosen)]
+
+
+def _streaming(values: Mapping[str, Any]) -> list[str]:
+    """What a stream needs, and what wants to see all of it."""
+    problems = [
+        f"streaming: a stream has no length, so {name} must say {what}."
+        for name, what, there in (
+            ("max_steps", "how long to train", values["max_steps"] > 0),
+            ("max_eval_samples", "how many examples to validate on", values["max_eval_samples"] is not None),
+        )
+        if not there
+    ]
+    wants_all = (
+        ("drop_leaks", values["drop_leaks"]),
+        ("balanced_sampling", values["balanced_sampling"]),
+        ("length_bucketing", values["length_bucketing"]),
+        ("class_weights: auto", values["class_weights"] == "auto"),
+        ("max_train_samples", values["max_train_samples"] is not None),
+    )
+    problems += [
+        f"streaming: {name} needs all examples before training; leave it out." for name, is_set in wants_all if is_set
+    ]
+    if values["augmented_views"] is not None:
+        problems.append(
+            "streaming: augmented_views are reused, and a stream's examples are not recognized; leave it out."
+        )
+    return problems
+
+
+def _is_epochs(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _lengths(chosen: Mapping[str, Any]) -> list[str]:
+    """The number of epochs, where `stages` says another one."""
+    stages, epochs = chosen.get("stages"), chosen.get("num_train_epochs")
+    if stages is None or epochs is None:
+        return []
+    total = sum(float(s["epochs"]) for s in stages if isinstance(s, Mapping) and _is_epochs(s.get("epochs")))
+    if epochs == total:
+        return []
+    return [
+        f"num_train_epochs: {epochs:g} contradicts stages, which last {total:g} epochs; leave num_train_epochs out."
+    ]
