@@ -439,9 +439,9 @@ def our_scales(groups: Any, decay: float) -> dict[str, float]:
     from hf_transfer.config.arguments.plan import PlanArguments
 
     class Keys(PlanArguments):
-        learning_rate, num_train_epochs = 1.0, 1.0
+        num_train_epochs = 1.0
 
-    (stage,) = make_plan(Keys(strategy="full", layer_lr_decay=decay), groups).stages
+    (stage,) = make_plan(Keys(strategy="full", layer_lr_decay=decay, learning_rate=1.0), groups).stages
     return {name: stage.rate(group.name, name) for group in groups for name in group.parameters}
 
 

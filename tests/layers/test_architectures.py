@@ -87,8 +87,7 @@ def test_timm(name):
 
 
 @pytest.mark.parametrize("name", [n for n in arch.TIMM if n not in arch.UNDECLARED_BY_TIMM])
-@pytest.mark.parametrize("decay", [0.5, 0.75])
-def test_rates_are_timms_own(name, decay):
+def test_rates_are_timms_own(name, decay=0.75):
     """`param_groups_layer_decay` gives its last block `decay` and the head 1; we give both 1 (see `as_ours`)."""
     if not timm.is_model(name):
         pytest.skip(f"timm {timm.__version__} has no {name}")
