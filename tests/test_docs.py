@@ -208,7 +208,6 @@ def test_the_strategy_in_contributing_works():
     code = next(b for b in blocks(ROOT / "CONTRIBUTING.md", "python") if b.startswith("def top_down"))
     names: dict = {}
     exec(f"from __future__ import annotations\n{code}", names)
-    assert ast.parse(code)
     stages = names["top_down"](None, ["stem", "a", "b", "c"])
     assert [s["train"] for s in stages] == ["head", 2, "all"]
     groups = layer_groups(tiny_bert(layers=3))
@@ -231,7 +230,7 @@ def test_the_configs_of_accelerate_say_when_to_pick_them():
 
 def test_the_architecture_in_contributing_is_all_that_is_needed(monkeypatch):
     """Without any other rule, the line as printed puts HF's ResNet in order."""
-    from hf_transfer.layers import groups as declared
+    from hf_transfer.layers import declared
     from tests import architectures as arch
 
     line = next(b for b in blocks(ROOT / "CONTRIBUTING.md", "python") if b.startswith('"resnet"'))

@@ -1,1 +1,1 @@
-"""Adapters: where they go, how they are attached, saved and merged."""
+"""Adapters: choose their modules, attach, save and merge them."""

@@ -1,9 +1,10 @@
-"""Residual bottleneck adapters, as a method of peft: `y + up(act(down(y)))` behind a sub-layer's output projection.
+"""Residual bottleneck adapters as a peft method: `y + up(act(down(y)))` after the output projection of a sub-layer.
 
-`houlsby` puts one behind each sub-layer of a block, attention and feed-forward (Houlsby et al. 2019, section 2.1),
-`pfeiffer` one per block, behind its last sub-layer (Pfeiffer et al. 2021, section 3.2). `up` begins at zero, so that
-training begins at the pretrained function. peft 0.21 has no such method: importing this module makes it known to peft,
-which then saves, loads and switches it like its own. Files with it load where `hf_transfer` is installed.
+`houlsby` adds one adapter after each sub-layer of a block, attention and feed-forward (Houlsby et al. 2019, section
+2.1); `pfeiffer` adds one per block, after its last sub-layer (Pfeiffer et al. 2021, section 3.2). `up` is initialized
+to zero, so that training starts from the pretrained function. peft 0.21 has no such method: importing this module
+registers it, and peft saves, loads and switches it like its own methods. Saved adapters can be loaded wherever
+`hf_transfer` is installed.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ class BottleneckConfig(PeftConfig):
     """Configuration of residual bottleneck adapters.
 
     Attributes:
-        placement: `houlsby`, two per transformer block, or `pfeiffer`, one.
-        reduction_factor: the layer's width over the adapter's.
-        non_linearity: name of an activation of transformers.
-        target_modules: the layers behind which adapters sit; filled in from the model.
-        exclude_modules: of these.
-        modules_to_save: what is trained and saved whole; filled in with the head.
+        placement: `houlsby` (two adapters per transformer block) or `pfeiffer` (one).
+        reduction_factor: width of the layer divided by the width of the bottleneck.
+        non_linearity: name of a transformers activation.
+        target_modules: layers followed by an adapter; filled in from the model.
+        exclude_modules: exceptions to `target_modules`.
+        modules_to_save: modules that are fully trained and saved; the head is added.
+
+    Raises:
+        UserError: unknown placement or activation, or a reduction factor that is not positive.
     """
 
     placement: str = "pfeiffer"
@@ -65,7 +69,9 @@ class BottleneckConfig(PeftConfig):
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A layer with a bottleneck behind it: (..., width) for linear layers, (batch, width, ...) for convolutions."""
+    """A layer followed by a bottleneck; its output is (..., width) for linear layers, (batch, width, ...) for
+    convolutions.
+    """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     base_layer: Any
@@ -87,7 +93,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
-        """Add an adapter."""
+        """Add the adapter `adapter_name`."""
         base = self.get_base_layer()
         width = output_width(base)
         narrow = max(1, round(width / config.reduction_factor))
@@ -112,13 +118,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise UserError(
-            "A bottleneck adapter is not linear, so it cannot be merged into its layer.",
-            "Keep it as it is, or train lora, whose update can be merged.",
+            "A bottleneck adapter is nonlinear and cannot be merged into its layer.",
+            "Keep it separate, or train lora, whose update can be merged.",
         )
 
 
 class BottleneckModel(BaseTuner):
-    """What peft wraps a model in."""
+    """peft's wrapper around a model with bottleneck adapters."""
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
@@ -137,36 +143,36 @@ class BottleneckModel(BaseTuner):
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        made = BottleneckLayer(target, adapter_name, peft_config)
+        layer = BottleneckLayer(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
-            made.requires_grad_(False)
-        self._replace_module(parent, target_name, made, target)
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
 
 
 def output_width(layer: nn.Module) -> int:
-    """Features or channels of a layer's output."""
+    """Number of output features or channels of a layer."""
     if isinstance(layer, Conv1D):
         return int(layer.nf)
     return int(layer.out_channels if isinstance(layer, nn.Conv1d | nn.Conv2d) else layer.out_features)  # type: ignore[arg-type]
 
 
 def places(model: nn.Module, groups: Sequence[LayerGroup], order: Sequence[str], placement: str | None) -> list[str]:
-    """The layers that end a sub-layer of a block, read off their order of use and their widths.
+    """The last layer of each sub-layer of a block, inferred from the order of use and the widths of the layers.
 
-    A block's last layer gives its width; of what comes before, a sub-layer ends with the last layer of that width
-    before one that is wider: attention's output projection before the feed-forward layer.
+    The last layer of a block has the block's width. An earlier sub-layer ends with the last layer of that width before
+    a wider one, such as the output projection of attention before the feed-forward layer.
 
     Args:
-        model: without an adapter.
+        model: a model without an adapter.
         groups: its layer groups.
-        order: names of linear layers and convolutions in the order of use.
-        placement: `houlsby` or `pfeiffer`.
+        order: names of its linear layers and convolutions in order of use.
+        placement: `houlsby` for all sub-layers, else only the last one of each block.
     """
-    found: list[str] = []
+    targets: list[str] = []
     for group in groups[:-1]:
         own = set(group.parameters)
         layers = [n for n in order if f"{n}.weight" in own]
-        inside = [n for n in layers if f".{group.name}." in f".{n}"]  # not a pooler that joined the last block
+        inside = [n for n in layers if f".{group.name}." in f".{n}"]  # without a pooler grouped with the last block
         layers = inside or layers
         widths = [output_width(model.get_submodule(n)) for n in layers]
         ends, candidate = [], None
@@ -177,14 +183,14 @@ def places(model: nn.Module, groups: Sequence[LayerGroup], order: Sequence[str],
             elif width == widths[-1]:
                 candidate = name
         ends += [candidate] if candidate is not None else []
-        found += ends if placement == "houlsby" else ends[-1:]
-    return found
+        targets += ends if placement == "houlsby" else ends[-1:]
+    return targets
 
 
 def _register() -> None:
-    """peft's own `register_peft_method` takes only names of its enumeration; its mappings take any text."""
-    known: Mapping[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
-    if KIND not in known:
+    """Register the method in peft's mappings; `register_peft_method` only accepts members of peft's own enum."""
+    registered: Mapping[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
+    if KIND not in registered:
         PEFT_TYPE_TO_CONFIG_MAPPING[KIND] = BottleneckConfig
         PEFT_TYPE_TO_TUNER_MAPPING[KIND] = BottleneckModel
         PEFT_TYPE_TO_PREFIX_MAPPING[KIND] = BottleneckModel.prefix

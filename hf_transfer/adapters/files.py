@@ -1,7 +1,7 @@
-"""The files of an adapter: what `output_dir` holds, how it is loaded, merged, and checked.
+"""The files of an adapter: load, save, merge and verify them.
 
-`adapter_config.json` and `adapter_model.safetensors` are peft's; `config.json` beside them holds the labels. Plain
-libraries load them so:
+`adapter_config.json` and `adapter_model.safetensors` are peft's; `config.json` next to them contains the labels.
+Without `hf_transfer` they are loaded like this:
 
     config = AutoConfig.from_pretrained("out")
     base = json.load(open("out/adapter_config.json"))["base_model_name_or_path"]
@@ -26,17 +26,17 @@ from transformers.utils import find_adapter_config_file
 
 from hf_transfer.adapters import bottleneck
 from hf_transfer.errors import UserError, WorkFailed, one_line
-from hf_transfer.layers.groups import plain_names
+from hf_transfer.layers.wrappers import plain_names
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
-KEPT_APART = "base_model.model."  # what peft puts before a model's own names
+KEPT_APART = "base_model.model."  # peft's prefix of the names of a model's own parameters
 
 
 def adapter_config(place: str, options: dict[str, Any]) -> PeftConfig | None:
-    """peft's configuration in a folder or a hub repository; None where it holds no adapter.
+    """peft's configuration in a folder or hub repository; None if there is no adapter.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the configuration cannot be read, or its backbone is missing.
     """
     options = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
     if Path(place).is_dir() and not (Path(place) / "adapter_config.json").is_file():
@@ -50,42 +50,45 @@ def adapter_config(place: str, options: dict[str, Any]) -> PeftConfig | None:
     if not config.base_model_name_or_path:
         raise UserError(
             f"model_name_or_path: the adapter in {place!r} does not name its backbone.",
-            "Write base_model_name_or_path into its adapter_config.json.",
+            "Set base_model_name_or_path in its adapter_config.json.",
         )
     base = Path(config.base_model_name_or_path)
     if base.is_absolute() and not base.is_dir():
         raise UserError(
-            f"model_name_or_path: the adapter in {place!r} needs the backbone {str(base)!r}, which is not there.",
-            "Bring the folder back, or write its new place into adapter_config.json.",
+            f"model_name_or_path: the adapter in {place!r} requires the backbone {str(base)!r}, which does not exist.",
+            "Restore the folder, or set its new path in adapter_config.json.",
         )
     return config
 
 
 def put_on(model: Any, place: str, options: dict[str, Any], restart: bool = False) -> tuple[Any, set[str]]:
-    """(backbone with the adapter of `place`, plain names of the parameters that its files hold).
+    """Load an adapter on its backbone.
 
     Args:
-        model: the backbone, with a head of any size: one of another size than the file's stays as it is.
-        place: folder or hub id.
-        options: of `from_pretrained`.
-        restart: take the head and what else was saved whole, not the adapter.
+        model: the backbone; a head of a different size than the saved one is kept as it is.
+        place: folder or hub id of the adapter.
+        options: keyword arguments of `from_pretrained`.
+        restart: load only the head and other fully saved modules, not the adapter.
+
+    Returns:
+        The model, and the plain names of the backbone parameters that the files contain.
 
     Raises:
-        UserError: the files do not belong to this backbone.
+        UserError: the files cannot be read or do not fit the backbone.
     """
     options = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
     try:
         state = load_peft_weights(place, device="cpu", **({} if Path(place).is_dir() else options))
         own = dict(model.state_dict())
-        held = {k.removeprefix(KEPT_APART).removeprefix("base_model."): v for k, v in state.items()}
-        whole = {n: t for n, t in held.items() if n in own and own[n].shape == t.shape}
+        saved = {k.removeprefix(KEPT_APART).removeprefix("base_model."): v for k, v in state.items()}
+        fitting = {n: t for n, t in saved.items() if n in own and own[n].shape == t.shape}
         if restart:
-            model.load_state_dict(whole, strict=False)
-            return model, set(whole)
+            model.load_state_dict(fitting, strict=False)
+            return model, set(fitting)
         config = PeftConfig.from_pretrained(place, **({} if Path(place).is_dir() else options))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
-            made = PeftModel.from_pretrained(
+            adapted = PeftModel.from_pretrained(
                 model,
                 place,
                 is_trainable=not config.is_prompt_learning,
@@ -97,11 +100,11 @@ def put_on(model: Any, place: str, options: dict[str, Any], restart: bool = Fals
         raise UserError(
             f"model_name_or_path: the adapter in {place!r} cannot be loaded ({one_line(error)})."
         ) from error
-    return made, set(whole)
+    return adapted, set(fitting)
 
 
 def write_config(model: PeftModel, folder: str | Path) -> None:
-    """`config.json` beside an adapter: the labels, and the class that the backbone is loaded with."""
+    """Write `config.json` next to an adapter: the labels, and the class to load the backbone with."""
     core = model.get_base_model()
     config = copy.deepcopy(core.config)
     config.architectures = [type(core).__name__]
@@ -109,33 +112,33 @@ def write_config(model: PeftModel, folder: str | Path) -> None:
 
 
 def merged(model: Any) -> Any:
-    """A plain model whose weights hold what the adapter of `model` learnt; `model` stays as it is.
+    """A copy of `model` with its adapter merged into the weights, as a plain model.
 
     Raises:
-        UserError: its kind of adapter is no change of weights (prompts, prefixes, bottlenecks).
+        UserError: this kind of adapter cannot be merged (prompts, prefixes, bottlenecks).
     """
     if not isinstance(model, PeftModel):
         return model
     kind = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
     if model.active_peft_config.is_prompt_learning or kind == bottleneck.KIND:
         raise UserError(
-            f"An adapter of type {kind} cannot be merged: it is no change of weights.",
-            "Keep it as it is, or train lora, whose update can be merged.",
+            f"An adapter of type {kind} cannot be merged: it does not update weights.",
+            "Keep it separate, or train lora, whose update can be merged.",
         )
     try:
-        whole = _unwrapped(copy.deepcopy(model))
+        plain = _unwrapped(copy.deepcopy(model))
     except (*_UNREADABLE, NotImplementedError, AttributeError) as error:
         raise UserError(f"This adapter cannot be merged ({one_line(error)}).") from error
-    for parameter in whole.parameters():
+    for parameter in plain.parameters():
         parameter.requires_grad_(True)
-    return whole
+    return plain
 
 
 def _unwrapped(model: PeftModel) -> Any:
     """The backbone with merged layers in place of peft's.
 
-    Not peft's own `merge_and_unload`, which for ln_tuning keeps the head wrapped, so that a saved model has none, and
-    for ia3 and vera wants everything that is saved whole to be a single layer.
+    peft's own `merge_and_unload` is not used: for ln_tuning it leaves the head wrapped, so that the saved model has no
+    head, and for ia3 and vera it requires every module in `modules_to_save` to be a single layer.
     """
     core = model.get_base_model()
     for name, module in list(core.named_modules()):
@@ -150,31 +153,31 @@ def _unwrapped(model: PeftModel) -> Any:
 
 
 def merge_checked(model: Any, batch: dict[str, Any]) -> Any:
-    """`merged`, with logits that are the adapter's within rounding.
+    """`merged`, verified to give the same logits up to rounding (relative difference at most 1e-4).
 
     Args:
-        model: with an adapter.
-        batch: what the model reads, without labels.
+        model: a model with an adapter.
+        batch: model inputs without labels.
 
     Raises:
-        UserError: its kind of adapter cannot be merged.
-        WorkFailed: the merged weights answer otherwise (layers that transform their weights at each use).
+        UserError: this kind of adapter cannot be merged.
+        WorkFailed: the merged model gives different logits (layers that transform their weights in the forward pass).
     """
-    whole = merged(model)
-    before, after = logits_of(model, batch), logits_of(whole, batch)
+    plain = merged(model)
+    before, after = logits_of(model, batch), logits_of(plain, batch)
     scale = max(1.0, float(before.abs().max()))
-    apart = float((before - after).abs().max())
-    if not apart <= 1e-4 * scale:
+    difference = float((before - after).abs().max())
+    if not difference <= 1e-4 * scale:
         raise WorkFailed(
-            f"The merged weights do not answer as the adapter does (logits differ by up to {apart:.2g}).",
-            "Keep the adapter: some layer of this model changes its weights at each use.",
+            f"The merged model gives different logits than the adapter (maximum difference {difference:.2g}).",
+            "Keep the adapter separate: some layer of this model transforms its weights in the forward pass.",
         )
-    return whole
+    return plain
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """(examples, labels) in eval mode."""
+    """Logits in eval mode and float32, (examples, classes)."""
     was_training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -186,34 +189,35 @@ def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def check_reload(model: nn.Module, again: nn.Module, batch: dict[str, Any], folder: str | Path) -> None:
-    """Whether what was saved answers as what was trained.
+    """Check that a saved model gives the same logits as the trained one: bit for bit on a CPU, else within 1e-5.
 
     Args:
-        model: as trained.
-        again: loaded from `folder`.
-        batch: what both read, without labels.
-        folder: for the message.
+        model: the trained model.
+        again: the model loaded from `folder`.
+        batch: model inputs without labels.
+        folder: folder of the saved model, for the message.
 
     Raises:
-        WorkFailed: a parameter that the files should hold, or a logit, differs.
+        WorkFailed: the logits differ.
     """
-    theirs = logits_of(again.to(next(model.parameters()).device), batch)
-    ours = logits_of(model, batch)
-    tolerance = 0.0 if ours.device.type == "cpu" else 1e-5 * max(1.0, float(ours.abs().max()))  # atomics of a GPU
-    if ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0.0, atol=tolerance, equal_nan=True):
+    loaded = logits_of(again.to(next(model.parameters()).device), batch)
+    trained = logits_of(model, batch)
+    scale = max(1.0, float(trained.abs().max()))
+    tolerance = 0.0 if trained.device.type == "cpu" else 1e-5 * scale  # GPU kernels may use atomics
+    if trained.shape == loaded.shape and torch.allclose(trained, loaded, rtol=0.0, atol=tolerance, equal_nan=True):
         return
-    apart = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("nan")
+    difference = float((trained - loaded).abs().max()) if trained.shape == loaded.shape else float("nan")
     own, other = (_by_plain_name(m) for m in (model, again))
     differing = [n for n, t in own.items() if n not in other or not torch.equal(t, other[n])]
     raise WorkFailed(
-        f"The model saved in {str(folder)!r} does not answer as the trained one: logits differ by up to {apart:.2g}"
-        + (f", and so do {', '.join(differing[:3])}." if differing else "."),
-        "The checkpoints of the run are as they were; please report this with the model's name.",
+        f"The model saved in {str(folder)!r} gives different logits than the trained one (maximum difference "
+        f"{difference:.2g}" + (f"; differing parameters: {', '.join(differing[:3])})." if differing else ")."),
+        "The checkpoints of the run are unchanged. Please report this with the name of the model.",
     )
 
 
 def _by_plain_name(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters in use and buffers; the copies that peft keeps of what it trains whole are not used."""
+    """Parameters and buffers by plain name, without the unused originals of `modules_to_save`."""
     plain = plain_names(model)
     used = {plain[n]: p for n, p in model.named_parameters() if ".original_module." not in n}
     return used | dict(model.named_buffers())

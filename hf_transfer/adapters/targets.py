@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter goes into, seen from layer groups, types of modules and a forward pass."""
+"""Which modules an adapter goes into, inferred from layer groups, module types and a forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_transfer.layers.groups import LayerGroup
 
 DENSE = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
 LINEAR = (nn.Linear, Conv1D)
-# What each method of peft can adapt; the others are given linear layers.
+# Layer types that each peft method can adapt; methods not listed get linear layers.
 HOSTS: dict[str, tuple[type[nn.Module], ...]] = {
     "LORA": DENSE,
     bottleneck.KIND: DENSE,
@@ -32,38 +32,38 @@ def targets(
     """Full names of the modules to adapt.
 
     Args:
-        model: without an adapter.
+        model: a model without an adapter.
         groups: its layer groups.
-        kind: peft's name of the method.
-        wanted: full names, ends of names or regular expressions; None takes every host in the blocks (for LN_TUNING
-            every norm of the backbone).
+        kind: peft_type of the method.
+        wanted: full names, suffixes of names or regular expressions; None selects every module of the blocks that the
+            method can adapt (for LN_TUNING every normalization layer of the backbone).
 
     Raises:
-        UserError: nothing matches; the message lists what could.
+        UserError: no module matches (the message lists possible names), or a selected module is never called.
     """
     hosts = _hosts(model, groups, kind)
     if wanted and list(wanted) != ["all-linear"]:
         return _chosen(model, groups, hosts, wanted)
     if not hosts:
         raise UserError(
-            f"adapter: {type(model).__name__} has no module in its blocks that {kind} adapts "
+            f"adapter: the blocks of {type(model).__name__} have no module that {kind} can adapt "
             f"({', '.join(t.__name__ for t in HOSTS.get(kind, LINEAR)) if kind != 'LN_TUNING' else 'norms'}).",
-            f"Its blocks hold {', '.join(_kinds(model, groups))}; adapter: lora adapts linear layers and convolutions.",
+            f"They contain {', '.join(_kinds(model, groups))}; adapter: lora adapts linear layers and convolutions.",
         )
     return hosts
 
 
 def _hosts(model: nn.Module, groups: Sequence[LayerGroup], kind: str) -> list[str]:
-    """What `kind` adapts where nobody says otherwise."""
+    """The modules that `kind` adapts by default."""
     group_of = {n: g for g in groups for n in g.parameters}
-    places = groups[:-1] if kind == "LN_TUNING" else groups[:-1] if len(groups) < 3 else _blocks(groups)
-    found = []
+    allowed = groups[:-1] if kind == "LN_TUNING" else groups[:-1] if len(groups) < 3 else _blocks(groups)
+    hosts = []
     for name, module in model.named_modules():
         own = [group_of.get(f"{name}.{n}") for n, _ in module.named_parameters(recurse=False)]
-        if own and all(g in places for g in own) and _fits(module, kind):
-            found.append(name)
-    called = called_modules(model, found) if kind != "LN_TUNING" else None
-    return [n for n in found if called is None or n in called]
+        if own and all(g in allowed for g in own) and _fits(module, kind):
+            hosts.append(name)
+    called = called_modules(model, hosts) if kind != "LN_TUNING" else None
+    return [n for n in hosts if called is None or n in called]
 
 
 def _blocks(groups: Sequence[LayerGroup]) -> Sequence[LayerGroup]:
@@ -76,12 +76,13 @@ def _fits(module: nn.Module, kind: str) -> bool:
         return "norm" in type(module).__name__.lower() and bool(sizes) and max(sizes) == 1
     if not isinstance(module, HOSTS.get(kind, LINEAR)):
         return False
-    if isinstance(module, nn.Conv1d | nn.Conv2d):  # peft gives its own convolution no dilation
+    if isinstance(module, nn.Conv1d | nn.Conv2d):  # peft's convolution ignores dilation
         return module.groups == 1 and all(d == 1 for d in module.dilation)
     return True
 
 
 def narrows(module: nn.Module) -> bool:
+    """Whether a layer has fewer outputs than inputs."""
     if isinstance(module, nn.Conv2d):
         return module.in_channels > module.out_channels
     rows, columns = module.weight.shape  # type: ignore[misc]
@@ -95,23 +96,24 @@ def _chosen(model: nn.Module, groups: Sequence[LayerGroup], hosts: Sequence[str]
         for name, module in model.named_modules()
         if name and not any(f"{name}.{n}" in head for n, _ in module.named_parameters())
     ]
-    found: dict[str, None] = {}
+    chosen: dict[str, None] = {}
     for pattern in wanted:
-        fitting = [n for n in names if n == pattern or n.endswith(f".{pattern}") or _matches(pattern, n)]
-        if not fitting:
-            ends = list(dict.fromkeys(n.rpartition(".")[2] for n in hosts))
+        matching = [n for n in names if n == pattern or n.endswith(f".{pattern}") or _matches(pattern, n)]
+        if not matching:
+            suffixes = list(dict.fromkeys(n.rpartition(".")[2] for n in hosts))
             raise UserError(
                 f"lora_target_modules: {pattern!r} matches no module below the head.",
-                f"Ends of names that could be meant: {', '.join(ends) or 'none'}.{nearest(pattern, ends)}",
+                f"Available suffixes: {', '.join(suffixes) or 'none'}.{nearest(pattern, suffixes)}",
             )
-        found |= dict.fromkeys(fitting)
-    called = called_modules(model, list(found))
-    silent = [n for n in found if called is not None and n not in called]
-    if silent:
+        chosen |= dict.fromkeys(matching)
+    called = called_modules(model, list(chosen))
+    unused = [n for n in chosen if called is not None and n not in called]
+    if unused:
         raise UserError(
-            f"lora_target_modules: no forward pass calls {silent[0]!r}, so an adapter in it would do nothing."
+            f"lora_target_modules: the forward pass does not call {unused[0]!r}, so an adapter in it would have no "
+            "effect."
         )
-    return list(found)
+    return list(chosen)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -122,5 +124,6 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _kinds(model: nn.Module, groups: Sequence[LayerGroup]) -> list[str]:
-    inside = {n.rpartition(".")[0] for g in groups[:-1] for n in g.parameters}
-    return sorted({type(m).__name__ for n, m in model.named_modules() if n in inside})
+    """Class names of the modules below the head that have parameters."""
+    owners = {n.rpartition(".")[0] for g in groups[:-1] for n in g.parameters}
+    return sorted({type(m).__name__ for n, m in model.named_modules() if n in owners})

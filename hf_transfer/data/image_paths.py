@@ -1,4 +1,4 @@
-"""Paths of images in tables, as people write them: relative to the table."""
+"""Tables with a column of image paths, which are relative to the table's folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from datasets import Dataset, Image, Value
 
 from hf_transfer.config.arguments.data import DataArguments
 
-# What a column of pictures is called where nobody said so.
+# Column names that are recognized without `image_column_name`.
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "image_path", "file_name", "filename", "file", "path")
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 def with_images(table: Dataset, file: Path, args: DataArguments) -> Dataset:
-    """`table` with its column of paths, if it has one, as images that are not read yet; else `table` itself.
+    """`table` with its path column turned into an undecoded image column; `table` itself if it has no such column.
 
-    A column of texts is one where `image_column_name` names it, or where it is called as such columns are and its
-    first value ends like an image. Relative paths count from the table's folder; from here only where they lead
-    nowhere there.
+    A text column holds paths if `image_column_name` names it, or if it has one of the usual names and its first value
+    has an image extension. Relative paths are resolved against the table's folder, or against the working directory if
+    the first one exists only there.
     """
     column = _path_column(table, args)
     if column is None:
@@ -30,8 +30,8 @@ def with_images(table: Dataset, file: Path, args: DataArguments) -> Dataset:
     paths = [None if not v else str((base / v).absolute()) for v in values]
     cells = [{"path": path, "bytes": None} for path in paths]
     order = table.column_names
-    made = table.remove_columns(column).add_column(column, cells, feature=Image(decode=False))
-    return made.select_columns(order)
+    with_cells = table.remove_columns(column).add_column(column, cells, feature=Image(decode=False))
+    return with_cells.select_columns(order)
 
 
 def _path_column(table: Dataset, args: DataArguments) -> str | None:

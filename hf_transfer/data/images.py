@@ -1,4 +1,4 @@
-"""Pictures as files, bytes and arrays, as 8-bit images of the model's channels."""
+"""Image files, bytes and arrays as 8-bit PIL images with the model's number of channels."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_DRAFT = 64  # pixels per side, at least
-_DEEP = 255  # the highest value of 8 bits
+_DRAFT = 64  # minimum pixels per side
+_MAX_8_BIT = 255
 
 
 def open_image(value: Any) -> Image:
-    """A picture from a path, its bytes, a cell of a `datasets` image column, a picture or an array.
+    """An image from a path, encoded bytes, a cell of a `datasets` image column, a PIL image or an array.
 
-    Of an animation the first frame; turned as its EXIF orientation says.
+    Files are rotated by their EXIF orientation; an animation gives its first frame.
 
     Raises:
-        ValueError: it cannot be read, or has more pixels than PIL opens (a decompression bomb).
+        ValueError: it is not a readable image, or has more pixels than PIL allows (a decompression bomb).
     """
     from PIL import Image as Pixels
 
-    if isinstance(value, dict):  # how `datasets` stores an image in a file
+    if isinstance(value, dict):  # how `datasets` stores an undecoded image
         value = value.get("bytes") or value.get("path")
     with _explained():
         if isinstance(value, str | Path):
@@ -37,15 +37,15 @@ def open_image(value: Any) -> Image:
         if isinstance(value, bytes):
             return _decoded(value)[0]
         if value is None:
-            raise ValueError("there is none")
+            raise ValueError("no value")
         return value if isinstance(value, Pixels.Image) else Pixels.fromarray(value)
 
 
 def glance(content: bytes) -> tuple[Image, tuple[int, int]]:
-    """(a picture, whole or, of a JPEG, several times faster and smaller, (width, height) of the whole).
+    """(the image, (width, height) at full size); a JPEG is decoded at reduced size, which is several times faster.
 
     Raises:
-        ValueError: it cannot be read: also one that is cut off is seen.
+        ValueError: it is not a readable image, or is truncated.
     """
     with _explained():
         return _decoded(content, draft=True)
@@ -62,35 +62,35 @@ def _decoded(content: bytes, draft: bool = False) -> tuple[Image, tuple[int, int
     if draft:
         image.draft(None, (_DRAFT, _DRAFT))
     image.load()
-    return ImageOps.exif_transpose(image), size  # turned as `datasets` does
+    return ImageOps.exif_transpose(image), size  # as `datasets` does
 
 
 def undecoded(split: Dataset, inputs: Sequence[str]) -> Dataset:
-    """The input columns of a split alone, pictures as they are stored."""
+    """The input columns of a split, without decoding images."""
     from datasets import Image
 
-    found = split.select_columns(list(inputs))
+    selected = split.select_columns(list(inputs))
     for column in inputs:
-        if isinstance(found.features[column], Image):
-            found = found.cast_column(column, Image(decode=False))
-    return found
+        if isinstance(selected.features[column], Image):
+            selected = selected.cast_column(column, Image(decode=False))
+    return selected
 
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """What PIL raises for what is no picture, as one kind of error."""
+    """Turn everything PIL raises for unreadable images into `ValueError`."""
     from PIL.Image import DecompressionBombError
 
     try:
         yield
     except (OSError, SyntaxError, ValueError, TypeError, AttributeError, DecompressionBombError) as error:
-        raise ValueError(f"it cannot be read as an image ({one_line(error, 100)})") from error
+        raise ValueError(f"cannot be read as an image ({one_line(error, 100)})") from error
 
 
 def to_channels(image: Image, channels: int) -> Image:
-    """`image` in colour (3 channels) or grey (1), 8 bits each.
+    """`image` as 8-bit RGB (3 channels) or grayscale (1).
 
-    PIL cuts deeper pixels off at 255: a 16-bit picture would be white. They are scaled instead.
+    PIL clips deeper pixels at 255, which would turn a 16-bit image white; they are rescaled instead.
     """
     from PIL import Image as Pixels
 
@@ -99,8 +99,10 @@ def to_channels(image: Image, channels: int) -> Image:
 
         values = np.asarray(image).astype(np.float64)
         top = values.max(initial=0)
-        scale = _DEEP if image.mode == "F" and top <= 1 else 1 if top <= _DEEP else _DEEP / max(65535, top)
-        image = Pixels.fromarray((values * scale).round().clip(0, _DEEP).astype(np.uint8))
+        scale = (
+            _MAX_8_BIT if image.mode == "F" and top <= 1 else 1 if top <= _MAX_8_BIT else _MAX_8_BIT / max(65535, top)
+        )
+        image = Pixels.fromarray((values * scale).round().clip(0, _MAX_8_BIT).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")

@@ -1,4 +1,4 @@
-"""A picture of what training will see: examples as augmentation changes them, with their labels."""
+"""A figure of what training will see: augmented training images with their labels."""
 
 from __future__ import annotations
 
@@ -17,46 +17,48 @@ SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
 def check_preview(path: str) -> None:
-    """Raises:
-    UserError: no picture can be written there.
+    """Check that a figure can be written to `path`.
+
+    Raises:
+        UserError: unsupported file extension, or the folder does not exist.
     """
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise UserError(f"preview: {path!r} is no picture.", f"Name a {', '.join(SUFFIXES)} file.")
+        raise UserError(f"preview: unsupported file extension in {path!r}.", f"Use one of {', '.join(SUFFIXES)}.")
     if not Path(path).expanduser().parent.is_dir():
-        raise UserError(f"preview: there is no folder {str(Path(path).parent)!r}.")
+        raise UserError(f"preview: folder {str(Path(path).parent)!r} does not exist.")
 
 
 def draw_preview(path: str, train: Dataset, collate: Any, processor: Any, labels: Labels, chance: Chance) -> None:
-    """Write a grid: a row per example, the same example in as many epochs as there are columns, de-normalised.
+    """Write a grid of images: one row per example, one column per epoch, with the normalization undone.
 
     Args:
-        path: the picture's.
-        train: the training split with its random changes.
-        collate: the run's collator, which may mix examples.
-        processor: whose statistics are undone.
-        labels: their names.
-        chance: whose epoch is moved.
+        path: where to write the figure.
+        train: training split with augmentation.
+        collate: the run's collator, which may apply mixup or cutmix.
+        processor: image processor whose normalization is undone.
+        labels: class names.
+        chance: source of randomness, whose epoch is advanced from column to column.
 
     Raises:
-        UserError: the data holds no images.
+        UserError: the data contains no images.
     """
     from matplotlib.figure import Figure
 
     rows = min(_ROWS, len(train))
     if "pixel_values" not in train[0]:
-        raise UserError("preview: the data holds no images.", "Leave preview out.")
+        raise UserError("preview: the data contains no images.", "Remove preview.")
     mean, std = statistics(processor)
-    picked = [int(i * (len(train) / rows)) for i in range(rows)]
+    chosen = [int(i * (len(train) / rows)) for i in range(rows)]
     figure = Figure(figsize=(2.2 * _COLUMNS, 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False)
     for column in range(_COLUMNS):
         chance.epoch = column
-        batch = collate([train[i] for i in picked])
+        batch = collate([train[i] for i in chosen])
         pixels = (batch["pixel_values"] * std + mean).clamp(0, 1)
         for row in range(rows):
             axis = axes[row][column]
-            picture = pixels[row].permute(1, 2, 0).squeeze(-1)
-            axis.imshow(picture.numpy(), cmap="gray" if picture.ndim == 2 else None, vmin=0, vmax=1)
+            image = pixels[row].permute(1, 2, 0).squeeze(-1)
+            axis.imshow(image.numpy(), cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=1)
             axis.set_title(f"epoch {column + 1}: {caption(batch[LABELS][row], labels)}", fontsize=8)
             axis.set_axis_off()
     chance.epoch = 0
@@ -64,12 +66,12 @@ def draw_preview(path: str, train: Dataset, collate: Any, processor: Any, labels
 
 
 def caption(label: torch.Tensor, labels: Labels) -> str:
-    """A label as a person reads it, also one that is shared by several classes."""
+    """A label as text; a mixed label lists its classes with their weights."""
     if labels.problem_type == REGRESSION:
         return f"{float(label):.3g}"
     if label.ndim == 0:
         return labels.names[int(label)]
-    shares = sorted(((float(s), n) for s, n in zip(label, labels.names, strict=True) if s > 0.005), reverse=True)
-    if labels.problem_type != SINGLE_LABEL and all(s == 1 for s, _ in shares):
-        return ", ".join(n for _, n in shares) or "none"
-    return ", ".join(f"{n} {s:.0%}" for s, n in shares)
+    weights = sorted(((float(w), n) for w, n in zip(label, labels.names, strict=True) if w > 0.005), reverse=True)
+    if labels.problem_type != SINGLE_LABEL and all(w == 1 for w, _ in weights):
+        return ", ".join(n for _, n in weights) or "none"
+    return ", ".join(f"{n} {w:.0%}" for w, n in weights)

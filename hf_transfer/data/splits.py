@@ -1,27 +1,28 @@
-"""From raw splits to the splits of a run: labels encoded, a validation split made, numbers of examples drawn."""
+"""From raw splits to the splits of a run: encode labels, hold out a validation split, draw the requested samples."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Image
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels, unknown_label
 from hf_transfer.errors import UserError
 
-ROW = "__row__"  # an example's row in the data as it was given
+ROW = "__row__"  # column holding an example's row in the input data
 
 
 @dataclass(frozen=True)
 class BadExample:
-    """An example that is left out.
+    """An unusable example.
 
     Attributes:
-        split: the split it is of.
-        example: its row, or the name of its file.
+        split: split of the input data that it belongs to.
+        example: its row or file name.
         reason: what is wrong with it.
     """
 
@@ -32,15 +33,17 @@ class BadExample:
 
 @dataclass(frozen=True)
 class Data:
-    """Splits ready for a task: the input columns as they came, and `labels` encoded.
+    """Splits ready for a task: unchanged input columns, and the encoded column `labels`.
 
     Attributes:
-        train, validation, test: the splits; `test` is None where the data has none.
-        inputs: the input columns.
+        train: training split.
+        validation: validation split.
+        test: test split, or None if the data has none.
+        inputs: names of the input columns.
         labels: problem type and class names.
-        notes: sentences for the user.
-        skipped: what was left out under `on_bad_example: skip`.
-        drawn_from: the split that validation was drawn from, where it was.
+        notes: messages for the user.
+        skipped: examples left out under `on_bad_example: skip`.
+        drawn_from: the split that the validation split was drawn from; None if the data has a validation split.
     """
 
     train: Dataset
@@ -58,58 +61,41 @@ class Data:
         return {k: v for k, v in named.items() if v is not None}
 
     def given_split(self, name: str) -> str:
-        """The split of the data as it was given that the examples of a split come from."""
+        """The split of the input data that the examples of split `name` come from."""
         return (self.drawn_from or name) if name == "validation" else name
+
+    def name_of(self, split: str, position: int) -> str:
+        """How to find an example in the input data: its row, with the file name of an image or the start of a text."""
+        row = self.splits[split].select([position]).select_columns([self.inputs[0], ROW])
+        if isinstance(row.features[self.inputs[0]], Image):
+            row = row.cast_column(self.inputs[0], Image(decode=False))
+        example = row[0]
+        value = example[self.inputs[0]]
+        path = value.get("path") if isinstance(value, dict) else None
+        text = f" ({value[:40]!r})" if isinstance(value, str) and value.strip() else ""
+        return f"{Path(path).name} (row {example[ROW]})" if path else f"row {example[ROW]}{text}"
 
 
 def make_data(
     splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments, seed: int
 ) -> Data:
-    """Encode the labels, make a validation split where there is none, and draw the numbers of examples asked for.
+    """Encode the labels, hold out a validation split if there is none, and draw the requested numbers of examples.
 
     Raises:
-        UserError: a split lacks a column, or holds labels that are missing or not learnt, unless they are skipped.
+        UserError: a split lacks a column, has missing or unknown labels that are not skipped, or would be empty.
     """
-    splits, notes = _without_secret_test(splits, column)
-    for name, split in splits.items():
-        if missing := [c for c in inputs if c not in split.features]:
-            raise UserError(
-                f"The {name} split has no column {missing[0]!r}, which the training split has.",
-                f"It has {', '.join(split.features)}.",
-            )
-    encoded, skipped = {}, list[BadExample]()
-    for name in ("train", "validation", "test"):
-        if name in splits:
-            split, rows = splits[name], list(range(len(splits[name])))
-            if args.on_bad_example == "skip":
-                bad = bad_labels(split, name, column, labels)
-                skipped += [BadExample(name, f"row {row}", why) for row, why in bad.items()]
-                rows = [row for row in rows if row not in bad]
-                split = split.select(rows) if bad else split
-            encoded[name] = encode(split, name, column, labels, "`on_bad_example: skip` leaves such examples out.")
-            encoded[name] = encoded[name].add_column(ROW, rows)
-    encoded, more = _with_learnt_labels(encoded, labels, args)
-    skipped += more
+    splits, notes = _without_unlabeled_test(splits, column)
+    encoded, skipped = _encode_splits(splits, inputs, column, labels, args)
+    encoded, untrained = _without_untrained_classes(encoded, labels, args)
+    skipped += untrained
     for name, split in encoded.items():
         if len(split) == 0:
-            raise UserError(
-                f"No example of the {name} split is left: all were skipped, the first because {_why(skipped, name)}."
-            )
+            reason = next(bad.reason for bad in skipped if bad.split == name)
+            raise UserError(f"No examples are left in the {name} split: all were skipped (the first one: {reason}).")
     drawn_from = None if "validation" in encoded else "train"
     if drawn_from:
-        size = math.ceil(len(encoded["train"]) * args.train_val_split)
-        if size >= len(encoded["train"]):
-            raise UserError(
-                f"The training split has {len(encoded['train'])} examples: too few to hold some out for validation.",
-                "Give more examples, or a validation split of your own.",
-            )
-        rest, held_out, by_class = draw(encoded["train"], size, labels, seed)
-        encoded |= {"train": rest, "validation": held_out}
-        notes.append(
-            f"No validation split: {size} of {size + len(rest)} training examples validate, drawn "
-            f"{'by class' if by_class else 'at random'} "
-            f"(train_val_split: {args.train_val_split:g}, seed {seed})."
-        )
+        encoded, note = _hold_out(encoded, labels, args, seed)
+        notes.append(note)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     for name, limit in limits.items():
         if limit is not None and name in encoded and limit < len(encoded[name]):
@@ -126,52 +112,91 @@ def make_data(
     )
 
 
-def _why(skipped: list[BadExample], name: str) -> str:
-    return next(bad.reason for bad in skipped if bad.split == name)
+def _encode_splits(
+    splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments
+) -> tuple[dict[str, Dataset], list[BadExample]]:
+    """(splits with the columns `labels` and `ROW`, examples skipped because of their label)."""
+    for name, split in splits.items():
+        if missing := [c for c in inputs if c not in split.features]:
+            raise UserError(
+                f"The {name} split has no column {missing[0]!r}, which the training split has.",
+                f"Its columns are {', '.join(split.features)}.",
+            )
+    encoded, skipped = {}, list[BadExample]()
+    for name in ("train", "validation", "test"):
+        if name in splits:
+            split, rows = splits[name], list(range(len(splits[name])))
+            if args.on_bad_example == "skip":
+                bad = bad_labels(split, name, column, labels)
+                skipped += [BadExample(name, f"row {row}", reason) for row, reason in bad.items()]
+                rows = [row for row in rows if row not in bad]
+                split = split.select(rows) if bad else split
+            encoded[name] = encode(split, name, column, labels, "`on_bad_example: skip` leaves such examples out.")
+            encoded[name] = encoded[name].add_column(ROW, rows)
+    return encoded, skipped
 
 
-def _with_learnt_labels(
+def _without_untrained_classes(
     encoded: dict[str, Dataset], labels: Labels, args: DataArguments
 ) -> tuple[dict[str, Dataset], list[BadExample]]:
-    """(the splits, what was left out): held-out examples whose class is declared but has no training example.
+    """(splits without held-out examples of classes that have no training example, the skipped examples).
 
     Raises:
         UserError: there are such examples, and they are not skipped.
     """
     if labels.problem_type != SINGLE_LABEL:
         return encoded, []
-    learnt, skipped = set(encoded["train"][LABELS][:]), list[BadExample]()
+    trained, skipped = set(encoded["train"][LABELS][:]), list[BadExample]()
     for name, split in encoded.items():
         values = split[LABELS][:]
-        unseen = sorted(set(values) - learnt)
+        unseen = sorted(set(values) - trained)
         if unseen:
             names = ", ".join(repr(labels.names[i]) for i in unseen[:10])
             if args.on_bad_example != "skip":
                 raise UserError(
-                    f"The {name} split has examples of {names}, of which the training split has none.",
-                    "Give training examples of them, or leave these out with on_bad_example: skip.",
+                    f"The {name} split has examples of class {names}, but the training split has none.",
+                    "Add training examples, or set on_bad_example: skip to leave these out.",
                 )
-            bad = {i: labels.names[v] for i, v in enumerate(values) if v not in learnt}
+            bad = {i: labels.names[v] for i, v in enumerate(values) if v not in trained}
             rows = split[ROW][:]
-            skipped += [BadExample(name, f"row {rows[i]}", f"its label {v!r} is not learnt") for i, v in bad.items()]
+            skipped += [BadExample(name, f"row {rows[i]}", unknown_label(v)) for i, v in bad.items()]
             encoded[name] = split.select([i for i in range(len(split)) if i not in bad])
     return encoded, skipped
 
 
-def _without_secret_test(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
-    """(the splits, notes) without a test split of which no example has a label, as benchmarks publish them."""
+def _hold_out(
+    encoded: dict[str, Dataset], labels: Labels, args: DataArguments, seed: int
+) -> tuple[dict[str, Dataset], str]:
+    """(the splits with a validation split drawn from the training split, a note about it)."""
+    total = len(encoded["train"])
+    size = math.ceil(total * args.train_val_split)
+    if size >= total:
+        raise UserError(
+            f"The training split has {total} examples, too few to hold some out for validation.",
+            "Provide more examples, or a validation split.",
+        )
+    rest, held_out, stratified = draw(encoded["train"], size, labels, seed)
+    note = (
+        f"No validation split: {size} of {total} training examples are held out for validation "
+        f"({'stratified' if stratified else 'random'} sample, train_val_split: {args.train_val_split:g}, seed {seed})."
+    )
+    return encoded | {"train": rest, "validation": held_out}, note
+
+
+def _without_unlabeled_test(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
+    """(splits without a test split that has no labels at all, as benchmarks publish them, notes)."""
     test = splits.get("test")
     if test is None or column not in test.features or len(missing_labels(test, column)) < len(test):
         return splits, []
     rest = DatasetDict({name: split for name, split in splits.items() if name != "test"})
-    return rest, ["The test split has no labels, so it is left out."]
+    return rest, ["The test split has no labels and is ignored."]
 
 
 def draw(split: Dataset, size: int, labels: Labels, seed: int) -> tuple[Dataset, Dataset, bool]:
-    """(the rest, `size` examples, whether each class is there in proportion): by class where that can be done."""
+    """(the rest, a sample of `size` examples, whether it is stratified): by class where the class counts allow it."""
     counts = Counter(split[LABELS][:]) if labels.problem_type == SINGLE_LABEL else Counter()
-    by_class = bool(counts) and min(counts.values()) > 1 and len(counts) <= min(size, len(split) - size)
-    if not by_class:
+    stratified = bool(counts) and min(counts.values()) > 1 and len(counts) <= min(size, len(split) - size)
+    if not stratified:
         parts = split.train_test_split(test_size=size, seed=seed)
         return parts["train"], parts["test"], False
     features = split.features.copy()

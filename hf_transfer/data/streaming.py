@@ -1,8 +1,8 @@
-"""Data that is read as it comes, and never held: for data sets that are larger than the disk.
+"""Streaming: read the training set while training, for datasets larger than the disk.
 
-The beginning of a stream is read first and treated as a data set of its own: from it come the columns, the classes,
-the data facts and, where there is no validation split, the examples that validate. Then training reads the stream
-from its beginning, without the examples that are held out, wherever they come.
+The first examples of the stream are read in advance and treated like an ordinary dataset: they determine the columns,
+the classes, the data facts and, if there is no validation split, the examples held out for validation. Training then
+reads the stream from the start and skips held-out examples wherever they occur.
 """
 
 from __future__ import annotations
@@ -39,63 +39,63 @@ from hf_transfer.data.load import (
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, one_line
 
-LOOK_TEXTS, LOOK_IMAGES = 10_000, 1_000  # examples of the beginning that are looked at, at least
-_BATCH = 64  # rows that are read into what the model takes at a time
-_SAID = 20  # skipped examples that each process names
-_ENOUGH = 1_000  # examples of which a share can be told
+LOOK_TEXTS, LOOK_IMAGES = 10_000, 1_000  # minimum number of examples read in advance
+_BATCH = 64  # rows preprocessed at a time
+_MAX_REPORTED = 20  # skipped examples that each process reports
+_MIN_SEEN = 1_000  # examples after which `max_bad_fraction` applies
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-# ---- the beginning -------------------------------------------------------------------------------------------------
+# ---- the examples read in advance ----------------------------------------------------------------------------------
 
 
 def beginning(args: DataArguments) -> DatasetDict:
-    """The splits of a stream as far as they are looked at: all that validates and tests, and where training begins.
+    """The splits that are read in advance: validation and test, and the first examples of the training stream.
 
     Raises:
-        UserError: there is no such data, or it cannot be streamed.
+        UserError: the data does not exist, cannot be streamed, or has an empty split.
     """
     streams = open_streams(args)
-    found = {"train": _taken(streams["train"], _length(streams, args))}
+    splits = {"train": _take(streams["train"], _num_training_examples(streams, args))}
     if "validation" in streams:
-        found["validation"] = _taken(streams["validation"], args.max_eval_samples)
+        splits["validation"] = _take(streams["validation"], args.max_eval_samples)
     if "test" in streams and args.max_predict_samples:
-        found["test"] = _taken(streams["test"], args.max_predict_samples)
-    for name, split in found.items():
+        splits["test"] = _take(streams["test"], args.max_predict_samples)
+    for name, split in splits.items():
         if not len(split):
             raise UserError(f"The {name} split has no examples.")
-    return DatasetDict(found)
+    return DatasetDict(splits)
 
 
-def _length(streams: dict[str, Any], args: DataArguments) -> int:
-    """How many examples of the training stream to look at: enough to draw those that validate from."""
+def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
+    """How many training examples to read in advance: enough to hold out a validation split."""
     has_images = any(isinstance(f, Image) for f in (streams["train"].features or {}).values())
     least = LOOK_IMAGES if has_images else LOOK_TEXTS
     assert args.max_eval_samples is not None, "checked with the keys"
     return least if "validation" in streams else max(least, math.ceil(args.max_eval_samples / args.train_val_split))
 
 
-def _taken(stream: Any, number: int | None) -> Dataset:
+def _take(stream: Any, number: int | None) -> Dataset:
     rows = list(_explained(itertools.islice(stream, number)))
     return Dataset.from_list(rows, features=stream.features)
 
 
 def open_streams(args: DataArguments) -> dict[str, Any]:
-    """`datasets.IterableDataset`s by split, images undecoded.
+    """`datasets.IterableDataset`s by split, with undecoded images.
 
     Raises:
-        UserError: there is no such data, it cannot be streamed, or has no training split.
+        UserError: the data does not exist, cannot be streamed, or has no training split.
     """
     files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    found: dict[str, Any] = {}
+    streams: dict[str, Any] = {}
     if args.dataset_name:
-        found = {standard_name(k): v for k, v in _named(args).items()}
+        streams = {standard_name(k): v for k, v in _named(args).items()}
     for name, file in files.items():
         if file:
-            found[name] = _tables({name: matching(file, f"{name}_file")}, f"{name}_file", args)[name]
-    if "train" not in found:
-        raise UserError(f"dataset_name: {args.dataset_name!r} has no train split, only {', '.join(found)}.")
-    return {name: _undecoded(stream) for name, stream in found.items()}
+            streams[name] = _tables({name: matching(file, f"{name}_file")}, f"{name}_file", args)[name]
+    if "train" not in streams:
+        raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
+    return {name: _undecoded(stream) for name, stream in streams.items()}
 
 
 def _undecoded(stream: Any) -> Any:
@@ -109,9 +109,9 @@ def _named(args: DataArguments) -> dict[str, Any]:
     name = str(args.dataset_name)
     path = Path(name).expanduser()
     if args.in_memory is not None or name.startswith("bundled:") or (path / "dataset_info.json").is_file():
-        raise UserError("streaming: this data is on the disk or in memory already.", "Leave streaming out.")
+        raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
     if (path / "dataset_dict.json").is_file():
-        raise UserError("streaming: what save_to_disk wrote is on the disk already.", "Leave streaming out.")
+        raise UserError("streaming: a dataset saved with save_to_disk is already on disk.", "Remove streaming.")
     if path.is_dir():
         if tables := split_files(path):
             return _tables(tables, "dataset_name", args)
@@ -119,7 +119,7 @@ def _named(args: DataArguments) -> dict[str, Any]:
     if path.is_file() or is_pattern(name):
         return _tables({"train": matching(name, "dataset_name")}, "dataset_name", args)
     if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"dataset_name: there is no file or folder {name!r}.")
+        raise UserError(f"dataset_name: file or folder {name!r} does not exist.")
     hub_client.find("dataset_name", name, "dataset")
     try:
         return dict(datasets.load_dataset(name, args.dataset_config_name, streaming=True))
@@ -131,9 +131,9 @@ def _tables(files: dict[str, list[str]], key: str, args: DataArguments) -> dict[
     paths = [Path(p).expanduser() for names in files.values() for p in names]
     kind = FORMATS.get(paths[0].suffix.lower())
     if kind is None:
-        raise UserError(f"{key}: {str(paths[0])!r} is not a {', '.join(FORMATS)} file.")
+        raise UserError(f"{key}: unsupported file format: {str(paths[0])!r}.", f"Use one of {', '.join(FORMATS)}.")
     if missing := [p for p in paths if not p.is_file()]:
-        raise UserError(f"{key}: there is no file {str(missing[0])!r}.")
+        raise UserError(f"{key}: file {str(missing[0])!r} does not exist.")
     listed = {split: [Path(p).expanduser() for p in names] for split, names in files.items()}
     options = table_options(kind, listed, args)
     streams = dict(datasets.load_dataset(kind, streaming=True, **options))
@@ -141,36 +141,42 @@ def _tables(files: dict[str, list[str]], key: str, args: DataArguments) -> dict[
 
 
 def _with_features(stream: Any, file: Path, args: DataArguments) -> Any:
-    """A stream whose columns have kinds: those of its first rows, which later ones must have too.
+    """`stream` with column types: its own, else those of its first rows, to which later rows are cast.
 
     Raises:
-        UserError: they are paths of images.
+        UserError: a column holds image paths.
     """
     rows = list(_explained(itertools.islice(_undecoded(stream), LOOK_IMAGES)))
     first = Dataset.from_list(rows, features=stream.features) if rows else None
     if first is not None and with_images(first, file, args) is not first:
-        raise UserError("streaming: the images that a table names are on the disk already.", "Leave streaming out.")
+        raise UserError("streaming: the images listed in a table are already on disk.", "Remove streaming.")
     return stream if stream.features is not None or first is None else stream.cast(first.features)
 
 
 def _explained(rows: Iterator[Any]) -> Iterator[Any]:
-    """The rows; what `datasets` raises for a file that cannot be read, as an error that is meant for a person."""
+    """Yield `rows`, turning the errors of `datasets` for unreadable files into `UserError`."""
     try:
         yield from rows
     except (OSError, ValueError, TypeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, UserError):
             raise
         cause = error.__cause__ or error
-        raise UserError(f"The stream cannot be read on ({one_line(cause, 200)}).") from error
+        raise UserError(f"Reading the stream failed ({one_line(cause, 200)}).") from error
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
 class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """A training set without an end: pass after pass over a stream, each in another order, given by the seed.
+    """An endless training set: repeated passes over a stream, each in a different order determined by the seed.
 
-    Each worker reads its own shards (files). No pass holds more than the shuffle buffer.
+    Each worker reads its own shards (files). Only the shuffle buffer is kept in memory.
+
+    Args:
+        source: `datasets.IterableDataset` of raw rows.
+        read: turns rows into training examples.
+        seed: seed of the order.
+        buffer: size of the shuffle buffer in examples; at most 1 keeps the order of the stream.
     """
 
     def __init__(self, source: Any, read: Reader, seed: int, buffer: int):
@@ -178,7 +184,7 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     @property
     def shards(self) -> int:
-        """How many workers can read at once."""
+        """Number of shards, and thus the number of workers that can read in parallel."""
         return int(self.source.num_shards)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -188,25 +194,27 @@ class Stream(torch.utils.data.IterableDataset[dict[str, Any]]):
                 source = source.shuffle(seed=self.seed * 1_000_003 + turn, buffer_size=self.buffer)
             rows, is_empty = _explained(iter(source)), True
             while batch := list(itertools.islice(rows, _BATCH)):
-                for made in self.read(batch, turn):
+                for example in self.read(batch, turn):
                     is_empty = False
-                    yield made
-            if is_empty:  # a worker without a shard, or nothing that can be used
+                    yield example
+            if is_empty:  # a worker without a shard, or without a usable example
                 return
 
 
 @dataclass
 class Reader:
-    """From rows of a stream to training examples.
+    """Turns rows of a stream into training examples.
 
     Attributes:
-        inputs: the input columns.
-        features: of the stream.
+        inputs: names of the input columns.
+        features: features of the stream.
         labels: problem type and classes.
-        args: the data keys, with the label column named.
-        held: marks of the examples that are held out.
-        read: an input as the task reads it; a `ValueError` says that it is broken.
-        change: from a batch of them to what the model reads: see `Task.change`.
+        args: data keys, with the label column set.
+        held: marks of the held-out examples, see `mark`.
+        read: the task's `read`, which raises `ValueError` for an unusable input.
+        change: turns a batch of inputs into model inputs, see `Task.change`.
+        seen: number of training examples read so far.
+        bad: number of examples skipped so far.
     """
 
     inputs: tuple[str, ...]
@@ -220,42 +228,48 @@ class Reader:
     bad: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]], turn: int) -> Iterator[dict[str, Any]]:
-        """Examples of `rows`, but for those that are held out.
+        """Training examples from `rows`, except held-out ones.
+
+        Args:
+            rows: rows of the stream.
+            turn: number of the pass over the stream.
 
         Raises:
-            UserError: one cannot be used, and `on_bad_example` does not skip it; or too many were skipped.
+            UserError: an example is unusable and `on_bad_example` is not `skip`, or too many were skipped.
         """
-        good: dict[str, list[Any]] = {name: [] for name in (*self.inputs, LABELS, EXAMPLE)}
-        for row, (label, why) in zip(rows, self._labels(rows), strict=True):
+        usable: dict[str, list[Any]] = {name: [] for name in (*self.inputs, LABELS, EXAMPLE)}
+        for row, (label, reason) in zip(rows, self._labels(rows), strict=True):
             raw = [row[c] for c in self.inputs]
-            marked = mark(raw)
-            if marked in self.held:
+            row_mark = mark(raw)
+            if row_mark in self.held:
                 continue
-            values, why = ([], why) if why else self._values(raw)
+            values, reason = ([], reason) if reason else self._values(raw)
             self.seen += 1
-            if why:
-                self._skip(raw, why)
+            if reason:
+                self._skip(raw, reason)
                 continue
             for column, value in zip(self.inputs, values, strict=True):
-                good[column].append(value)
-            good[LABELS].append(label)
-            number = int.from_bytes(content_hash(marked, str(turn).encode()), "little") >> 1
-            good[EXAMPLE].append(number)  # what its random changes depend on: itself and the pass
-        if good[LABELS]:
-            made = self.change(good)
-            for i in range(len(good[LABELS])):
-                yield {name: column[i] for name, column in made.items()}
+                usable[column].append(value)
+            usable[LABELS].append(label)
+            # Random changes depend on the example and the pass.
+            number = int.from_bytes(content_hash(row_mark, str(turn).encode()), "little") >> 1
+            usable[EXAMPLE].append(number)
+        if usable[LABELS]:
+            columns = self.change(usable)
+            for i in range(len(usable[LABELS])):
+                yield {name: column[i] for name, column in columns.items()}
 
     def _values(self, raw: Sequence[Any]) -> tuple[list[Any], str]:
+        """(the inputs as the task reads them, the reason why they are unusable or an empty string)."""
         if all(v is None or (isinstance(v, str) and not v.strip()) for v in raw):
-            return [], "there is no text" if isinstance(raw[0], str) else "there is none"
+            return [], "empty text" if isinstance(raw[0], str) else "no value"
         try:
             return [self.read(value) for value in raw], ""
         except ValueError as error:
             return [], str(error)
 
     def _labels(self, rows: Sequence[dict[str, Any]]) -> list[tuple[Any, str]]:
-        """(as a number, why not) of each row's label."""
+        """(encoded label, the reason why it is unusable or an empty string) of each row."""
         given = self.args.label_column_name
         columns = [given] if isinstance(given, str) else list(given or [])
         table = Dataset.from_list(
@@ -263,34 +277,34 @@ class Reader:
         )
         splits, column = find_labels({"train": table}, (), self.args)
         split = splits["train"]
-        wrong = bad_labels(split, "train", column, self.labels)
-        right = [i for i in range(len(rows)) if i not in wrong]
-        if not right:
-            return [(None, wrong[i]) for i in range(len(rows))]
-        numbers = iter(encode(split.select(right), "train", column, self.labels)[LABELS][:])
-        return [(None, wrong[i]) if i in wrong else (next(numbers), "") for i in range(len(rows))]
+        reasons = bad_labels(split, "train", column, self.labels)
+        usable = [i for i in range(len(rows)) if i not in reasons]
+        if not usable:
+            return [(None, reasons[i]) for i in range(len(rows))]
+        numbers = iter(encode(split.select(usable), "train", column, self.labels)[LABELS][:])
+        return [(None, reasons[i]) if i in reasons else (next(numbers), "") for i in range(len(rows))]
 
-    def _skip(self, raw: Sequence[Any], why: str) -> None:
+    def _skip(self, raw: Sequence[Any], reason: str) -> None:
         cell = raw[0]
-        name = cell.get("path") if isinstance(cell, dict) else cell
-        named = repr(str(name)[:40]) if name else "without a name"
+        text = cell.get("path") if isinstance(cell, dict) else cell
+        name = repr(str(text)[:40]) if text else "unnamed"
         if self.args.on_bad_example != "skip":
             raise UserError(
-                f"An example of the stream, {named}, cannot be used: {why}.",
-                "Mend it, or leave such examples out with on_bad_example: skip.",
+                f"Unusable example in the stream ({name}): {reason}.",
+                "Fix it, or set on_bad_example: skip to leave such examples out.",
             )
         self.bad += 1
-        if self.bad <= _SAID:
-            sys.stderr.write(f"hf-transfer: skipped an example of the stream, {named}: {why}.\n")
-        if self.seen >= _ENOUGH and self.bad > self.args.max_bad_fraction * self.seen:
+        if self.bad <= _MAX_REPORTED:
+            sys.stderr.write(f"hf-transfer: skipped an unusable example in the stream ({name}): {reason}.\n")
+        if self.seen >= _MIN_SEEN and self.bad > self.args.max_bad_fraction * self.seen:
             raise UserError(
-                f"max_bad_fraction: {self.bad:,} of {self.seen:,} examples of the stream cannot be used.",
-                "Look at the data, or raise max_bad_fraction.",
+                f"max_bad_fraction: {self.bad:,} of {self.seen:,} examples of the stream are unusable.",
+                "Check the data, or raise max_bad_fraction.",
             )
 
 
 def mark(values: Sequence[Any]) -> bytes:
-    """What an example is known by, wherever it comes in a stream: its content, or its path where that is a file's."""
+    """Hash that identifies an example anywhere in a stream: of its content, or of its path if it is a file."""
     parts = []
     for value in values:
         cell = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
@@ -299,11 +313,11 @@ def mark(values: Sequence[Any]) -> bytes:
 
 
 def held_out(data: Data) -> frozenset[bytes]:
-    """The marks of what validates and tests."""
-    found: set[bytes] = set()
+    """The marks of all validation and test examples."""
+    marks: set[bytes] = set()
     for split in (data.validation, data.test):
         if split is not None:
             with contextlib.closing(undecoded(split, data.inputs).iter(batch_size=1000)) as batches:
                 for batch in batches:
-                    found |= {mark(row) for row in zip(*(batch[c] for c in data.inputs), strict=True)}
-    return frozenset(found)
+                    marks |= {mark(row) for row in zip(*(batch[c] for c in data.inputs), strict=True)}
+    return frozenset(marks)

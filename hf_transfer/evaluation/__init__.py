@@ -1,4 +1,4 @@
-"""Metrics with intervals, calibration and thresholds; `evaluate.Metric` classes that need no network."""
+"""Metrics with confidence intervals, calibration and thresholds, as `evaluate.Metric` classes that work offline."""
 
 from hf_transfer.evaluation.metrics import METRICS, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics, compute
 

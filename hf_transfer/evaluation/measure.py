@@ -1,4 +1,4 @@
-"""Logits of a held-out split to metrics, with tuned thresholds and the form they are printed in."""
+"""Evaluate a Trainer's model on a held-out split: metrics, tuned thresholds, and how they are printed."""
 
 from __future__ import annotations
 
@@ -13,29 +13,26 @@ from transformers import EvalPrediction, Trainer
 
 from hf_transfer.evaluation import metrics
 
-THRESHOLD = 0.5  # of a label's probability
-
-
-# ---- metrics, as training and evaluation share them ----------------------------------------------------------------
+THRESHOLD = 0.5  # default threshold on a label's probability
 
 
 def thresholds_of(config: Any) -> list[float]:
-    """Each label's threshold, where they were tuned; else none."""
-    known = getattr(config, "label_thresholds", None) or {}
-    return [known[str(config.id2label[i])] for i in sorted(config.id2label)] if known else []
+    """The tuned threshold of each label, in the order of the logits; empty if they were not tuned."""
+    by_name = getattr(config, "label_thresholds", None) or {}
+    return [by_name[str(config.id2label[i])] for i in sorted(config.id2label)] if by_name else []
 
 
 def tune_thresholds(trainer: Trainer, validation: Dataset) -> None:
-    """Choose each label's threshold on the validation split, and note it in the model's configuration."""
+    """Choose the threshold of each label on the validation split and store it in the model's configuration."""
     prediction = trainer.predict(validation)
-    found = metrics.best_thresholds(_logits(prediction.predictions), prediction.label_ids)
+    thresholds = metrics.best_thresholds(_logits(prediction.predictions), prediction.label_ids)
     config = trainer.model.config
     names = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    config.label_thresholds = dict(zip(names, found, strict=True))
+    config.label_thresholds = dict(zip(names, thresholds, strict=True))
 
 
 def metrics_of(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` for a Trainer."""
+    """`compute_metrics` of a Trainer."""
     return metrics.compute(problem_type, _logits(prediction.predictions), prediction.label_ids)
 
 
@@ -44,19 +41,26 @@ def _logits(predictions: Any) -> Any:
 
 
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
-    """`{"metrics", "intervals", "confusion", "num_examples"}` of a Trainer's model on prepared examples."""
+    """Evaluate a Trainer's model on prepared examples.
+
+    Returns:
+        A dict with `metrics`, `intervals` (95% confidence intervals), `confusion` (see `metrics.confusion`) and
+        `num_examples`.
+    """
     prediction = trainer.predict(prepared)
-    logits, found = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
-    return _measured(problem_type, found, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+    logits, values = _logits(prediction.predictions), without_speed(prediction.metrics, "test_")
+    return _measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
 
 
-def _measured(problem_type: str, found: dict[str, float], logits: Any, labels: Any, limits: Sequence[float]) -> Any:
-    """The metrics `found`, where labels have thresholds those with them, and their intervals."""
-    if limits:
-        logits = logits - logit(np.array(limits))  # 0 is where a label begins; ranks within a label stay
-        found = found | metrics.compute(problem_type, logits, labels)
+def _measured(
+    problem_type: str, values: dict[str, float], logits: Any, labels: Any, thresholds: Sequence[float]
+) -> dict[str, Any]:
+    """The metrics `values`, recomputed with tuned thresholds if there are any, and their confidence intervals."""
+    if thresholds:
+        logits = logits - logit(np.array(thresholds))  # moves the threshold to 0 and keeps the order within a label
+        values = values | metrics.compute(problem_type, logits, labels)
     return {
-        "metrics": found,
+        "metrics": values,
         "intervals": metrics.intervals(problem_type, logits, labels),
         "confusion": metrics.confusion(problem_type, logits, labels),
         "num_examples": len(labels),
@@ -64,13 +68,13 @@ def _measured(problem_type: str, found: dict[str, float], logits: Any, labels: A
 
 
 def without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
-    """A Trainer's metrics without its prefix and without how long it took."""
+    """A Trainer's metrics without their prefix, and without runtime and speed."""
     hidden = ("runtime", "per_second", "epoch", "preparation_time")
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
 
 
 def finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for: a loss that diverged."""
+    """`value` with NaN and infinity replaced by None, since JSON cannot represent them."""
     if isinstance(value, dict):
         return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -78,8 +82,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def format_metrics(found: dict[str, float], intervals: dict[str, list[float]]) -> Iterator[str]:
-    """A line per metric, with its interval where there is one."""
-    for name, value in found.items():
+def format_metrics(values: dict[str, float], intervals: dict[str, list[float]]) -> Iterator[str]:
+    """One line per metric, with its confidence interval if there is one."""
+    for name, value in values.items():
         low, high = intervals.get(name, (None, None))
-        yield f"  {name:<16} {value:.4f}" + (f"   95% interval {low:.4f} to {high:.4f}" if low is not None else "")
+        yield f"  {name:<16} {value:.4f}" + (f"   95% CI {low:.4f} to {high:.4f}" if low is not None else "")

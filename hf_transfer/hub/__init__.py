@@ -1,1 +1,1 @@
-"""Pushing a run: files, model card, upload."""
+"""Push a run to a hub: files, model card, upload."""

@@ -1,4 +1,4 @@
-"""The parts of a model card: text from users made harmless, tables, and code that loads the model."""
+"""Building blocks of a model card: escaped text, tables, and example code."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MODEL_ID = 'model_id = "."  # this folder, or the id that it is pushed under'
-_LONGEST = 200  # characters of a name or an example
+MODEL_ID = 'model_id = "."  # this folder, or the hub id of the model'
+EXAMPLE_LENGTH = 300  # characters of an example text
+_LONGEST = 200  # characters of other user-provided text
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _AUTO = {"text-classification": "AutoModelForSequenceClassification"}
 
 
-# ---- text from users -----------------------------------------------------------------------------------------------
+# ---- user-provided text --------------------------------------------------------------------------------------------
 
 
 def plain(text: Any, longest: int = _LONGEST) -> str:
-    """`text` on one line, without characters that control or hide, and not too long."""
+    """`text` on one line, truncated to `longest` characters, without control and invisible characters."""
     spaced = " ".join(str(text).split())
     kept = "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
     return kept if len(kept) <= longest else kept[: longest - 1] + "…"
 
 
 def escape(text: Any, longest: int = _LONGEST) -> str:
-    """`text` as it is, wherever it stands in Markdown: no markup, no HTML, no link, no end of a table's cell."""
+    """`text` escaped so that Markdown renders it literally anywhere, including in table cells."""
     shown = re.sub(r"([\\`*_{}\[\]#!|~$^]|:(?=//)|(?<=www)\.)", r"\\\1", plain(text, longest))
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether it can be linked to and named in a card's metadata."""
+    """Whether `name` has the form `owner/name`, and can be linked to."""
     return bool(name) and _HUB_ID.fullmatch(str(name)) is not None
 
 
 def link(name: str | None, shown: str, kind: str = "") -> str:
-    """`shown` as a link to what huggingface.co has under `name`; plain where it has nothing."""
+    """`shown` as a link to `name` on huggingface.co; plain text if `name` is not a hub id."""
     return f"[{escape(shown)}](https://huggingface.co/{kind}{name})" if is_hub_id(name) else escape(shown)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a Markdown table. Cells are Markdown already."""
+    """Lines of a Markdown table; cells are Markdown."""
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
@@ -48,15 +49,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     ]
 
 
-# ---- how to load ---------------------------------------------------------------------------------------------------
+# ---- example code --------------------------------------------------------------------------------------------------
 
 
 def loading(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool) -> list[str]:
-    """What a stranger copies to get an answer, with plain libraries."""
+    """Code that loads the model and predicts, without `hf_transfer` where possible."""
     adapter = "none" if merged else results["adapter"]
     if _is_bottleneck(adapter, keys):
         return [
-            "Adapters of this kind are no part of peft: it loads where `hf-transfer-toolkit` is installed.",
+            "This kind of adapter is not part of peft; loading it requires `hf-transfer-toolkit`.",
             "",
             *_code(["from hf_transfer import Predictor", "", MODEL_ID, *_try(results, "Predictor.load(model_id)")]),
         ]
@@ -98,7 +99,8 @@ def _inputs(is_text: bool, keys: Mapping[str, Any]) -> list[str]:
             'inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")',
         ]
     columns = keys.get("text_column_name")
-    texts = '"a text", "and its other half"' if isinstance(columns, list) and len(columns) == 2 else '"a text"'
+    is_pair = isinstance(columns, list) and len(columns) == 2
+    texts = '"first text", "second text"' if is_pair else '"some text"'
     return [
         "tokenizer = AutoTokenizer.from_pretrained(model_id)",
         f'inputs = tokenizer({texts}, truncation=True, return_tensors="pt")',
@@ -108,13 +110,13 @@ def _inputs(is_text: bool, keys: Mapping[str, Any]) -> list[str]:
 def _answer(results: Mapping[str, Any]) -> list[str]:
     if results["problem_type"] == "regression":
         return ["print(logits.item())"]
-    turn = "sigmoid()" if results["problem_type"] == "multi_label_classification" else "softmax(-1)"
-    return [f"print({{model.config.id2label[i]: p for i, p in enumerate(logits.{turn}.tolist())}})"]
+    activation = "sigmoid()" if results["problem_type"] == "multi_label_classification" else "softmax(-1)"
+    return [f"print({{model.config.id2label[i]: p for i, p in enumerate(logits.{activation}.tolist())}})"]
 
 
 def _try(results: Mapping[str, Any], predictor: str) -> list[str]:
-    what = "a text" if results["task"] == "text-classification" else "photo.jpg"
-    return [f'print({predictor}.predict("{what}"))']
+    value = "some text" if results["task"] == "text-classification" else "photo.jpg"
+    return [f'print({predictor}.predict("{value}"))']
 
 
 def _code(lines: Sequence[str]) -> list[str]:

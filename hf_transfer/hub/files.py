@@ -1,6 +1,6 @@
-"""What is pushed of a run: exactly the files that load it, cleaned of what is true on this machine only, and checked.
+"""The files of a run that are pushed: exactly those needed to load it, without machine-specific entries, and verified.
 
-They are staged beside the run, loaded as a stranger would load them, and must answer as the run does.
+The files are copied to a staging folder and loaded from there; the loaded model must give the same logits as the run.
 """
 
 from __future__ import annotations
@@ -39,57 +39,67 @@ PROCESSOR = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-_ONLY_HERE = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file")
-_ABOUT_LOADING = ("is_local", "local_files_only")  # how a tokenizer was found here
-TOLERANCE = 1e-4  # of logits, relative, where weights were merged or come from other files
+_LOCAL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file")
+_LOCAL_OPTIONS = ("is_local", "local_files_only")  # how a tokenizer was loaded on this machine
+TOLERANCE = 1e-4  # relative difference of logits if weights were merged or come from other files
 KNOWN = (*ADAPTER, *WHOLE, *PROCESSOR)
 
 
 def refuse_local(base: str) -> None:
-    """Raises:
-    UserError: a backbone is a folder of this machine, which nobody else has.
+    """Check that the backbone of an adapter is available to others.
+
+    Raises:
+        UserError: it is a local folder.
     """
     if card.hub_name(base) is None:
         raise UserError(
-            f"RUN: its adapter needs the backbone {base!r}, a folder of this machine: nobody else could load what is "
-            "pushed.",
-            "Push a plain model with --merged, or push the backbone too and write its hub id into "
-            "base_model_name_or_path of the run's adapter_config.json.",
+            f"RUN: the backbone {base!r} of its adapter is a local folder, so nobody else could load the pushed "
+            "adapter.",
+            "Push a plain model with --merged, or push the backbone and set base_model_name_or_path in the run's "
+            "adapter_config.json to its hub id.",
         )
 
 
 def results_of(folder: Path) -> dict[str, Any]:
+    """The results of the finished run in `folder`.
+
+    Raises:
+        UserError: there is no finished run, or its results cannot be read.
+    """
     missing = [name for name in (run_folder.RESULTS, RUN_FILE, "config.json") if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"RUN: {str(folder)!r} holds no finished run: {', '.join(missing)} is not there.",
-            "Give the output_dir of a run that has ended.",
+            f"RUN: {str(folder)!r} does not contain a finished run: {', '.join(missing)} is missing.",
+            "Use the output_dir of a finished run.",
         )
     try:
         results, _ = run_folder.read_results(folder)
         if "card" not in results:
-            raise ValueError("it is of an older version, which wrote no card")
+            raise ValueError("written by an older version without model cards")
     except ValueError as error:
         raise UserError(f"RUN: the results in {str(folder)!r} cannot be read ({one_line(error)}).") from error
     return results
 
 
 def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged: bool, model: Any) -> list[str]:
-    """Put what is pushed of the run in `folder` into `staged`, checked. Returns notes for the user.
+    """Copy the files to push from `folder` to `staged`, and verify them.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         staged: an empty folder.
-        results: of the run.
-        name: the hub id that the card names.
-        merged: a plain model, the adapter in its weights.
-        model: as it was trained (default: as the run's files hold it).
+        results: results of the run.
+        name: hub id to write into the card.
+        merged: push a plain model with the adapter merged into its weights.
+        model: the trained model (default: loaded from the run's files).
+
+    Returns:
+        Messages for the user.
 
     Raises:
-        WorkFailed: the files do not load, do not answer as the run, or name a place of this machine.
+        WorkFailed: the files cannot be loaded, give different logits than the run, or contain local paths.
     """
     is_adapter = results["adapter"] != "none" and not merged
-    ours = model if model is not None else Predictor.load(folder).model
+    trained = model if model is not None else Predictor.load(folder).model
     if merged and results["adapter"] != "none":
         Predictor.load(folder).save_merged(staged)
         for path in staged.iterdir():
@@ -102,19 +112,19 @@ def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged
                 shutil.copyfile(path, staged / path.name)
     for path in staged.glob("*config.json"):
         _clean(path)
-    _check(ours, staged, folder, exact=not merged)
-    notes = _name_base(folder, staged, ours) if is_adapter else []
+    _check(trained, staged, folder, exact=not merged)
+    notes = _name_base(folder, staged, trained) if is_adapter else []
     (staged / run_folder.CARD).write_text(_card(folder, staged, results, merged, name), encoding="utf-8")
     _check_paths(staged, folder)
     return notes
 
 
 def _clean(path: Path) -> None:
-    """Remove what is true on this machine only."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    kept = {k: v for k, v in found.items() if k not in _ABOUT_LOADING}
-    kept = {k: v for k, v in kept.items() if k not in _ONLY_HERE or not Path(str(v)).is_absolute()}
-    if kept != found:
+    """Remove entries of a JSON file that only apply to this machine."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in entries.items() if k not in _LOCAL_OPTIONS}
+    kept = {k: v for k, v in kept.items() if k not in _LOCAL_PATHS or not Path(str(v)).is_absolute()}
+    if kept != entries:
         _dump(kept, path)
 
 
@@ -123,89 +133,100 @@ def _dump(value: Any, path: Path) -> None:
 
 
 def adapter_base(folder: Path) -> str:
+    """The backbone of the adapter in `folder`."""
     return str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def _name_base(folder: Path, staged: Path, ours: Any) -> list[str]:
-    """Write the backbone's hub id into the staged adapter's configuration. Returns notes.
+def _name_base(folder: Path, staged: Path, trained: Any) -> list[str]:
+    """Write the backbone's hub id into the configuration of the staged adapter; returns messages for the user.
 
-    A bundled backbone, which is a folder here, is had from the hub by others: where the hub has it, it is compared.
+    A bundled backbone is a local folder here, but others load it from the hub. If the hub has it, the logits are
+    compared.
     """
     local = adapter_base(folder)
     base = card.hub_name(local)
-    assert base is not None, "refused before"
+    assert base is not None, "refused by refuse_local"
     config = json.loads((staged / "adapter_config.json").read_text(encoding="utf-8"))
     _dump({**config, "base_model_name_or_path": base}, staged / "adapter_config.json")
     try:
         hub_client.find("base_model_name_or_path", base)
     except WorkFailed:
-        return []  # the hub fails: the push will say so
+        return []  # the push will report the failure of the hub
     except UserError:
         return [
-            f"Note: the hub at {HfApi().endpoint} has no {base!r}, which is needed to load this; --merged needs none."
+            f"Note: loading this adapter requires {base!r}, which {HfApi().endpoint} does not have; --merged pushes a "
+            "model that does not require it."
         ]
-    if base != local:  # other files, the same weights
-        _check(ours, staged, staged, exact=False)
+    if base != local:  # different files that should have the same weights
+        _check(trained, staged, staged, exact=False)
     return []
 
 
-def _check(ours: Any, staged: Path, folder: Path, exact: bool) -> None:
-    """Load what would be pushed, under another seed, and compare its answers.
+def _check(trained: Any, staged: Path, folder: Path, exact: bool) -> None:
+    """Load the staged files, under a different seed, and compare the logits with those of the trained model.
 
     Raises:
-        WorkFailed: it does not load, or they differ.
+        WorkFailed: the files cannot be loaded, or the logits differ.
     """
-    batch, is_merged = example(ours), not (staged / "adapter_config.json").is_file()
+    batch, is_merged = example(trained), not (staged / "adapter_config.json").is_file()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
         try:
             again = Predictor.load(staged).model
         except UserError as error:
             raise WorkFailed(
-                f"What would be pushed of {str(folder)!r} cannot be loaded: {error.message}", error.fix
+                f"The files of {str(folder)!r} to push cannot be loaded: {error.message}", error.fix
             ) from error
     if batch is None:
         return
     if exact:
-        check_reload(ours, again, batch, folder)
+        check_reload(trained, again, batch, folder)
         return
-    one, other = logits_of(ours, batch), logits_of(again.to(ours.device), batch)
-    apart = float((one - other).abs().max())
-    if not apart <= TOLERANCE * max(1.0, float(one.abs().max())):
+    expected, actual = logits_of(trained, batch), logits_of(again.to(trained.device), batch)
+    difference = float((expected - actual).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise WorkFailed(
-            f"What would be pushed does not answer as the run (logits differ by {apart:.2g}): the adapter is another "
+            f"The model to push gives different logits than the run (maximum difference {difference:.2g}): "
             + (
-                "model merged into its backbone." if is_merged else "model on the hub's backbone, whose weights differ."
+                "merging changes this model."
+                if is_merged
+                else "the weights of the backbone on the hub differ from those it was trained on."
             ),
             "Push the adapter, without --merged." if is_merged else "Push a plain model with --merged.",
         )
 
 
 def _card(folder: Path, staged: Path, results: dict[str, Any], merged: bool, name: str) -> str:
-    """The run's card with the id in it; another one for a plain model, or where the backbone has got a hub id since."""
+    """The run's card with the hub id in it.
+
+    A new card is written for a merged model, and if the run's own card is unedited and the backbone has got a hub id
+    since.
+    """
     own, (_, keys) = folder / run_folder.CARD, run_folder.read_results(folder)
     written = own.read_text(encoding="utf-8") if own.is_file() else None
     if merged and results["adapter"] != "none":
         return card.with_id(card.text(results, keys, merged=True), name)
     base = card.hub_name(adapter_base(staged)) if results["adapter"] != "none" else results["card"]["base_model"]
-    is_as_made = written is None or card.with_id(written, "") == card.with_id(card.text(results, keys), "")
-    if written is None or (is_as_made and base != results["card"]["base_model"]):
+    is_unedited = written is None or card.with_id(written, "") == card.with_id(card.text(results, keys), "")
+    if written is None or (is_unedited and base != results["card"]["base_model"]):
         written = card.text({**results, "card": {**results["card"], "base_model": base}}, keys)
     return card.with_id(written, name)
 
 
 def _check_paths(staged: Path, folder: Path) -> None:
-    """Raises:
-    WorkFailed: a file names a folder of this machine.
+    """Check that the files contain no paths of this machine.
+
+    Raises:
+        WorkFailed: one does.
     """
     _, keys = run_folder.read_results(folder)
     given = [keys.get(k) for k in ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")]
-    places = [str(folder.resolve()), str(staged), str(Path.home()), *(str(g) for g in given if g)]
-    places = [p for p in places if Path(p).is_absolute() and len(Path(p).parts) > 2]
+    local = [str(folder.resolve()), str(staged), str(Path.home()), *(str(g) for g in given if g)]
+    local = [p for p in local if Path(p).is_absolute() and len(Path(p).parts) > 2]
     for path in (*staged.glob("*config.json"), staged / run_folder.CARD):
         text = path.read_text(encoding="utf-8")
-        if found := [place for place in places if place in text]:
+        if contained := [p for p in local if p in text]:
             raise WorkFailed(
-                f"{path.name} names {found[0]!r}, a place of this machine, so nothing was pushed.",
+                f"{path.name} contains the local path {contained[0]!r}, so nothing was pushed.",
                 f"Remove it from {path.name} in the run's folder.",
             )

@@ -1,7 +1,7 @@
-"""A run to a hub: exactly the files that load it, checked, in one commit.
+"""Push a run to a hub in one commit, with exactly the files needed to load it.
 
-The run itself is only read (see `staging`), but for the id that its card is told after a push. The token is the
-client's business: it comes from HF_TOKEN or the login, and is neither written nor shown.
+The run itself is only read (see `hf_transfer.hub.files`), except that its card gets the hub id after a push. The token
+is left to the hub client: it comes from HF_TOKEN or the login, and is neither written nor shown.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.hub.files import KNOWN, adapter_base, refuse_local, results_of, stage
 
 T = TypeVar("T")
-MESSAGE = "A run of hf_transfer"
-WAITS = (1.0, 4.0)  # seconds before another try, where a failure may pass
-PATIENCE = 120.0  # seconds without a byte before a request is given up; the client's own limit is none
+MESSAGE = "Upload model trained with hf_transfer"
+WAITS = (1.0, 4.0)  # seconds before retrying after a temporary failure
+PATIENCE = 120.0  # read timeout in seconds; the client's default is none
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run goes, and how.
+    """Where and how to push a run.
 
     Attributes:
-        hub_model_id: `owner/name`; a name alone is the account's; None is the name of the run's folder.
-        merged: push a plain model, the adapter in its weights.
-        revision: branch, made where there is none (default: main).
-        commit_message: of the commit.
-        private: of a repository that is made; None is private. One that is there keeps what it is.
+        hub_model_id: `owner/name`, or a name in the user's own account; None uses the name of the run's folder.
+        merged: push a plain model with the adapter merged into its weights.
+        revision: branch, created if it does not exist (default: main).
+        commit_message: commit message.
+        private: visibility of a new repository; None creates a private one. Existing repositories keep theirs.
     """
 
     hub_model_id: str | None
@@ -51,7 +51,7 @@ class Target:
     private: bool | None = None
 
     def command(self, folder: Path) -> str:
-        """What repeats the push."""
+        """The command that repeats the push."""
         words = ["hf-transfer", "push", str(folder)]
         words += ["--hub_model_id", self.hub_model_id] if self.hub_model_id else []
         words += ["--merged"] if self.merged else []
@@ -63,16 +63,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did.
+    """Result of a push.
 
     Attributes:
-        hub_model_id: with its owner.
-        url: of the repository.
-        commit: the revision that holds the run.
-        files: what was pushed.
-        is_changed: whether a commit was made; not where the hub had it all.
-        private: whether the repository is.
-        notes: sentences for the user.
+        hub_model_id: `owner/name` of the repository.
+        url: URL of the repository.
+        commit: revision that contains the run.
+        files: names of the pushed files.
+        is_changed: whether a commit was created; False if the hub already had all files.
+        private: whether the repository is private.
+        notes: messages for the user.
     """
 
     hub_model_id: str
@@ -84,29 +84,29 @@ class Pushed:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
+        """The summary, line by line."""
         kind = "private" if self.private else "public"
         if self.is_changed:
             yield f"Pushed {len(self.files)} files to {self.url} ({kind}), commit {self.commit[:12]}:"
             yield f"  {', '.join(self.files)}"
         else:
-            yield f"{self.url} ({kind}) has this run already, as commit {self.commit[:12]}: nothing was pushed."
+            yield f"Nothing to push: {self.url} ({kind}) already contains this run, commit {self.commit[:12]}."
         yield from self.notes
-        yield f"  hf-transfer predict {self.hub_model_id} -   # loads it from there"
+        yield f"  hf-transfer predict {self.hub_model_id} -   # loads it from the hub"
 
 
 def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
     """Push the finished run in a folder.
 
     Args:
-        folder: of the run.
-        target: where to.
-        model: as it was trained; what the files hold must answer as it does (default: the files, loaded).
+        folder: folder of the run.
+        target: where and how to push it.
+        model: the trained model, whose logits the pushed files must reproduce (default: loaded from the run's files).
 
     Raises:
-        UserError: the folder holds no finished run, or its backbone is a folder of this machine.
-        WorkFailed: the hub or the connection failed, or what would be pushed does not answer as the run. The run is as
-            it was.
+        UserError: the folder does not contain a finished run, or its backbone is a local folder.
+        WorkFailed: the hub or the connection failed, or the pushed files would give different logits. The run is
+            unchanged.
     """
     folder = Path(folder)
     results = results_of(folder)
@@ -118,7 +118,7 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
         notes = stage(folder, staged, results, name, target.merged, model)
         shown = len(results["card"]["examples"])
         if shown and target.private is False:
-            notes.append(f"  Its card shows {shown} held-out texts to all; a run with card_examples: 0 shows none.")
+            notes.append(f"  The public card shows {shown} held-out texts; set card_examples: 0 to show none.")
         with _patient(PATIENCE):
             pushed = _repeat(lambda: _upload(staged, name, target, notes))
         if not target.merged:
@@ -133,18 +133,20 @@ def _replace(old: Path, new: Path) -> None:
 
 
 def account_of(target: Target, folder: Path) -> str:
-    """The whole id to push to, after asking the hub whose token this is.
+    """The full hub id to push to, with the owner of the token if the target names none.
 
     Raises:
-        UserError: it is no id.
-        WorkFailed: the token may not write there. What the client raises where the hub fails.
+        UserError: invalid hub id.
+        WorkFailed: the token has no write access to it.
+        Exception: any of `hub_client.failures()`, if the hub cannot be reached or rejects the token.
     """
     wanted = target.hub_model_id or folder.resolve().name
     try:
         validate_repo_id(wanted)
     except HFValidationError as error:
         raise UserError(
-            f"hub_model_id: {wanted!r} is no hub id ({one_line(error)}).", "Write owner/name, or a name of your own."
+            f"hub_model_id: {wanted!r} is not a valid hub id ({one_line(error)}).",
+            "Use owner/name, or a name alone for a repository in your own account.",
         ) from error
     api = HfApi()
     with _patient(hub_client.TIMEOUT):
@@ -153,31 +155,34 @@ def account_of(target: Target, folder: Path) -> str:
     role = (who.get("auth") or {}).get("accessToken", {}).get("role")
     if role == "read":
         raise WorkFailed(
-            f"{wanted!r} cannot be pushed to {api.endpoint}: the token of {who['name']!r} may only read (403).",
-            "Set HF_TOKEN to a token with the right to write, or log in with one by `hf auth login`.",
+            f"Cannot push {wanted!r} to {api.endpoint}: the token of {who['name']!r} is read-only (HTTP 403).",
+            "Set HF_TOKEN to a token with write access, or log in with one using `hf auth login`.",
         )
     owners = {who["name"], *(o["name"] for o in who.get("orgs") or ())}
     if owner and role == "write" and owner not in owners:
         raise WorkFailed(
-            f"{wanted!r} cannot be pushed to {api.endpoint}: {who['name']!r} has no right to write to {owner!r} (403).",
+            f"Cannot push {wanted!r} to {api.endpoint}: {who['name']!r} has no write access to {owner!r} (HTTP 403).",
             f"Push to one of {', '.join(sorted(owners))}, or log in with another account.",
         )
     return f"{owner or who['name']}/{name}"
 
 
 def wanted(values: Mapping[str, Any]) -> Target | None:
-    """Where a run's keys want it pushed when it has ended."""
+    """Where a run is pushed at its end according to its keys; None if it is not."""
     if not values["push_to_hub"]:
         return None
     return Target(values["hub_model_id"], revision=values["hub_revision"], private=values["hub_private_repo"])
 
 
 def before_training(target: Target, folder: Path) -> str:
-    """Ask the hub whether this account may push, before time is spent on training. A doubt where it does not answer.
+    """Check before training whether the run can be pushed.
+
+    Returns:
+        A warning if the hub does not respond, else an empty string.
 
     Raises:
-        UserError: there is no such id.
-        WorkFailed: there is no token, or it may not write there.
+        UserError: invalid hub id.
+        WorkFailed: there is no token, or it has no write access.
     """
     try:
         _repeat(lambda: account_of(target, folder))
@@ -187,12 +192,12 @@ def before_training(target: Target, folder: Path) -> str:
         cause, fix = hub_client.explain(error)
         if not hub_client.is_down(error):
             raise WorkFailed(
-                f"push_to_hub: nothing could be pushed to {HfApi().endpoint}: {cause}.",
-                f"{fix} Nothing was trained yet; without push_to_hub the run trains and can be pushed later.",
+                f"push_to_hub: cannot push to {HfApi().endpoint}: {cause}.",
+                f"{fix} Training has not started; remove push_to_hub to train now and push later.",
             ) from error
         return (
-            f"Warning: {HfApi().endpoint} does not say whether the run can be pushed: {cause}. It is trained all the "
-            "same, and pushed at its end if the hub answers then."
+            f"Warning: cannot check whether the run can be pushed to {HfApi().endpoint}: {cause}. Training continues, "
+            "and the push is tried at the end."
         )
     return ""
 
@@ -201,14 +206,18 @@ def before_training(target: Target, folder: Path) -> str:
 
 
 def _upload(staged: Path, name: str, target: Target, notes: list[str]) -> Pushed:
-    """One commit on top of what the hub has: unchanged files are left out, and so is a commit of nothing."""
+    """Push in one commit, which contains only changed files; without changes there is no commit.
+
+    Raises:
+        UserError: the repository exists with a different visibility.
+    """
     api = HfApi()
     try:
         private = bool(api.model_info(name).private)
         if target.private not in (None, private):
             raise UserError(
-                f"hub_model_id: {name!r} is there already, and it is {'private' if private else 'public'}.",
-                "Change that in its settings on the hub, or leave --private and --public out.",
+                f"hub_model_id: {name!r} already exists and is {'private' if private else 'public'}.",
+                "Change that in its settings on the hub, or remove --private or --public.",
             )
     except RepositoryNotFoundError:
         private = target.private is not False
@@ -217,24 +226,24 @@ def _upload(staged: Path, name: str, target: Target, notes: list[str]) -> Pushed
         api.create_branch(name, branch=target.revision, exist_ok=True)
     before = api.model_info(name, revision=target.revision)
     files = tuple(sorted(path.name for path in staged.iterdir()))
-    there = {sibling.rfilename for sibling in before.siblings or ()}
-    gone = [n for n in sorted(there) if n not in files and any(fnmatch(n, pattern) for pattern in KNOWN)]
-    done = api.create_commit(
+    existing = {sibling.rfilename for sibling in before.siblings or ()}
+    outdated = [n for n in sorted(existing) if n not in files and any(fnmatch(n, pattern) for pattern in KNOWN)]
+    commit = api.create_commit(
         name,
         [
             *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=staged / n) for n in files),
-            *(CommitOperationDelete(path_in_repo=n) for n in gone),  # of an earlier push: they would be loaded too
+            *(CommitOperationDelete(path_in_repo=n) for n in outdated),  # left by an earlier push, would be loaded too
         ],
         commit_message=target.commit_message or MESSAGE,
         revision=target.revision,
         parent_commit=before.sha,
     )
     url = f"{api.endpoint}/{name}"
-    return Pushed(name, url, done.oid, files, done.oid != before.sha, private, tuple(notes))
+    return Pushed(name, url, commit.oid, files, commit.oid != before.sha, private, tuple(notes))
 
 
 def _repeat(work: Callable[[], T]) -> T:
-    """`work` again where a failure may pass. Each try looks first at what the hub has, so that none is made twice."""
+    """Run `work`, with retries after temporary failures; `work` checks the state of the hub first."""
     for wait in WAITS:
         try:
             return work()
@@ -247,10 +256,10 @@ def _repeat(work: Callable[[], T]) -> T:
 
 @contextmanager
 def _told(folder: Path, target: Target) -> Iterator[None]:
-    """Turn the client's failures into ours, with the command that tries again; its own warnings are not shown."""
+    """Turn the client's failures into `WorkFailed`, with the command to retry; the client's warnings are silenced."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
-    again = f"The run in {str(folder)!r} is as it was. Try again with `{target.command(folder)}`."
+    again = f"The run in {str(folder)!r} is unchanged. Retry with `{target.command(folder)}`."
     try:
         yield
     except WorkFailed as error:
@@ -260,18 +269,18 @@ def _told(folder: Path, target: Target) -> Iterator[None]:
     except hub_client.failures() as error:
         cause, fix = hub_client.explain(error)
         name = target.hub_model_id or folder.name
-        raise WorkFailed(f"{name!r} was not pushed to {HfApi().endpoint}: {cause}.", f"{fix} {again}") from error
+        raise WorkFailed(f"Pushing {name!r} to {HfApi().endpoint} failed: {cause}.", f"{fix} {again}") from error
     finally:
         hub_logging.set_verbosity(verbosity)
 
 
 @contextmanager
 def _patient(seconds: float) -> Iterator[None]:
-    """No request waits for longer than this for the next byte."""
+    """Context with a read timeout for requests."""
     session = get_session()
-    kept = session.timeout
+    previous = session.timeout
     session.timeout = seconds
     try:
         yield
     finally:
-        session.timeout = kept
+        session.timeout = previous

@@ -20,7 +20,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.values import coerce, read_config_file
-from hf_transfer.data.facts import examine
+from hf_transfer.data.examine import examine
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, Labels, encode, find_labels
 from hf_transfer.data.load import load_held_out, load_splits, standard_name

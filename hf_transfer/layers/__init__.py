@@ -1,1 +1,1 @@
-"""A model as ordered layer groups, from input to head."""
+"""A model as an ordered list of layer groups, from input to head."""

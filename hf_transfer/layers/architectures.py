@@ -1,4 +1,4 @@
-"""Rules for architectures that declare no layers of their own, as data: (pattern, depth) pairs."""
+"""Rules for architectures whose layer order cannot be read off the model, as data: (pattern, depth) pairs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ NEXT = "next"
 STEM = "stem"
 Depth = tuple[float, ...]
 Rule = tuple[str, int | str | None]
-# Where an architecture's parameters do not follow its block list. A rule is (regular expression searched in the
-# parameter's name, depth); see `layer_groups`. One line per `model_type` of Hugging Face, or class of timm.
+# A rule is (regular expression searched in the parameter's name, depth); see `layer_groups`. One entry per
+# `model_type` of a Hugging Face configuration, or per timm class.
 _PATCHES_AND_BLOCKS: tuple[Rule, ...] = (
     (r"patch_embeddings\.0\.", STEM),
     (r"patch_embeddings\.(\d+)", None),
@@ -39,13 +39,13 @@ _LISTS_SIDE_BY_SIDE: tuple[Rule, ...] = (
 _MOBILEVIT: tuple[Rule, ...] = ((r"encoder\.layer\.([01])\.layer\.(\d+)", None), (r"encoder\.layer\.(\d+)", None))
 _RESIDUAL_LAYERS: tuple[Rule, ...] = (("embedder", STEM), *_STAGES_OF_LAYERS, ("^classifier", HEAD))
 ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
-    # Relative positions live beside the layers but are read by the first one; the convolution follows it.
+    # Relative position embeddings are stored next to the layers but used by the first one; the convolution follows it.
     "deberta": ((r"encoder\.(rel_embeddings|LayerNorm)", STEM),),
     "deberta-v2": ((r"encoder\.(rel_embeddings|LayerNorm)", STEM), (r"encoder\.conv", 2)),
     "mpnet": ((r"encoder\.relative_attention_bias", STEM),),
-    # One set of layers is used at every depth.
+    # All depths share one set of layers.
     "albert": (("embedding", STEM), (r"albert_layer_groups\.(\d+)", None), ("pooler", LAST), ("^classifier", HEAD)),
-    # Layers are defined as lists of their parts, or after what comes behind them.
+    # Each part of the layers has its own list, or the layers are defined after modules that follow them.
     "xlm": _LISTS_SIDE_BY_SIDE,
     "flaubert": _LISTS_SIDE_BY_SIDE,
     "bart": _ENCODER_AND_DECODER,
@@ -56,7 +56,7 @@ ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
     "gte": (("pooler", LAST),),
     "opt": ((r"decoder\.(final_layer_norm|project_out)", LAST),),
     "funnel": ((r"blocks\.(\d+)\.(\d+)", None),),
-    # Stages hold plain residual layers, or blocks, and what changes the resolution between them.
+    # Stages contain residual layers or blocks, and downsampling between them.
     "resnet": _RESIDUAL_LAYERS,
     "regnet": _RESIDUAL_LAYERS,
     "bit": _STAGES_OF_LAYERS,
@@ -79,7 +79,7 @@ ARCHITECTURE_RULES: dict[str, tuple[Rule, ...]] = {
         (r"network\.(\d+)\.(?:proj|norm)", NEXT),
         ("^norm", LAST),
     ),
-    # timm's, where the class declares no `group_matcher`.
+    # timm classes without a `group_matcher`.
     "PoolingVisionTransformer": (
         (r"embed|cls_token", STEM),
         (r"transformers\.(\d+)\.(?:blocks\.(\d+)|pool)", None),

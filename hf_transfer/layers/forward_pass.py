@@ -1,4 +1,4 @@
-"""One traced forward pass of a model on an example input."""
+"""One forward pass of a model on a small example input."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from transformers import PreTrainedModel
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
-# ---- a look at the forward pass ------------------------------------------------------------------------------------
-
-
 def called_modules(model: nn.Module, names: Sequence[str]) -> list[str] | None:
-    """Those of `names` that a forward pass calls as modules, in order; None where no pass could be made.
+    """Those of `names` that a forward pass calls as modules, in order of use; None if no forward pass is possible.
 
-    `torch.nn.MultiheadAttention` and timm's BEiT read the weight of a layer and never call it.
+    `torch.nn.MultiheadAttention` and timm's BEiT use the weights of some layers without calling them.
     """
     order: list[str] = []
     handles = [
@@ -28,15 +25,19 @@ def called_modules(model: nn.Module, names: Sequence[str]) -> list[str] | None:
         for n in names
     ]
     try:
-        done = forward(model)
+        output = forward(model)
     finally:
         for handle in handles:
             handle.remove()
-    return order if done else None
+    return order if output else None
 
 
 def forward(model: nn.Module, padded: bool = False) -> Any:
-    """The output for one small example (two for `padded`, the second a shorter one); None where it refuses them."""
+    """The model's output in eval mode for the batch of `example`; None if the model cannot process it.
+
+    Raises:
+        Exception: with `padded`, any of `REFUSALS` that the model raises.
+    """
     batch = example(model, padded)
     if batch is None:
         return None
@@ -55,24 +56,33 @@ def forward(model: nn.Module, padded: bool = False) -> Any:
 
 
 def example(model: Any, padded: bool = False) -> dict[str, torch.Tensor] | None:
-    """A batch that a Hugging Face model reads; None where it reads neither tokens nor pixels."""
+    """A small input batch for a Hugging Face model.
+
+    Args:
+        model: the model, optionally wrapped by peft.
+        padded: add a second, shorter text.
+
+    Returns:
+        `pixel_values` (1, channels, height, width), or `input_ids` and `attention_mask`, (1 or 2, 8); None if the model
+        reads neither images nor tokens.
+    """
     core: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(core, PreTrainedModel):
         return None
     device, config = core.device, core.config
     if core.main_input_name == "pixel_values":
-        known = config.to_dict()
-        size = known.get("image_size") or (known.get("vision_config") or {}).get("image_size") or 64
+        values = config.to_dict()
+        size = values.get("image_size") or (values.get("vision_config") or {}).get("image_size") or 64
         if config.model_type == "timm_wrapper":
-            size = ((known.get("pretrained_cfg") or {}).get("input_size") or (3, 0))[1] or _timm_size(core)
+            size = ((values.get("pretrained_cfg") or {}).get("input_size") or (3, 0))[1] or _timm_size(core)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        shape = (1, known.get("num_channels") or 3, height, width)
+        shape = (1, values.get("num_channels") or 3, height, width)
         return {"pixel_values": torch.linspace(-1, 1, math.prod(shape), device=device).sin().view(shape)}
     if core.main_input_name != "input_ids":
         return None
     ids = torch.arange(8, device=device).repeat(2 if padded else 1, 1) % 7 + 3
     eos = config.eos_token_id
-    ids[:, -1] = eos if isinstance(eos, int) else 2  # BART classifies the end of the text
+    ids[:, -1] = eos if isinstance(eos, int) else 2  # BART classifies the EOS token
     mask = torch.ones_like(ids)
     if padded:
         mask[1, 5:], ids[1, 5:] = 0, config.pad_token_id or 0

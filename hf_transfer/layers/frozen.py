@@ -1,4 +1,4 @@
-"""Which modules are frozen, and therefore belong in eval mode."""
+"""Which modules are frozen and must be in eval mode."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hf_transfer.layers.groups import LayerGroup, _core
-
-# ---- frozen modules ------------------------------------------------------------------------------------------------
+from hf_transfer.layers.groups import LayerGroup
+from hf_transfer.layers.wrappers import core_of
 
 
 def frozen_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[nn.Module]:
-    """The modules that must be in eval mode, judged by what requires a gradient now.
+    """The modules that must be in eval mode, given which parameters currently require gradients.
 
-    A module is frozen when no parameter in its subtree trains. One without parameters (dropout, BatchNorm without
-    affine) follows its parent; where the parent spans several groups, it follows the group that comes next, so that
-    the dropout between a frozen stem and frozen blocks is off and the one before the head is on.
+    A module is frozen if no parameter in its subtree trains. A module without parameters (dropout, BatchNorm without
+    affine parameters) follows its parent; if the parent spans several groups, it follows the next group, so that
+    dropout between a frozen stem and frozen blocks is off and dropout before the head is on. In a model with an
+    adapter, normalization layers with running statistics are frozen unless the adapter saves them.
+
+    Args:
+        model: the model.
+        groups: its layer groups.
     """
     index = {name: i for i, group in enumerate(groups) for name in group.parameters}
-    group_of = {id(p): index[n] for n, p in model.named_parameters()}  # by identity: a tied one has one group
+    group_of = {id(p): index[n] for n, p in model.named_parameters()}  # by identity: a tied parameter is in one group
     group_trains = {group_of[id(p)] for p in model.parameters() if p.requires_grad}
     frozen: list[nn.Module] = []
     saved = {id(m) for n, p in model.named_modules() if n.endswith(".modules_to_save") for m in p.modules()}
-    is_adapted = _core(model)[1] is not model
+    is_adapted = core_of(model)[1] is not model
 
     def first_group(module: nn.Module) -> int | None:
         return next((group_of[id(p)] for p in module.parameters()), None)

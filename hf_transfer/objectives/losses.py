@@ -35,8 +35,6 @@ def check(args: LossArguments) -> list[str]:
             for name, w in weights.items()
             if isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w < float("inf")
         ]
-    if not 0 <= args.focal_gamma < float("inf"):
-        problems.append(f"focal_gamma: {args.focal_gamma:g} must be a number of 0 or more.")
     return problems
 
 

@@ -1,1 +1,1 @@
-"""A run as data: which groups train when, and at what learning rate."""
+"""A fine-tuning run as data: which layer groups train when, and at what learning rate."""

@@ -1,4 +1,4 @@
-"""Optimizer parameter groups and learning-rate schedules from a Plan."""
+"""Optimizer parameter groups and learning-rate factors for a Plan."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups for every parameter that any stage of `plan` trains, input to head.
 
-    All groups exist from step 0, so that optimizer and scheduler never change shape. Parameters with the same rate in
-    every stage and the same weight decay share a group. Parameters that did not require a gradient when the groups were
-    made stay out (a base model under adapters).
+    All groups exist from step 0, so that optimizer and scheduler never change shape. Parameters with the same learning
+    rate in every stage and the same weight decay share a group. Parameters that do not require gradients are left out
+    (the base model under an adapter).
 
     Args:
-        model: the model whose `named_parameters()` the groups name.
+        model: the model.
         groups: its layer groups.
         plan: the plan.
-        weight_decay: applied to parameters of two or more dimensions that `no_decay` does not name.
-        no_decay: parameter names that are never decayed.
+        weight_decay: weight decay of parameters with two or more dimensions that are not in `no_decay`.
+        no_decay: names of parameters without weight decay.
 
     Returns:
-        Dictionaries with `params`, `weight_decay`, `lr` (the rate in the first stage that trains them), `layers` (the
-        names of the layer groups in it) and `rates` (one per stage, 0.0 where frozen).
+        Dictionaries with `params`, `weight_decay`, `lr` (learning rate in the first stage that trains them), `layers`
+        (names of their layer groups) and `rates` (learning rate in each stage, 0.0 where frozen).
     """
     parameters = dict(model.named_parameters())
     merged: dict[tuple[tuple[float, ...], float], dict[str, Any]] = {}
@@ -56,18 +56,23 @@ def parameter_groups(
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it has two dimensions or more; a vector that only broadcasts, as (1, 1, 1, C), has one."""
+    """Whether the parameter has two or more dimensions; a vector shaped for broadcasting, (1, 1, 1, C), has one."""
     return parameter.ndim == 2 or sum(size > 1 for size in parameter.shape) > 1
 
 
 def lr_factors(
     plan: Callable[[], Plan], group: dict[str, Any], schedule: Callable[[int], float]
 ) -> Callable[[int], float]:
-    """The factor on an optimizer group's `lr` at each step: its stage's rate and warm-up, times the run's schedule.
+    """The factor on an optimizer group's `lr` at each step: the stage's learning rate and warmup, times the schedule.
 
-    At step t of T this gives rate * schedule(t/T) * min(1, (t - t_thaw) / unfreeze_warmup_steps). `plan` is asked at
-    each step, since a plateau decides late where a stage begins. A plain closure: `LambdaLR` would put a callable
-    object's attributes into the checkpoint and restore them from there.
+    The learning rate at step t is rate * schedule(t) * min(1, (t - t_unfreeze) / unfreeze_warmup_steps). `plan` is
+    called at each step, because with plateaus the start of a stage becomes known only during training. The factor is a
+    closure, because `LambdaLR` would save and restore the attributes of a callable object.
+
+    Args:
+        plan: returns the current plan.
+        group: optimizer group from `parameter_groups`.
+        schedule: the run's learning-rate schedule, from optimizer step to factor.
     """
     base, rates = group["lr"], group["rates"]
 
@@ -78,9 +83,9 @@ def lr_factors(
 
 
 def current_rates(param_groups: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """{layer group: learning rate} from optimizer groups, input to head; 0.0 where the layer is frozen.
+    """Current learning rate of each layer group, input to head; 0.0 if it is frozen.
 
-    Where a pattern gives a part of a layer group a rate of its own, that part has a number behind the name.
+    Parts of a layer group with different learning rates are listed separately, with a number after the name.
     """
     parts: dict[str, dict[tuple[float, ...], float]] = {}
     for group in param_groups:

@@ -1,4 +1,4 @@
-"""The Plan as data: stages, groups and learning rates. Nothing here knows a model or a trainer."""
+"""The Plan: stages, groups and learning rates as data, independent of models and trainers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Rates = tuple[tuple[str, float], ...]  # ordered (pattern, learning rate)
 
 
 class Group(Protocol):
-    """What a plan needs to know of a layer group (`layers.LayerGroup` is one)."""
+    """What a plan needs to know about a layer group; implemented by `LayerGroup`."""
 
     @property
     def name(self) -> str: ...
@@ -28,18 +28,19 @@ class Stage:
     """One stage of a plan.
 
     Attributes:
-        name: what trains, in words.
-        epochs: how long, in epochs of the training set; None where a plateau decides.
+        name: description of what trains.
+        epochs: length in epochs of the training set; None if a plateau ends the stage.
         trainable: names of the layer groups that train, input to head.
         rates: learning rate of each of these groups.
-        patterns: ordered (pattern, learning rate) rules of the user's over group and parameter names; the first match
-            wins, and comes before `rates`.
-        roles: ordered (pattern, factor) rules over parameter names: a factor on the group's rate for what a parameter
-            does in it, such as LoRA+'s on `lora_B`; `patterns` come before it.
-        num_trainable: scalars that train in it.
-        start: the optimizer step at which the stage begins, once the plan is resolved; None before it is known.
-        highest: for each of these groups the highest rate of its parameters, which is `rates` but for `patterns`.
-        patience: the stage ends after so many evaluations without gain; None where `epochs` end it.
+        patterns: the user's ordered (pattern, learning rate) rules over group and parameter names; the first match
+            decides and takes precedence over `rates`.
+        num_trainable: number of trainable elements.
+        start: optimizer step at which the stage starts; None as long as it is not known.
+        highest: highest learning rate within each of these groups, which differs from `rates` only due to `patterns`
+            and `roles`.
+        patience: number of evaluations without improvement after which the stage ends; None if `epochs` ends it.
+        roles: ordered (pattern, factor) rules over parameter names: a factor on the group's learning rate that depends
+            on the role of a parameter, such as LoRA+'s for `lora_B`; `patterns` take precedence.
     """
 
     name: str
@@ -54,16 +55,24 @@ class Stage:
     roles: Rates = ()
 
     def rate(self, group: str, parameter: str = "") -> float:
-        """Learning rate of a parameter in this stage; 0.0 where it is frozen."""
+        """Learning rate of a parameter in this stage; 0.0 if it is frozen."""
         return _rate(self.trainable, self.rates, self.patterns, self.roles, group, parameter)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages over named groups. Pure data: comparable, hashable, printable."""
+    """A sequence of stages over named layer groups. Pure data: comparable, hashable, printable.
+
+    Attributes:
+        strategy: name of the strategy.
+        groups: (name, number of elements) of each layer group, input to head.
+        stages: the stages, in order.
+        num_train_epochs: length of the run in epochs.
+        unfreeze_warmup_steps: optimizer steps over which the learning rate of a newly unfrozen group rises from 0.
+    """
 
     strategy: str
-    groups: tuple[tuple[str, int], ...]  # (name, scalars), input to head
+    groups: tuple[tuple[str, int], ...]
     stages: tuple[Stage, ...]
     num_train_epochs: float
     unfreeze_warmup_steps: int = 0
@@ -76,18 +85,24 @@ class Plan:
 
     @property
     def waits(self) -> bool:
-        """Whether plateaus end its stages."""
+        """Whether plateaus end stages."""
         return any(stage.patience is not None for stage in self.stages)
 
     def resolve(self, steps_per_epoch: int, max_steps: int | None = None) -> Plan:
-        """The same plan with every stage's first optimizer step filled in, without stages that a run of `max_steps`
-        does not reach. Where plateaus decide, only the first stage's step is known."""
+        """The plan with the first optimizer step of each stage filled in.
+
+        If plateaus end stages, only the first step of the first stage is known.
+
+        Args:
+            steps_per_epoch: optimizer steps per epoch.
+            max_steps: length of the run in optimizer steps; stages that it does not reach are dropped.
+        """
         if self.waits:
             return replace(self, stages=tuple(replace(s, start=None) for s in self.stages)).begin(0, 0)
         starts: list[int] = []
         epochs = 0.0
         for stage in self.stages:
-            first = starts[-1] + 1 if starts else 0  # a stage has a step at least, however short it was asked to be
+            first = starts[-1] + 1 if starts else 0  # a stage has at least one step
             starts.append(max(round(epochs * steps_per_epoch), first))
             epochs += stage.epochs or 0.0
         kept = [at for at in starts if max_steps is None or at < max_steps] or starts[:1]
@@ -97,33 +112,38 @@ class Plan:
         return replace(self, stages=tuple(stages))
 
     def begin(self, index: int, step: int) -> Plan:
-        """The same plan with stage `index` beginning at optimizer step `step`."""
+        """The plan with stage `index` starting at optimizer step `step`."""
         stages = [replace(s, start=step) if i == index else s for i, s in enumerate(self.stages)]
         return replace(self, stages=tuple(stages))
 
     def at(self, step: int) -> int:
-        """Index of the stage that optimizer step `step` (0 for the first) belongs to, in a resolved plan."""
+        """Index of the stage that optimizer step `step` (counted from 0) belongs to; requires a resolved plan."""
         return max(i for i, stage in enumerate(self.stages) if stage.start is not None and stage.start <= step)
 
     def trajectory(self, group: str, parameter: str = "") -> tuple[float, ...]:
-        """A parameter's learning rate in each stage; 0.0 where it is frozen."""
+        """Learning rate of a parameter in each stage; 0.0 where it is frozen."""
         return tuple(stage.rate(group, parameter) for stage in self.stages)
 
     def rate(self, step: int, trajectory: Sequence[float]) -> float:
-        """Learning rate at a step of a resolved plan, before the run's own schedule is applied to it."""
+        """Learning rate at an optimizer step, including unfreeze warmup but not the run's learning-rate schedule.
+
+        Args:
+            step: optimizer step, counted from 0.
+            trajectory: learning rate in each stage, see `trajectory`.
+        """
         index = self.at(step)
         rate = trajectory[index]
         if not rate or not self.unfreeze_warmup_steps:
             return rate
-        thaw = index
-        while thaw > 0 and trajectory[thaw - 1] > 0:
-            thaw -= 1
-        start = self.stages[thaw].start
+        thawed = index
+        while thawed > 0 and trajectory[thawed - 1] > 0:
+            thawed -= 1
+        start = self.stages[thawed].start
         assert start is not None, "an unresolved plan has no steps"
         return rate * min(1.0, (step - start) / self.unfreeze_warmup_steps)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The stages as plain data, as `results.json` holds them."""
+        """The stages as plain data, as in `results.json`."""
         return [
             {
                 "name": s.name,
@@ -142,7 +162,7 @@ class Plan:
 def _rate(
     trainable: tuple[str, ...], rates: tuple[float, ...], patterns: Rates, roles: Rates, group: str, parameter: str
 ) -> float:
-    """The first pattern that fits, else the group's own rate, found by its exact name, by the parameter's role."""
+    """Learning rate of the first matching pattern, else the group's own times the factor of the parameter's role."""
     if group not in trainable:
         return 0.0
     own = rates[trainable.index(group)] * next((f for role, f in roles if matches(role, "", parameter)), 1.0)
@@ -150,9 +170,9 @@ def _rate(
 
 
 def matches(pattern: str, group: str, parameter: str = "") -> bool:
-    """Whether `pattern` is the whole name of the group, or whole dotted parts of the parameter's name.
+    """Whether `pattern` matches the group's whole name, or whole dotted components of the parameter's name.
 
-    `layer.1` is in `encoder.layer.1.output.bias` but not in `encoder.layer.11.output.bias`.
+    `layer.1` matches `encoder.layer.1.output.bias` but not `encoder.layer.11.output.bias`.
     """
     return bool(re.fullmatch(pattern, group) or (parameter and re.search(rf"(?:^|\.)(?:{pattern})(?:\.|$)", parameter)))
 
@@ -181,8 +201,8 @@ def _table(plan: Plan) -> str:
 
 def _length(stage: Stage) -> str:
     if stage.patience is not None:
-        return f"until {stage.patience} evaluation{'' if stage.patience == 1 else 's'} without gain"
-    return "what is left" if stage.epochs is None else f"{stage.epochs:g}"
+        return f"until {stage.patience} evaluation{'' if stage.patience == 1 else 's'} without improvement"
+    return "remaining" if stage.epochs is None else f"{stage.epochs:g}"
 
 
 def _span(names: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
-"""Stages that end when a metric stops improving: a pure function of what was logged.
+"""Stages that end when a metric stops improving, as a pure function of the log history.
 
-The events are recomputed from the log history, which a checkpoint holds, so that a resumed run has the same ones.
+Plateaus are recomputed from the log history, which is part of every checkpoint, so that a resumed run sees the same
+ones.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from hf_transfer.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Progress:
-    """A stage so far.
+    """The evaluations of a stage so far.
 
     Attributes:
-        evaluations: how many there were.
-        best_step: the optimizer step of the best one, the first of equals; None before any.
-        since_best: evaluations since then.
-        last_step: the optimizer step of the last one.
+        evaluations: number of evaluations.
+        best_step: optimizer step of the best evaluation (the first one in case of a tie); None without any.
+        since_best: number of evaluations after the best one.
+        last_step: optimizer step of the last evaluation.
     """
 
     evaluations: int = 0
@@ -31,34 +32,34 @@ class Progress:
 
 
 def progress(logs: Sequence[Mapping[str, Any]], stage: int, metric: str, greater_is_better: bool) -> Progress:
-    """What the evaluations of a stage show.
+    """Summarize the evaluations of a stage.
 
     Args:
-        logs: `TrainerState.log_history`; an entry carries its `stage` and `step`.
-        stage: index in the plan.
-        metric: its name there, with `eval_`.
-        greater_is_better: as in `TrainingArguments`. A value that is not a number is no gain.
+        logs: `TrainerState.log_history`, whose entries have `stage` and `step`.
+        stage: index of the stage in the plan.
+        metric: name of the metric in the log, including `eval_`.
+        greater_is_better: as in `TrainingArguments`. NaN is never an improvement.
     """
-    found, best = Progress(), -math.inf
+    so_far, best = Progress(), -math.inf
     for log in logs:
-        if log.get("stage") != stage or metric not in log or log["step"] == found.last_step:
-            continue  # `eval_on_start` evaluates once more where a run is resumed
+        if log.get("stage") != stage or metric not in log or log["step"] == so_far.last_step:
+            continue  # `eval_on_start` evaluates again when a run is resumed
         value = float(log[metric]) * (1 if greater_is_better else -1)
         if value > best:
             best = value
-            found = Progress(found.evaluations + 1, log["step"], 0, log["step"])
+            so_far = Progress(so_far.evaluations + 1, log["step"], 0, log["step"])
         else:
-            found = Progress(found.evaluations + 1, found.best_step, found.since_best + 1, log["step"])
-    return found
+            so_far = Progress(so_far.evaluations + 1, so_far.best_step, so_far.since_best + 1, log["step"])
+    return so_far
 
 
 def begun(plan: Plan, logs: Sequence[Mapping[str, Any]], metric: str, greater_is_better: bool) -> Plan:
-    """`plan` with the first step of every stage that the log shows to have been reached."""
+    """`plan` with the first step of every stage that has been reached according to the log; see `progress`."""
     for index, stage in enumerate(plan.stages[:-1]):
         if stage.patience is None or plan.stages[index + 1].start is not None:
             continue
-        seen = progress(logs, index, metric, greater_is_better)
-        if seen.last_step is None or seen.since_best < stage.patience:
+        so_far = progress(logs, index, metric, greater_is_better)
+        if so_far.last_step is None or so_far.since_best < stage.patience:
             break
-        plan = plan.begin(index + 1, seen.last_step)
+        plan = plan.begin(index + 1, so_far.last_step)
     return plan

@@ -1,4 +1,4 @@
-"""What each stage of a plan did, read off Trainer's log history."""
+"""What each stage of a plan did, computed from the Trainer's log history."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hf_transfer.plan.plan import Plan
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage that has begun.
+    """Record of a stage that has started.
 
     Attributes:
-        name: as in the plan.
-        start: its first optimizer step.
-        steps: optimizer steps taken in it.
-        seconds: wall time with evaluations; None for a stage that ran before the run was resumed.
-        loss: mean training loss; None where nothing was logged.
-        metrics: of the last evaluation in it.
-        best_step: the step whose weights the next stage began with, where a plateau ended this one.
+        name: name of the stage in the plan.
+        start: first optimizer step.
+        steps: number of optimizer steps taken.
+        seconds: wall time including evaluations; None if the stage ran before the run was resumed.
+        loss: mean training loss; None if none was logged.
+        metrics: metrics of the last evaluation.
+        best_step: optimizer step whose weights were restored for the next stage, if a plateau ended this one.
     """
 
     name: str
@@ -32,6 +32,7 @@ class StageRecord:
     best_step: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data for `results.json`."""
         return asdict(self)
 
 
@@ -42,14 +43,14 @@ def stage_records(
     seconds: Mapping[int, float],
     best_steps: Mapping[int, int] | None = None,
 ) -> list[StageRecord]:
-    """The stages of a resolved plan that have begun after `steps_taken` optimizer steps.
+    """Records of the stages that have started after `steps_taken` optimizer steps.
 
     Args:
-        plan: resolved.
-        logs: `TrainerState.log_history`; an entry carries its `stage`.
+        plan: a resolved plan.
+        logs: `TrainerState.log_history`, whose entries have `stage`.
         steps_taken: optimizer steps so far.
-        seconds: wall time by stage.
-        best_steps: by stage, where a plateau ended it and the best weights were restored.
+        seconds: wall time of each stage.
+        best_steps: optimizer step of the restored weights, for each stage that a plateau ended.
     """
     starts = [stage.start for stage in plan.stages if stage.start is not None]
     records = []
@@ -65,7 +66,7 @@ def stage_records(
 
 
 def _mean_loss(logs: Sequence[Mapping[str, Any]], stage: int, start: int) -> float | None:
-    """Mean over steps: each logged loss is the mean since the log before it, or since the stage began."""
+    """Mean over steps; each logged loss is a mean since the previous log, or since the start of the stage."""
     total, previous = 0.0, start
     for log in logs:
         if "loss" in log and log.get("stage") == stage:

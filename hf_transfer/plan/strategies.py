@@ -1,11 +1,11 @@
-"""The keys of a plan, and the strategies: functions from these keys to stage specifications.
+"""Strategies: functions from the plan keys to stage specifications.
 
-A strategy returns a list in the form that users write under `stages:`, for example
-`[{"train": "head", "epochs": 1}, {"train": 4, "epochs": 2}, {"train": "all"}]`; the last one takes what is left of
+A strategy returns a list in the format that users write under `stages:`, for example
+`[{"train": "head", "epochs": 1}, {"train": 4, "epochs": 2}, {"train": "all"}]`; the last stage takes the rest of
 `num_train_epochs`. A new strategy is one function here and one line in `STRATEGIES`.
 
-Sources: linear probing then fine-tuning (LP-FT), Kumar et al. 2022, section 3; gradual unfreezing and discriminative
-rates, ULMFiT, Howard and Ruder 2018, sections 3.2 and 3.3.
+References: linear probing then fine-tuning (LP-FT), Kumar et al. 2022, section 3; gradual unfreezing and discriminative
+learning rates (ULMFiT), Howard and Ruder 2018, sections 3.2 and 3.3.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.fields import HEAD
 from hf_transfer.errors import UserError, nearest
 
-# LP-FT and fastai train a pretrained body 10 to 100 times slower than its new head.
+# LP-FT and fastai use a learning rate for the pretrained body that is 10 to 100 times lower than for the new head.
 TWO_PHASE_HEAD_RATIO = 20.0
-
-
-# ---- strategies: functions from keys to stage specifications -------------------------------------------------------
 
 Spec = dict[str, Any]
 
 
 def linear_probe(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
-    """Feature extraction: the backbone is frozen, the head is trained."""
+    """Feature extraction: only the head trains, the backbone is frozen."""
     return [{"train": HEAD}]
 
 
@@ -39,18 +36,24 @@ def partial(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
 def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     """The head alone, then everything (LP-FT).
 
-    The backbone's rate is `learning_rate`; with no key that says otherwise the head's is 20 times that.
+    The backbone's learning rate is `learning_rate`; the head's is 20 times that unless a key sets layer-wise learning
+    rates.
     """
-    silent = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
-    slower = all(k is None for k in silent) and not keys.is_adapted  # an adapter is as new as the head
-    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if slower else {}
+    rate_keys = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
+    faster_head = all(k is None for k in rate_keys) and not keys.is_adapted  # an adapter is as new as the head
+    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.peak_learning_rate} if faster_head else {}
     head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
     return [*head, {"train": "all", **rates}]
 
 
 def gradual(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
-    """The head, then `groups_per_unfreeze` more groups from the top each `unfreeze_interval` epochs (ULMFiT), or
-    whenever the stage before has come to a plateau."""
+    """The head first, then `groups_per_unfreeze` more groups from the top at a time (ULMFiT).
+
+    The next groups are unfrozen every `unfreeze_interval` epochs, or whenever the previous stage reaches a plateau.
+
+    Raises:
+        UserError: `unfreeze_until` is not a group below the head.
+    """
     if keys.unfreeze_until is not None and keys.unfreeze_until not in backbone:
         raise UserError(
             f"unfreeze_until: there is no group {keys.unfreeze_until!r} below the head.",
@@ -62,7 +65,7 @@ def gradual(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     plateau = keys.unfreeze_trigger == "plateau"
     until = {"patience": keys.unfreeze_patience} if plateau else {"epochs": keys.unfreeze_interval}
     specs: list[Spec] = [{"train": HEAD, **until}, *({"train": k, **until} for k in counts)]
-    specs[-1].pop("patience", None)  # there is nothing left to thaw
+    specs[-1].pop("patience", None)  # nothing left to unfreeze
     return specs
 
 
@@ -72,7 +75,7 @@ def full(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
 
 
 def auto(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
-    """Two phases; with an adapter, which starts at the pretrained function, everything that may train at once."""
+    """`two_phase`; with an adapter, which starts from the pretrained function, `full`."""
     return full(keys, backbone) if keys.is_adapted else two_phase(keys, backbone)
 
 
@@ -84,6 +87,6 @@ STRATEGIES: dict[str, Strategy] = {
     "two-phase": two_phase,
     "gradual": gradual,
     "full": full,
-    "lora": full,  # `with_adapter` gives it one
-    "scratch": full,  # the same plan; `train` and `fine_tune` make the weights random
+    "lora": full,  # `with_adapter` adds the adapter
+    "scratch": full,  # the same plan; `train` and `fine_tune` initialize the weights randomly
 }

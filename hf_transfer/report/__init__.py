@@ -1,1 +1,1 @@
-"""Pictures of a run."""
+"""Figures and tables of a run."""

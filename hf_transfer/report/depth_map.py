@@ -1,4 +1,4 @@
-"""What a plan does to each layer group, as a table, as data and as a picture."""
+"""What a plan does to each layer group, as a table, as data and as a figure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hf_transfer.training.schedules import Schedule
 PICTURES = (".png", ".svg", ".pdf")
 MOST_MODULES = 4
 MOST_COLUMNS = 400
-DARKEST = 1e-3  # of the highest rate: a schedule that ends at 0 would stretch the scale without end
-SOME = "*"  # marks a rate that not all of a group's parameters have
+DARKEST = 1e-3  # lower end of the color scale, relative to the highest learning rate
+SOME = "*"  # marks a learning rate that only some of a group's parameters have
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Row:
     """One layer group under a plan.
 
     Attributes:
-        name: of the group.
-        modules: its parts.
-        num_parameters: its scalars.
-        rates: for each stage, the distinct rates of its parameters, the highest first; 0 where frozen.
+        name: name of the group.
+        modules: names of its modules.
+        num_parameters: number of elements.
+        rates: for each stage, the distinct learning rates of its parameters, highest first; 0 where frozen.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Row:
 
 @dataclass(frozen=True)
 class DepthMap:
-    """A row per layer group, input to head.
+    """Learning rates by layer group and stage.
 
     Attributes:
-        plan: resolved to steps where the picture is to show the schedule.
-        rows: the groups.
-        schedule: the run's factor on all rates, by optimizer step; None where a metric decides.
-        num_steps: optimizer steps of the run.
+        plan: the plan; resolved to optimizer steps if the figure is to show the schedule.
+        rows: the layer groups, input to head.
+        schedule: the run's learning-rate schedule, from optimizer step to factor; None if it depends on a metric.
+        num_steps: optimizer steps of the run; 0 if unknown.
     """
 
     plan: Plan
@@ -54,8 +54,7 @@ class DepthMap:
     num_steps: int = 0
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Plain data: `learning_rates` holds the rate of each stage, 0 where frozen, or a list where a group has
-        several."""
+        """Plain data; `learning_rates` has one entry per stage: a learning rate, 0 if frozen, or a list of several."""
         return [
             {
                 "name": row.name,
@@ -77,17 +76,17 @@ class DepthMap:
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
         lines.insert(1, "  ".join("-" * w for w in widths))
         if any(len(rates) > 1 for row in self.rows for rates in row.rates):
-            lines.append(f"{SOME} the highest of several: some of its parameters are frozen, or have other rates")
-        return "\n".join(["Learning rate of each group by stage, input to head (- is frozen):", *lines])
+            lines.append(f"{SOME} highest of several: some parameters are frozen or have other learning rates")
+        return "\n".join(["Learning rate of each group by stage, input to head (-: frozen):", *lines])
 
     def draw(self, path: str | Path) -> None:
-        """Write a picture: groups from input to head, epochs to the right, the rate as colour, grey where frozen.
+        """Write a figure: layer groups from bottom to top, epochs from left to right, learning rates as color.
 
-        The rates are those of each optimizer step, with the run's schedule and warm-up. Where plateaus decide how long
-        a stage lasts, the stages stand side by side with their highest rates.
+        Learning rates are shown for each optimizer step, including schedule and warmup; frozen groups are gray. If
+        plateaus end stages, each stage is one column with its highest learning rates.
 
         Raises:
-            UserError: the file's ending is of no kind of picture.
+            UserError: unsupported file extension, or the folder does not exist.
         """
         check_picture(path)
         import matplotlib
@@ -102,9 +101,9 @@ class DepthMap:
         high = float(values.max()) or 1.0
         low = max(float(values[values > 0].min()), high * DARKEST) / 1.01
         norm = LogNorm(low, high * 1.01)
-        colours = plt.get_cmap("viridis").with_extremes(bad="0.88")
+        colors = plt.get_cmap("viridis").with_extremes(bad="0.88")
         figure, axes = plt.subplots(figsize=(8, max(2.5, 0.28 * len(self.rows) + 1.2)), layout="constrained")
-        drawn = axes.pcolormesh(edges, np.arange(len(self.rows) + 1) - 0.5, values.clip(low), norm=norm, cmap=colours)
+        drawn = axes.pcolormesh(edges, np.arange(len(self.rows) + 1) - 0.5, values.clip(low), norm=norm, cmap=colors)
         for y in range(1, len(self.rows)):
             axes.axhline(y - 0.5, color="white", linewidth=1)
         for begin, end, stage, index in self._spans():
@@ -115,18 +114,18 @@ class DepthMap:
                     axes.fill_between([begin, end], y - 0.5, y + 0.5, color="none", hatch="//", edgecolor="white", lw=0)
         axes.set_yticks(range(len(self.rows)), [row.name for row in self.rows], fontsize=8)
         axes.set_ylim(-0.6, len(self.rows) + 0.4)
-        axes.set_xlabel("stage: a plateau ends each" if self.plan.waits else "epoch")
+        axes.set_xlabel("stage (ended by plateaus)" if self.plan.waits else "epoch")
         if self.plan.waits:
             axes.set_xticks([])
         axes.set_ylabel("layer group, input to head")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        figure.colorbar(drawn, ax=axes, label="learning rate (grey: frozen)")
+        figure.colorbar(drawn, ax=axes, label="learning rate (gray: frozen)")
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
     def _spans(self) -> list[tuple[float, float, str, int]]:
-        """(begin, end, name, index) of each stage, in epochs, or in stages where plateaus decide."""
+        """(start, end, name, index) of each stage, in epochs, or in stages if plateaus end them."""
         stages, total = self.plan.stages, self.plan.num_train_epochs
         if self.plan.waits:
             return [(float(i), float(i + 1), stage.name, i) for i, stage in enumerate(stages)]
@@ -137,20 +136,20 @@ class DepthMap:
         return [(b, e, s.name, i) for i, (b, e, s) in enumerate(zip(begins, [*begins[1:], total], stages, strict=True))]
 
     def rates(self) -> tuple[list[float], list[list[float]]]:
-        """What the picture shows: (edges of the columns, the highest rate of each group in each column, -1 if frozen).
+        """(edges of the columns, highest learning rate of each group in each column, -1 if frozen).
 
-        A column is an optimizer step, or one of `MOST_COLUMNS` steps where there are more.
+        A column is an optimizer step; a run with more than `MOST_COLUMNS` steps is sampled.
         """
         if self.plan.waits or not self.num_steps:
             spans = self._spans()
-            rates = [[found[0] if found[0] > 0 else -1.0 for found in row.rates] for row in self.rows]
+            rates = [[by_stage[0] if by_stage[0] > 0 else -1.0 for by_stage in row.rates] for row in self.rows]
             return [*(begin for begin, *_ in spans), spans[-1][1]], rates
         count = min(self.num_steps, MOST_COLUMNS)
         steps = [i * self.num_steps // count for i in range(count)]
         factor = self.schedule or (lambda step: 1.0)
         rates = []
         for row in self.rows:
-            highest = [found[0] for found in row.rates]
+            highest = [by_stage[0] for by_stage in row.rates]
             rates.append(
                 [
                     self.plan.rate(step, highest) * factor(step) if highest[self.plan.at(step)] > 0 else -1.0
@@ -161,42 +160,53 @@ class DepthMap:
 
 
 def check_picture(path: str | Path) -> None:
-    """Raises:
-    UserError: the file's ending is of no kind of picture, or its folder does not exist.
+    """Check that a figure can be written to `path`.
+
+    Raises:
+        UserError: unsupported file extension, or the folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in PICTURES:
-        raise UserError(f"depth_map: {str(path)!r} is no kind of picture.", f"Let it end in {', '.join(PICTURES)}.")
+        raise UserError(
+            f"depth_map: unsupported file extension in {str(path)!r}.", f"Use one of {', '.join(PICTURES)}."
+        )
     if not path.parent.is_dir():
-        raise UserError(f"depth_map: there is no folder {str(path.parent)!r}.")
+        raise UserError(f"depth_map: folder {str(path.parent)!r} does not exist.")
 
 
 def depth_map(
     plan: Plan, groups: Sequence[LayerGroup], schedule: Schedule | None = None, num_steps: int = 0
 ) -> DepthMap:
-    """The map of a plan over the groups that it was made for; with the run's schedule, where it is known."""
+    """The depth map of a plan.
+
+    Args:
+        plan: the plan.
+        groups: the layer groups that it was made for.
+        schedule: the run's learning-rate schedule, if known.
+        num_steps: optimizer steps of the run, if known.
+    """
     return DepthMap(plan, tuple(_row(plan, group) for group in groups), schedule, num_steps)
 
 
 def _row(plan: Plan, group: LayerGroup) -> Row:
-    free = [n for n, grad in zip(group.parameters, group.requires_grad, strict=True) if grad]
+    unfrozen = [n for n, grad in zip(group.parameters, group.requires_grad, strict=True) if grad]
     rates = []
     for stage in plan.stages:
-        found = {stage.rate(group.name, name) for name in free} | (
-            {0.0} if len(free) < len(group.parameters) else set()
-        )
-        rates.append(tuple(sorted(found, reverse=True)))
+        distinct = {stage.rate(group.name, name) for name in unfrozen}
+        if len(unfrozen) < len(group.parameters):
+            distinct.add(0.0)
+        rates.append(tuple(sorted(distinct, reverse=True)))
     return Row(group.name, _modules(group), group.num_parameters, tuple(rates))
 
 
 def _modules(group: LayerGroup) -> tuple[str, ...]:
-    """The parts of a block, by their names in it; for the rest of a group, where it stands in the model."""
-    found: dict[str, None] = {}
+    """Names of a group's modules: relative to the block, or the last parts of the path for modules outside it."""
+    names: dict[str, None] = {}
     for name in group.parameters:
         owner, _, own = name.rpartition(".")
         inside = f".{name}".partition(f".{group.name}.")[2]
-        found[inside.split(".")[0] if inside else ".".join(owner.split(".")[-2:]) or own] = None
-    return tuple(found)
+        names[inside.split(".")[0] if inside else ".".join(owner.split(".")[-2:]) or own] = None
+    return tuple(names)
 
 
 def _shorten(modules: tuple[str, ...]) -> str:

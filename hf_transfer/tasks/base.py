@@ -1,4 +1,4 @@
-"""The contract of a task. A new one is a class with these methods and one line in `tasks/__init__.py`."""
+"""The interface of a task. A new task is a subclass and one line in `tasks/__init__.py`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hf_transfer.models.load import Loaded
 
 
 class Task(ABC):
-    """What differs between one kind of input and another; everything else reads the Plan and the layer groups.
+    """Everything that depends on the kind of input: columns, model class, preprocessing and batching.
 
     Attributes:
-        name: the value of the key `task`.
-        auto_class: transformers' class that loads what a run saves; empty where there is none.
-        input_key: the key that names the input column; empty where no key does.
-        suffixes: of the files that are one input each.
-        mixes: whether two inputs can be blended into one, as mixup does.
+        name: value of the key `task`.
+        auto_class: transformers auto class that loads the saved model; empty if there is none.
+        input_key: key that names the input column; empty if there is none.
+        suffixes: extensions of files that hold a single input.
+        mixes: whether two inputs can be blended, as mixup does.
     """
 
     name: ClassVar[str]
@@ -38,43 +38,43 @@ class Task(ABC):
 
     @abstractmethod
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
-        """The columns that hold an example's input; empty where the data is not of this task.
+        """Names of the input columns; empty if the data does not belong to this task.
 
         Raises:
-            UserError: a column that was named is not there, or several could be meant.
+            UserError: a named column does not exist or has the wrong type, or several columns are possible.
         """
 
     @abstractmethod
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
-        """(the model with its head, the processor: a tokenizer or an image processor).
+        """(the model with its head, the processor, i.e. tokenizer or image processor).
 
-        Where the checkpoint has the same labels in another order, the model's `config.id2label` keeps the checkpoint's.
+        If the checkpoint has the same labels in a different order, `config.id2label` keeps the checkpoint's order.
 
         Raises:
-            UserError: there is no such model.
+            UserError: the model or its processor cannot be loaded, or does not fit the keys.
         """
 
     @abstractmethod
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
-        """`split` with exactly what the model reads, and `labels`."""
+        """`split` with exactly the model inputs and `labels`."""
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
     ) -> Dataset:
-        """`prepare` for the training split, with the random changes that the keys ask for.
+        """`prepare` for the training split, with augmentation.
 
         Raises:
-            UserError: a key asks for what this task cannot do.
+            UserError: the task does not support the requested augmentation.
         """
         return self.prepare(split, inputs, processor, args)
 
     def change(
         self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
     ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """The function from training rows (inputs as `read` gives them, `labels`, `EXAMPLE`) to what the model reads.
+        """A function from a batch of training rows to model inputs, with augmentation.
 
-        With the random changes that the keys ask for; columns of a batch, each a list. It goes to the loader's workers,
-        so it can be pickled.
+        It takes columns of lists: the inputs as returned by `read`, `labels` and `EXAMPLE`. It is picklable, because it
+        is sent to data loader workers.
         """
         return partial(self._encoded, inputs, processor)
 
@@ -82,42 +82,42 @@ class Task(ABC):
         return {**self.encode([batch[c] for c in inputs], processor), LABELS: batch[LABELS]}
 
     def read(self, value: Any) -> Any:
-        """One input as a user gives it, in the form that `encode` takes.
+        """One raw input, such as a path, in the form that `encode` takes.
 
         Raises:
-            ValueError: what is wrong with it.
+            ValueError: the input is unusable; the message says why.
         """
         return value
 
     def trace(self, values: Sequence[Any]) -> Trace:
-        """What an example leaves behind, to find duplicates of it: see `data.duplicates`. One value per input column.
+        """Hashes and sizes of an example, to find its duplicates; takes one value per input column.
 
         Raises:
-            ValueError: what is wrong with it: it cannot be used.
+            ValueError: the example is unusable; the message says why.
         """
         read = [self.read(value) for value in values]
         return Trace(content_hash(*(repr(value).encode() for value in read)), None, {})
 
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int] | None:
-        """(share of the examples of which the model does not read all, how much it reads); None where it reads all."""
+        """(fraction of the examples that are truncated, maximum length); None if nothing is ever truncated."""
         return None
 
     @abstractmethod
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:
-        """What the model reads, by name, for a batch of inputs: one sequence per input column."""
+        """Model inputs by name for a batch: one sequence of inputs per input column."""
 
     def look(
         self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
     ) -> tuple[Mapping[str, Any], list[int]]:
-        """(what the model reads, one row per look; the input that each row is of): `encode`, where one look is enough.
+        """(model inputs with one row per view, index of the input that each row belongs to).
 
         Raises:
-            UserError: this task has no such looks.
+            UserError: the task does not support the requested views.
         """
         if views.several:
-            raise UserError(f"tta, stride: {self.name} looks at an input once.", "Leave them out.")
+            raise UserError(f"tta, stride: not supported for {self.name}.", "Remove tta and stride.")
         return self.encode(columns, processor), list(range(len(columns[0])))
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """The function that makes a batch of prepared examples."""
+        """The function that collates prepared examples into a batch."""

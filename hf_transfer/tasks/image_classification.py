@@ -27,6 +27,8 @@ from hf_transfer.tasks.views import looks, most_looks
 
 
 class ImageClassification(Task):
+    """Image classification: one image column, and a Hugging Face or timm model."""
+
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
     input_key = "image_column_name"
@@ -37,13 +39,13 @@ class ImageClassification(Task):
         if args.image_column_name:
             if args.image_column_name not in features:
                 raise UserError(
-                    f"image_column_name: there is no column {args.image_column_name!r}.",
-                    f"There are {', '.join(features)}.{nearest(args.image_column_name, features)}",
+                    f"image_column_name: column {args.image_column_name!r} does not exist.",
+                    f"The columns are {', '.join(features)}.{nearest(args.image_column_name, features)}",
                 )
             return (args.image_column_name,)
         images = [n for n, f in features.items() if isinstance(f, Image)]
         if len(images) > 1:
-            raise UserError("image_column_name: several columns hold images.", f"Name one of {', '.join(images)}.")
+            raise UserError("image_column_name: several columns contain images.", f"Name one of {', '.join(images)}.")
         return tuple(images)
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
@@ -57,8 +59,7 @@ class ImageClassification(Task):
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         (column,) = inputs
-        split = split.cast_column(column, Image(decode=False))  # also paths; `read` decodes, here as in prediction
-
+        split = split.cast_column(column, Image(decode=False))  # `read` decodes, as in prediction
         kept = [c for c in (column, LABELS, EXAMPLE) if c in split.column_names]
         return split.select_columns(kept).with_transform(partial(self._plain, column, processor))
 
@@ -88,26 +89,26 @@ class ImageClassification(Task):
         return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
 
     def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
-        """Pictures of a data set; `rows` are theirs in the data as it was given.
+        """Decode the images of a batch; `rows` are their rows in the input data.
 
         Raises:
-            UserError: names the one that cannot be read: it was not looked at before, or has changed since.
+            UserError: an image cannot be read: it was not examined before training, or has changed since.
         """
-        found = []
+        images = []
         for i, cell in enumerate(cells):
             try:
-                found.append(self.read(cell))
+                images.append(self.read(cell))
             except ValueError as error:
                 path = cell.get("path") if isinstance(cell, dict) else None
-                name = path or ("without a name" if rows is None else f"row {rows[i]}")
+                name = path or ("unnamed image" if rows is None else f"row {rows[i]}")
                 raise UserError(
-                    f"An image of the data, {name}: {error}.",
-                    "Put it right; a run goes on with --resume_from_checkpoint auto.",
+                    f"Bad image in the dataset, {name}: {error}.",
+                    "Fix it, and resume the run with --resume_from_checkpoint auto.",
                 ) from error
-        return found
+        return images
 
     def read(self, value: Any) -> Any:
-        """A picture from a path, its bytes, a cell of a `datasets` image column, a picture or an array."""
+        """A PIL image; see `open_image` for the accepted values."""
         return open_image(value)
 
     def trace(self, values: Sequence[Any]) -> Trace:
@@ -116,7 +117,7 @@ class ImageClassification(Task):
         try:
             content = stored if stored is not None else Path(str(path)).read_bytes()
         except (OSError, TypeError) as error:
-            raise ValueError(f"it cannot be read as an image ({one_line(error, 100)})") from error
+            raise ValueError(f"cannot be read as an image ({one_line(error, 100)})") from error
         image, (width, height) = glance(content)
         return Trace(content_hash(content), look_hash(to_channels(image, 3)), {"width": width, "height": height})
 
@@ -128,13 +129,13 @@ class ImageClassification(Task):
         self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
     ) -> tuple[Mapping[str, Any], list[int]]:
         if views.stride is not None:
-            raise UserError("stride: it is for long texts, and the model reads images.", "Leave it out.")
+            raise UserError("stride: only applies to text, and the model reads images.", "Remove stride.")
         mirrored = args.augmentation != "none" and args.horizontal_flip > 0
         if views.tta > most_looks(mirrored):
-            without = "" if mirrored else ", none of them mirrored, as in training"
-            raise UserError(f"tta: {views.tta} looks at an image, and there are {most_looks(mirrored)}{without}.")
-        seen = [look for image in columns[0] for look in looks(image, views.tta, mirrored)]
-        return self.encode([seen], processor), [i for i in range(len(columns[0])) for _ in range(views.tta)]
+            without = "" if mirrored else " (none mirrored, as in training)"
+            raise UserError(f"tta: {views.tta} exceeds the maximum of {most_looks(mirrored)} views per image{without}.")
+        images = [view for image in columns[0] for view in looks(image, views.tta, mirrored)]
+        return self.encode([images], processor), [i for i in range(len(columns[0])) for _ in range(views.tta)]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return _collate
@@ -146,22 +147,27 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
-    """Tell the configuration the input size, so that what is saved loads with it."""
-    known = config.to_dict().get("pretrained_cfg") or {}
-    config.pretrained_cfg = {**known, "input_size": [_timm_channels(config, known), size, size]}
+    """Set the input size of a timm model in its configuration, so that the saved model loads with it."""
+    pretrained = config.to_dict().get("pretrained_cfg") or {}
+    config.pretrained_cfg = {**pretrained, "input_size": [_timm_channels(config, pretrained), size, size]}
     if config.pretrained_cfg.get("fixed_input_size"):
         config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
 
 
 def _set_size(model: PreTrainedModel, size: int) -> None:
-    """The same for a Hugging Face model, which can change its size unless it has learnt a vector per position."""
+    """Set the input size of a Hugging Face model.
+
+    Raises:
+        UserError: the model has learned position embeddings for another size.
+    """
     config = model.config
     if not hasattr(config, "image_size") or config.image_size == size:
         return
     if any("position_embedding" in name for name, _ in model.named_parameters()):
         raise UserError(
-            f"image_size: {config.model_type} has positions for {config.image_size} pixels, not {size}.",
-            "Leave image_size out, or take a convolutional or timm model.",
+            f"image_size: {size} does not match the position embeddings of {config.model_type}, which are for "
+            f"{config.image_size} pixels.",
+            "Remove image_size, or use a convolutional or timm model.",
         )
     config.image_size = size
 
@@ -171,23 +177,22 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
         import timm
         from transformers import TimmWrapperImageProcessor
 
-        # It warns at every save that config.json already holds what it would write, which is what we rely on.
+        # It warns at every save that its configuration is already in config.json, which is intended here.
         logging.getLogger(TimmWrapperImageProcessor.__module__).setLevel(logging.ERROR)
-        # A model made from a bare architecture says nothing of its input: timm does.
-        usual = timm.get_pretrained_cfg(config.architecture, allow_unregistered=True)
-        known = config.to_dict().get("pretrained_cfg") or (usual.to_dict() if usual else {})
-        if "input_size" in known:
-            channels = _timm_channels(config, known)
-            known = {**known, "input_size": [channels, *known["input_size"][1:]]}
-            known |= {k: _for_channels(known[k], channels) for k in ("mean", "std") if known.get(k)}
-        return TimmWrapperImageProcessor(known, architecture=config.architecture)
+        # A model created from a bare architecture name has no input configuration; timm's default is used.
+        default = timm.get_pretrained_cfg(config.architecture, allow_unregistered=True)
+        pretrained = config.to_dict().get("pretrained_cfg") or (default.to_dict() if default else {})
+        if "input_size" in pretrained:
+            channels = _timm_channels(config, pretrained)
+            pretrained = {**pretrained, "input_size": [channels, *pretrained["input_size"][1:]]}
+            pretrained |= {k: _for_channels(pretrained[k], channels) for k in ("mean", "std") if pretrained.get(k)}
+        return TimmWrapperImageProcessor(pretrained, architecture=config.architecture)
     place, options = source(args)
     try:
         processor = AutoImageProcessor.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path: {args.model_name_or_path!r} has no image processor that can be loaded "
-            f"({one_line(error)})."
+            f"model_name_or_path: cannot load an image processor from {args.model_name_or_path!r} ({one_line(error)})."
         ) from error
     if config.to_dict().get("num_channels") and getattr(processor, "image_mean", None):
         channels = int(config.num_channels)
@@ -206,18 +211,18 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
 
 
 def channels_of(processor: Any) -> int:
-    """1 for a model that reads grey pictures, else 3: as many as there are means to subtract."""
+    """Number of input channels: 1 for grayscale, 3 for RGB; as many as the processor has channel means."""
     if hasattr(processor, "data_config"):  # timm's
         return int(processor.data_config["input_size"][0])
     mean = getattr(processor, "image_mean", None)
     return len(mean) if isinstance(mean, list | tuple) else 3
 
 
-def _timm_channels(config: PreTrainedConfig, known: Mapping[str, Any]) -> int:
+def _timm_channels(config: PreTrainedConfig, pretrained: Mapping[str, Any]) -> int:
     given = (config.model_args or {}).get("in_chans")
-    return int(given or (known.get("input_size") or [3])[0])
+    return int(given or (pretrained.get("input_size") or [3])[0])
 
 
 def _for_channels(values: Sequence[float], channels: int) -> list[float]:
-    """A statistic per channel for another number of them: processors have three where nobody set them."""
+    """Per-channel means or standard deviations for another number of channels, as their average."""
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels

@@ -13,13 +13,13 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
-from hf_transfer.data.duplicates import Trace, content_hash, normalised
+from hf_transfer.data.duplicates import Trace, content_hash, normalized
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
 
-# GLUE's and the hub's usual names, tried before "the only text column".
+# Usual column names of GLUE and other hub datasets, tried before "the only text column".
 _USUAL = (
     ("text",),
     ("sentence",),
@@ -28,12 +28,14 @@ _USUAL = (
     ("question", "sentence"),
     ("question1", "question2"),
 )
-_UNBOUNDED = 10**9  # a tokenizer without a limit says 1e30
+_UNBOUNDED = 10**9  # tokenizers without a limit report 1e30
 _DEFAULT_LENGTH = 512
-_CHARACTERS = 100  # at most so many to a token are read: a text of 10 MB would take minutes to be thrown away
+_CHARACTERS = 100  # characters read per token at most: tokenizing 10 MB only to truncate it would take minutes
 
 
 class TextClassification(Task):
+    """Text classification: one text column or a pair, a tokenizer, and a Hugging Face model."""
+
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     input_key = "text_column_name"
@@ -44,14 +46,16 @@ class TextClassification(Task):
             for column in given:
                 if column not in features:
                     raise UserError(
-                        f"text_column_name: there is no column {column!r}.",
-                        f"There are {', '.join(features)}.{nearest(column, features)}",
+                        f"text_column_name: column {column!r} does not exist.",
+                        f"The columns are {', '.join(features)}.{nearest(column, features)}",
                     )
                 kind = getattr(features[column], "dtype", "lists")
                 if kind not in ("string", "large_string"):
-                    raise UserError(f"text_column_name: {column!r} holds {kind}, not text.")
+                    raise UserError(f"text_column_name: column {column!r} contains {kind}, not text.")
             if len(given) > 2:
-                raise UserError(f"text_column_name: {', '.join(given)} are {len(given)} columns; give one, or a pair.")
+                raise UserError(
+                    f"text_column_name: expected one column or a pair, got {len(given)}: {', '.join(given)}."
+                )
             return tuple(given)
         texts = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
         for usual in _USUAL:
@@ -60,20 +64,22 @@ class TextClassification(Task):
         texts = [n for n in texts if n not in ("label", LABELS, args.label_column_name)]
         if len(texts) > 1 and (args.task == self.name):
             raise UserError(
-                "text_column_name: several columns hold text.", f"Name one, or a pair, of {', '.join(texts)}."
+                "text_column_name: several columns contain text.", f"Name one, or a pair, of {', '.join(texts)}."
             )
         return tuple(texts) if len(texts) == 1 else ()
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForSequenceClassification)
         tokenizer = _load_tokenizer(model_args)
-        if config.pad_token_id is None:  # decoders: the last token that is not padding carries the class
+        if config.pad_token_id is None:  # decoders classify the last non-padding token
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.eos_token
             config.pad_token_id = tokenizer.pad_token_id
         limit = data_args.max_seq_length or _readable(tokenizer, config)
         if limit > _readable(tokenizer, config):
-            raise UserError(f"max_seq_length: the model reads {_readable(tokenizer, config)} tokens, not {limit}.")
+            raise UserError(
+                f"max_seq_length: {limit} exceeds the model's maximum of {_readable(tokenizer, config)} tokens."
+            )
         tokenizer.model_max_length = limit
         if data_args.truncation_side:
             tokenizer.truncation_side = data_args.truncation_side
@@ -83,13 +89,10 @@ class TextClassification(Task):
         for column in inputs:
             empty = [i for i, text in enumerate(split[column]) if text is None]
             if empty:
-                raise UserError(
-                    f"{len(empty)} examples have no text in column {column!r}, the first is row {empty[0]}."
-                )
+                raise UserError(f"{len(empty)} examples have no text in column {column!r} (first: row {empty[0]}).")
+        return self._tokenized(split, inputs, processor, (LABELS,))
 
-        return self._tokenised(split, inputs, processor, (LABELS,))
-
-    def _tokenised(self, split: Dataset, inputs: tuple[str, ...], processor: Any, kept: Sequence[str]) -> Dataset:
+    def _tokenized(self, split: Dataset, inputs: tuple[str, ...], processor: Any, kept: Sequence[str]) -> Dataset:
         return split.map(
             lambda batch: self.encode([batch[c] for c in inputs], processor),
             batched=True,
@@ -102,7 +105,7 @@ class TextClassification(Task):
         mask = _masking(processor, args, chance)
         if mask is None:
             return self.prepare(split, inputs, processor, args)
-        return self._tokenised(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(mask)
+        return self._tokenized(split, inputs, processor, (LABELS, EXAMPLE)).with_transform(mask)
 
     def change(
         self, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -112,18 +115,18 @@ class TextClassification(Task):
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a text")
+            raise ValueError(f"{value!r} is not a string")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError("it is not valid Unicode") from error
+            raise ValueError("not valid Unicode") from error
         return value
 
     def trace(self, values: Sequence[Any]) -> Trace:
         texts = [value for value in values if value is not None]
         if len(texts) < len(values) or not any(text.strip() for text in texts):
-            raise ValueError("there is no text")
-        near = content_hash(*(normalised(text).encode() for text in texts))
+            raise ValueError("empty text")
+        near = content_hash(*(normalized(text).encode() for text in texts))
         sizes = {"characters": sum(len(text) for text in texts)}
         return Trace(content_hash(*(text.encode() for text in texts)), near, sizes)
 
@@ -140,7 +143,7 @@ class TextClassification(Task):
         self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
     ) -> tuple[Mapping[str, Any], list[int]]:
         if views.tta > 1:
-            raise UserError("tta: it changes images, and the model reads texts.", "stride is for long texts.")
+            raise UserError("tta: only applies to images, and the model reads text.", "Use stride for long texts.")
         if views.stride is None:
             return super().look(columns, processor, views, args)
         return windows(columns, processor, views.stride)
@@ -155,20 +158,20 @@ def _load_tokenizer(args: ModelArguments) -> Any:
         return AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path: {args.model_name_or_path!r} has no tokenizer that can be loaded ({one_line(error)})."
+            f"model_name_or_path: cannot load a tokenizer from {args.model_name_or_path!r} ({one_line(error)})."
         ) from error
 
 
 def _masking(tokenizer: Any, args: DataArguments, chance: Chance) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
-    """The function that masks tokens of tokenised rows; None where none are to be.
+    """The function that masks tokens of tokenized rows; None without `token_masking`.
 
     Raises:
-        UserError: the tokenizer has no mask.
+        UserError: the tokenizer has no mask token.
     """
     if not args.token_masking:
         return None
     if tokenizer.mask_token_id is None:
-        raise UserError("token_masking: the tokenizer has no mask token.", "Leave token_masking out.")
+        raise UserError("token_masking: the tokenizer has no mask token.", "Remove token_masking.")
     return partial(_masked, args.token_masking, tokenizer.mask_token_id, frozenset(tokenizer.all_special_ids), chance)
 
 
@@ -185,20 +188,30 @@ def _both(plain: Any, mask: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def windows(columns: Sequence[Sequence[str]], tokenizer: Any, stride: int) -> tuple[dict[str, list[Any]], list[int]]:
-    """(windows of texts or pairs that share `stride` tokens, the example that each is of).
+    """Split long texts into overlapping windows.
 
-    Of a pair the longer text is read in windows, each beside the whole shorter one; where that takes more than half
-    of the room, both are cut as in training.
+    In a pair, the longer text is split and each window is paired with the whole shorter text. If that one takes more
+    than half of the maximum length, both are truncated as in training.
+
+    Args:
+        columns: texts, or the first and the second texts of pairs.
+        tokenizer: a fast tokenizer.
+        stride: overlap of consecutive windows in tokens.
+
+    Returns:
+        The tokenized windows, and for each window the index of its example.
 
     Raises:
-        UserError: a window would have nothing of its own, or the tokenizer cannot tell what it cut off.
+        UserError: `stride` is not smaller than a window, or the tokenizer is not a fast one.
     """
     if not tokenizer.is_fast:
-        raise UserError(f"stride: a {type(tokenizer).__name__} does not give what it cuts off.", "Leave stride out.")
+        raise UserError(
+            f"stride: requires a fast tokenizer, and {type(tokenizer).__name__} is not one.", "Remove stride."
+        )
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
     least = room if len(columns) == 1 else (room + 1) // 2
     if stride >= least:
-        raise UserError(f"stride: windows of {least} tokens cannot share {stride}.", f"At most {least - 1}.")
+        raise UserError(f"stride: windows of {least} tokens cannot overlap by {stride}.", f"Use at most {least - 1}.")
     sides = ["longest_first"] * len(columns[0])
     if len(columns) > 1:
         lengths = [
@@ -208,25 +221,25 @@ def windows(columns: Sequence[Sequence[str]], tokenizer: Any, stride: int) -> tu
         for i, (first, second) in enumerate(zip(*lengths, strict=True)):
             fits = min(first, second) <= room - least
             sides[i] = ("only_first" if first >= second else "only_second") if fits else "cut"
-    found: dict[str, list[Any]] = {}
+    encoded: dict[str, list[Any]] = {}
     owners: list[int] = []
     for i, (side, *texts) in enumerate(zip(sides, *columns, strict=True)):
         split = {"truncation": side, "stride": stride, "return_overflowing_tokens": True}
-        made = tokenizer(*([text] for text in texts), **(split if side != "cut" else {"truncation": True}))
-        owners += [i] * len(made["input_ids"])
-        for name in set(made) - {"overflow_to_sample_mapping"}:
-            found.setdefault(name, []).extend(made[name])
-    return found, owners
+        rows = tokenizer(*([text] for text in texts), **(split if side != "cut" else {"truncation": True}))
+        owners += [i] * len(rows["input_ids"])
+        for name in set(rows) - {"overflow_to_sample_mapping"}:
+            encoded.setdefault(name, []).extend(rows[name])
+    return encoded, owners
 
 
 def _readable_part(text: str, tokenizer: Any) -> str:
-    """As much of a text, from the end that is kept, as its tokens can come from."""
+    """The part of a text that can fit into the maximum length, from the end that truncation keeps."""
     most = tokenizer.model_max_length * _CHARACTERS
     return text[-most:] if tokenizer.truncation_side == "left" else text[:most]
 
 
 def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:
-    """How many tokens model and tokenizer can take; RoBERTa's positions start behind the padding index."""
+    """Maximum number of tokens of model and tokenizer; RoBERTa's positions start after the padding index."""
     positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2

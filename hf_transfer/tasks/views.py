@@ -1,4 +1,4 @@
-"""Several looks at an example, whose logits are pooled: changed images, windows of a long text."""
+"""Several views of an example with pooled logits: test-time augmentation of images, windows of long texts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 
 
 def pooled(rows: Any, owners: Sequence[int], pool: str) -> Any:
-    """(rows, width) → (examples, width): the rows of each example as one."""
+    """Pool the logits of each example's views.
+
+    Args:
+        rows: (views, classes) logits, those of an example next to each other.
+        owners: (views,) index of the example that each row belongs to.
+        pool: `mean` or `max`.
+
+    Returns:
+        (examples, classes) logits.
+    """
     import numpy as np
 
     starts = np.flatnonzero(np.diff(np.asarray(owners), prepend=-1))
@@ -22,28 +31,28 @@ def pooled(rows: Any, owners: Sequence[int], pool: str) -> Any:
 # ---- images --------------------------------------------------------------------------------------------------------
 
 _CROP = 7 / 8
-# Where the room that a crop leaves lies: shares of it to the left and above.
-_PLACES = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
+# Position of a crop: fractions of the remaining width and height that are to its left and above it.
+_POSITIONS = ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
 
 
 def most_looks(mirrored: bool) -> int:
-    """How many looks at an image there are."""
-    return (1 + len(_PLACES)) * (2 if mirrored else 1)
+    """The maximum number of views of an image."""
+    return (1 + len(_POSITIONS)) * (2 if mirrored else 1)
 
 
 def looks(image: Any, number: int, mirrored: bool) -> Iterator[Any]:
-    """The first `number` looks at a PIL image, always the same: the whole, then its middle and its corners."""
+    """The first `number` views of a PIL image: the whole image, then the center crop and the corner crops."""
     from PIL import ImageOps
 
     width, height = (max(1, round(side * _CROP)) for side in image.size)
     boxes = [(0, 0, *image.size)]
-    for left, above in _PLACES:
+    for left, above in _POSITIONS:
         x, y = round((image.size[0] - width) * left), round((image.size[1] - height) * above)
         boxes.append((x, y, x + width, y + height))
-    made = 0
+    count = 0
     for i, box in enumerate(boxes):
         part = image if i == 0 else image.crop(box)
-        for look in (part, ImageOps.mirror(part)) if mirrored else (part,):
-            if made < number:
-                made += 1
-                yield look
+        for view in (part, ImageOps.mirror(part)) if mirrored else (part,):
+            if count < number:
+                count += 1
+                yield view

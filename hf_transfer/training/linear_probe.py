@@ -15,8 +15,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from hf_transfer.config.arguments.probe import INITS, SOLVERS, ProbeArguments
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.errors import UserError
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.objectives.losses import IGNORED
 from hf_transfer.plan.strategies import STRATEGIES
@@ -33,10 +33,6 @@ _BEGINS_WITH_A_HEAD = ("auto", "two-phase", "gradual")
 def check(args: Any) -> list[str]:
     """Problems of the keys, one sentence each. `args` also has the keys of the plan, the adapter and the loss."""
     problems = []
-    for name, choices in (("probe_solver", SOLVERS), ("head_init", INITS)):
-        value = getattr(args, name)
-        if value not in choices:
-            problems.append(f"{name}: {value!r} is not one of {', '.join(choices)}.{nearest(str(value), choices)}")
     strategy = "stages" if args.stages is not None else args.strategy
     named = "no strategy" if strategy is None else "stages" if strategy == "stages" else f"strategy: {strategy}"
     is_strategy = strategy in (None, "stages", *STRATEGIES)

@@ -145,4 +145,6 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         }
 
     def _identity(self) -> dict[str, Any]:
-        return run_identity.facts(self.args, self.plan, self.optimizer.param_groups, self.train_dataset, self.data_keys)
+        named = dict(self.model.named_parameters())
+        groups = self.optimizer.param_groups
+        return run_identity.facts(self.args, self.plan, groups, named, self.train_dataset, self.data_keys)

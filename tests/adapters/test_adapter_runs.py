@@ -133,7 +133,7 @@ def test_merged(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(lambda t: None, "cannot be loaded"), (lambda t: t + 1, "does not answer as the trained one")],
+    [(lambda t: None, "cannot be loaded"), (lambda t: t + 1, "gives different logits than the trained one")],
 )
 def test_a_run_whose_files_do_not_hold_it_fails(change, said, base, data, tmp_path, monkeypatch, capsys):
     """Exit code 1, with the parameter's name; the files stay."""
@@ -233,7 +233,9 @@ def test_going_on_with_new_labels(run, tmp_path, capsys):
     """A new head; the adapter is kept, or begun anew by a key."""
     three = table(tmp_path / "b.csv", ("x", "y", "z"))
     kept = fine_tune(str(run.output_dir), three, output_dir=str(tmp_path / "kept"), **STILL)
-    assert "Fresh head for 3 outputs (x, y, z): the checkpoint has no, yes." in capsys.readouterr().out
+    assert (
+        "Newly initialized head with 3 outputs (x, y, z); the checkpoint predicts no, yes." in capsys.readouterr().out
+    )
     before, after = adapter_of(run), adapter_of(kept)
     assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
     assert head_of(kept).shape == (3, 16) and kept.predict(["word"])[0]["label"] in "xyz"
@@ -255,7 +257,7 @@ def test_restarting_with_the_same_labels_keeps_the_head(run, data, tmp_path):
 
 def test_another_adapter_than_the_checkpoints_is_refused(run, data, tmp_path):
     for keys in ({"adapter": "ia3"}, {"adapter": "lora", "lora_r": 4}):
-        with pytest.raises(UserError, match=r"is not the adapter that the checkpoint has .*--restart_adapter true"):
+        with pytest.raises(UserError, match=r"differs from the adapter in the checkpoint .*--restart_adapter true"):
             fine_tune(str(run.output_dir), data, output_dir=str(tmp_path / "o"), **QUICK, **keys)
     with pytest.raises(UserError, match="needs a pretrained one"):
         fine_tune(str(run.output_dir), data, output_dir=str(tmp_path / "o"), adapter="lora", from_scratch=True)
@@ -267,7 +269,7 @@ def test_a_backbone_that_is_gone_is_named(run, tmp_path):
     config = json.loads((moved / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(tmp_path / "nowhere")
     (moved / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"needs the backbone '.*nowhere', which is not there"):
+    with pytest.raises(UserError, match=r"requires the backbone '.*nowhere', which does not exist"):
         Predictor.load(moved)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
@@ -22,7 +21,7 @@ from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.data.labels import Labels
 from hf_transfer.errors import WorkFailed
 from hf_transfer.layers.frozen import frozen_modules
-from hf_transfer.layers.groups import plain_names
+from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.load import load_model
 from tests import architectures as arch
 from tests.helpers import PIXELS, tiny_bert, tiny_timm_resnet, tiny_timm_vit
@@ -133,7 +132,7 @@ def test_what_is_saved_is_what_was_trained(family, adapter, backbones, tmp_path)
     auto, _ = FAMILIES[family]
     _, loaded = backbones(family)
     if (family, adapter) in UNFIT:
-        with pytest.raises(UserError, match=r"adapter: .* has no module in its blocks"):
+        with pytest.raises(UserError, match=r"adapter: the blocks of .* have no module"):
             adapted(loaded, adapter)
         return
     model = adapted(loaded, adapter)
@@ -188,23 +187,28 @@ def test_weights_that_a_layer_changes_at_each_use_are_not_merged_in_silence():
     config = transformers.TimmWrapperConfig(architecture="test_nfnet", num_labels=3)
     model = attach(transformers.TimmWrapperForImageClassification(config), PlanArguments(adapter="lora"))
     randomise(model)
-    with pytest.raises(WorkFailed, match="do not answer as the adapter does"):
+    with pytest.raises(WorkFailed, match="gives different logits than the adapter"):
         merge_checked(model, {"pixel_values": torch.randn(2, 3, 64, 64)})
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------
 
 
-def takes_prefix(model):
-    """peft hands a prefix over as `past_key_values`; newer decoders of transformers take `cache` instead."""
-    return "past_key_values" in inspect.signature(model.base_model.forward).parameters
+def peft_can_prefix_tune(model):
+    """Tried with peft alone: its releases and those of transformers do not always agree on how a cache is passed."""
+    model = get_peft_model(copy.deepcopy(model), PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+    try:
+        model(**batch_of(model))
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("family", "adapter"), [("bert", "prompt"), ("gpt2", "prefix"), ("qwen2", "prefix")])
 def test_prompts_are_saved_with_the_head(family, adapter, backbones, tmp_path):
     loaded = backbones(family)[1]
-    if adapter == "prefix" and not takes_prefix(loaded.model):
-        with pytest.raises(UserError, match=r"adapter: prefix does not go with .* Take lora"):
+    if adapter == "prefix" and not peft_can_prefix_tune(loaded.model):
+        with pytest.raises(UserError, match=r"prefix does not go with .*: peft [\d.]+ passes .*\d\. Take lora, ia3 or"):
             adapted(loaded, adapter)
         return
     model = adapted(loaded, adapter)
@@ -222,10 +226,10 @@ def test_prompts_are_saved_with_the_head(family, adapter, backbones, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "adapter", "reason"),
-    [("gpt2", "prompt", "takes padding for text"), ("vit", "prompt", ""), ("timm_vit", "prefix", "")],
+    [("gpt2", "prompt", "logits depend on padding"), ("vit", "prompt", ""), ("timm_vit", "prefix", "")],
 )
 def test_a_model_that_takes_no_prompt_is_refused(family, adapter, reason, backbones):
-    with pytest.raises(UserError, match=f"adapter: {adapter} .*{reason}"):
+    with pytest.raises(UserError, match=f"adapter: .*{adapter}.*{reason}"):
         adapted(backbones(family)[1], adapter)
 
 
@@ -257,7 +261,7 @@ def test_targets_are_the_layers_of_the_blocks():
     assert found == {"norm1", "norm2", "norm"}
     model = timm_checkpoint("beit_base_patch16_224", img_size=PIXELS, embed_dim=12, depth=2, num_heads=2)
     assert ends(copy.deepcopy(model)) == {"proj", "fc1", "fc2"}, "timm's BEiT reads the weight of qkv itself"
-    with pytest.raises(UserError, match=r"no forward pass calls .*qkv"):
+    with pytest.raises(UserError, match=r"the forward pass does not call .*qkv"):
         ends(model, lora_target_modules=["qkv"])
 
 
@@ -272,7 +276,7 @@ def test_named_targets():
         attach(tiny_bert(), PlanArguments(adapter="lora", lora_target_modules=["qkv"]))
     assert "lora_target_modules: 'qkv' matches no module" in str(error.value)
     assert "query, key, value, dense" in str(error.value)
-    with pytest.raises(UserError, match="has no module in its blocks that VERA adapts"):
+    with pytest.raises(UserError, match="have no module that VERA can adapt"):
         attach(tiny_timm_resnet(), PlanArguments(adapter="vera"))
 
 
@@ -293,7 +297,7 @@ def test_any_configuration_of_peft():
 def test_base_weights_that_no_file_would_hold_are_refused():
     model = attach(tiny_bert(), PlanArguments(adapter="lora"))
     model.get_base_model().bert.embeddings.word_embeddings.weight.requires_grad_(True)
-    with pytest.raises(UserError, match=r"bert\.embeddings\.word_embeddings\.weight and 0 more .* would not hold"):
+    with pytest.raises(UserError, match=r"bert\.embeddings\.word_embeddings\.weight and 0 more .* would not be saved"):
         attach(model, PlanArguments())
     kept = attach(tiny_bert(), PlanArguments(adapter={"peft_type": "LORA", "bias": "all"}))  # peft saves these
     assert any(n.endswith("LayerNorm.bias") and p.requires_grad for n, p in kept.named_parameters())
@@ -398,8 +402,8 @@ def test_normalisation_with_statistics_stays_in_eval():
         ({"adapter": {"r": 3}}, "does not say its peft_type"),
         ({"adapter": "ia3", "lora_r": 4}, "lora_r: 4 has no effect with adapter: ia3"),
         ({"lora_plus_ratio": 4.0}, "lora_plus_ratio: 4.0 has no effect with adapter: none"),
-        ({"adapter": "lora", "lora_r": 0}, "lora_r: 0 is not a positive number"),
-        ({"adapter": "lora", "lora_dropout": 1.0}, "lora_dropout: 1 is not from 0 to below 1"),
+        ({"adapter": "lora", "lora_r": 0}, "lora_r: expected a positive number, got 0"),
+        ({"adapter": "lora", "lora_dropout": 1.0}, "lora_dropout: expected a number at least 0 and below 1, got 1"),
         ({"adapter": "lora", "strategy": "scratch"}, "strategy: scratch has none"),
     ],
 )
@@ -420,5 +424,5 @@ def test_saved_weights_that_differ_are_seen(backbones, tmp_path):
     write_config(model, tmp_path)
     with torch.no_grad():
         dict(model.named_parameters())["base_model.model.classifier.modules_to_save.default.bias"].add_(1)
-    with pytest.raises(WorkFailed, match=r"does not answer as the trained one.*classifier\.bias"):
+    with pytest.raises(WorkFailed, match=r"gives different logits than the trained one.*classifier\.bias"):
         check_reload(model, load("bert", tmp_path).model, batch_of(model), tmp_path)

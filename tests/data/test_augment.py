@@ -185,9 +185,9 @@ def test_a_view_can_be_asked_for_also_of_workers(processor):
         if not epoch:
             assert all(torch.equal(own[i], passes[2][i]) for i in range(12))
     for wrong in (2, -1):
-        with pytest.raises(ValueError, match=f"no view {wrong} of 2"):
+        with pytest.raises(ValueError, match=f"View {wrong} does not exist"):
             chance.fixed = wrong
-    with pytest.raises(ValueError, match="no view 0 of None"):
+    with pytest.raises(ValueError, match="View 0 does not exist"):
         Chance(7).fixed = 0
 
 
@@ -211,7 +211,7 @@ def test_views_reach_a_run_and_what_they_cannot_do_is_said(tiny_vit_folder):
     Config.from_sources({}, {**keys, "augmentation": "none", "random_erasing": 0.5})
     stream = {"streaming": True, "max_steps": 3, "max_eval_samples": 3, "max_train_samples": None}
     for wrong, said in (
-        ({"augmented_views": 0}, "augmented_views: 0 is not positive"),
+        ({"augmented_views": 0}, "augmented_views: expected a positive number, got 0"),
         ({"augmentation": "none"}, "augmented_views: 4 has no effect with augmentation: none"),
         ({"augmentation": "none", "mixup_alpha": 0.2}, "augmented_views: 4 has no effect"),
         (stream, "streaming: augmented_views come again"),

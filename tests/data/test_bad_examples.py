@@ -114,7 +114,7 @@ def test_a_run_over_every_odd_picture(tiny_vit_folder, tmp_path):
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_picture_is_named_before_training(name, tiny_vit_folder, tmp_path):
-    with pytest.raises(UserError, match=rf"1 of 34 examples cannot be used: .*{name} \(row \d+\): it cannot be read"):
+    with pytest.raises(UserError, match=rf"1 of 34 examples are unusable: .*{name} \(row \d+\): cannot be read"):
         fine_tune(tiny_vit_folder, folder(tmp_path / "d", [name]), output_dir=str(tmp_path / "o"), **KEYS)
     assert not (tmp_path / "o" / "run.yaml").exists()
 
@@ -122,14 +122,14 @@ def test_a_broken_picture_is_named_before_training(name, tiny_vit_folder, tmp_pa
 def test_broken_pictures_are_skipped_counted_and_listed(tiny_vit_folder, tmp_path, capsys):
     place = folder(tmp_path / "d", BROKEN)
     keys = KEYS | {"on_bad_example": "skip", "log_level": "warning"}
-    with pytest.raises(UserError, match=r"max_bad_fraction: 5 of 38 .* more than 0.05 of them"):
+    with pytest.raises(UserError, match=r"max_bad_fraction: 5 of 38 .* more than the allowed fraction of 0.05"):
         fine_tune(tiny_vit_folder, place, output_dir=str(tmp_path / "o"), **keys)
     run = fine_tune(tiny_vit_folder, place, output_dir=str(tmp_path / "o"), max_bad_fraction=0.2, **keys)
     bad = run.results["data_facts"]["bad"]
     assert {b["example"].split(" (")[0] for b in bad} == set(BROKEN)
     kept = {name: s["examples"] for name, s in run.results["data_facts"]["splits"].items()}
     assert sum(kept.values()) == 33 and run.results["num_train_examples"] == kept["train"]
-    assert "Skipped 5 examples that cannot be used" in capsys.readouterr().out
+    assert "Skipped 5 unusable examples" in capsys.readouterr().out
     again = Predictor.load(run.output_dir).evaluate()
     assert again["num_examples"] == kept["validation"] and again["metrics"] == pytest.approx(run.metrics)
 
@@ -146,7 +146,7 @@ def rows(*odd):
 def test_an_empty_text(text, tiny_bert_folder, tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows(text))))
     keys = {"train_file": f"{tmp_path}/t.jsonl", "output_dir": f"{tmp_path}/o", **KEYS}
-    with pytest.raises(UserError, match="1 of 31 examples cannot be used: train, row 30: there is no text"):
+    with pytest.raises(UserError, match="1 of 31 examples are unusable: train, row 30: empty text"):
         fine_tune(tiny_bert_folder, **keys | {"data_seed": 1})
     run = fine_tune(tiny_bert_folder, **keys, on_bad_example="skip")
     assert [b["example"] for b in run.results["data_facts"]["bad"]] == ["row 30"]
@@ -165,7 +165,7 @@ def test_bytes_that_are_no_utf8(form, tiny_bert_folder, tmp_path):
         fine_tune(tiny_bert_folder, **keys)
     run = fine_tune(tiny_bert_folder, **keys, on_bad_example="skip")
     (bad,) = run.results["data_facts"]["bad"]
-    assert bad["example"].startswith("row 30 ('caf") and bad["reason"] == "it is not text in UTF-8"
+    assert bad["example"].startswith("row 30 ('caf") and bad["reason"] == "not valid UTF-8"
 
 
 def test_a_text_of_ten_megabytes(tiny_bert_folder, tmp_path):

@@ -39,7 +39,7 @@ def test_a_picture_that_nobody_looked_at(workers, folder, tiny_vit_folder, tmp_p
     name = ["--model_name_or_path", tiny_vit_folder, "--dataset_name", str(folder), "--output_dir", f"{tmp_path}/o"]
     assert main(["train", *name, *words]) == 2
     said = capfd.readouterr().err
-    assert "4.jpg: it cannot be read as an image" in said and "--resume_from_checkpoint auto" in said
+    assert "4.jpg: cannot be read as an image" in said and "--resume_from_checkpoint auto" in said
     assert "Traceback" not in said and "Caught" not in said
 
 
@@ -70,7 +70,7 @@ def test_a_picture_that_vanishes_while_a_worker_reads(folder, tiny_vit_folder, t
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr[-2000:]
-    assert "7.jpg: it cannot be read as an image" in done.stderr and "No such file" in done.stderr
+    assert "7.jpg: cannot be read as an image" in done.stderr and "No such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -83,7 +83,7 @@ def test_a_picture_without_a_file_is_named_by_its_row(tiny_vit_folder, tmp_path)
         cells.append({"path": None, "bytes": path.read_bytes() if i != 13 else b"broken"})
     features = Features({"image": Image(decode=False), "label": Value("string")})
     data = Dataset.from_dict({"image": cells, "label": ["a", "b"] * 10}, features=features)
-    with pytest.raises(UserError, match="An image of the data, row 13: it cannot be read"):
+    with pytest.raises(UserError, match="Bad image in the dataset, row 13: cannot be read"):
         fine_tune(tiny_vit_folder, data, output_dir=str(tmp_path / "o"), data_facts=False, **KEYS)
 
 

@@ -169,12 +169,12 @@ def test_where_lengths_come_from():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (images(4), "holds"),
+        (images(4), "column 'pixel_values' has type"),
         ([{"pixel_values": torch.zeros(3, 4, 4)}], r"shape \(3, 4, 4\)"),
         ([{"labels": 1}], "no input_ids or pixel_values"),
-        (ragged_texts(4).add_column("length", [1, None, 2, 3]), "example 1 is nan"),
+        (ragged_texts(4).add_column("length", [1, None, 2, 3]), "the length of example 1 is nan"),
         (ragged_texts(4).add_column("length", ["a"] * 4), "column 'length'"),
-        (Dataset.from_dict({"input_ids": [1, 2]}), "holds int32"),
+        (Dataset.from_dict({"input_ids": [1, 2]}), "has type int32"),
         (ragged_texts(4).to_iterable_dataset(), "a stream"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert json.loads((place / "transfer_state.json").read_text())["facts"]["of_one_length"] == 4
     with pytest.raises(UserError, match="length_bucketing: True then, False now"):
         trained(tmp_path, resumed=str(place), **keys, length_bucketing=False)
-    with pytest.raises(UserError, match=r"batches of 4 \(of all processes\) then, of 8 now"):
+    with pytest.raises(UserError, match=r"batches of 4 \(over all processes\) then, of 8 now"):
         trained(tmp_path, resumed=str(place), per_device_train_batch_size=8)
 
 
@@ -212,13 +212,13 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     from hf_transfer.training import run_identity
 
     args = arguments(tmp_path)
-    now = run_identity.facts(args, None, [], texts(4), {})
+    now = run_identity.facts(args, None, [], {}, texts(4), {})
     then = json.loads(json.dumps(now))
     del then["keys"]["length_bucketing"], then["of_one_length"]
     assert run_identity.compare(then, now, False) == []
     args.length_bucketing = True
-    with pytest.raises(UserError, match="length_bucketing: None then, True now"):
-        run_identity.compare(then, run_identity.facts(args, None, [], texts(4), {}), False)
+    with pytest.raises(UserError, match="length_bucketing: False then, True now"):
+        run_identity.compare(then, run_identity.facts(args, None, [], {}, texts(4), {}), False)
 
 
 def test_what_contradicts_it_is_found_before_training(tmp_path):

@@ -12,9 +12,9 @@ from PIL import Image as Pixels
 from hf_transfer import UserError
 from hf_transfer.cli.program import main
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data import facts as module
-from hf_transfer.data.duplicates import Trace, Traces, look_hash, normalised
-from hf_transfer.data.facts import examine
+from hf_transfer.data import examine as module
+from hf_transfer.data.duplicates import Trace, Traces, look_hash, normalized
+from hf_transfer.data.examine import examine
 from hf_transfer.data.labels import infer_labels
 from hf_transfer.data.splits import make_data
 from hf_transfer.tasks import TASKS
@@ -79,12 +79,12 @@ def test_imbalance_and_classes_without_examples():
 @pytest.mark.parametrize(
     ("one", "other"), [("A  b, c!", "a b c"), ("Straße", "STRASSE"), ("ﬁne №1", "fine no1"), ("…", " ... ")]
 )
-def test_normalised_texts(one, other):
-    assert normalised(one) == normalised(other)
+def test_normalized_texts(one, other):
+    assert normalized(one) == normalized(other)
 
 
-def test_words_are_not_normalised_away():
-    assert len({normalised(t) for t in ("good", "not good", "goods", "good 1", "!", "?")}) == 6
+def test_words_are_not_normalized_away():
+    assert len({normalized(t) for t in ("good", "not good", "goods", "good 1", "!", "?")}) == 6
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -163,18 +163,18 @@ def test_text_that_is_too_long_is_told(tiny_bert_folder, tmp_path, capsys):
     )
     assert main(["plan", "--model_name_or_path", tiny_bert_folder, "--train_file", f"{tmp_path}/a.csv"]) == 0
     out = capsys.readouterr().out
-    assert "Data (" in out and "are longer than the 16 tokens that are read, and are cut" in out
+    assert "Data (" in out and "exceed the maximum length of 16 tokens and are truncated" in out
 
 
 def test_nothing_is_looked_at_where_nobody_wants_it(tiny_bert_folder, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(f"same,{'xy'[i % 2]}" for i in range(40)))
     argv = ["plan", "--model_name_or_path", tiny_bert_folder, "--train_file", f"{tmp_path}/a.csv"]
-    assert main(argv) == 0 and "duplicates in train: 35 equal" in capsys.readouterr().out
+    assert main(argv) == 0 and "duplicates in train: 35 exact" in capsys.readouterr().out
     assert main([*argv, "--data_facts", "false"]) == 0 and "duplicates" not in capsys.readouterr().out
 
 
 def test_dropping_everything_is_refused():
     args = DataArguments(drop_leaks=True)
     data = data_of(("text", "label"), args, train=[("a", "x"), ("b", "y")], validation=[("a", "x"), ("b", "y")])
-    with pytest.raises(UserError, match="No example of the train split is left"):
+    with pytest.raises(UserError, match="No examples are left in the train split"):
         examine(data, TEXT, args, 0)

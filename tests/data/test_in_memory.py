@@ -33,10 +33,10 @@ def test_a_frame_of_categories_and_pictures():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([1, 2], "the train split is a list"),
-        ({"train": 3}, "the train split is a int"),
-        (pd.DataFrame({0: ["a"]}), "column 0, whose name is not a text"),
-        ({}, "need names"),
+        ([1, 2], "unsupported type list for the train split"),
+        ({"train": 3}, "unsupported type int for the train split"),
+        (pd.DataFrame({0: ["a"]}), "column name 0 of the train DataFrame is not a string"),
+        ({}, "must be split names"),
     ],
 )
 def test_what_is_no_data(given, said):

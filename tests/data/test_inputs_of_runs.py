@@ -32,7 +32,7 @@ def test_a_pattern_of_files(tmp_path):
     for keys in ({"dataset_name": f"{tmp_path}/part-*.csv"}, {"train_file": f"{tmp_path}/part-?.csv"}):
         assert load_splits(DataArguments(**keys))["train"]["text"][:] == ["a0", "b0", "a1", "b1", "a2", "b2"]
     (tmp_path / "part-3.jsonl").write_text("{}")
-    for name, said in (("none-*.csv", "no file matches"), ("part-*", "of several kinds")):
+    for name, said in (("none-*.csv", "no file matches"), ("part-*", "of different formats")):
         with pytest.raises(UserError, match=said):
             load_splits(DataArguments(dataset_name=f"{tmp_path}/{name}"))
 
@@ -142,5 +142,5 @@ def test_whole_numbers_as_a_regression_of_pairs(tiny_bert_folder, tmp_path):
     assert set(run.predict([("one", "two")])[0]) == {"input", "value"}
     assert Predictor.load(run.output_dir).columns == ("sentence1", "sentence2")
     (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({**r, "label": str(r["label"])}) for r in rows))
-    with pytest.raises(UserError, match="regression wants numbers, and column 'label' holds '0'"):
+    with pytest.raises(UserError, match="regression expects numbers, but column 'label' contains '0'"):
         fine_tune(tiny_bert_folder, str(tmp_path / "s.jsonl"), **keys | {"output_dir": str(tmp_path / "p")})

@@ -55,10 +55,10 @@ def test_colours_are_the_pictures_own(kind, request, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--preview", "grid.txt"], "is no picture"),
-        (["--preview", "/none/grid.png"], "there is no folder"),
+        (["--preview", "grid.txt"], "unsupported file extension"),
+        (["--preview", "/none/grid.png"], "folder '/none' does not exist"),
         (["--preview", "grid.png"], "there is no data to draw"),
-        (["--preview", "grid.png", "--dataset_name", "bundled:rotten-tomatoes"], "the data holds no images"),
+        (["--preview", "grid.png", "--dataset_name", "bundled:rotten-tomatoes"], "the data contains no images"),
     ],
 )
 def test_what_cannot_be_drawn(argv, said, tiny_bert_folder, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from itertools import islice
@@ -83,23 +84,26 @@ def test_more_workers_than_files_end_by_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({"text": "odd", "label": "c"}, "'odd', cannot be used: its label 'c' is not learnt"),
-        ({"text": "odd", "label": None}, "'odd', cannot be used: it has no label"),
-        ({"text": " ", "label": "a"}, "' ', cannot be used: there is no text"),
-        ({"text": None, "label": "a"}, "without a name, cannot be used: there is"),
+        ({"text": "odd", "label": "c"}, "('odd'): unknown label 'c'"),
+        ({"text": "odd", "label": None}, "('odd'): missing label"),
+        ({"text": " ", "label": "a"}, "(' '): empty text"),
+        ({"text": None, "label": "a"}, "(unnamed): no value"),
     ],
 )
 def test_examples_that_cannot_be_used(row, why, tmp_path, capsys):
     name = write(tmp_path / "d", extra=[json.dumps(row)])
-    with pytest.raises(UserError, match=rf"An example of the stream, {why}"):
+    with pytest.raises(UserError, match=rf"Unusable example in the stream {re.escape(why)}"):
         list(islice(stream(name), 130))
     made = stream(name, skip=True)
     assert len(set(texts(islice(made, 120)))) == 120
-    assert (made.read.bad, made.read.seen) in ((1, 121), (1, 120)) and "skipped an example" in capsys.readouterr().err
+    assert (made.read.bad, made.read.seen) in (
+        (1, 121),
+        (1, 120),
+    ) and "skipped an unusable example" in capsys.readouterr().err
 
 
 def test_too_many_of_them_stop_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_ENOUGH", 50)
+    monkeypatch.setattr(module, "_MIN_SEEN", 50)
     name = write(tmp_path / "d", extra=[json.dumps({"text": f"odd {i}", "label": "c"}) for i in range(20)])
     with pytest.raises(UserError, match=r"max_bad_fraction: \d+ of \d+ examples of the stream"):
         list(islice(stream(name, skip=True), 1000))
@@ -113,7 +117,7 @@ def test_a_run_over_a_stream(tiny_bert_folder, tmp_path, capsys):
     name = write(tmp_path / "d")
     run = fine_tune(tiny_bert_folder, name, output_dir=str(tmp_path / "o"), **{**KEYS, "log_level": "warning"})
     said = capsys.readouterr().out
-    assert "train a stream, of which are looked at 108" in said and "12 of 120 training examples validate" in said
+    assert "train a stream, of which are looked at 108" in said and "12 of 120 training examples are held out" in said
     assert run.results["num_train_examples"] == 48 and run.results["labels"] == ["a", "b"]
     assert run.trainer.state.global_step == 6 and run.results["train_samples_per_second"] > 0
     held = set(run.trainer.train_dataset.read.held)
@@ -242,5 +246,5 @@ def test_a_label_of_another_kind_far_into_a_file(tmp_path):
     made = stream(f"{tmp_path}/t.csv", buffer=0)
     made.read.labels = Labels("single_label_classification", ("0", "1"))
     assert made.source.features["label"] == Value("int64") and len(list(islice(made, 9_900))) == 9_900
-    with pytest.raises(UserError, match=r"The stream cannot be read on .*odd"):
+    with pytest.raises(UserError, match=r"Reading the stream failed .*odd"):
         list(islice(made, 10_001))

@@ -76,21 +76,21 @@ def test_every_run_writes_its_card(run):
     page, results = rendered(text), run.results
     for title in (
         "Results",
-        "How to load",
+        "How to use",
         "Labels",
         "Data",
         "Training",
-        "What it confuses",
-        "Cost",
-        "Limits",
-        "Versions",
+        "Confusion matrix",
+        "Training cost",
+        "Limitations",
+        "Framework versions",
     ):
         assert f"<h2>{title}</h2>" in page
     assert f"{results['metrics']['accuracy']:.4f}" in page and "my|data.csv" in page
     assert f"{results['intervals']['accuracy'][0]:.4f} to {results['intervals']['accuracy'][1]:.4f}" in page
     assert (
-        "Removed because they were in two splits: 13 from train." in page
-        and "On the 10 examples of the test split" in page
+        "Removed because they appeared in another split: 13 from train." in page
+        and "Evaluated on the 10 examples of the test split" in page
     )
     assert "seed 42" in page and results["versions"]["torch"] in page and results["device"] in page
     for stage in results["plan"]:
@@ -158,7 +158,7 @@ def test_other_problem_types_and_many_classes(made):
     assert "<td>no</td>\n<td>3</td>\n<td>1</td>\n<td>2</td>" in page and "sigmoid()" in page
     value = {**results, "problem_type": "regression", "labels": ["price"], "confusion": []}
     page = rendered(card.text(value, keys))
-    assert "One value, price." in page and "logits.item()" in page and "What it confuses" not in page
+    assert "One value, price." in page and "logits.item()" in page and "Confusion matrix" not in page
 
 
 def test_an_adapter_that_peft_does_not_know_says_so(made):
@@ -166,7 +166,7 @@ def test_an_adapter_that_peft_does_not_know_says_so(made):
     results["adapter"] = "bottleneck"
     assert "from hf_transfer import Predictor" in card.text(results, keys)
     kind = {"peft_type": "BOTTLENECK", "placement": "houlsby"}
-    assert "no part of peft" in card.text(results, {**keys, "adapter": kind})
+    assert "not part of peft" in card.text(results, {**keys, "adapter": kind})
     results["adapter"] = "lora"
     assert "PeftModel.from_pretrained(model, model_id)" in card.text(results, {**keys, "adapter": "lora"})
 
@@ -175,16 +175,16 @@ def test_a_metric_that_is_no_number_is_said_and_not_indexed(made):
     results, keys = made
     results["metrics"]["loss"] = None
     text = card.text(results, keys)
-    assert "not a number" in text
+    assert "| NaN |" in text
     assert "loss" not in {r.metric_name for r in ModelCard(text).data.eval_results}
 
 
 def test_a_model_that_is_no_better_than_the_baseline_is_called_so(made):
     results, keys = made
     results["intervals"]["accuracy"], results["card"]["baseline"]["accuracy"] = [0.6, 0.8], 0.7
-    assert "not shown to be better" in card.text(results, keys)
+    assert "Not significantly better than the baseline" in card.text(results, keys)
     results["card"]["baseline"]["accuracy"] = 0.5
-    assert "not shown to be better" not in card.text(results, keys)
+    assert "Not significantly better" not in card.text(results, keys)
 
 
 def test_what_bundled_names_are_on_the_hub():

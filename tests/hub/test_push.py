@@ -134,7 +134,7 @@ def test_push_and_push_again(hub, client, run):
     assert set(files) == ADAPTER_FILES and (files["adapter_model.safetensors"] is None) == is_xet
     assert files["README.md"] == (run / "README.md").read_bytes()
     code, out, _ = client.run("push", run, "--hub_model_id", name)
-    assert code == 0 and "has this run already" in out and "nothing was pushed" in out
+    assert code == 0 and "Nothing to push" in out and "already contains this run" in out
     assert hub.commits(name) == commits and len(commits) == 2
 
 
@@ -198,7 +198,7 @@ def test_merged_to_a_branch_with_a_message(hub, client, run):
 
 def test_public_and_private(hub, lfs, whole):
     code, out, _ = lfs.run("push", whole, "--hub_model_id", "open", "--public")  # the account's own name before it
-    assert code == 0 and "held-out texts to all" in out
+    assert code == 0 and "public card shows" in out
     assert not hub.repo("alice/open")["private"] and set(hub.files("alice/open")) == WHOLE_FILES
     assert lfs.run("push", whole, "--hub_model_id", "alice/open", "--public")[0] == 0
     code, _, err = lfs.run("push", whole, "--hub_model_id", "alice/open", "--private")
@@ -222,7 +222,7 @@ def test_what_its_owner_wrote_into_the_card_stays(hub, lfs, whole):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (("--hub_model_id", "a/b/c"), "is no hub id"),
+        (("--hub_model_id", "a/b/c"), "is not a valid hub id"),
         (("--hub_model_id", "alice/x", "--hub_token", "hf_x"), "so that it ends up in no file"),
         (("--hub_model_idd", "alice/x"), "Did you mean 'hub_model_id'?"),
     ],
@@ -234,7 +234,7 @@ def test_wrong_words(keys, said, lfs, run):
 
 def test_a_folder_without_a_run_is_refused(lfs, tiny_bert_folder):
     code, _, err = lfs.run("push", tiny_bert_folder, "--hub_model_id", "alice/x")
-    assert code == 2 and "holds no finished run: results.json, run.yaml is not there" in err
+    assert code == 2 and "does not contain a finished run: results.json, run.yaml is missing" in err
 
 
 def test_files_that_do_not_answer_as_the_run_are_not_pushed(hub, lfs, run, place):
@@ -255,7 +255,7 @@ except UserError as error:
     found = [done.is_changed, done.private, str(error)]
 """
     is_changed, private, said = lfs.python(code)
-    assert is_changed and not private and "does not answer as the trained one" in said
+    assert is_changed and not private and "gives different logits than the trained one" in said
     assert len(hub.commits("alice/python")) == 2
 
 
@@ -265,7 +265,7 @@ except UserError as error:
 def test_a_backbone_that_is_a_folder_is_refused(hub, lfs, place, data, tiny_bert_folder):
     keys = dict(model_name_or_path=tiny_bert_folder, dataset_name=data, strategy="lora", output_dir=place / "local")
     code, _, err = lfs.run("train", *words(**keys, push_to_hub=True, hub_model_id="alice/local"))
-    assert code == 2 and "a folder of this machine" in err and not (place / "local" / "results.json").exists()
+    assert code == 2 and "is a local folder" in err and not (place / "local" / "results.json").exists()
     assert lfs.run("train", *words(**keys, overwrite_output_dir=True))[0] == 0
     assert "base_model:" not in (place / "local" / "README.md").read_text()
     code, _, err = lfs.run("push", place / "local", "--hub_model_id", "alice/local")
@@ -326,7 +326,7 @@ def test_a_bundled_image_backbone_is_compared_with_the_hubs(hub, lfs, place):
     )
     hub.seed(name, place / "lite0")
     code, _, err = lfs.run("push", place / "digits", "--hub_model_id", "alice/digits-2", fresh=True)
-    assert code == 1 and "does not answer as the run" in err and "--merged" in err
+    assert code == 1 and "gives different logits than the run" in err and "--merged" in err
     assert not (hub.root / "repos" / "alice" / "digits-2.json").exists()
 
 
@@ -457,9 +457,9 @@ def fails(hub, client, run, name, fault, said):
     hub.fail(fault)
     code, out, err = client.run("push", run, "--hub_model_id", f"alice/{name}")
     assert (code, out) == (1, "") and said in err and "Traceback" not in err, err
-    assert f"'alice/{name}' was not pushed to {hub.endpoint}" in err and "Signature" not in err
+    assert f"Pushing 'alice/{name}' to {hub.endpoint} failed" in err and "Signature" not in err
     assert digests(run) == before
-    command = re.search(r"Try again with `hf-transfer (push [^`]*)`", err)
+    command = re.search(r"Retry with `hf-transfer (push [^`]*)`", err)
     assert command, err
     assert client.run("predict", run, "a text")[0] == 0
     hub.fail()
@@ -504,7 +504,7 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, client, run):
     name = f"alice/lost-{client.home.name}"
     hub.fail({"path": "/commit/", "lose": True})
     code, out, err = client.run("push", run, "--hub_model_id", name)
-    assert code == 0 and "has this run already" in out, err
+    assert code == 0 and "already contains this run" in out, err
     assert len(hub.commits(name)) == 2 and set(hub.files(name)) == ADAPTER_FILES
 
 
@@ -538,7 +538,7 @@ except UserError as error:
     found = str(error)
 """
     said = lfs.python(code)
-    assert "somebody else changed the repository meanwhile (412" in said and "Try again with" in said
+    assert "somebody else changed the repository meanwhile (412" in said and "Retry with" in said
     assert hub.files("alice/raced")["notes.md"] == b"theirs" and len(hub.commits("alice/raced")) == 4
 
 
@@ -556,8 +556,8 @@ def as_user(lfs):
     [
         ("", "alice/x", "there is no token"),
         ("hf_nobodyKnowsThisOne", "alice/x", "it does not accept the token (401"),
-        (READER, "alice/x", "may only read (403)"),
-        (TOKEN, "bob/x", "has no right to write to 'bob' (403)"),
+        (READER, "alice/x", "is read-only (HTTP 403)"),
+        (TOKEN, "bob/x", "has no write access to 'bob' (HTTP 403)"),
     ],
 )
 def test_accounts_are_checked_before_training(
@@ -565,7 +565,7 @@ def test_accounts_are_checked_before_training(
 ):
     as_user(token)
     code, _, err = lfs.run("push", run, "--hub_model_id", target)
-    assert code == 1 and said in err and "Try again with" in err
+    assert code == 1 and said in err and "Retry with" in err
     keys = dict(model_name_or_path=tiny_bert_folder, dataset_name=data, strategy="full", output_dir=place / "never")
     code, out, err = lfs.run("train", *words(**keys, push_to_hub=True, hub_model_id=target))
     assert code == 1 and said in err and "step 1/" not in out and not (place / "never").exists()
@@ -580,7 +580,7 @@ def test_a_hub_that_is_down_costs_no_training(hub, lfs, place, data, tiny_bert_f
     assert code == 1 and "Result on validation" in out and "Warning:" in err and "(503" in err
     assert {"results.json", "README.md", "model.safetensors"} <= {p.name for p in out_dir.iterdir()}
     hub.fail()
-    command = re.search(r"Try again with `hf-transfer (push [^`]*)`", err)
+    command = re.search(r"Retry with `hf-transfer (push [^`]*)`", err)
     assert lfs.run(*command[1].split())[0] == 0 and set(hub.files("alice/down")) == WHOLE_FILES
 
 
@@ -594,7 +594,7 @@ with warnings.catch_warnings(record=True) as caught:
     result = fine_tune({tiny_bert_folder!r}, {data!r}, output_dir={str(place / "warned")!r}, strategy="full",
         num_train_epochs=1, save_strategy="no", train_val_split=0.25, log_level="error", push_to_hub=True,
         hub_model_id="alice/warned")
-found = [str(result.push_error), [str(c.message) for c in caught if "was not pushed" in str(c.message)], result.metrics]
+found = [str(result.push_error), [str(c.message) for c in caught if "failed" in str(c.message)], result.metrics]
 """
     error, warned, metrics = lfs.python(code)
     assert "the connection broke off" in error and len(warned) == 1 and "accuracy" in metrics

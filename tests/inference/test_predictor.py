@@ -142,7 +142,7 @@ def test_evaluate_repeats_the_results_of_training(which, request, capsys):
 def test_evaluate_in_words(text_run, capsys):
     assert main(["evaluate", str(text_run.output_dir)]) == 0
     out = capsys.readouterr().out
-    assert f"accuracy         {text_run.metrics['accuracy']:.4f}   95% interval" in out and "(45 examples)" in out
+    assert f"accuracy         {text_run.metrics['accuracy']:.4f}   95% CI" in out and "(45 examples)" in out
 
 
 def test_evaluate_takes_labels_by_name(text_run, tmp_path, capsys):
@@ -341,9 +341,9 @@ def test_pairs(tmp_path, capsys):
 
 
 def test_python_says_which_input_is_wrong(text_run, image_run):
-    with pytest.raises(UserError, match=r"inputs\[1\]: 3 is not a text"):
+    with pytest.raises(UserError, match=r"inputs\[1\]: 3 is not a string"):
         text_run.predict(["a", 3])
-    with pytest.raises(UserError, match=r"inputs\[0\]: it cannot be read as an image"):
+    with pytest.raises(UserError, match=r"inputs\[0\]: cannot be read as an image"):
         image_run.predict("nowhere.png")
     assert text_run.predict([]) == []
 
@@ -407,7 +407,7 @@ def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
     (tmp_path / "x.csv").write_text("text,id\na,1,2\nb,2\n")
     assert main(["predict", str(text_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    wrong = ["it is not valid Unicode", None, "7 is not a text", "it has more cells than the header", None]
+    wrong = ["not valid Unicode", None, "7 is not a string", "it has more cells than the header", None]
     assert [a.get("error") for a in found] == wrong
 
 

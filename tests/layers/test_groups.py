@@ -265,7 +265,7 @@ def test_a_rule_moves_a_fresh_pooler_into_the_head():
     [
         ([("^nothing", 0)], "matches no parameter"),
         ([("(", 0)], "not a regular expression"),
-        ([("^bert", "top")], "'top' is not known"),
+        ([("^bert", "top")], "unknown depth 'top'"),
         ([("^bert", None)], "captures no number"),
     ],
 )

@@ -96,11 +96,11 @@ def test_freeze_comes_before_rates():
 @pytest.mark.parametrize(
     ("freeze", "said"),
     [
-        ("layer.0-9", "'layer.0-9' has no group 'layer.4'. The groups are embeddings, layer.0"),
+        ("layer.0-9", "no group 'layer.4' in 'layer.0-9'. The groups are embeddings, layer.0"),
         ("layr.1", "Did you mean 'layer.1'?"),
-        (["stem"], "'stem' is no group and matches no parameter"),
+        (["stem"], "'stem' matches no group and no parameter"),
         ("(", "'(' is no group"),
-        ("layer.3-1", "has no group"),
+        ("layer.3-1", "no group 'layer.3-1'"),
         (["layer.0", "nothing", "nowhere"], "2 problems"),
         (NAMES, "trains nothing"),
     ],
@@ -174,7 +174,7 @@ def test_a_group_with_several_rates_shows_them_all():
     made = depth_map(plan, groups)
     rates = {row.name: row.rates[0] for row in made.rows}
     assert rates["layer.1"] == (5e-3, 1e-3) and rates["layer.2"] == (1e-3, 0.0) and rates["layer.3"] == (1e-3,)
-    assert "0.005*" in str(made) and "* the highest of several" in str(made)
+    assert "0.005*" in str(made) and "* highest of several" in str(made)
     data = {row["name"]: row["learning_rates"] for row in made.to_list()}
     assert data["layer.1"] == [[5e-3, 1e-3]] and data["head"] == [1e-3]
 
@@ -240,14 +240,14 @@ def test_plan_of_a_model_alone(capsys):
     ("argv", "said"),
     [
         (["plan"], "model_name_or_path is missing"),
-        (["plan", *RUN, "--depth_map", "map.jpg"], "is no kind of picture"),
+        (["plan", *RUN, "--depth_map", "map.jpg"], "unsupported file extension"),
         (["plan", *RUN, "--depth_map", "nowhere/map.png"], "there is no folder 'nowhere'"),
         (["plan", *RUN, "--freeze", "[layer.7]"], "Did you mean 'layer."),
-        (["plan", *RUN, "--freeze", "layer.2-7"], "has no group 'layer.6'"),
-        (["plan", *RUN[:4], "--strategy", "partial", "--unfrozen_groups", "9"], "9 groups cannot be unfrozen"),
+        (["plan", *RUN, "--freeze", "layer.2-7"], "no group 'layer.6' in 'layer.2-7'"),
+        (["plan", *RUN[:4], "--strategy", "partial", "--unfrozen_groups", "9"], "Cannot unfreeze 9 groups"),
         (["plan", *RUN[:4], "--layer_lr_decay", "1.2"], "layer_lr_decay: 1.2 is over 1"),
-        (["plan", *RUN[:4], "--layer_lr_decay", "0"], "layer_lr_decay: 0.0 is not a positive number"),
-        (["plan", *RUN[:4], "--layer_learning_rates", "{layr: 1}"], "the pattern 'layr' matches no group"),
+        (["plan", *RUN[:4], "--layer_lr_decay", "0"], "layer_lr_decay: expected a positive number, got 0"),
+        (["plan", *RUN[:4], "--layer_learning_rates", "{layr: 1}"], "pattern 'layr' matches no group"),
         (["plan", *RUN[:4], "--layer_rules", "[[^bert, nexxt]]"], "Did you mean 'next'?"),
         (["plan", *RUN[:4], "--strategy", "null"], "so there is no plan"),
     ],
@@ -261,12 +261,12 @@ def test_what_cannot_be_planned(argv, said, capsys, tmp_path, monkeypatch):
 
 def test_layer_rules_from_a_recipe(tmp_path, capsys, monkeypatch):
     """For a model whose own rules are gone: the same keys reach the loader, the plan and the trainer."""
-    from hf_transfer.layers import groups
+    from hf_transfer.layers import declared
     from tests import architectures as arch
 
     arch.hugging_face("ResNetForImageClassification").save_pretrained(tmp_path / "m")
-    monkeypatch.setattr(groups, "ARCHITECTURE_RULES", {})
-    monkeypatch.setattr(groups, "_blocks", lambda core: [])
+    monkeypatch.setattr(declared, "ARCHITECTURE_RULES", {})
+    monkeypatch.setattr(declared, "_blocks", lambda core: [])
     argv = ["plan", "--model_name_or_path", str(tmp_path / "m"), "--json"]
     monkeypatch.setattr("hf_transfer.tasks.image_classification._load_processor", lambda *_: None)
     assert main(argv) == 2 and "Add ordered rules" in capsys.readouterr().err

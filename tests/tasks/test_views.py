@@ -88,9 +88,9 @@ def test_windows_cover_a_text_and_share_what_was_asked(tiny_bert_folder):
     assert owners == [0, 0, 0, 1, 1, 1, 2, 3], "where neither leaves room, both are cut"
     assert texts[0] == "[CLS] x y [SEP] a b c d e f g h i j k [SEP]" and texts[2].endswith("s t u v w x y z [SEP]")
     assert all(t.endswith("[SEP] x y [SEP]") for t in texts[3:6])
-    with pytest.raises(UserError, match="windows of 14 tokens cannot share 14"):
+    with pytest.raises(UserError, match="windows of 14 tokens cannot overlap by 14"):
         windows([["a"]], tokenizer, 14)
-    with pytest.raises(UserError, match="windows of 7 tokens cannot share 7"):
+    with pytest.raises(UserError, match="windows of 7 tokens cannot overlap by 7"):
         windows([["a"], ["b"]], tokenizer, 7)
 
 
@@ -109,7 +109,7 @@ def test_an_images_logits_are_the_mean_over_its_looks(image_run):
     vector = several.predict([image], features=True)[0]["features"]
     vectors = [alone.predict([look], features=True)[0]["features"] for look in looks(image, 12, True)]
     assert vector == pytest.approx(np.mean(vectors, 0), abs=1e-5)
-    with pytest.raises(UserError, match="tta: 13 looks at an image, and there are 12"):
+    with pytest.raises(UserError, match="tta: 13 exceeds the maximum of 12 views"):
         logits_of(alone.looking(tta=13), image)
 
 
@@ -118,7 +118,7 @@ def test_a_run_without_mirroring_is_not_looked_at_in_a_mirror(image_run):
 
     for keys in ({"augmentation": "none"}, {"horizontal_flip": 0.0}):
         plain = replace(image_run.predictor, data=replace(image_run.predictor.data, **keys))
-        with pytest.raises(UserError, match="tta: 7 looks at an image, and there are 6, none of them mirrored"):
+        with pytest.raises(UserError, match=r"tta: 7 exceeds the maximum of 6 views per image \(none mirrored"):
             logits_of(plain.looking(tta=7), picture())
 
 
@@ -163,10 +163,10 @@ def test_on_the_command_line(image_run, text_run, capsys, tmp_path):
     answer = json.loads(capsys.readouterr().out)
     assert answer["scores"] == pytest.approx(text_run.predict([long], stride=5, pool="max")[0]["scores"], abs=1e-5)
     for run, words, said in (
-        (text_run, ["--tta", "2"], "tta: it changes images"),
+        (text_run, ["--tta", "2"], "tta: only applies to images"),
         (text_run, ["--stride", "-1"], "stride: -1 is negative"),
         (text_run, ["--stride", "3", "--pool", "middle"], "is not one of mean, max"),
-        (image_run, ["--stride", "3"], "stride: it is for long texts"),
+        (image_run, ["--stride", "3"], "stride: only applies to text"),
         (image_run, ["--tta", "0"], "tta: 0 is not positive"),
     ):
         assert main(["evaluate", str(run.output_dir), *words, "--quiet"]) == 2

@@ -446,3 +446,20 @@ def test_the_command_is_interrupted_and_goes_on(tiny_bert_folder, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert steps() == list(range(1, sum(stage["steps"] for stage in results["stages"]) + 1))
     assert min(steps()) == 1 and reached < len(steps())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lora_alpha": 64}, "lora_alpha: 16.* then, 64.* now"),
+        ({"lora_dropout": 0.1}, "lora_dropout: 0.0 then, 0.1 now"),
+        ({"adapter": "rslora"}, "adapter: 'lora' then, 'rslora' now"),
+        ({"freeze": ["query"]}, r"freeze: None then, \['query'\] now.* parameters that train: \d+ then, \d+ now"),
+    ],
+)
+def test_an_adapters_keys_are_the_runs(changed, said, tmp_path):
+    keys = {"adapter": "lora", "lora_r": 4, "lora_alpha": 16, "strategy": "full"}
+    if not (tmp_path / "checkpoint-4").exists():
+        trained(tmp_path, **keys)
+    with pytest.raises(UserError, match=said):
+        trained(tmp_path, resumed=str(checkpoints.checkpoints(tmp_path)[0]), **{**keys, **changed})

@@ -259,7 +259,7 @@ def test_a_plan_of_plateaus_prints_and_is_data(tmp_path):
         train_dataset=texts(),
         eval_dataset=texts(),
     )
-    assert "until 1 evaluation without gain" in str(trainer.plan) and "what is left" in str(trainer.plan)
+    assert "until 1 evaluation without improvement" in str(trainer.plan) and "remaining" in str(trainer.plan)
     assert [stage["epochs"] for stage in json.loads(json.dumps(trainer.plan.to_list()))] == [None] * 4
 
 

@@ -1,0 +1,226 @@
+"""The sections of a model card, as lines of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
+from hf_transfer.hub.card_markdown import escape, link, plain, table
+from hf_transfer.settings import keys as all_keys
+
+# Not used when a solver computes the head.
+_OF_STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim")
+_MAX_LABELS = 100  # rows of the label table
+_MAX_CLASSES = 12  # classes of a full confusion matrix
+_MAX_CONFUSIONS = 10  # most frequent confusions listed if there are more classes
+_IMBALANCED = 10
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """The title of the card, which is also the name of the model."""
+    base = str(results["card"]["base_model"] or "a local checkpoint").rpartition("/")[2]
+    return f"{plain(base)} on {plain(results['card']['dataset_shown'])}"
+
+
+def head(results: Mapping[str, Any], merged: bool) -> list[str]:
+    """Title and summary."""
+    own, adapter = results["card"], results["adapter"]
+    base = own["base_model"]
+    how = {
+        "none": "fine-tuned",
+        True: f"fine-tuned with an adapter ({escape(adapter)}), which is merged into its weights,",
+        False: f"fine-tuned with an adapter ({escape(adapter)})",
+    }["none" if adapter == "none" else merged]
+    model = link(base, base) if base else "A local checkpoint"
+    if results["strategy"] == "scratch":
+        model, how = "A model", "trained from scratch"
+    return [
+        f"# {escape(title(results))}",
+        "",
+        f"{model} {how} for {results['task'].replace('-', ' ')} on {_dataset(results)} with `hf_transfer`, strategy "
+        f"`{results['strategy']}`.",
+    ]
+
+
+def _dataset(results: Mapping[str, Any]) -> str:
+    return link(results["card"]["dataset"], results["card"]["dataset_shown"], "datasets/")
+
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
+def results_table(results: Mapping[str, Any]) -> list[str]:
+    """Metrics with confidence intervals, next to a constant baseline."""
+    intervals, split, baseline = results["intervals"], results["metrics_split"], results["card"]["baseline"]
+    kind = "mean of the training set" if results["problem_type"] == REGRESSION else "most frequent label"
+    rows = [
+        (
+            f"`{name}`",
+            _number(value),
+            f"{_number(intervals[name][0])} to {_number(intervals[name][1])}" if name in intervals else "",
+            _number(baseline[name]) if name in baseline else "",
+        )
+        for name, value in results["metrics"].items()
+    ]
+    count = results["data_facts"]["splits"][split]["examples"]
+    return [
+        f"Evaluated on the {count:,} examples of the {split} split. The 95% confidence intervals account for the "
+        "sampling of these examples, not for the variation between training seeds. The baseline ignores the input.",
+        "",
+        *table(("metric", "value", "95% CI", f"baseline ({kind})"), rows),
+        *_doubt(results),
+    ]
+
+
+def _doubt(results: Mapping[str, Any]) -> list[str]:
+    """A warning if the model is not significantly better than the baseline."""
+    baseline, intervals = results["card"]["baseline"], results["intervals"]
+    name = next((n for n in ("accuracy", "f1_micro") if n in baseline and n in intervals), None)
+    if name is None or intervals[name][0] > baseline[name]:
+        return []
+    return ["", f"**Not significantly better than the baseline (the 95% CI of `{name}` does not exceed it).**"]
+
+
+def _number(value: float | None) -> str:
+    return "NaN" if value is None else f"{value:.4f}"
+
+
+def confusion(results: Mapping[str, Any]) -> list[str]:
+    """The confusion matrix, or its largest off-diagonal entries if there are many classes; empty for regression."""
+    counts, names = results.get("confusion") or [], [escape(name) for name in results["labels"]]
+    if not counts:
+        return []
+    if results["problem_type"] == MULTI_LABEL:
+        rows = [(name, *row) for name, row in zip(names, counts, strict=True)]
+        return table(("label", "true positives", "false positives", "false negatives"), rows[:_MAX_LABELS])
+    if len(names) <= _MAX_CLASSES:
+        columns = ("true \\ predicted", *names)
+        return table(columns, [(name, *row) for name, row in zip(names, counts, strict=True)])
+    errors = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
+    largest = sorted(errors, key=lambda entry: -entry[0])[:_MAX_CONFUSIONS]
+    rows = [(names[i], names[j], n, sum(counts[i])) for n, i, j in largest]
+    if not rows:
+        return ["All predictions are correct."]
+    return ["The most frequent errors:", "", *table(("true", "predicted", "errors", "examples"), rows)]
+
+
+# ---- labels and data -----------------------------------------------------------------------------------------------
+
+
+def labels_table(results: Mapping[str, Any]) -> list[str]:
+    """Labels with their output index and number of examples."""
+    if results["problem_type"] == REGRESSION:
+        return [f"One value, {escape(results['labels'][0])}."]
+    splits = results["data_facts"]["splits"]
+    rows = [
+        (i, escape(name), *(f"{split['classes'].get(name, 0):,}" for split in splits.values()))
+        for i, name in enumerate(results["labels"][:_MAX_LABELS])
+    ]
+    more = len(results["labels"]) - len(rows)
+    columns = ("output", "label", *(f"{name} examples" for name in splits))
+    return table(columns, rows) + (["", f"And {more:,} more, in `config.json`."] if more else [])
+
+
+def data(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
+    """Splits, duplicates, leaks and skipped examples."""
+    data_facts = results["data_facts"]
+    rows = [
+        (name, f"{s['examples']:,}", f"{s['duplicates']['exact']:,}", f"{s['duplicates']['near']:,}")
+        for name, s in data_facts["splits"].items()
+    ]
+    lines = [f"Trained and evaluated on {_dataset(results)}:", ""]
+    lines += [*table(("split", "examples", "exact duplicates", "near-duplicates"), rows), ""]
+    if not any(s["examined"] for s in data_facts["splits"].values()):
+        lines.append("- The data was not checked for duplicates and leaks.")
+    elif not data_facts["leaks"]:
+        lines.append("- No examples were found in more than one split.")
+    for leak in data_facts["leaks"]:
+        lines.append(f"- {leak['exact'] + leak['near']:,} {leak['kept']} examples also appeared in {leak['other']}.")
+    if data_facts["dropped"]:
+        dropped = ", ".join(f"{count:,} from {name}" for name, count in data_facts["dropped"].items())
+        lines.append(f"- Removed because they appeared in another split: {dropped}.")
+    elif data_facts["leaks"]:
+        lines.append("- These examples were not removed.")
+    if data_facts["bad"]:
+        lines.append(f"- {len(data_facts['bad']):,} unusable examples were left out.")
+    if not keys.get("validation_file") and "test" not in data_facts["splits"]:
+        lines.append("- There is no test split; the metrics were computed on the validation split.")
+    return lines
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
+    """Stages, solver and hyperparameters."""
+    rows = []
+    solves = keys.get("probe_solver") == "lbfgs"
+    for stage in [] if solves else results["plan"]:
+        rates = [r for r in stage["learning_rates"].values() if r]
+        span = (
+            f"{min(rates):.3g} to {max(rates):.3g}"
+            if rates and min(rates) != max(rates)
+            else f"{max(rates or [0]):.3g}"
+        )
+        groups = stage["groups"]
+        trained = ", ".join(groups) if len(groups) < 4 else f"{len(groups)} groups, {groups[0]} … {groups[-1]}"
+        rows.append(
+            (escape(stage["name"]), f"{stage['epochs']:g}", escape(trained), f"{stage['trainable_parameters']:,}", span)
+        )
+    columns = ("stage", "epochs", "trained groups", "trainable parameters", "learning rate")
+    lines = table(columns, rows) if rows else []
+    if probe := results.get("probe"):
+        lines += [""] if lines else []
+        lines.append(
+            f"The head {'was fitted' if solves else 'was initialized by fitting it'} to the frozen features with an L2 "
+            f"penalty of {probe['l2']:.2g} (for features of variance 1), which has the best {escape(probe['measure'])} "
+            f"in {probe['held_out']} among {probe['l2_grid'][-1]:.2g} to {probe['l2_grid'][0]:.2g}: "
+            f"{probe['score']:.4f}."
+        )
+    values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
+    return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
+
+
+def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The most important hyperparameters, and all others that differ from their default."""
+    for name, entry in all_keys().items():
+        if name in keys and entry.about.card != "never":
+            value = keys[name]
+            if entry.about.card == "always" or value != getattr(entry.default, "value", entry.default):
+                yield name, str(value).lower() if isinstance(value, bool) else value
+
+
+def cost(results: Mapping[str, Any]) -> list[str]:
+    """Time, hardware and throughput."""
+    trained, total = results["trainable_parameters"], results["total_parameters"]
+    return [
+        f"{results['train_seconds']:,.0f} s of training on {escape(results['device'])}, "
+        f"{results['cost']['device_hours']:.3g} device hours, {results['train_samples_per_second']:,.1f} examples per "
+        f"second; {trained:,} of {total:,} parameters trained ({trained / max(total, 1):.2%})."
+    ]
+
+
+def limitations(results: Mapping[str, Any]) -> Iterator[str]:
+    """What to know before relying on the model."""
+    data_facts, split = results["data_facts"], results["metrics_split"]
+    yield f"The results are from a single run with seed {results['seed']}; other seeds give different results."
+    if results["problem_type"] != REGRESSION:
+        yield (
+            "The model always predicts among its labels, even if none of them applies, and was only evaluated on data "
+            "similar to its training data."
+        )
+    if split == "validation":
+        yield (
+            "The metrics were computed on the validation split, which may have been used to choose settings, and may "
+            "therefore be optimistic."
+        )
+    if data_facts["cut"] and data_facts["cut"][0]:
+        fraction, limit = data_facts["cut"]
+        yield f"Inputs are truncated to {limit:,} tokens, which affected {fraction:.1%} of sampled training texts."
+    if data_facts["imbalance"] > _IMBALANCED:
+        yield f"The largest class has {data_facts['imbalance']:.0f} times as many training examples as the smallest."
+    if data_facts["leaks"] and not data_facts["dropped"]:
+        yield "Some held-out examples also appear in the training data, so the metrics are optimistic."
+    if not results["card"]["license"]:
+        yield "The license is unknown; check the terms of the base model and the dataset."
