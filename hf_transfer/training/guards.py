@@ -140,9 +140,9 @@ class Guards(TrainerCallback):
             return
         if self.trainer.is_world_process_zero():
             name = signal.Signals(self.stopping).name
-            took = f"{time.perf_counter() - self._received_at:.1f} s after the signal; " if self._received_at else ""
+            took = f" {time.perf_counter() - self._received_at:.1f} s after the signal" if self._received_at else ""
             sys.stderr.write(
-                f"hf-transfer: {name}: saved {folder.name}, {took}resume with --resume_from_checkpoint auto.\n"
+                f"hf-transfer: {name}: {folder.name} was saved{took}; resume with --resume_from_checkpoint auto.\n"
             )
         self._finish()
         raise Interrupted(128 + self.stopping)

@@ -281,7 +281,7 @@ def test_only_one_run_records(processes):
     assert seen["second while making"] == "another run is creating"
     assert seen["second while recording"] == [False, [0, 2]]
     assert seen["second afterwards"] == [True, []]
-    assert seen["removed while in use"] == "is in use"
+    assert seen["removed while in use"] == "are in use"
 
 
 def test_ranks_share_what_each_recorded(processes):
@@ -388,7 +388,7 @@ def main(folder: Path) -> None:
     try:
         make_room(recording, 10, 20)
     except NoRoom as error:
-        seen["removed while in use"] = str(error)[-9:]
+        seen["removed while in use"] = str(error)[-10:]
     (recording / "go on").touch()
     assert _ended(other) == 0
     second = of_numbers(recording / "key")

@@ -162,3 +162,13 @@ def test_several_penalties_add_up_and_a_lone_micro_batch_counts_whole():
 def test_parameters_of_a_penalty_are_refused_for_now():
     with pytest.raises(ValueError, match="no optimizer group"):
         Penalty("critic", lambda step: 1.0, nn.Linear(2, 1), l2)
+
+
+def test_the_average_over_processes_is_the_penalty_of_the_whole_batch():
+    model, objective = Scorer(), Objective(penalties=[Penalty("p", lambda step: 0.5, None, mean_logit)])
+    x, zero = torch.stack([e["x"] for e in examples()]), torch.zeros((), dtype=torch.float64)
+    parts = [{"x": x[:3]}, {"x": x[3:]}]
+    objective.count([{"x": x}], torch.device("cpu"), None)
+    values = [objective.add_penalties(zero, model, MicroBatch(p, 8, 2), model(**p), 0) for p in parts]
+    whole = objective.add_penalties(zero, model, MicroBatch({"x": x}, None, 1), model(x), 0)
+    assert sum(values).item() / 2 == pytest.approx(whole.item(), abs=1e-15)
