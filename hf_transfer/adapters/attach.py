@@ -267,7 +267,7 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
             else:
                 return
     except REFUSALS as error:
-        refusal = one_line(error)
+        refusal = one_line(error).rstrip(".")
     raise UserError(
         f"adapter: {type(model.get_base_model()).__name__} does not support {_shown(keys)}: {refusal}.",
         "Use lora, ia3 or another adapter inside the layers.",

@@ -204,7 +204,7 @@ def takes_prefix(model):
 def test_prompts_are_saved_with_the_head(family, adapter, backbones, tmp_path):
     loaded = backbones(family)[1]
     if adapter == "prefix" and not takes_prefix(loaded.model):
-        with pytest.raises(UserError, match=r"adapter: prefix does not go with .* Take lora"):
+        with pytest.raises(UserError, match=r"adapter: .* does not support prefix: .* Use lora"):
             adapted(loaded, adapter)
         return
     model = adapted(loaded, adapter)
