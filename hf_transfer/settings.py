@@ -8,7 +8,6 @@ default < YAML < command line; all problems are collected and raised together.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,17 +21,17 @@ from transformers import TrainingArguments
 
 from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
 from hf_transfer.config.arguments.boundary import BoundaryArguments
-from hf_transfer.config.arguments.boundary import check as check_boundary
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.model import ModelArguments
-from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_options, unknown
-from hf_transfer.config.fields import Key, keys_of
+from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
 from hf_transfer.config.values import coerce
 from hf_transfer.errors import UserError, UserErrors, nearest, one_line
 from hf_transfer.objectives.losses import check as check_loss
@@ -55,8 +54,6 @@ RUN_DEFAULTS: dict[str, Any] = {
     "boundary_cache": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
-LINEAR_PROBE_LEARNING_RATE = 1e-3  # a lone head wants a higher rate than a backbone
-ADAPTER_LEARNING_RATE = 5e-4  # and so do adapters, which begin at zero
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
 # Headings of TrainingArguments' docstring, shorter or joined; the others stand as they are, in lower case.
 TOPICS = {
@@ -82,33 +79,6 @@ TOPICS = {
     "DeepSpeed": "distributed",
     "Debugging & Profiling (Experimental)": "hardware",
     "External Script Flags (not used by Trainer)": "checkpoints",
-}
-# Said with the unit, where TrainingArguments' docstring leaves it out.
-UNITS = {
-    "output_dir": "folder that the run is written to",
-    "num_train_epochs": "epochs in all; a share of an epoch may be given",
-    "max_steps": "optimizer steps in all, instead of num_train_epochs; -1: num_train_epochs counts",
-    "per_device_train_batch_size": "examples per device and forward pass in training",
-    "per_device_eval_batch_size": "examples per device and forward pass in evaluation",
-    "gradient_accumulation_steps": "batches per optimizer step",
-    "learning_rate": "peak rate of the backbone (1e-3 for strategy: linear-probe, 5e-4 with an adapter)",
-    "warmup_steps": "optimizer steps over which rates rise from 0; below 1, a share of all steps",
-    "weight_decay": "decoupled weight decay per step, relative to the rate",
-    "max_grad_norm": "largest norm of the gradient; 0: no clipping",
-    "logging_steps": "optimizer steps between lines; below 1, a share of all steps",
-    "eval_steps": "optimizer steps between evaluations with eval_strategy: steps; below 1, a share of all steps",
-    "eval_delay": "epochs or steps (as eval_strategy counts) before the first evaluation",
-    "save_steps": "optimizer steps between checkpoints with save_strategy: steps; below 1, a share of all steps",
-    "save_total_limit": "checkpoints to keep; the oldest goes first",
-    "dataloader_num_workers": "processes that load data, beside each training process; -1: chosen for the machine",
-    "ddp_timeout": "seconds to wait for the other processes",
-    "seed": "seed of initial weights, order and dropout",
-    "data_seed": "seed of splits and order (default: seed)",
-    "push_to_hub": "push the run to a hub when it has ended; HF_TOKEN or the login says who pushes",
-    "hub_model_id": "owner/name to push to (default: the name of output_dir, of one's own)",
-    "hub_private_repo": "whether a repository that is made is private (default: true)",
-    "hub_revision": "branch to push to (default: main)",
-    "log_level": "debug, info, warning, error, critical, or passive; from error on, nothing but errors is said",
 }
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
 _NOT_KEYS = (
@@ -140,36 +110,43 @@ _SECTIONS: tuple[tuple[str, type], ...] = (
 )
 
 
+# Headings of the classes whose keys declare no topic of their own.
+_TOPIC_OF: tuple[tuple[type, str], ...] = (
+    (ModelArguments, "model"),
+    (DataArguments, "data"),
+    (AdapterArguments, "adapter"),
+    (PlanArguments, "plan"),
+    (ProbeArguments, "plan"),
+    (BoundaryArguments, "speed"),
+    (BucketingArguments, "speed"),
+    (LossArguments, "loss"),
+    (GuardArguments, "checkpoints"),
+)
+
+
 @cache
 def keys() -> dict[str, Key]:
     """All keys, by topic."""
-    found: dict[str, Key] = {}
-    for topic, cls in _SECTIONS:
-        found |= {name: entry for name, entry in keys_of(cls, topic).items() if name not in _NOT_KEYS}
     theirs = _trainers_docs()
-    topics = (
-        {name: topic for name, (topic, _) in theirs.items()}
-        | dict.fromkeys(keys_of(PlanArguments, "plan"), "plan")
-        | dict.fromkeys(keys_of(GuardArguments, "checkpoints"), "checkpoints")
-    )
-    topics |= dict.fromkeys(keys_of(LossArguments, "loss"), "loss")
-    for cls in (BoundaryArguments, BucketingArguments):
-        topics |= dict.fromkeys(keys_of(cls, "speed"), "speed")
-    topics |= dict.fromkeys(keys_of(ProbeArguments, "plan"), "plan")
-    topics |= dict.fromkeys(keys_of(AdapterArguments, "adapter"), "adapter")
-    for name, entry in found.items():
-        help_text = UNITS.get(name) or entry.help or theirs.get(name, ("", ""))[1]
-        found[name] = replace(
-            entry,
-            topic="output" if name in ("output_dir", "overwrite_output_dir") else topics.get(name, entry.topic),
-            default=RUN_DEFAULTS.get(name, entry.default),
-            help=help_text.rstrip("."),
-            choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
-        )
-    order = list(
-        dict.fromkeys(["output", "model", "data", "plan", "speed", "adapter", "loss", *(t for t, _ in theirs.values())])
-    )
-    return dict(sorted(found.items(), key=lambda entry: order.index(entry[1].topic)))
+    topics = {name: topic for cls, topic in reversed(_TOPIC_OF) for name in keys_of(cls, topic)}
+    entries: dict[str, Key] = {}
+    for _, cls in _SECTIONS:
+        for name, entry in keys_of(cls, "training").items():
+            if name in _NOT_KEYS:
+                continue
+            topic, sentence = theirs.get(name, ("training", ""))
+            about = entry.about if entry.about.resume else INHERITED.get(name, Setting())
+            entries[name] = replace(
+                entry,
+                topic=about.topic or topics.get(name, topic),
+                default=RUN_DEFAULTS.get(name, entry.default),
+                help=(about.help or sentence).rstrip("."),
+                choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
+                about=about,
+            )
+    first = ("output", "model", "data", "plan", "speed", "adapter", "loss")
+    order = list(dict.fromkeys([*first, *(topic for topic, _ in theirs.values())]))
+    return dict(sorted(entries.items(), key=lambda named: order.index(named[1].topic)))
 
 
 def _trainers_docs() -> dict[str, tuple[str, str]]:
@@ -270,7 +247,6 @@ class Config:
             *check(plan),
             *check_loss(LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})),
             *check_bucketing(values),
-            *check_boundary(BoundaryArguments(**{f.name: values[f.name] for f in fields(BoundaryArguments)})),
             *check_probe(SimpleNamespace(**values)),
             *check_run(values),
         ]
@@ -280,10 +256,7 @@ class Config:
             values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
         values["from_scratch"] |= values["strategy"] == "scratch"
         values["adapter"] = with_adapter(values["strategy"], values["adapter"])
-        if "learning_rate" not in chosen and values["strategy"] == "linear-probe":
-            values["learning_rate"] = LINEAR_PROBE_LEARNING_RATE
-        elif "learning_rate" not in chosen and values["adapter"] != "none":
-            values["learning_rate"] = ADAPTER_LEARNING_RATE
+        values["learning_rate"] = learning_rate_of(values["learning_rate"], values["strategy"], values["adapter"])
         model, data, training = (_build(section, values) for _, section in _SECTIONS)
         return cls(model, data, training, values)
 
@@ -407,58 +380,10 @@ def _is_epochs(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_POSITIVE = (
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "max_train_samples",
-    "max_eval_samples",
-    "max_predict_samples",
-    "max_seq_length",
-    "image_size",
-    "augmented_views",
-)
-
-
 def _out_of_range(values: Mapping[str, Any]) -> list[str]:
-    found = [
-        f"{name}: {values[name]:g} is not positive."
-        for name in _POSITIVE
-        if values[name] is not None and not values[name] > 0
-    ]
-    found += [
-        f"{name}: {values[name]:g} is negative."
-        for name in (
-            "learning_rate",
-            "weight_decay",
-            "warmup_steps",
-            "logging_steps",
-            "max_nonfinite",
-            "shuffle_buffer_size",
-            "card_examples",
-        )
-        if not values[name] >= 0
-    ]
-    for name in ("seed", "data_seed"):
-        if values[name] is not None and not 0 <= values[name] < 2**32:
-            found.append(f"{name}: {values[name]} is not a number from 0 to {2**32 - 1}.")
-    if values["dataloader_num_workers"] < -1:
-        found.append(
-            f"dataloader_num_workers: {values['dataloader_num_workers']} is neither a number of processes nor -1."
-        )
-    if values["num_train_epochs"] == math.inf:
-        found.append("num_train_epochs: inf is not a length.")
-    if values["max_steps"] == 0 or values["max_steps"] < -1:
-        found.append(f"max_steps: {values['max_steps']} is neither a positive number nor -1.")
-    if not 0 <= values["label_smoothing_factor"] < 1:
-        found.append(f"label_smoothing_factor: {values['label_smoothing_factor']:g} is not from 0 to below 1.")
-    for name in ("max_bad_fraction", "horizontal_flip", "random_erasing", "token_masking"):
-        if values[name] is not None and not 0 <= values[name] <= 1:
-            found.append(f"{name}: {values[name]:g} is not a share from 0 to 1.")
-    for name in ("mixup_alpha", "cutmix_alpha"):
-        if not 0 <= values[name] < math.inf:
-            found.append(f"{name}: {values[name]:g} is not a number of 0 or more.")
-    if not 0 < values["train_val_split"] < 1:
-        found.append(f"train_val_split: {values['train_val_split']:g} is not a share between 0 and 1.")
-    return found
+    """The bounds that the keys declare, but for those of a plan, which `check` sees."""
+    declared = {name: key.about for name, key in keys().items() if name not in settings_of(PlanArguments)}
+    problems = list(wrong_values(values, declared))
+    if values["max_steps"] == 0:
+        problems.append("max_steps: expected a positive number, or -1 for none, got 0.")
+    return problems

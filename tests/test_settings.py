@@ -110,9 +110,9 @@ def test_values_become_their_keys_type(name, raw, value):
         ({"fp16": "maybe"}, "fp16: 'maybe' is not true or false."),
         ({"stages": 3}, "stages: 3 is not a list."),
         ({"layer_learning_rates": "head"}, "layer_learning_rates: 'head' is not a mapping."),
-        ({"num_train_epochs": 0}, "num_train_epochs: 0 is not positive."),
-        ({"learning_rate": -1e-3}, "learning_rate: -0.001 is negative."),
-        ({"train_val_split": 1.5}, "not a share between 0 and 1"),
+        ({"num_train_epochs": 0}, "num_train_epochs: expected a positive number, got 0."),
+        ({"learning_rate": -1e-3}, "learning_rate: expected a number at least 0, got -0.001."),
+        ({"train_val_split": 1.5}, "train_val_split: expected a number above 0 and below 1, got 1.5"),
         ({"train_file": "x.csv"}, "dataset_name and train_file contradict each other"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16 contradict each other"),
         ({"strategy": "full", "stages": [{"epochs": 1, "train": "all"}]}, "contradict each other"),
@@ -206,6 +206,9 @@ def test_what_only_the_command_line_may_say_stands_in_a_comment():
 def test_every_key_has_a_help_text_and_a_topic():
     """Ours say units; TrainingArguments' come from its docstring, under its headings."""
     assert all(k.help and k.topic != "training" for k in keys().values())
-    assert keys()["learning_rate"].help.startswith("peak rate") and keys()["learning_rate"].topic == "learning rate"
+    assert (
+        keys()["learning_rate"].help.startswith("peak learning rate")
+        and keys()["learning_rate"].topic == "learning rate"
+    )
     assert keys()["adam_beta1"].topic == "optimizer" and "exponential decay rate" in keys()["adam_beta1"].help
     assert {"strategy", "layer_lr_decay", "learning_rate", "dataset_name", "model_name_or_path"} <= set(keys())

@@ -14,10 +14,12 @@ prefix tuning, Li and Liang 2021; bottleneck adapters, Houlsby et al. 2019 and P
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -267,10 +269,22 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
             else:
                 return
     except REFUSALS as error:
-        refusal = one_line(error).rstrip(".")
+        refusal = _no_prefix(model) or one_line(error).rstrip(".")
     raise UserError(
         f"adapter: {type(model.get_base_model()).__name__} does not support {_shown(keys)}: {refusal}.",
         "Use lora, ia3 or another adapter inside the layers.",
+    )
+
+
+def _no_prefix(model: PeftModel) -> str:
+    """Why peft cannot prefix-tune this model; empty if it can, or if the adapter is not a prefix."""
+    base, argument = model.get_base_model(), "past_key_values"
+    accepting = [m for m in (base, base.base_model) if argument in inspect.signature(m.forward).parameters]
+    if accepting or peft_type(model) != "PREFIX_TUNING":
+        return ""
+    return (
+        f"peft {version('peft')} passes the prefix as {argument}, which this model does not accept in transformers "
+        f"{version('transformers')}"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 from hf_transfer.errors import UserError, UserErrors, WorkFailed
 
 if TYPE_CHECKING:
@@ -29,73 +29,79 @@ if TYPE_CHECKING:
 class OutputArguments:
     """How much is said. Every verb has these."""
 
-    quiet: bool = key(False, "say nothing but errors")
-    verbose: bool = key(False, "let the libraries speak too")
-    debug: bool = key(False, "show the traceback of an error")
+    quiet: bool = setting(False, "say nothing but errors")
+    verbose: bool = setting(False, "let the libraries speak too")
+    debug: bool = setting(False, "show the traceback of an error")
 
 
 @dataclass
 class InputArguments:
     """How inputs are read."""
 
-    text_column_name: str | list[str] | None = key(
+    text_column_name: str | list[str] | None = setting(
         None, "text column of a table, or two for a pair (default: the run's)"
     )
-    image_column_name: str | None = key(None, "column of a table that holds images or their paths (default: the run's)")
-    per_device_eval_batch_size: int | None = key(None, "examples per forward pass (default: the run's)")
-    trust_remote_code: bool = key(False, "run code from the model's repository")
+    image_column_name: str | None = setting(
+        None, "column of a table that holds images or their paths (default: the run's)"
+    )
+    per_device_eval_batch_size: int | None = setting(None, "examples per forward pass (default: the run's)")
+    trust_remote_code: bool = setting(False, "run code from the model's repository")
 
 
 @dataclass
 class PredictArguments:
     """What is answered, and where."""
 
-    output: str | None = key(None, "file for the answers, written when all are there (default: standard output)")
-    top_k: int | None = key(None, "only so many scores, the highest first (default: all, in the order of the labels)")
-    features: bool = key(False, "add the pooled feature vector that the head receives")
+    output: str | None = setting(None, "file for the answers, written when all are there (default: standard output)")
+    top_k: int | None = setting(
+        None, "only so many scores, the highest first (default: all, in the order of the labels)"
+    )
+    features: bool = setting(False, "add the pooled feature vector that the head receives")
 
 
 @dataclass
 class EvaluateArguments:
     """What is evaluated on."""
 
-    test_file: str | None = key(None, "CSV, JSON or Parquet file with labels")
-    dataset_name: str | None = key(None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>")
-    dataset_config_name: str | None = key(None, "the hub data set's configuration")
-    split: str | None = key(None, "split of the data (default: test, else validation, else the only one)")
-    label_column_name: str | list[str] | None = key(
+    test_file: str | None = setting(None, "CSV, JSON or Parquet file with labels")
+    dataset_name: str | None = setting(
+        None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>"
+    )
+    dataset_config_name: str | None = setting(None, "the hub data set's configuration")
+    split: str | None = setting(None, "split of the data (default: test, else validation, else the only one)")
+    label_column_name: str | list[str] | None = setting(
         None, "label column, or several of 0 and 1 (default: the run's, label, labels, or the only class column)"
     )
-    max_predict_samples: int | None = key(None, "examples to evaluate on, drawn by class (default: all)")
-    json: bool = key(False, "print one JSON object instead of lines")
+    max_predict_samples: int | None = setting(None, "examples to evaluate on, drawn by class (default: all)")
+    json: bool = setting(False, "print one JSON object instead of lines")
 
 
 @dataclass
 class PushArguments:
     """What is pushed, and where to."""
 
-    hub_model_id: str | None = key(None, "owner/name, or a name of one's own (default: the name of RUN's folder)")
-    merged: bool = key(False, "push a plain model, the adapter in its weights")
-    revision: str | None = key(None, "branch, made where there is none (default: main)")
-    commit_message: str | None = key(None, "message of the commit")
-    private: bool = key(False, "make the repository private, which is the default")
-    public: bool = key(False, "make the repository public")
+    hub_model_id: str | None = setting(None, "owner/name, or a name of one's own (default: the name of RUN's folder)")
+    merged: bool = setting(False, "push a plain model, the adapter in its weights")
+    revision: str | None = setting(None, "branch, made where there is none (default: main)")
+    commit_message: str | None = setting(None, "message of the commit")
+    private: bool = setting(False, "make the repository private, which is the default")
+    public: bool = setting(False, "make the repository public")
 
 
 @dataclass
 class PlanVerbArguments:
     """How a plan is shown."""
 
-    json: bool = key(False, "print one JSON object instead of tables")
-    preview: str | None = key(None, "picture of augmented training images to write: .png, .svg or .pdf")
-    depth_map: str | None = key(None, "picture of groups, epochs and rates to write: .png, .svg or .pdf")
+    json: bool = setting(False, "print one JSON object instead of tables")
+    preview: str | None = setting(None, "picture of augmented training images to write: .png, .svg or .pdf")
+    depth_map: str | None = setting(None, "picture of groups, epochs and rates to write: .png, .svg or .pdf")
 
 
 @dataclass
 class TrainArguments:
     """What `train` does instead of training."""
 
-    print_config: bool = key(False, "print a YAML file of all keys with their help, and end")
+    print_config: bool = setting(False, "print a YAML file of all keys with their help, and end")
 
 
 def _keys(*sections: tuple[str, type]) -> dict[str, Key]:

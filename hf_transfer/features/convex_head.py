@@ -1,8 +1,8 @@
-"""The best linear head on fixed features, to the optimum, for a path of L2 strengths.
+"""The optimal linear head on fixed features, for a path of L2 strengths.
 
-The objective is the mean loss over examples (of several labels the sum over labels, which are problems of their own)
-plus strength / 2 * the squared weights, on features of mean 0 and variance 1; the bias is free. Softmax and sigmoid
-heads by L-BFGS in float64, a regression in closed form (ridge).
+The objective is the mean loss over examples (for multi-label classification the sum over labels, which are separate
+problems) plus strength / 2 times the squared weights, on standardized features; the bias is not penalized. Softmax and
+sigmoid heads are solved by L-BFGS in float64 (Liu and Nocedal 1989), a regression in closed form (ridge).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch.nn import functional
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 STRENGTHS = tuple(10 ** (2 - i / 2) for i in range(13))  # 1e2 … 1e-4, half a decade apart, strongest first
 Point = tuple[torch.Tensor, torch.Tensor]  # (weights in rotated axes, bias)
-_CONSTANT = 1e-6  # a feature whose deviation is a smaller share of its size says nothing
-_NULL = 1e-12  # share of the largest eigenvalue below which a direction is rounding
-_CURVATURE = 0.5  # the logits' Hessian is at most so large (Böhning 1992, theorem 2)
+_CONSTANT = 1e-6  # a feature with a smaller standard deviation, relative to its mean, counts as constant
+_NULL = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors
+_CURVATURE = 0.5  # upper bound of the Hessian with respect to the logits (Böhning 1992, theorem 2)
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head on features as they are.
+    """A linear head on features that are not standardized.
 
     Attributes:
         weight: (outputs, width), float64.
@@ -35,6 +35,7 @@ class Head:
     bias: torch.Tensor | None
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(examples, outputs), float64, of features (examples, width)."""
         return functional.linear(features.double(), self.weight, self.bias)
 
 
@@ -47,7 +48,7 @@ class Problem:
         labels: (examples,) classes; (examples, labels) of 0 and 1; (examples, outputs) values.
         outputs: of the head.
         weights: (outputs,) of each class's examples, or of each label's positives; None for 1 each.
-        has_bias: whether the head has one. Without, features are scaled and not moved.
+        has_bias: whether the head has a bias. Without one, features are scaled and not centered.
     """
 
     def __init__(
@@ -68,25 +69,25 @@ class Problem:
         size = deviation if has_bias else x.square().mean(0).sqrt()
         self.scale = torch.where(size > _CONSTANT * mean.abs(), size, torch.ones_like(size))
         x = (x - self.mean) / self.scale
-        # In the axes of the features' covariance the steps of L-BFGS can be scaled by what is known of the curvature.
+        # In the eigenvectors of the features' covariance, the variables of L-BFGS can be scaled by the known curvature.
         self.variances, self.axes = _axes(x)
         self.rotated = x @ self.axes
-        self._found: dict[float, Point] = {}
+        self._solved: dict[float, Point] = {}  # by strength
 
     def path(self, strengths: Sequence[float]) -> Iterator[Head]:
-        """The solutions, as far as predictions can tell, each begun from the one before.
+        """Solutions up to a tolerance that predictions do not notice, each started from the one before.
 
         Args:
             strengths: of the penalty, from strong to weak.
         """
         point = self._origin
         for strength in strengths:
-            point = self._found[strength] = self._solve(strength, point, {"gtol": 1e-5, "ftol": 1e-9})
+            point = self._solved[strength] = self._solve(strength, point, {"gtol": 1e-5, "ftol": 1e-9})
             yield self._head(*point)
 
     def exact(self, strength: float) -> Head:
-        """The solution to its last digits, begun from where a path has left it."""
-        point = self._found.get(strength, self._origin)
+        """The solution to machine precision, started from the one of a path, if there is one."""
+        point = self._solved.get(strength, self._origin)
         return self._head(*self._solve(strength, point, {"gtol": 1e-8, "ftol": 1e-15}))
 
     @property
@@ -96,17 +97,17 @@ class Problem:
 
     def _solve(self, strength: float, point: Point, tolerances: dict[str, float]) -> Point:
         if self.kind != REGRESSION:
-            return self._minimise(strength, point, tolerances)
+            return self._minimize(strength, point, tolerances)
         bias = self.labels.mean(0) if self.has_bias else point[1]
         moments = self.rotated.T @ (self.labels - bias) / len(self.labels)
         return moments / (self.variances + strength)[:, None], bias
 
     def _head(self, inner: torch.Tensor, bias: torch.Tensor) -> Head:
-        """With rotation and scale folded in."""
+        """The head for features that are not standardized, from weights in the eigenvector basis."""
         weight = (self.axes @ inner).T / self.scale
         return Head(weight, bias - weight @ self.mean if self.has_bias else None)
 
-    def _minimise(self, strength: float, begin: Point, tolerances: dict[str, float]) -> Point:
+    def _minimize(self, strength: float, begin: Point, tolerances: dict[str, float]) -> Point:
         from scipy.optimize import minimize  # slow to import
 
         steps = (_CURVATURE * self.variances + strength).rsqrt()[:, None]
@@ -122,20 +123,20 @@ class Problem:
             return float(loss + strength / 2 * inner.square().sum()), gradient.ravel().numpy()
 
         options = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000, **tolerances}
-        found = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
-        point = torch.from_numpy(found.x).view_as(start)
+        result = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
+        point = torch.from_numpy(result.x).view_as(start)
         return point[:-1] * steps, point[-1].clone()
 
     def loss(self, head: Head, features: torch.Tensor) -> float:
-        """The mean loss of this problem's examples without the penalty, as training would log it."""
+        """Mean loss of this problem's examples, without the penalty, as training would log it."""
         value = self._loss(head.logits(features))[0]
         return float(value / self.outputs if self.kind == MULTI else value)
 
     def _loss(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the mean loss, its gradient) at logits (examples, outputs)."""
+        """(mean loss, its gradient) at logits (examples, outputs)."""
         if self.kind == REGRESSION:
-            gap = logits - self.labels
-            return gap.square().mean(), 2 * gap / gap.numel()
+            error = logits - self.labels
+            return error.square().mean(), 2 * error / error.numel()
         if self.kind == MULTI:
             slope = torch.sigmoid(logits) * (1 + (self.weights - 1) * self.labels) - self.weights * self.labels
             loss = functional.binary_cross_entropy_with_logits(
@@ -151,7 +152,7 @@ class Problem:
 
 
 def _axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(variances (axes,), axes (width, axes)) of centred features, without directions in which nothing varies."""
+    """(eigenvalues (axes,), eigenvectors (width, axes)) of the covariance of x (examples, width), without null ones."""
     count, width = x.shape
     if count >= width:
         variances, axes = torch.linalg.eigh(x.T @ x / count)

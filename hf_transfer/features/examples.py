@@ -1,7 +1,7 @@
-"""Examples that say which they are: where what a model computed of them is stored, it is found again by their number.
+"""Examples that say which they are, so that what a model computed from them is found by number.
 
-A batch of a loader over `Numbered` also carries the numbers of its examples. Once nothing of an example is needed that
-is not stored, it is not read any more: no picture is decoded, no text padded.
+A batch of a loader over `Numbered` also carries the numbers of its examples. Once everything that the trainable part
+needs of an example is stored, the example is no longer read: no image is decoded, no text is padded.
 """
 
 from __future__ import annotations
@@ -20,46 +20,48 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from hf_transfer.data.bucketing import chunks, list_lengths
-from hf_transfer.features.replay import Batch, Refused, positions_of
+from hf_transfer.features.batches import Batch, positions_of
+from hf_transfer.features.cut import Refused
 
-NUMBERS = "example_numbers"  # in a batch: which examples it holds
-SKIPPED = "example_inputs_skipped"  # in a batch: there are only the numbers, and what is kept beside
+NUMBERS = "example_numbers"  # key in a batch: which examples it holds
+SKIPPED = "example_inputs_skipped"  # key in a batch: the inputs were not read; it holds numbers and stored values only
 TRAINING, VALIDATION = "training", "validation"
 
 
-# ---- loaders ----
+# ---- loaders ---------------------------------------------------------------------------------------------------------
 
 
 def is_numbered(dataset: Any) -> bool:
-    """Whether examples can be asked for by number: those of a stream cannot."""
+    """Whether examples can be read by number; those of a stream cannot."""
     return has_length(dataset) and not isinstance(dataset, torch.utils.data.IterableDataset)
 
 
-class Rows:
-    """What batches are made of once pictures need not be read any more.
+class StoredInputs:
+    """What batches are made of once the examples need not be read any more; shared with the loader's workers.
 
     Attributes:
-        kept: {name: (examples, …)} of what a batch holds beside them; None before it is known.
+        values: {name: (examples, …)} of the inputs that are stored; None before they are known.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, torch.Tensor] | None = None
-        self._ready = torch.zeros(1, dtype=torch.bool).share_memory_()  # workers live through all stages
+        self.values: dict[str, torch.Tensor] | None = None
+        self._suffices = torch.zeros(1, dtype=torch.bool).share_memory_()  # workers live through all stages
 
     @property
-    def ready(self) -> bool:
-        return self.kept is not None and bool(self._ready)
+    def suffices(self) -> bool:
+        """Whether batches are made of the stored inputs alone."""
+        return self.values is not None and bool(self._suffices)
 
-    @ready.setter
-    def ready(self, value: bool) -> None:
-        self._ready.fill_(value)
+    @suffices.setter
+    def suffices(self, value: bool) -> None:
+        self._suffices.fill_(value)
 
 
 class Numbered(Dataset[tuple[int, Any]]):
-    """A data set whose items say their number, and are None where they need not be read."""
+    """A dataset of (number, example); the example is None if the stored inputs suffice."""
 
-    def __init__(self, dataset: Any, rows: Rows):
-        self.dataset, self.rows = dataset, rows
+    def __init__(self, dataset: Any, stored: StoredInputs):
+        self.dataset, self.stored = dataset, stored
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -68,7 +70,7 @@ class Numbered(Dataset[tuple[int, Any]]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[tuple[int, Any]]:
-        if self.rows.ready:
+        if self.stored.suffices:
             return [(number, None) for number in numbers]
         items = (
             self.dataset.__getitems__(list(numbers))
@@ -79,17 +81,17 @@ class Numbered(Dataset[tuple[int, Any]]):
 
 
 class NumberedCollator:
-    """A collator that tells which examples a batch holds."""
+    """A collator that adds the numbers of the examples to a batch."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any], rows: Rows):
-        self.collate, self.rows = collate, rows
+    def __init__(self, collate: Callable[[list[Any]], Any], stored: StoredInputs):
+        self.collate, self.stored = collate, stored
 
     def __call__(self, pairs: list[tuple[int, Any]]) -> Batch:
         numbers = [int(number) for number, _ in pairs]
         batch: Batch
         if pairs[0][1] is None:
-            assert self.rows.kept is not None
-            batch = {name: value[numbers] for name, value in self.rows.kept.items()} | {SKIPPED: True}
+            assert self.stored.values is not None
+            batch = {name: value[numbers] for name, value in self.stored.values.items()} | {SKIPPED: True}
         else:
             batch = dict(self.collate([item for _, item in pairs]))
         batch[NUMBERS] = numbers
@@ -97,18 +99,23 @@ class NumberedCollator:
 
 
 def content_of(batch: Batch) -> torch.Tensor | None:
-    """(examples,): a number for the tokens of each text, whatever its padding; None where there are none."""
+    """(examples,): a checksum of the tokens of each text, independent of padding; None without texts."""
     ids = batch.get("input_ids")
     if not torch.is_tensor(ids) or ids.dim() != 2:
         return None
     mask = positions_of(batch)
     mask = torch.ones_like(ids) if mask is None else mask.to(ids)
-    places = mask.cumsum(1) * 2654435761 % 2147483647
-    return ((ids + 1) * places * mask).sum(1).cpu()
+    factors = mask.cumsum(1) * 2654435761 % 2147483647
+    return ((ids + 1) * factors * mask).sum(1).cpu()
 
 
-class Drawn(Protocol):
-    """The source of views: `data.augment.Chance`."""
+class ViewChance(Protocol):
+    """Draws augmented views: `data.augment.Chance`.
+
+    Attributes:
+        views: number of views of each example; None for a new one in every epoch.
+        fixed: the view to take instead of a drawn one.
+    """
 
     views: int | None
     fixed: int | None
@@ -118,28 +125,29 @@ class Drawn(Protocol):
 
 @dataclass
 class Views:
-    """Several views of each example, one of which is drawn for an epoch.
+    """Several augmented views of each example, one of which is drawn per epoch.
 
     Attributes:
         chance: draws them.
-        examples: what each training example is known by.
+        examples: identifier of each training example, that its views are drawn by.
     """
 
-    chance: Drawn
+    chance: ViewChance
     examples: Sequence[int]
 
     @property
     def count(self) -> int:
+        """Views of each example."""
         assert self.chance.views is not None
         return self.chance.views
 
     def row(self, number: int) -> int:
-        """Where that view of training example `number` is kept whose turn it is."""
+        """Row in a store of the view that training example `number` has in this epoch."""
         return number * self.count + self.chance.view(self.examples[number])
 
     @contextlib.contextmanager
     def fixed(self, view: int) -> Iterator[None]:
-        """In here every example is seen in this view."""
+        """Within the context, every example has this view."""
         self.chance.fixed = view
         try:
             yield
@@ -149,16 +157,17 @@ class Views:
 
 @dataclass
 class Source:
-    """Examples as batches are made of them.
+    """A dataset as batches are made from it.
 
     Attributes:
         name: TRAINING or VALIDATION.
-        given: the trainer's data set.
-        dataset, collate: what batches are made of, and by.
-        views: of each example, where several are stored.
-        lengths: positions of each text.
-        rows: what batches are made of in place of pictures.
-        contents: a number for what each text holds, as it was recorded.
+        given: the trainer's dataset.
+        dataset: the one that examples are read from, without columns that the model does not take.
+        collate: makes batches.
+        views: of each example, if several are stored.
+        lengths: token positions of each text, without padding.
+        stored: inputs that need not be read any more.
+        contents: checksum of each text when it was recorded.
     """
 
     name: str
@@ -167,12 +176,12 @@ class Source:
     collate: Callable[[list[Any]], Any]
     views: Views | None = None
     lengths: list[int] | None = None
-    rows: Rows = field(default_factory=Rows)
+    stored: StoredInputs = field(default_factory=StoredInputs)
     contents: torch.Tensor | None = None
 
     @classmethod
     def of(cls, trainer: Trainer, name: str, dataset: Any, views: Views | None = None) -> Source:
-        """Of a data set as the trainer's own loaders would read it."""
+        """A dataset as the trainer's own loaders read it."""
         if isinstance(dataset, datasets.Dataset):
             return cls(name, dataset, trainer._remove_unused_columns(dataset, name), trainer.data_collator, views)
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, name)
@@ -180,38 +189,44 @@ class Source:
 
     @property
     def num_views(self) -> int:
+        """Stored views of each example."""
         return 1 if self.views is None else self.views.count
 
     @property
     def num_rows(self) -> int:
+        """Rows in a store: one per view of each example."""
         return len(self.dataset) * self.num_views
 
+    def has_changed(self, inputs: Batch, numbers: list[int]) -> bool:
+        """Whether a text of the batch differs from the one that was recorded under its number."""
+        content = None if self.contents is None else content_of(inputs)
+        return content is not None and self.contents is not None and bool((content != self.contents[numbers]).any())
 
-# ---- texts ----
+    def positions(self, numbers: list[int]) -> int:
+        """Token positions of a batch of texts, padding included; the number of images. The batch need not be read."""
+        return len(numbers) * (1 if self.lengths is None else max(self.lengths[number] for number in numbers))
 
 
-def has_changed(source: Source, inputs: Batch, numbers: list[int]) -> bool:
-    content = None if source.contents is None else content_of(inputs)
-    return content is not None and source.contents is not None and bool((content != source.contents[numbers]).any())
+# ---- texts -----------------------------------------------------------------------------------------------------------
 
 
 def lengths_of(dataset: Any) -> list[int]:
-    """Positions of each text that are not padding."""
+    """Token positions of each text, without padding."""
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         items = (dataset[i] for i in range(len(dataset)))
         return [int(sum(i["attention_mask"])) if "attention_mask" in i else len(i["input_ids"]) for i in items]
     if "attention_mask" not in dataset.column_names:
         return [int(length) for length in list_lengths(dataset, "input_ids")]
-    found: list[int] = []
+    without_padding: list[int] = []
     for chunk in chunks(dataset, "attention_mask"):
         lengths = pyarrow.compute.list_value_length(chunk).to_numpy()
         ends, sums = np.cumsum(lengths), np.concatenate([[0], np.cumsum(chunk.flatten().to_numpy())])
-        found += (sums[ends] - sums[ends - lengths]).tolist()
-    return found
+        without_padding += (sums[ends] - sums[ends - lengths]).tolist()
+    return without_padding
 
 
 def batches_by_length(count: int, lengths: Sequence[int] | None, size: int) -> list[list[int]]:
-    """All of `count` examples, those of one length together, the longest first; always in the same batches."""
+    """All of `count` examples in batches of like length, the longest first; the batches are deterministic."""
     order = list(range(count))
     if lengths is not None:
         order.sort(key=lambda number: -lengths[number])
@@ -221,7 +236,17 @@ def batches_by_length(count: int, lengths: Sequence[int] | None, size: int) -> l
 def unpadded(
     value: torch.Tensor, positions: torch.Tensor | None, numbers: list[int], lengths: list[int] | None
 ) -> list[torch.Tensor]:
-    """The rows of each text's own positions."""
+    """For each text (length, …): the rows of its own positions, without padding.
+
+    Args:
+        value: (examples, positions, …).
+        positions: (examples, positions), False at padding; None without padding.
+        numbers: of the examples.
+        lengths: by number.
+
+    Raises:
+        Refused: a text in the batch has another length than in the dataset.
+    """
     assert lengths is not None
     mask = None if positions is None else positions.cpu()
     rows = [one if mask is None else one[mask[i]] for i, one in enumerate(value)]
@@ -231,13 +256,14 @@ def unpadded(
 
 
 def padded(rows: list[torch.Tensor], positions: torch.Tensor | None) -> torch.Tensor:
+    """(examples, positions, …) from the rows of each text, zeros at padding: the inverse of `unpadded`."""
     if positions is None:
         return torch.stack(rows)
-    found = rows[0].new_zeros((*positions.shape, *rows[0].shape[1:]))
-    is_first = bool(positions[:, 0].all())
-    for place, mask, row in zip(found, positions, rows, strict=True):
-        if is_first and not mask[len(row) :].any():
+    batch = rows[0].new_zeros((*positions.shape, *rows[0].shape[1:]))
+    starts_left = bool(positions[:, 0].all())
+    for place, mask, row in zip(batch, positions, rows, strict=True):
+        if starts_left and not mask[len(row) :].any():
             place[: len(row)] = row
         else:
             place[mask] = row
-    return found
+    return batch

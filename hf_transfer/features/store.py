@@ -1,9 +1,9 @@
 """Rows of tensors, one row per training example, in memory or in files that several processes share.
 
-What lies on a disk outlives the run. A row counts as whole only once it was marked, which happens after it was
-written: a run that is killed leaves whole rows and missing ones, never half ones that count. A machine that loses its
-power may lose pages that were written and marked, so a mark says whether its row has been flushed since, and one that
-has not counts only until the next boot.
+Stores on disk outlive the run. A row counts as complete only once it is marked, after it was written: a run that is
+killed leaves complete rows and missing ones, never partial rows that count. A machine that loses power may lose pages
+that were written and marked, so a mark also says whether its row has been flushed; one that has not counts only until
+the next boot.
 """
 
 from __future__ import annotations
@@ -11,71 +11,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import mmap
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 
 from hf_transfer.errors import UserError, one_line
+from hf_transfer.features import store_files
+from hf_transfer.features.slots import Slot, nbytes
+from hf_transfer.features.store_files import DONE, MANIFEST, RECORDING, NoRoom
 
-try:
-    import fcntl
-except ImportError:  # no locks there: a file that is mapped cannot be removed either
-    fcntl = None  # type: ignore[assignment]
 FORMAT = 1
-MANIFEST, DONE, LOCK, RECORDING = "manifest.json", "done", "lock", "recording"
-_REMOVED = ".removed-"
-_MISSING, _WRITTEN, _FLUSHED = 0, 1, 2  # a row's byte in the file of what is done
+_MISSING, _WRITTEN, _FLUSHED = 0, 1, 2  # a row's byte in the file `done`
 _FLUSH_EVERY = 256 * 2**20  # bytes marked
 _CHUNK = 64 * 2**20  # bytes sent at once
-_WORD = 8  # bytes; buffers are padded to whole ones, to be summed as integers
-
-
-class NoRoom(Exception):
-    """What is to be kept does not fit, or the folder cannot be used."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor that every example has.
-
-    Attributes:
-        name: of the tensor.
-        shape: of one example, without the ragged dimension.
-        dtype: that it comes in.
-        ragged: whether an example has `length` rows of that shape, or is one.
-        kept: what it is stored in: `dtype`, or a smaller one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    ragged: bool
-    kept: torch.dtype
-
-    def tensor_shape(self, lengths: Sequence[int] | None, rows: int) -> tuple[int, ...]:
-        """Of all examples together."""
-        if self.ragged and lengths is None:
-            raise ValueError(f"slot {self.name} is ragged, and there are no lengths")
-        return (sum(lengths) if self.ragged and lengths is not None else rows, *self.shape)
-
-    def nbytes(self, lengths: Sequence[int] | None, rows: int) -> int:
-        return math.prod(self.tensor_shape(lengths, rows)) * self.kept.itemsize
-
-
-def nbytes(slots: Sequence[Slot], lengths: Sequence[int] | None, rows: int) -> int:
-    """Bytes that a store of these takes."""
-    return sum(slot.nbytes(lengths, rows) for slot in slots)
+_WORD = 8  # bytes; buffers are padded to whole words, which are summed as integers
 
 
 class Store:
@@ -83,15 +38,17 @@ class Store:
 
     Args:
         slots: what every example has.
-        lengths: of each example, where a slot is ragged.
+        lengths: of each example, if a slot is ragged.
         rows: number of examples.
-        folder: where the files are; None keeps all in memory. What is there already, of the same slots and lengths,
-            is gone on with; anything else there is discarded.
-        pin: page-lock the memory, for copies to a GPU that do not wait.
-        main: makes the files. The other processes of a machine open them with False, once the main one is through.
+        folder: of the files; None keeps everything in memory. A store with the same slots and lengths that is already
+            there is continued; anything else there is discarded.
+        pin: page-lock the memory, for asynchronous copies to a GPU.
+        main: whether this process creates the files. The other processes of a machine pass False, once the main one
+            has opened the store.
 
     Raises:
-        NoRoom: memory or disk do not suffice, the folder cannot be used, or another run is just making it.
+        NoRoom: there is not enough memory or disk space, the folder cannot be used, or another run is creating it.
+        ValueError: the number of lengths is not `rows`.
     """
 
     def __init__(
@@ -104,7 +61,7 @@ class Store:
         main: bool = True,
     ):
         if lengths is not None and len(lengths) != rows:
-            raise ValueError(f"{len(lengths)} lengths of {rows} rows")
+            raise ValueError(f"{len(lengths)} lengths for {rows} rows")
         self.slots, self.rows, self.folder = {slot.name: slot for slot in slots}, rows, folder
         self.nbytes = nbytes(slots, lengths, rows)
         self._lengths = None if lengths is None else [int(n) for n in lengths]
@@ -118,15 +75,7 @@ class Store:
             self._done = np.zeros(rows, np.uint8)
             buffers = [self._allocate(slot, pin) for slot in slots]
         else:
-            try:
-                self._open(folder, main)
-                buffers = [self._map(folder / name, size) for name, size in self._files().items()]
-            except OSError as error:
-                self.close()
-                raise NoRoom(f"{folder} cannot be used ({one_line(error)})") from error
-            except NoRoom:
-                self.close()
-                raise
+            buffers = self._open_files(folder, main)
             self._done = buffers.pop().numpy()[:rows]
         self._words = dict(zip(self.slots, buffers, strict=True))
         self._tensors = {
@@ -141,26 +90,36 @@ class Store:
         try:
             return torch.empty(size, dtype=torch.uint8, pin_memory=pin)
         except RuntimeError as error:
-            raise NoRoom(f"{size / 2**30:.1f} GiB of memory cannot be had ({one_line(error, 100)})") from error
+            raise NoRoom(f"cannot allocate {size / 2**30:.1f} GiB of memory ({one_line(error, 100)})") from error
 
     # ---- rows ----
 
     def put(self, row: int | Sequence[int], slot: str, value: Any) -> None:
-        """Store one example's tensor, (length, *shape) or (*shape); or those of several, as a list of tensors or,
-        where the slot is not ragged, one of (rows, *shape)."""
+        """Store the tensor of one example or of several.
+
+        Args:
+            row: the example's row, or rows.
+            slot: name of the slot.
+            value: of one example, (length, *shape) or (*shape); of several, a list of these or, if the slot is not
+                ragged, a tensor of (rows, *shape).
+
+        Raises:
+            ValueError: shape or dtype are not the slot's: copying would broadcast and round without a word.
+            UserError: a value is out of range for float16.
+        """
         kind, tensor = self.slots[slot], self._tensors[slot]
         place: Any
         if not isinstance(row, int | np.integer):
             if kind.ragged or not torch.is_tensor(value):
-                for one, its in zip(row, value, strict=True):
-                    self.put(int(one), slot, its)
+                for one_row, one_value in zip(row, value, strict=True):
+                    self.put(int(one_row), slot, one_value)
                 return
             place, shape = torch.as_tensor(row, dtype=torch.int64), (len(row), *kind.shape)
         else:
             place = slice(*self._span(kind, int(row)))
             shape = (place.stop - place.start, *kind.shape)
             value = value if kind.ragged else value[None]
-        if tuple(value.shape) != shape or value.dtype != kind.dtype:  # copying would broadcast and round in silence
+        if tuple(value.shape) != shape or value.dtype != kind.dtype:
             raise ValueError(f"slot {slot} wants {shape} of {kind.dtype}, not {tuple(value.shape)} of {value.dtype}")
         value = value.detach()
         if kind.kept != kind.dtype and kind.kept == torch.float16:
@@ -173,18 +132,21 @@ class Store:
     def _check_range(self, slot: str, value: torch.Tensor) -> None:
         if bool(value.to(torch.float16).isfinite().all()):
             return
-        most = torch.finfo(torch.float16).max
-        beyond = value.isfinite() & ~value.to(torch.float16).isfinite()
-        if bool(beyond.any()):
+        overflows = value.isfinite() & ~value.to(torch.float16).isfinite()
+        if bool(overflows.any()):
             raise UserError(
-                f"boundary_cache_dtype: float16 holds numbers up to {most:.0f}, and {slot} has "
-                f"{float(value[beyond][0]):.3g}.",
-                "Take bfloat16 or auto.",
+                f"boundary_cache_dtype: the largest float16 is {torch.finfo(torch.float16).max:.0f}, and {slot} has "
+                f"{float(value[overflows][0]):.3g}.",
+                "Use bfloat16 or auto.",
             )
 
     def get(self, rows: Sequence[int], slot: str) -> Any:
-        """What was stored, in the type it is kept in: for a ragged slot a list of (length, *shape) views, which are
-        not to be written to, else a new tensor of (rows, *shape)."""
+        """The stored tensors, in the dtype that they are kept in.
+
+        Returns:
+            For a ragged slot a list of (length, *shape) views, which must not be written to; else a new tensor of
+            (rows, *shape).
+        """
         tensor = self._tensors[slot]
         if not self.slots[slot].ragged:
             return tensor.index_select(0, torch.as_tensor(rows, dtype=torch.int64))
@@ -197,20 +159,20 @@ class Store:
         return (self._offsets[row], self._offsets[row + 1]) if slot.ragged else (row, row + 1)
 
     def mark(self, rows: Sequence[int]) -> None:
-        """Say that all tensors of these rows are stored. From now on they outlive this process."""
+        """Declare that all tensors of these rows are stored. On disk they now outlive the process."""
         rows = [int(row) for row in rows]
         self._done[rows] = _WRITTEN
         if self._maps:
             self._unflushed += rows
-            if not _boot() or len(self._unflushed) * self._row_bytes >= _FLUSH_EVERY:
+            if not store_files.boot_id() or len(self._unflushed) * self._row_bytes >= _FLUSH_EVERY:
                 self.flush()
 
     def missing(self) -> list[int]:
-        """Rows that were not marked: in memory by this process, on a disk by any of this machine."""
+        """Rows that are not marked: in memory by this process, on disk by any process of this machine."""
         return np.flatnonzero(self._done == _MISSING).tolist()
 
     def flush(self) -> None:
-        """Bring what this process marked to the disk, the rows first."""
+        """Write what this process marked to the disk, the rows before their marks."""
         if self._unflushed:
             for mapped in self._maps[:-1]:
                 mapped.flush()
@@ -219,18 +181,18 @@ class Store:
             self._unflushed = []
 
     def share(self, device: torch.device | str = "cpu") -> None:
-        """Give all ranks the rows that any of them marked, where each keeps its own in memory. All must call it.
+        """Give all ranks the rows that any of them marked, if each keeps its own in memory. All ranks must call it.
 
-        Each row is taken from the first rank that has it, the others' count as zeros, and the bytes are summed as
-        integers: what was stored arrives by every bit, -0.0 and NaN too.
+        Each row comes from the first rank that has it. The other ranks' bytes count as zero and all are summed as
+        integers, so that the stored values arrive bit for bit, -0.0 and NaN included.
 
         Args:
-            device: where the process group sends from.
+            device: that the process group communicates from.
         """
         if self.folder is not None or not dist.is_initialized():
             return
-        rank, none = dist.get_rank(), dist.get_world_size()
-        owner = torch.from_numpy(np.where(self._done != _MISSING, rank, none)).to(device, torch.int32)
+        rank, nobody = dist.get_rank(), dist.get_world_size()
+        owner = torch.from_numpy(np.where(self._done != _MISSING, rank, nobody)).to(device, torch.int32)
         dist.all_reduce(owner, op=dist.ReduceOp.MIN)
         owners = owner.cpu().numpy()
         for slot in self.slots.values():
@@ -242,10 +204,10 @@ class Store:
                 dist.all_reduce(sent)
                 if sent.data_ptr() != chunk.data_ptr():
                     chunk.copy_(sent)
-        self._done[owners != none] = _WRITTEN
+        self._done[owners != nobody] = _WRITTEN
 
     def close(self) -> None:
-        """Flush, and let others remove the files. Tensors that were given out stay valid."""
+        """Flush, and let other processes remove the files. Tensors that were returned stay valid."""
         if hasattr(self, "_done"):
             self.flush()
         self._tensors, self._words, self._maps = {}, {}, []
@@ -255,7 +217,7 @@ class Store:
     # ---- files ----
 
     def _files(self) -> dict[str, int]:
-        """Bytes by file, that of what is done last."""
+        """{file: bytes}, the file `done` last."""
         sizes = [_padded(slot.nbytes(self._lengths, self.rows)) for slot in self.slots.values()]
         return {f"{i}.bin": size for i, size in enumerate(sizes)} | {DONE: _padded(self.rows)}
 
@@ -266,58 +228,69 @@ class Store:
         lengths = hashlib.blake2b(json.dumps(self._lengths).encode(), digest_size=16).hexdigest()
         return {"format": FORMAT, "slots": slots, "rows": self.rows, "lengths": lengths}
 
+    def _open_files(self, folder: Path, main: bool) -> list[torch.Tensor]:
+        """The mapped files, in the order of `_files`."""
+        try:
+            self._open(folder, main)
+            return [self._map(folder / name, size) for name, size in self._files().items()]
+        except OSError as error:
+            self.close()
+            raise NoRoom(f"{folder} cannot be used ({one_line(error)})") from error
+        except NoRoom:
+            self.close()
+            raise
+
     def _open(self, folder: Path, main: bool) -> None:
-        self._locks.append(_enter(folder))
+        self._locks.append(store_files.enter(folder))
         if not main:
-            if not self._is_whole(folder):
-                raise NoRoom(f"{folder} holds something else")
+            if not self._is_complete(folder):
+                raise NoRoom(f"{folder} holds another store")
             return
         with self.lock_recording() as alone:
-            if self._is_whole(folder):
+            if self._is_complete(folder):
                 os.utime(folder / MANIFEST)
                 if alone:
-                    self._forget_what_a_crash_took(folder)
+                    self._discard_unflushed(folder)
             elif alone:
-                self._make(folder)
+                self._create(folder)
             else:
-                raise NoRoom(f"another run is making {folder}")
+                raise NoRoom(f"another run is creating {folder}")
 
-    def _is_whole(self, folder: Path) -> bool:
+    def _is_complete(self, folder: Path) -> bool:
         try:
-            found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             sizes = {name: (folder / name).stat().st_size for name in self._files()}
         except (OSError, ValueError):
             return False
-        boot = found.pop("boot", None) if isinstance(found, dict) else None
-        return boot is not None and found == self._manifest() and sizes == self._files()
+        boot = manifest.pop("boot", None) if isinstance(manifest, dict) else None
+        return boot is not None and manifest == self._manifest() and sizes == self._files()
 
-    def _make(self, folder: Path) -> None:
-        """The files, each with its place on the disk: a page that has none, once the disk is full, kills its writer."""
+    def _create(self, folder: Path) -> None:
         old = [folder / MANIFEST, *folder.glob("*.bin"), folder / DONE]
         try:
             for path in old:  # the manifest first
                 path.unlink(missing_ok=True)
             for name, size in self._files().items():
-                _reserve(folder / name, size)
-            self._seal(folder)
+                store_files.reserve(folder / name, size)
+            self._write_manifest(folder)
         except BaseException:
             for path in (folder / MANIFEST, *(folder / name for name in self._files())):
                 path.unlink(missing_ok=True)
-            if _lock(self._locks[0], exclusive=True):
-                _remove(folder)
+            if store_files.lock(self._locks[0], exclusive=True):
+                store_files.remove(folder)
             raise
 
-    def _seal(self, folder: Path) -> None:
-        beside = folder / f"{MANIFEST}.{os.getpid()}"
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self._manifest() | {"boot": _boot()}) + "\n")
+    def _write_manifest(self, folder: Path) -> None:
+        temporary = folder / f"{MANIFEST}.{os.getpid()}"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self._manifest() | {"boot": store_files.boot_id()}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(folder / MANIFEST)
+        temporary.replace(folder / MANIFEST)
 
-    def _forget_what_a_crash_took(self, folder: Path) -> None:
-        """Marks of rows that were not flushed before the machine was started anew."""
-        if json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["boot"] == _boot() != "":
+    def _discard_unflushed(self, folder: Path) -> None:
+        """Clear the marks of rows that had not been flushed when the machine was last booted."""
+        if json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["boot"] == store_files.boot_id() != "":
             return
         with (folder / DONE).open("r+b") as file:
             done = np.frombuffer(file.read(), np.uint8)
@@ -325,7 +298,7 @@ class Store:
             file.write(np.where(done == _FLUSHED, done, _MISSING).astype(np.uint8).tobytes())
             file.flush()
             os.fsync(file.fileno())
-        self._seal(folder)
+        self._write_manifest(folder)
 
     def _map(self, path: Path, size: int) -> torch.Tensor:
         with path.open("r+b") as file:
@@ -334,192 +307,20 @@ class Store:
 
     @contextlib.contextmanager
     def lock_recording(self) -> Iterator[bool]:
-        """Whether this run alone may write within; True in memory."""
+        """Whether only this run may write within the context; always True in memory."""
         if self.folder is None:
             yield True
             return
         with (self.folder / RECORDING).open("ab") as file:
-            yield _lock(file, exclusive=True)
+            yield store_files.lock(file, exclusive=True)
 
 
 def _padded(size: int) -> int:
-    """To whole words, one at least: an empty file cannot be mapped."""
+    """Rounded up to whole words; at least one, since an empty file cannot be mapped."""
     return max(-(-size // _WORD), 1) * _WORD
 
 
 def _runs(flags: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """(first, end) of each run of true ones."""
+    """(first, end) of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-
-
-def _boot() -> str:
-    """Names the time since this machine was started; empty where it cannot be told."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _reserve(path: Path, size: int) -> None:
-    """A file of zeros with its place on the disk.
-
-    Raises:
-        OSError: there is not so much.
-    """
-    with path.open("xb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-            return
-        if shutil.disk_usage(path.parent).free < size:
-            raise OSError(f"no {size / 2**30:.1f} GiB are free")
-        file.truncate(size)
-
-
-# ---- locks ----
-
-
-def _lock(file: IO[bytes], exclusive: bool) -> bool:
-    """Lock an open file if that needs no waiting. The lock goes with the file, and with the process."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _enter(folder: Path) -> IO[bytes]:
-    """Make a folder where there is none, and keep others from removing it while the file is open."""
-    for _ in range(100):  # each time another process was just removing it
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            file = (folder / LOCK).open("ab")
-            if _lock(file, exclusive=False) and _is_at(file, folder / LOCK):
-                return file
-            file.close()
-    raise NoRoom(f"{folder} is being removed")
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _remove(folder: Path) -> None:
-    """At once for the others, whoever looks."""
-    gone = folder.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-
-
-# ---- the folder of all that is kept ----
-
-
-def default_folder() -> Path:
-    """In the Hugging Face cache."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "hf_transfer" / "boundary"
-
-
-def entry(folder: Path, key: str) -> Path:
-    """The folder of one store."""
-    return folder / key
-
-
-def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if (path / LOCK).exists()] if folder.is_dir() else []
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.glob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
-
-
-def _last_used(folder: Path) -> float:
-    """When it was opened last; 0 for one that was never whole."""
-    try:
-        return (folder / MANIFEST).stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def make_room(folder: Path, needed: int, budget: float, own: Path | None = None) -> None:
-    """Remove entries, those first that were not used for longest, until `needed` bytes more are within the budget.
-
-    Those in use stay. Where it cannot be done, nothing is removed.
-
-    Args:
-        folder: of the entries.
-        needed: bytes of the entry to come.
-        budget: bytes of all.
-        own: the entry to come, which may be there already: it is not counted, and stays.
-
-    Raises:
-        NoRoom: the others are in use, or it is too much by itself.
-    """
-    if needed > budget:
-        raise NoRoom(f"{needed / 1e9:.2f} GB are needed, of {max(budget, 0) / 1e9:.2f} GB that may be used")
-    for left in folder.glob(f"{_REMOVED}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    others = sorted((path for path in _entries(folder) if path != own), key=_last_used)
-    surplus = sum(map(_size, others)) + needed - budget
-    with contextlib.ExitStack() as open_locks:
-        chosen = []
-        for path in others:
-            if surplus <= 0:
-                break
-            with contextlib.suppress(OSError):
-                file = open_locks.enter_context((path / LOCK).open("ab"))
-                if _lock(file, exclusive=True) and _is_at(file, path / LOCK):
-                    chosen.append(path)
-                    surplus -= _size(path)
-        if surplus > 0:
-            raise NoRoom(f"{needed / 1e9:.2f} GB are needed, and what is kept in {folder} is in use")
-        for path in chosen:
-            with contextlib.suppress(OSError):
-                _remove(path)
-
-
-def disk_budget(folder: Path) -> int:
-    """Bytes that all entries may take: half of what is free, and what they take now."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(place).free // 2 + sum(map(_size, _entries(folder)))
-
-
-def memory_budget(processes: int = 1) -> int:
-    """Bytes of memory that one of `processes` on this machine may take: its part of half of what is available, in the
-    machine and under the limits of the control groups that it is in."""
-    return min([psutil.virtual_memory().available, *_group_limits()]) // 2 // processes
-
-
-def _group_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What each control group above this process leaves, of either version; files that were read do not count."""
-    found = []
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        place = base / path.lstrip("/")
-        for group in (place, *place.parents):
-            with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-                limit, used = (int((group / name).read_text()) for name in names)
-                stat = dict(pair.split() for pair in (group / "memory.stat").read_text().splitlines())
-                cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-                found.append(max(limit - used + cached, 0))
-            if group == base:
-                break
-    return found

@@ -9,19 +9,8 @@ from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.hub.card_markdown import escape, link, plain, table
 from hf_transfer.settings import keys as all_keys
 
-# Hyperparameters: keys by their topic in `--help`, and some of the data keys.
-_TOPICS = ("plan", "adapter", "loss", "length and batch size", "learning rate", "regularization", "precision")
-_ALWAYS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim", "seed")
-_OF_STEPS = tuple(name for name in _ALWAYS if name != "seed")  # not used when a solver computes the head
-_OF_DATA: tuple[str, ...] = (
-    "augmentation",
-    "random_erasing",
-    "mixup_alpha",
-    "cutmix_alpha",
-    "token_masking",
-    "image_size",
-)
-_OF_DATA += ("max_seq_length", "max_train_samples", "truncation_side", "from_scratch")
+# Not used when a solver computes the head.
+_OF_STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim")
 _MAX_LABELS = 100  # rows of the label table
 _MAX_CLASSES = 12  # classes of a full confusion matrix
 _MAX_CONFUSIONS = 10  # most frequent confusions listed if there are more classes
@@ -196,9 +185,9 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
 def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The most important hyperparameters, and all others that differ from their default."""
     for name, entry in all_keys().items():
-        if name in keys and (name in _ALWAYS or name in _OF_DATA or entry.topic in _TOPICS):
+        if name in keys and entry.about.card != "never":
             value = keys[name]
-            if name in _ALWAYS or value != getattr(entry.default, "value", entry.default):
+            if entry.about.card == "always" or value != getattr(entry.default, "value", entry.default):
                 yield name, str(value).lower() if isinstance(value, bool) else value
 
 

@@ -1,1 +1,1 @@
-"""What is minimized: the loss, and the penalties beside it."""
+"""What is minimized: losses, their weight under accumulation, and penalties."""

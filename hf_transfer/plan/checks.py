@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from hf_transfer.config.arguments.adapter import ADAPTERS, with_adapter
-from hf_transfer.config.arguments.plan import TRIGGERS, PlanArguments, frozen_entries
+from hf_transfer.config.arguments.adapter import ADAPTERS, AdapterArguments, with_adapter
+from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.fields import settings_of, unused, wrong_values
 from hf_transfer.errors import nearest
 from hf_transfer.plan.strategies import STRATEGIES
 
-# Keys that only some strategies read: given with another one they would silently do nothing.
-_READ_BY: dict[str, tuple[str, ...]] = {
-    "head_epochs": ("auto", "two-phase"),
-    "unfrozen_groups": ("partial",),
-    "groups_per_unfreeze": ("gradual",),
-    "unfreeze_interval": ("gradual",),
-    "unfreeze_until": ("gradual",),
-    "unfreeze_trigger": ("gradual",),
-    "unfreeze_patience": ("gradual",),
-    "unfreeze_restore_best": ("gradual",),
-}
+_DECLARED = settings_of(PlanArguments)
+_OF_ADAPTERS = settings_of(AdapterArguments)
+_OF_STRATEGIES = {name: about for name, about in _DECLARED.items() if name not in _OF_ADAPTERS}
 _SPEC_KEYS = ("name", "epochs", "train", "learning_rate", "head_learning_rate", "layer_lr_decay", "layer_lr_multiplier")
+
+
+def frozen_entries(keys: PlanArguments) -> list[Any]:
+    """The entries of `freeze`; a caller in Python may give a single one."""
+    return [keys.freeze] if isinstance(keys.freeze, str) else list(keys.freeze or ())
 
 
 def check(keys: PlanArguments) -> list[str]:
@@ -40,25 +39,21 @@ def check(keys: PlanArguments) -> list[str]:
             f"strategy: {keys.strategy}."
         )
     chosen = "stages" if keys.stages is not None else keys.strategy or "full"
-    for name, readers in _READ_BY.items():
-        if (
-            chosen in (*STRATEGIES, "stages")
-            and chosen not in readers
-            and getattr(keys, name) != getattr(default, name)
-        ):
-            problems.append(
-                f"{name}: {getattr(keys, name)!r} has no effect with "
-                f"{'stages' if chosen == 'stages' else f'strategy: {chosen}'}; it belongs to "
-                f"{' and '.join(readers)}."
-            )
+    if chosen in (*STRATEGIES, "stages"):
+        named = "stages" if chosen == "stages" else f"strategy: {chosen}"
+        problems += [
+            f"{name}: {getattr(keys, name)!r} has no effect with {named}; it belongs to {' and '.join(readers)}."
+            for name, readers in unused(vars(keys), asdict(default), _OF_STRATEGIES, chosen)
+        ]
     if keys.layer_lr_decay is not None and keys.layer_lr_multiplier is not None:
         problems.append(
             "layer_lr_decay and layer_lr_multiplier contradict each other: the first counts down from the "
             "head, the second up from the input. Keep one."
         )
+    problems += wrong_values(vars(keys), _DECLARED)
     problems += _check_trigger(keys)
     problems += _check_adapter(keys)
-    problems += _check_numbers(keys)
+    problems += _check_groups(keys)
     problems += [f"layer_rules[{i}]: {p}" for i, rule in enumerate(keys.layer_rules or ()) for p in _check_rule(rule)]
     problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
     if keys.stages is not None and not keys.stages:
@@ -68,28 +63,11 @@ def check(keys: PlanArguments) -> list[str]:
 
 def _check_trigger(keys: PlanArguments) -> Iterable[str]:
     default = PlanArguments()
-    if keys.unfreeze_trigger not in TRIGGERS:
-        yield (
-            f"unfreeze_trigger: {keys.unfreeze_trigger!r} is not one of {', '.join(TRIGGERS)}."
-            + nearest(keys.unfreeze_trigger, TRIGGERS)
-        )
-        return
     plateau = keys.unfreeze_trigger == "plateau"
     idle = ("unfreeze_interval",) if plateau else ("unfreeze_patience", "unfreeze_restore_best")
     for name in idle:
         if keys.strategy == "gradual" and getattr(keys, name) != getattr(default, name):
             yield f"{name}: {getattr(keys, name)!r} has no effect with unfreeze_trigger: {keys.unfreeze_trigger}."
-
-
-# Which adapters read a key; None is a mapping, which holds its own keys but for the modules.
-_LOW_RANK = ("lora", "dora", "rslora", "adalora")
-_READ_BY_ADAPTERS: dict[str, tuple[str | None, ...]] = {
-    "lora_r": _LOW_RANK,
-    "lora_alpha": _LOW_RANK,
-    "lora_dropout": _LOW_RANK,
-    "lora_plus_ratio": (None, *_LOW_RANK),
-    "lora_target_modules": (None, *(a for a in ADAPTERS if a not in ("none", "prompt", "prefix"))),
-}
 
 
 def _check_adapter(keys: PlanArguments) -> Iterable[str]:
@@ -98,44 +76,21 @@ def _check_adapter(keys: PlanArguments) -> Iterable[str]:
     if isinstance(chosen, Mapping):
         if not isinstance(chosen.get("peft_type"), str):
             yield f"adapter: {dict(chosen)!r} does not say its peft_type, for example {{peft_type: LORA, r: 4}}."
-        chosen = None
+        chosen = "mapping"
     elif chosen not in ADAPTERS:
         yield (
             f"adapter: {chosen!r} is neither one of {', '.join(ADAPTERS)} nor a mapping with a peft_type."
             + nearest(str(chosen), ADAPTERS)
         )
         return
-    for name, readers in _READ_BY_ADAPTERS.items():
-        if getattr(keys, name) != getattr(default, name) and chosen not in readers:
-            given = "a mapping, which holds it itself" if chosen is None else f"adapter: {chosen}"
-            yield f"{name}: {getattr(keys, name)!r} has no effect with {given}."
+    for name, _ in unused(vars(keys), asdict(default), _OF_ADAPTERS, chosen):
+        given = "a mapping, which holds it itself" if chosen == "mapping" else f"adapter: {chosen}"
+        yield f"{name}: {getattr(keys, name)!r} has no effect with {given}."
     if chosen != "none" and keys.strategy == "scratch":
         yield "adapter: it belongs to a pretrained backbone, and strategy: scratch has none."
-    for name in ("lora_r", "lora_alpha", "lora_plus_ratio"):
-        value = getattr(keys, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            yield f"{name}: {value} is not a positive number."
-    if not 0 <= keys.lora_dropout < 1:
-        yield f"lora_dropout: {keys.lora_dropout:g} is not from 0 to below 1."
 
 
-def _check_numbers(keys: PlanArguments) -> Iterable[str]:
-    positive = (
-        "layer_lr_decay",
-        "layer_lr_multiplier",
-        "head_learning_rate",
-        "unfreeze_interval",
-        "groups_per_unfreeze",
-        "unfreeze_patience",
-        "stage_lr_decay",
-    )
-    for name in positive:
-        value = getattr(keys, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            yield f"{name}: {value} is not a positive number."
-    for name in ("head_epochs", "unfrozen_groups", "unfreeze_warmup_steps"):
-        if getattr(keys, name) < 0:
-            yield f"{name}: {getattr(keys, name)} is negative."
+def _check_groups(keys: PlanArguments) -> Iterable[str]:
     if keys.layer_lr_decay is not None and keys.layer_lr_decay > 1:
         yield f"layer_lr_decay: {keys.layer_lr_decay} is over 1, which would train the input fastest; use e.g. 0.75."
     for entry in frozen_entries(keys):

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hf_transfer.config.arguments.plan import PlanArguments, frozen_entries
+from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.fields import HEAD
 from hf_transfer.errors import UserError, UserErrors, nearest
+from hf_transfer.plan.checks import frozen_entries
 from hf_transfer.plan.plan import Group, Plan, Rates, Stage, _rate, matches
 from hf_transfer.plan.strategies import STRATEGIES, Spec
 
@@ -133,7 +134,7 @@ def _trainable(train: Any, names: list[str]) -> tuple[str, ...]:
 
 def _group_rates(config: PlanArguments, spec: Spec, backbone: list[str]) -> dict[str, float]:
     """Learning rate of each group, including the head, by the layer-wise decay or multiplier."""
-    base = float(spec.get("learning_rate", config.learning_rate))
+    base = float(spec.get("learning_rate", config.peak_learning_rate))
     decay = spec.get("layer_lr_decay", config.layer_lr_decay)
     multiplier = spec.get("layer_lr_multiplier", config.layer_lr_multiplier)
     if "layer_lr_decay" in spec:

@@ -41,7 +41,7 @@ def two_phase(keys: PlanArguments, backbone: Sequence[str]) -> list[Spec]:
     """
     rate_keys = (keys.head_learning_rate, keys.layer_lr_decay, keys.layer_lr_multiplier, keys.layer_learning_rates)
     faster_head = all(k is None for k in rate_keys) and not keys.is_adapted  # an adapter is as new as the head
-    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.learning_rate} if faster_head else {}
+    rates = {"head_learning_rate": TWO_PHASE_HEAD_RATIO * keys.peak_learning_rate} if faster_head else {}
     head = [{"train": HEAD, "epochs": keys.head_epochs, **rates}] if keys.head_epochs > 0 else []
     return [*head, {"train": "all", **rates}]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted, spare_tokens, summary
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from hf_transfer.data.bucketing import describe
 from hf_transfer.data.examine import counts_only, examine
@@ -34,27 +35,6 @@ from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
 # Data keys that decide what is trained on: a resumed run has the same. What is evaluated on may be another.
-COURSE = (
-    "dataset_config_name",
-    "text_column_name",
-    "image_column_name",
-    "label_column_name",
-    "label_delimiter",
-    "on_bad_example",
-    "drop_leaks",
-    "train_val_split",
-    "max_train_samples",
-    "max_seq_length",
-    "truncation_side",
-    "image_size",
-    "augmentation",
-    "horizontal_flip",
-    "random_erasing",
-    "augmented_views",
-    "mixup_alpha",
-    "cutmix_alpha",
-    "token_masking",
-)
 _CUT_SAMPLE = 1000  # training examples whose length is measured as the model counts it
 
 
@@ -193,7 +173,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
 def _course(prepared: Prepared) -> dict[str, Any]:
     """The data keys that must stay the same; of a stream also what it begins with, and who reads it."""
     data, args = prepared.config.data, prepared.config.training
-    found = {name: getattr(data, name) for name in COURSE}
+    found = {name: getattr(data, name) for name, about in settings_of(DataArguments).items() if about.resume == "fixed"}
     if data.streaming:
         found |= {
             "shuffle_buffer_size": data.shuffle_buffer_size,

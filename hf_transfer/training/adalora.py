@@ -1,4 +1,4 @@
-"""AdaLoRA's rank allocation (Zhang et al. 2023), called after each optimizer step."""
+"""AdaLoRA's rank allocation (Zhang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from transformers import TrainerCallback
 
 from hf_transfer.errors import UserError
 
-# ---- AdaLoRA -------------------------------------------------------------------------------------------------------
-
 
 class AdaLora(TrainerCallback):
-    """Gives AdaLoRA the number of steps, and its budget after each one (Zhang et al. 2023, section 3.3)."""
+    """Tell AdaLoRA the number of steps, and update its rank budget after each (Zhang et al. 2023, section 3.3)."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step:
             raise UserError(
-                "resume_from_checkpoint: adalora's budget is in no checkpoint, so its run cannot be continued.",
-                "Start anew, or use adapter: lora.",
+                "resume_from_checkpoint: checkpoints do not hold adalora's rank budget, so its run cannot be resumed.",
+                "Start over, or use adapter: lora.",
             )
         config = model.active_peft_config
         config.total_step = state.max_steps
@@ -30,7 +28,7 @@ class AdaLora(TrainerCallback):
         model.base_model.update_and_allocate(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Cut away the ranks that the budget masked, as the files do, so that both compute the same sums."""
+        """Remove the masked ranks, as saving does, so that the model and the saved files compute the same."""
         pattern = model.active_peft_config.rank_pattern
         if pattern:
             model.base_model.resize_modules_by_rank_pattern(pattern, model.active_adapter)

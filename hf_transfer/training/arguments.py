@@ -8,16 +8,16 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from hf_transfer.config import fields
-from hf_transfer.config.arguments import adapter, boundary
+from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
-from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.errors import UserErrors, nearest
+from hf_transfer.config.fields import setting, settings_of, wrong_values
+from hf_transfer.errors import UserErrors
 from hf_transfer.objectives import losses
 from hf_transfer.plan import checks
 from hf_transfer.training import linear_probe
@@ -36,25 +36,31 @@ class TransferArguments(
 ):
     """`TrainingArguments`, the keys of a Plan (`PlanArguments`), of the loss (`LossArguments`), of the guards.
 
-    With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. `stages` sets
-    `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in `schedules.SCHEDULES`.
+    With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. A `learning_rate` that is not
+    given is the strategy's: 1e-3 for a linear probe, 5e-4 with an adapter, else `TrainingArguments`' own 5e-5.
+    `stages` sets `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in
+    `schedules.SCHEDULES`.
 
     Raises:
         UserErrors: all problems of the plan keys at once.
     """
 
-    lr_scheduler_type: str = fields.key("linear", "factor on all rates over the run", choices=LR_SCHEDULER_TYPES)
+    lr_scheduler_type: str = setting(
+        "linear",
+        "factor on all learning rates over the run",
+        choices=LR_SCHEDULER_TYPES,
+        topic="learning rate",
+        resume="plan",
+        card="always",
+    )
 
     def __post_init__(self) -> None:
-        self.adapter = adapter.with_adapter(self.strategy, self.adapter)
-        problems = [*checks.check(self), *losses.check(self), *linear_probe.check(self)]
-        problems += [*boundary.check(self), *check_bucketing(vars(self))]
+        self.adapter = with_adapter(self.strategy, self.adapter)
+        self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
-        if schedule not in LR_SCHEDULER_TYPES:
-            problems.append(
-                f"lr_scheduler_type: {schedule!r} is not one of {', '.join(LR_SCHEDULER_TYPES)}."
-                + nearest(schedule, LR_SCHEDULER_TYPES)
-            )
+        problems = [*checks.check(self), *losses.check(self), *linear_probe.check(self), *check_bucketing(vars(self))]
+        own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}
+        problems += wrong_values({**vars(self), "lr_scheduler_type": schedule}, own)
         if problems:
             raise UserErrors(problems)
         if self.stages is not None:

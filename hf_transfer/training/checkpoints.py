@@ -1,9 +1,8 @@
-"""Checkpoints that are whole or not there: written beside, sealed with a manifest, and renamed.
+"""Checkpoints that are complete or absent: written to a temporary folder, sealed with a manifest, and renamed.
 
-A checkpoint is a folder in Trainer's own layout, which plain tools read, with two files more: `manifest.json`, written
-last, with the size and SHA-256 of every other file, and `transfer_state.json`, what a run needs to go on as if it had
-never stopped. A folder named `checkpoint-N` appears by a rename, so that it is complete at every instant; what a crash
-leaves behind has another name.
+A checkpoint is a folder in Trainer's own layout with two more files: `manifest.json`, written last, with the size and
+SHA-256 of every other file, and `transfer_state.json`, what a resumed run needs to equal an uninterrupted one. A folder
+named `checkpoint-N` appears by a rename, so it is complete at any time; what a crash leaves behind has another name.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Folders with a checkpoint's name, the newest first."""
-    found = [p for p in output_dir.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)] if output_dir.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    """Folders named like a checkpoint, newest first."""
+    folders = [p for p in output_dir.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)] if output_dir.is_dir() else []
+    return sorted(folders, key=lambda p: int(p.name.split("-")[1]), reverse=True)
 
 
 def seal(folder: Path) -> None:
-    """Bring every file to the disk, and then the manifest.
+    """Sync every file to the disk, then write the manifest.
 
     Raises:
-        OSError: the disk is full, or has gone.
+        OSError: the disk is full or unavailable.
     """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -48,10 +47,10 @@ def seal(folder: Path) -> None:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole.
+    """What is wrong with a checkpoint; None if it is complete.
 
-    One without a manifest is plain Trainer's: it is taken for whole where `trainer_state.json`, which Trainer writes
-    last, can be read.
+    A checkpoint without a manifest is plain Trainer's: it is taken to be complete if `trainer_state.json`, which
+    Trainer writes last, can be read.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -81,18 +80,18 @@ def _problem_of_trainers(folder: Path) -> str | None:
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """(the newest whole checkpoint, [(folder, what is wrong)] for those newer than it)."""
-    broken: list[tuple[Path, str]] = []
+    """(the newest complete checkpoint, [(folder, what is wrong with it)] for newer ones)."""
+    incomplete: list[tuple[Path, str]] = []
     for folder in checkpoints(output_dir):
-        found = problem(folder)
-        if found is None:
-            return folder, broken
-        broken.append((folder, found))
-    return None, broken
+        defect = problem(folder)
+        if defect is None:
+            return folder, incomplete
+        incomplete.append((folder, defect))
+    return None, incomplete
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a broken checkpoint, so that nothing takes it for one; returns its new place."""
+    """Rename an incomplete checkpoint, so that nothing loads it; returns its new path."""
     place = folder.with_name(BROKEN + folder.name)
     if place.exists():
         shutil.rmtree(place)
@@ -100,10 +99,10 @@ def set_aside(folder: Path) -> Path:
 
 
 def publish(folder: Path, place: Path) -> None:
-    """Give a sealed folder its name; what had the name goes once the new one is there.
+    """Move a sealed folder to its final path; a checkpoint that was there is deleted afterwards.
 
     Raises:
-        OSError: the folder above has gone, or is read-only.
+        OSError: the parent folder is missing or read-only.
     """
     if place.exists():
         old = place.with_name(OLD + place.name)
@@ -115,7 +114,7 @@ def publish(folder: Path, place: Path) -> None:
 
 
 def clear_leftovers(output_dir: Path) -> None:
-    """Remove what a crash left half-written; a checkpoint that was being replaced gets its name back."""
+    """Delete what a crash left half-written; a checkpoint that was being replaced gets its name back."""
     for old in output_dir.glob(f"{OLD}checkpoint-*"):
         place = old.with_name(old.name.removeprefix(OLD))
         if place.exists():
@@ -127,17 +126,23 @@ def clear_leftovers(output_dir: Path) -> None:
 
 
 def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
-    """Remove the oldest checkpoints over `limit`, never `keep` (the best) nor the newest."""
+    """Delete the oldest checkpoints beyond a number.
+
+    Args:
+        output_dir: with the checkpoints.
+        limit: number to keep; None or 0 keeps all.
+        keep: path of the best checkpoint, which is never deleted; neither is the newest.
+    """
     if not limit or limit < 0:
         return
-    found = checkpoints(output_dir)
-    kept = {p for p in found if keep and p.name == Path(keep).name}
-    for path in found:
-        if len(kept) < limit or path == found[0]:
+    existing = checkpoints(output_dir)
+    kept = {p for p in existing if keep and p.name == Path(keep).name}
+    for path in existing:
+        if len(kept) < limit or path == existing[0]:
             kept.add(path)
-    for path in found:
+    for path in existing:
         if path not in kept:
-            gone = path.with_name(GONE + path.name)  # so that a kill in between leaves no half of one
+            gone = path.with_name(GONE + path.name)  # a kill in between must not leave half a checkpoint
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
@@ -146,7 +151,7 @@ def checked(folder: str | Path) -> Path:
     """The folder of a checkpoint that the user named.
 
     Raises:
-        UserError: it does not exist, or is not whole.
+        UserError: it does not exist or is incomplete.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -154,18 +159,18 @@ def checked(folder: str | Path) -> Path:
             f"resume_from_checkpoint: there is no folder {str(folder)!r}.",
             "Give a checkpoint's folder, or auto for the newest one in output_dir.",
         )
-    found = problem(path)
-    if found is not None:
+    defect = problem(path)
+    if defect is not None:
         raise UserError(
-            f"resume_from_checkpoint: {str(folder)!r} is not whole: {found}.",
-            "Give another one, or auto for the newest whole one in output_dir.",
+            f"resume_from_checkpoint: {str(folder)!r} is incomplete: {defect}.",
+            "Give another one, or auto for the newest complete one in output_dir.",
         )
     return path
 
 
 @contextlib.contextmanager
-def beside(output_dir: Path) -> Iterator[Path]:
-    """An empty folder to write into; what is left in it afterwards goes."""
+def temporary_folder(output_dir: Path) -> Iterator[Path]:
+    """A folder to write into; what is left in it at the end is deleted."""
     folder = output_dir / SAVING
     try:
         yield folder
@@ -179,7 +184,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the operating system write a file, or a folder's list of names, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) if path.is_dir() else os.O_RDONLY
     try:
         descriptor = os.open(path, flags)

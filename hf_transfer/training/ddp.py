@@ -1,9 +1,9 @@
-"""Data parallelism over what trains: the gradient reducer of DistributedDataParallel, built anew for each stage.
+"""Data parallelism in stages: each stage gets its own DistributedDataParallel gradient reducer.
 
-A reducer reduces the parameters that required a gradient when it was built. One built for everything waits for
-gradients that never come (or, with `find_unused_parameters`, walks the whole graph at every step and reduces zeros);
-one built while the backbone was frozen leaves what thaws later to each rank alone. So each stage gets its own, without
-the walk: the parameters that the loss does not reach (a mask token, say) are found once, and left out.
+A reducer handles the parameters that required a gradient when it was built. One built for all parameters waits for
+gradients that never come (or, with `find_unused_parameters`, traverses the graph at every step and reduces zeros). One
+built while the backbone was frozen does not reduce layers unfrozen later, and ranks diverge. A reducer per stage needs
+no traversal: parameters that the loss does not reach (a mask token, say) are found once, and left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def data_parallel(model: Any) -> DistributedDataParallel | None:
-    """The data-parallel wrapper in a prepared model, which may have been compiled; None where there is none."""
+    """The data-parallel wrapper within a prepared, possibly compiled model; None if there is none."""
     inner = model._orig_mod if is_compiled_module(model) else model
     return inner if isinstance(inner, DistributedDataParallel) else None
 
@@ -28,32 +28,32 @@ def data_parallel(model: Any) -> DistributedDataParallel | None:
 def build_reducer(
     ddp: DistributedDataParallel, handler: Any, left_out: Collection[str], find_unused_parameters: bool
 ) -> None:
-    """Build `ddp`'s reducer for what requires a gradient now.
+    """Rebuild the reducer of `ddp` for the parameters that require a gradient now.
 
-    In place, so that every reference to the wrapped model stays valid.
+    In place, so that references to the wrapped model stay valid.
 
     Args:
         ddp: the wrapper.
         handler: accelerate's `DistributedDataParallelKwargs`, or None.
         left_out: names of parameters that are not reduced, and of buffers that are not broadcast before each forward.
-        find_unused_parameters: walk the graph at every step.
+        find_unused_parameters: whether to traverse the graph at every step.
     """
     module, syncs = ddp.module, ddp.require_backward_grad_sync
     kwargs = handler.to_kwargs() if handler is not None else {}
-    # The ranks are equal already, so nothing is sent at the beginning.
+    # All ranks already have the same weights, so there is nothing to send at the beginning.
     kwargs |= {"find_unused_parameters": find_unused_parameters, "init_sync": False}
     with _ignoring(module, left_out):
         DistributedDataParallel.__init__(
             ddp, module, device_ids=ddp.device_ids, output_device=ddp.output_device, **kwargs
         )
-    ddp.require_backward_grad_sync = syncs  # we may be inside `no_sync`
+    ddp.require_backward_grad_sync = syncs  # this may run inside `no_sync`
     if handler is not None:
         handler.register_comm_hook(ddp)
 
 
 @contextlib.contextmanager
 def _ignoring(module: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """torch reads what to leave out from an attribute of the module, at construction only."""
+    """Within the context, DDP leaves out these names: torch reads them from an attribute, at construction only."""
     attribute = "_ddp_params_and_buffers_to_ignore"
     before = vars(module).get(attribute)
     setattr(module, attribute, [*(before or ()), *names])
@@ -67,7 +67,7 @@ def _ignoring(module: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 def reached(loss: torch.Tensor) -> set[int]:
     """`id()` of each parameter that the gradient of `loss` flows to."""
-    found, seen = set[int](), set[Any]()
+    parameters, seen = set[int](), set[Any]()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -75,31 +75,19 @@ def reached(loss: torch.Tensor) -> set[int]:
             continue
         seen.add(node)
         if type(node).__name__ == "AccumulateGrad":
-            found.add(id(node.variable))
+            parameters.add(id(node.variable))
         waiting.extend(following for following, _ in node.next_functions)
-    return found
+    return parameters
 
 
 def on_any_rank(flags: Collection[bool], device: torch.device) -> list[bool]:
-    """Element by element, whether it is true on any rank."""
+    """For each flag, whether it is true on any rank. All ranks must call it."""
     values = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return [value > 0 for value in values.tolist()]
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all ranks rank 0's buffers."""
+    """Broadcast rank 0's buffers to all ranks. All ranks must call it."""
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)
-
-
-@contextlib.contextmanager
-def without_a_trace(model: nn.Module) -> Iterator[None]:
-    """A forward pass in here leaves buffers and random numbers as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    device = next(model.parameters()).device
-    with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
-        yield
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)

@@ -1,10 +1,10 @@
-"""A Trainer whose head may be solved for instead of trained, or begin as the solution (`linear_probe`).
+"""A Trainer whose head may be solved for instead of trained, or initialized with the solution (`linear_probe`).
 
 What is overridden, and why that hook:
 
-- `_inner_training_loop`: there is none where the head is solved for.
-- `_prepare_for_training`: the head's beginning, where it is a solution, before the model is wrapped.
-- `_run_epoch`: the solution is the first thing that is logged; callbacks have begun there.
+- `_inner_training_loop`: replaced if the head is solved for.
+- `_prepare_for_training`: the head is initialized before the model is wrapped.
+- `_run_epoch`: the solution is logged first, once callbacks have begun.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import UserError
 from hf_transfer.training import linear_probe
+from hf_transfer.training.probe_selection import Solution
 from hf_transfer.training.resuming import Resumable
 
 
 class Probing(Resumable):
-    """See `TransferMixin`.
+    """A head that is solved for; see `TransferMixin`.
 
     Attributes:
-        solution: of the head, where `probe_solver` or `head_init` asked for one and it was found.
+        solution: of the head, if `probe_solver` or `head_init` asked for one.
     """
 
     control: Any
-    solution: linear_probe.Solution | None = None
+    solution: Solution | None = None
 
     @property
     def _solves(self) -> bool:
-        """Whether that is all there is to train."""
+        """Whether the head is solved for, and nothing is trained."""
         return isinstance(self.args, ProbeArguments) and self.args.probe_solver == "lbfgs"
 
     def _inner_training_loop(
@@ -48,7 +49,7 @@ class Probing(Resumable):
             return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
         if resume_from_checkpoint is not None:
             raise UserError(
-                "resume_from_checkpoint: probe_solver: lbfgs finds its head in one go and goes on from nothing.",
+                "resume_from_checkpoint: probe_solver: lbfgs solves for the head at once; there is nothing to resume.",
                 "Start over with --overwrite_output_dir.",
             )
         began, self.solution = time.time(), None
@@ -58,7 +59,7 @@ class Probing(Resumable):
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         self.solution = linear_probe.solve(self)
         self.state.epoch = 1.0  # every example was seen once
-        self._total_loss_scalar = self.solution.loss  # of which the mean is taken
+        self._total_loss_scalar = self.solution.loss  # Trainer logs its mean per step
         self.log(self.solution.to_log())
         metrics = speed_metrics("train", began, num_samples=len(self.train_dataset))
         metrics["train_loss"] = self.solution.loss
@@ -68,7 +69,7 @@ class Probing(Resumable):
         return TrainOutput(0, self.solution.loss, metrics)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """The head's beginning, but for a resumed run: its checkpoint holds the head."""
+        """Initialize the head, unless the run is resumed: then its checkpoint holds the head."""
         self.solution = None
         if linear_probe.wanted(self.args) and resume_from_checkpoint is None:
             self.solution = linear_probe.solve(self)

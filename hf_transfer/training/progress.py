@@ -1,4 +1,4 @@
-"""What a run tells while it trains: lines for a person, `history.jsonl` for programs."""
+"""Progress of a run: lines for people, `history.jsonl` for programs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RATE = "learning_rate/"
 
 
 class Bars(ProgressCallback):
-    """transformers' bars, for a terminal, without its lines: `Lines` has them."""
+    """transformers' progress bars without its log lines, which `Lines` prints."""
 
     def on_log(self, *_: Any, **__: Any) -> None:
         pass
 
 
 class Lines(TrainerCallback):
-    """One plain line per log, in a terminal and everywhere else."""
+    """One plain line per log, in a terminal or not."""
 
     def __init__(self, trainer: TransferTrainer):
         self.trainer = trainer
@@ -73,7 +73,7 @@ class Lines(TrainerCallback):
 
 
 class History(TrainerCallback):
-    """`history.jsonl`: a line per log, without gaps or repeats when a run is resumed."""
+    """`history.jsonl`: one line per log, without gaps or duplicates when a run is resumed."""
 
     def __init__(self, trainer: TransferTrainer, path: Path):
         self.trainer, self.path = trainer, path
@@ -85,12 +85,12 @@ class History(TrainerCallback):
         kept = []
         if state.global_step and self.path.is_file():
             kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= state.global_step]
-        beside = self.path.with_name(f".{self.path.name}.new")
-        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        beside.replace(self.path)
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
 
     def _whole_lines(self) -> list[str]:
-        """A kill may have cut the last line."""
+        """Without a last line that a kill cut off."""
         text = self.path.read_text(encoding="utf-8")
         return text[: text.rfind("\n") + 1].splitlines()
 
@@ -115,9 +115,9 @@ class History(TrainerCallback):
             file.write(json.dumps(entry) + "\n")
 
     def _throughput(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        """Examples per second since the last loss (evaluations in between count), and memory in bytes.
+        """Examples per second since the last logged loss, evaluations included, and memory in bytes.
 
-        Memory is the device's peak, or what the process holds on a CPU.
+        Memory is the peak allocated on the GPU, or the resident memory of the process on a CPU.
         """
         step, now = self._last
         self._last = (state.global_step, time.perf_counter())

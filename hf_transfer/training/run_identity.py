@@ -1,7 +1,7 @@
-"""What a checkpoint must say for a run to go on as if it had never stopped, and whether it is the same run.
+"""What a checkpoint must record for an exact resume, and whether a run is the one that made it.
 
-Beside what Trainer saves, that is: the names behind the optimizer's numbers, the loss summed up since the last log on
-each rank, the seconds spent, and the facts that decide the run's course.
+In addition to what Trainer saves: the names behind the optimizer's parameter numbers, the loss accumulated since the
+last log on each rank, the seconds spent, and the facts that decide the run's course.
 """
 
 from __future__ import annotations
@@ -9,71 +9,57 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from hf_transfer.config.arguments.trainer import INHERITED
+from hf_transfer.config.fields import Resume, settings_of
 from hf_transfer.errors import UserError
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training.checkpoints import STATE
 
 SAMPLED = 64
-# Keys that decide a run's course. Some may change with a plan (`allow_changed_plan`), the others never within a run.
-PLANNED = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "num_train_epochs",
-    "max_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "label_smoothing_factor",
-    "fp16",
-    "bf16",
-    "neftune_noise_alpha",
-    "class_weights",
-    "focal_gamma",
-)
-FIXED = (
-    "seed",
-    "data_seed",
-    "optim",
-    "optim_args",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "balanced_sampling",
-    "length_bucketing",
-)
+
+
+def resumed_as(args: TrainingArguments) -> dict[str, Resume]:
+    """What a resumed run makes of each field of its arguments; a field that nothing is known of (a newer version's of
+    transformers) is fixed."""
+    ours = settings_of(type(args))
+    known = {**INHERITED, **ours}
+    return {f.name: (known[f.name].resume if f.name in known else None) or "fixed" for f in fields(args) if f.init}
 
 
 def facts(
     args: TrainingArguments,
     plan: Plan | None,
     groups: Sequence[Mapping[str, Any]],
+    named: Mapping[str, Any],
     data: Any,
     data_keys: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What must be the same for a run to go on.
+    """What must be the same for a run to be resumed.
 
     Args:
         args: of the run.
         plan: resolved; None without one.
-        groups: of the optimizer, with `rates`, where there is a plan.
+        groups: of the optimizer, with `rates` if there is a plan.
+        named: the model's parameters by name.
         data: the training set.
-        data_keys: what made examples of it, by key.
+        data_keys: the keys that made examples of it.
     """
-    values = {name: _plain(vars(args).get(name)) for name in (*PLANNED, *FIXED)}  # plain arguments lack ours
+    kinds = {name: kind for name, kind in resumed_as(args).items() if kind != "free"}
+    planned = [group for group in groups if "rates" in group]
     stages = [] if plan is None else [[s.name, s.epochs, None if plan.waits else s.start] for s in plan.stages]
     return {
-        "keys": values,
+        "keys": {name: _plain(vars(args).get(name)) for name in kinds},
+        "kinds": kinds,
         "stages": stages,
-        "rates": [[list(g["layers"]), list(g["rates"]), g["weight_decay"]] for g in groups if "rates" in g],
+        "rates": [[list(g["layers"]), list(g["rates"]), g["weight_decay"]] for g in planned],
+        "members": [optimizer_names([group], named) for group in planned],
         "world_size": args.world_size,
         "of_one_length": args.train_batch_size * args.world_size if vars(args).get("length_bucketing") else None,
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -97,63 +83,83 @@ def fingerprint(data: Any) -> str | None:
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan: bool) -> list[str]:
-    """Notes on what has changed and is allowed to.
+    """Notes on differences that are allowed. What an earlier version did not record is not compared.
 
     Args:
-        then: facts at the checkpoint.
-        now: facts of this run.
+        then: `facts` at the checkpoint.
+        now: `facts` of this run.
         allow_changed_plan: as the key.
 
     Raises:
-        UserError: the run cannot go on like this; with the difference.
+        UserError: the run cannot be resumed like this; with the differences.
     """
-    old, new = then["keys"], now["keys"]
-    # A key that was noted by no earlier version was off.
-    changed = [k for k in FIXED if old.get(k) != new[k] and (k in old or new[k])]
-    fixed = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in changed]
-    made, makes = then.get("data_keys", {}), now["data_keys"]  # earlier versions noted none
-    fixed += [f"{k}: {made[k]!r} then, {makes[k]!r} now" for k in makes if k in made and made[k] != makes[k]]
-    if then["examples"] != now["examples"]:
-        fixed.append(f"training examples: {_count(then['examples'])} then, {_count(now['examples'])} now")
-    elif then["data"] != now["data"]:
-        fixed.append("the training examples are other ones (same number, other content)")
-    if then["global_batch"] != now["global_batch"]:
-        fixed.append(f"examples per optimizer step: {then['global_batch']} then, {now['global_batch']} now")
-    elif then.get("of_one_length") != now["of_one_length"] and "length_bucketing" not in changed:
-        fixed.append(
-            f"length_bucketing orders examples by batches of {then.get('of_one_length')} (of all processes) then, of "
-            f"{now['of_one_length']} now"
-        )
+    fixed = [*_changed_keys(then, now, "fixed"), *_changed_data(then, now)]
+    steps = f"{then['global_batch']} examples"
     if fixed:
-        remedy = "Resume with the keys and data that it was started with, or start a new run from its weights."
+        remedy = "Resume with the keys and data of the original run, or start a new run from its weights."
         if then["global_batch"] != now["global_batch"] and then["world_size"] != now["world_size"]:
             remedy = (
                 f"{then['world_size']} processes then, {now['world_size']} now: set gradient_accumulation_steps or "
-                f"per_device_train_batch_size so that a step has {then['global_batch']} examples again."
+                f"per_device_train_batch_size so that a step has {steps} again."
             )
         raise UserError(f"resume_from_checkpoint: this is not the same run. {_list(fixed)}", remedy)
-    planned = [f"{k}: {old.get(k)!r} then, {new[k]!r} now" for k in PLANNED if old.get(k) != new[k]]
-    if then["stages"] != now["stages"]:
-        planned.append(f"stages: {_stages(then['stages'])} then, {_stages(now['stages'])} now")
-    elif then["rates"] != now["rates"]:
-        planned.append("learning rates or weight decay of layer groups")
-    notes = []
+    planned = [*_changed_keys(then, now, "plan"), *_changed_plan(then, now)]
     if planned and not allow_changed_plan:
         raise UserError(
-            f"resume_from_checkpoint: it was made under another plan. {_list(planned)}",
-            "Resume with the keys that it was started with; --allow_changed_plan goes on under the new ones.",
+            f"resume_from_checkpoint: the checkpoint was made under another plan. {_list(planned)}",
+            "Resume with the original keys; --allow_changed_plan continues under the new ones.",
         )
+    notes = []
     if planned:
         notes.append(
-            f"Going on under a changed plan. {_list(planned)} Stages and rates are the new plan's from this step on; "
-            "the optimizer keeps its averages where a parameter still trains. The result is neither plan's own."
+            f"Resuming under a changed plan. {_list(planned)} Stages and learning rates are the new plan's from this "
+            "step on; the optimizer keeps its state for parameters that still train. The result is neither plan's own."
         )
     if then["world_size"] != now["world_size"]:
         notes.append(
             f"{then['world_size']} processes then, {now['world_size']} now: the same examples per step, but summed in "
-            "another order and with other random numbers, so the result is equal within rounding only."
+            "another order and with other random numbers, so the result is equal only up to rounding."
         )
     return notes
+
+
+def _changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], kind: Resume) -> list[str]:
+    old, new = then["keys"], now["keys"]
+    names = [name for name, its in now["kinds"].items() if its == kind and name in old]
+    return [f"{name}: {old[name]!r} then, {new[name]!r} now" for name in names if old[name] != new[name]]
+
+
+def _changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = then.get("data_keys", {}), now["data_keys"]
+    changed = [f"{k}: {old[k]!r} then, {new[k]!r} now" for k in new if k in old and old[k] != new[k]]
+    if then["examples"] != now["examples"]:
+        changed.append(f"training examples: {_count(then['examples'])} then, {_count(now['examples'])} now")
+    elif then["data"] != now["data"]:
+        changed.append("the training examples differ (same number, other content)")
+    if then["global_batch"] != now["global_batch"]:
+        changed.append(f"examples per optimizer step: {then['global_batch']} then, {now['global_batch']} now")
+    elif then.get("of_one_length") != now["of_one_length"] and "length_bucketing" in then["keys"]:
+        changed.append(
+            f"length_bucketing sorts examples into batches of {then.get('of_one_length')} (over all processes) then, "
+            f"of {now['of_one_length']} now"
+        )
+    elif then.get("of_one_length") != now["of_one_length"]:  # no earlier version had it
+        changed.append(f"length_bucketing: False then, {now['keys'].get('length_bucketing')!r} now")
+    return changed
+
+
+def _changed_plan(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if then["stages"] != now["stages"]:
+        return [f"stages: {_stages(then['stages'])} then, {_stages(now['stages'])} now"]
+    if then["rates"] != now["rates"]:
+        return ["learning rates or weight decay of layer groups"]
+    if "members" not in then or then["members"] == now["members"]:
+        return []
+    old, new = ({name for names in facts["members"] for name in names} for facts in (then, now))
+    one = next(iter(sorted(old ^ new)), None)
+    if one is None:
+        return ["which parameters share an optimizer group"]
+    return [f"parameters that train: {len(old)} then, {len(new)} now ({one} {'then' if one in old else 'now'} only)"]
 
 
 def _count(number: int | None) -> str:

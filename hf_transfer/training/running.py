@@ -1,15 +1,16 @@
-"""What the parts of a `TransferTrainer` read of it, so that none of them has to import the trainer."""
+"""The interface of a `TransferTrainer` to its parts, so that none of them imports the trainer."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 from hf_transfer.layers.groups import LayerGroup
+from hf_transfer.objectives.objective import Objective
 from hf_transfer.plan.plan import Plan
 
 
 class RunningTrainer(Protocol):
-    """A `transformers.Trainer` with a plan; the attributes are the ones of `TransferMixin` and of Trainer."""
+    """A `transformers.Trainer` with a plan; the attributes are those of `TransferMixin` and of Trainer."""
 
     args: Any
     model: Any
@@ -31,7 +32,7 @@ class RunningTrainer(Protocol):
     steps_per_epoch: int
     unfreezing: Any
     boundary: Any
-    _loss: Any
+    objective: Objective
 
     def is_world_process_zero(self) -> bool: ...
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...

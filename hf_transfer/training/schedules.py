@@ -1,4 +1,4 @@
-"""Learning-rate schedules of our own, beside transformers': the factor on every rate at each optimizer step.
+"""Learning-rate schedules that transformers lacks, as a factor on every learning rate at each optimizer step.
 
 `one_cycle`: Smith and Topin 2018, in the form of `torch.optim.lr_scheduler.OneCycleLR` (momentum is not cycled).
 `cosine_warm_restarts`: SGDR, Loshchilov and Hutter 2017, equation 5, as `CosineAnnealingWarmRestarts`. `T_0` counts
@@ -35,9 +35,9 @@ def one_cycle(
 ) -> Schedule:
     """From 1/div_factor up to 1 in the first `pct_start` of the steps, then down to 1/(div_factor·final_div_factor).
 
-    With `three_phase` the way down mirrors the way up, and a last phase goes to the end value.
+    With `three_phase` the way down mirrors the way up, and a last phase falls to the final value.
     """
-    _require("pct_start", pct_start, 0 < pct_start < (0.5 if three_phase else 1), "a share of the steps")
+    _require("pct_start", pct_start, 0 < pct_start < (0.5 if three_phase else 1), "a fraction of the steps")
     _require("div_factor", div_factor, div_factor >= 1, "1 or more")
     _require("final_div_factor", final_div_factor, final_div_factor >= 1, "1 or more")
     _require("anneal_strategy", anneal_strategy, anneal_strategy in ("cos", "linear"), "cos or linear")
@@ -66,7 +66,7 @@ def cosine_warm_restarts(
     """Half cosines of `T_0`, `T_0`·`T_mult`, … optimizer steps, each from 1 down to `eta_min` / learning_rate."""
     _require("T_0", T_0, isinstance(T_0, int) and T_0 >= 1, "a whole number of optimizer steps, 1 or more")
     _require("T_mult", T_mult, isinstance(T_mult, int) and T_mult >= 1, "a whole number, 1 or more")
-    _require("eta_min", eta_min, 0 <= eta_min <= learning_rate, "a rate from 0 to learning_rate")
+    _require("eta_min", eta_min, 0 <= eta_min <= learning_rate, "a learning rate from 0 to learning_rate")
     low = eta_min / learning_rate
 
     def factor(step: int) -> float:
@@ -80,7 +80,7 @@ def cosine_warm_restarts(
 
 def slanted_triangular(total: int, learning_rate: float, *, cut_frac: float = 0.1, ratio: float = 32.0) -> Schedule:
     """From 1/ratio up to 1 in the first `cut_frac` of the steps, then down to 1/ratio, both linearly."""
-    _require("cut_frac", cut_frac, 0 < cut_frac < 1, "a share of the steps")
+    _require("cut_frac", cut_frac, 0 < cut_frac < 1, "a fraction of the steps")
     _require("ratio", ratio, ratio >= 1, "1 or more")
     cut = max(1, math.floor(total * cut_frac))
 
@@ -97,30 +97,30 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "slanted_triangular": slanted_triangular,
 }
 LR_SCHEDULER_TYPES = (*(s.value for s in SchedulerType), *SCHEDULES)
-# These rise by themselves; a warm-up before them would be a second one.
+# These start with a warmup of their own.
 _RISING = {"one_cycle": "pct_start", "slanted_triangular": "cut_frac"}
 
 
 def run_schedule(args: TrainingArguments, total: int) -> Schedule | None:
-    """The factor on every rate at each optimizer step of a run of `total`; None where it follows a metric.
+    """The factor on every learning rate at each of `total` optimizer steps; None for a schedule that follows a metric.
 
     Raises:
-        UserError: `lr_scheduler_kwargs` does not fit one of our schedules.
+        UserError: `lr_scheduler_kwargs` does not fit the schedule.
     """
     warmup = args.get_warmup_steps(total)
     if args.lr_scheduler_type in SCHEDULES:
         kwargs = args.lr_scheduler_kwargs or {}
         return make_schedule(args.lr_scheduler_type, kwargs, total, warmup, args.learning_rate)
-    # transformers' own, taken from a stand-in; some read the optimizer's rate.
-    stand_in = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
-    made = get_scheduler(
+    # transformers' own, taken from a dummy optimizer; some read its learning rate.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    scheduler = get_scheduler(
         args.lr_scheduler_type,
-        optimizer=stand_in,
+        optimizer=optimizer,
         num_warmup_steps=warmup,
         num_training_steps=total,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
-    return made.lr_lambdas[0] if isinstance(made, LambdaLR) else None
+    return scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else None
 
 
 def make_schedule(
@@ -133,26 +133,26 @@ def make_schedule(
         kwargs: `lr_scheduler_kwargs`.
         total: optimizer steps of the run.
         warmup_steps: steps of a linear rise from 0 before `cosine_warm_restarts` begins.
-        learning_rate: the rate that `eta_min` is compared to.
+        learning_rate: that `eta_min` is relative to.
 
     Raises:
-        UserError: a key that the schedule does not have, a value out of its range, a key that it needs.
+        UserError: an unknown key, a value out of range, or a missing key.
     """
     function = SCHEDULES[name]
-    known = {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    parameters = {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
     for key in kwargs:
-        if key not in known:
+        if key not in parameters:
             raise UserError(
-                f"lr_scheduler_kwargs: {name} has no {key!r}, it has {', '.join(known)}.{nearest(key, known)}"
+                f"lr_scheduler_kwargs: {name} has no {key!r}, it has {', '.join(parameters)}.{nearest(key, parameters)}"
             )
-    for key, parameter in known.items():
+    for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in kwargs:
             raise UserError(
                 f"lr_scheduler_kwargs: {name} needs {key}.", f"For example {{{key}: {max(1, total // 4)}}}."
             )
     if warmup_steps and name in _RISING:
         raise UserError(
-            f"warmup_steps: {name} rises by itself and takes no warm-up.",
+            f"warmup_steps: {name} has a warmup of its own.",
             f"Set {_RISING[name]} in lr_scheduler_kwargs instead.",
         )
     schedule = function(total - warmup_steps, learning_rate, **kwargs)

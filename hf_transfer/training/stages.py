@@ -1,7 +1,7 @@
-"""Carries out the stages of a Plan while a Trainer trains: what is frozen, at which rates, reduced over which ranks.
+"""Executes the stages of a Plan: what is frozen, at which learning rates, and which gradients ranks reduce.
 
-A callback, because stages begin and end at the boundaries of optimizer steps and at evaluations. What needs a hook of
-the Trainer itself (`trainer`) calls in here.
+A callback, because stages begin and end between optimizer steps and at evaluations. Hooks of the Trainer itself
+(`trainer`) call in here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from hf_transfer.plan.plan import Plan, Stage
 from hf_transfer.plan.stage_records import StageRecord, stage_records
 from hf_transfer.training import ddp
 from hf_transfer.training.running import RunningTrainer
+from hf_transfer.training.side_effects import without_side_effects
 
-# The newer name of the property, where transformers has it.
+# The property was renamed in a later version of transformers.
 _CHECKPOINTS = "is_activation_checkpointing"
 if not hasattr(PreTrainedModel, _CHECKPOINTS):
     _CHECKPOINTS = "is_gradient_checkpointing"
@@ -35,12 +36,14 @@ class Unfreezing(TrainerCallback):
     """Moves a trainer along its plan.
 
     Attributes:
-        stage: index of the stage that trains; None before training.
-        frozen: the modules in which nothing trains.
-        rates: {layer group: rate} of the optimizer step last taken.
-        seconds_before: wall time by stage, without what the current stage has taken since it began, or was resumed.
-        is_probing: whether a forward pass is made to see what the loss reaches; it may be in eval mode.
-        best: weights and buffers of the stage's best evaluation, on the CPU, where a plateau will end the stage.
+        stage: index of the current stage; None before training.
+        frozen: modules in which nothing trains.
+        rates: {layer group: learning rate} of the last optimizer step.
+        seconds_before: wall time in seconds by stage, until the current stage began or was resumed.
+        is_probing: whether the current forward pass only finds out which parameters the loss reaches; it may be in eval
+            mode.
+        best: weights and buffers at the best evaluation of the stage, on the CPU; None unless a plateau ends the
+            stage.
     """
 
     def __init__(self, trainer: RunningTrainer):
@@ -79,7 +82,7 @@ class Unfreezing(TrainerCallback):
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Wall time by stage so far."""
+        """Wall time in seconds by stage so far."""
         before = self.seconds_before
         if self.stage is None:
             return before
@@ -88,7 +91,7 @@ class Unfreezing(TrainerCallback):
     # ---- stages ----
 
     def begin_step(self, step: int) -> None:
-        """Called before optimizer step `step` (0 for the first): begin its stage if it is not the current one."""
+        """Called before optimizer step `step`, counted from 0: begins its stage if that is not the current one."""
         index, scheduler = self.plan.at(step), self.trainer.lr_scheduler
         if index != self.stage:
             self._begin_stage(index, step)
@@ -117,7 +120,7 @@ class Unfreezing(TrainerCallback):
         }
 
     def _freeze(self, stage: Stage) -> None:
-        """Let exactly the parameters of `stage` train: frozen ones lose gradient and optimizer state."""
+        """Make exactly the parameters of `stage` trainable; frozen ones lose their gradient and optimizer state."""
         active = self.trains(stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in active)
@@ -128,10 +131,10 @@ class Unfreezing(TrainerCallback):
         self._reducer_is_stale = ddp.data_parallel(self.trainer.model_wrapped) is not None
 
     def _set_rates(self, step: int) -> None:
-        """One clock: the rates are those of this optimizer step.
+        """Set the learning rates of this optimizer step.
 
-        Trainer's scheduler does not count a step that was skipped for an overflow, and it has moved on before a plateau
-        begins a stage.
+        Trainer's scheduler does not count a step that was skipped because of an overflow, and it has advanced before a
+        plateau begins a stage.
         """
         scheduler = self.trainer.lr_scheduler
         if isinstance(scheduler, LambdaLR):
@@ -147,40 +150,43 @@ class Unfreezing(TrainerCallback):
             self._share_buffers()
 
     def keep_frozen(self) -> None:
-        """Frozen modules to eval: `model.train()`, which Trainer calls at every micro-step, reaches them too."""
+        """Put frozen modules in eval mode: Trainer calls `model.train()` at every micro-step."""
         for module in self.frozen:
             module.training = False
 
     # ---- ranks ----
 
     def before_forward(self, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
-        """Called with each micro-batch: the first of a stage shows what its gradient reducer must wait for."""
+        """Called with each micro-batch: the first of a stage shows which gradients its reducer has to wait for."""
         if not self._reducer_is_stale:
             return
         wrapped = ddp.data_parallel(self.trainer.model_wrapped)
         assert wrapped is not None
-        walks = bool(self.trainer.args.ddp_find_unused_parameters)
-        self._idle = {} if walks else self._unreached(inputs, num_items_in_batch)
+        traverses = bool(self.trainer.args.ddp_find_unused_parameters)
+        self._idle = {} if traverses else self._unreached(inputs, num_items_in_batch)
         frozen = {id(buffer) for module in self.frozen for buffer in module.buffers(recurse=False)}
-        still = {name for name, buffer in self.model.named_buffers() if id(buffer) in frozen}
-        ddp.build_reducer(wrapped, self.trainer.accelerator.ddp_handler, still | set(self._idle), walks)
+        frozen_buffers = {name for name, buffer in self.model.named_buffers() if id(buffer) in frozen}
+        left_out = frozen_buffers | set(self._idle)
+        ddp.build_reducer(wrapped, self.trainer.accelerator.ddp_handler, left_out, traverses)
         self._reducer_is_stale = False
 
     def _unreached(self, inputs: dict[str, Any], num_items_in_batch: Any) -> dict[str, nn.Parameter]:
-        """What trains in this stage, but no rank's loss depends on: neither in train mode nor in eval mode, since
-        some layers are skipped at random in the one, and others take part in the other only."""
-        trains = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        trainer, found = self.trainer, set[int]()
+        """Trainable parameters that no rank's loss depends on, neither in train mode nor in eval mode.
+
+        Some layers are skipped at random in train mode, others take part in eval mode only.
+        """
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        trainer, reached = self.trainer, set[int]()
         inputs = trainer._prepare_inputs(inputs)
         self.is_probing = True
         for training in (False, True):
             self.model.train(training)
-            with ddp.without_a_trace(self.model), trainer.compute_loss_context_manager():
+            with without_side_effects(self.model), trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(self.model, dict(inputs), num_items_in_batch=num_items_in_batch)
-            found |= ddp.reached(loss)
+            reached |= ddp.reached(loss)
         self.is_probing = False
-        used = ddp.on_any_rank([id(p) in found for p in trains.values()], trainer.args.device)
-        return {name: p for (name, p), flag in zip(trains.items(), used, strict=True) if not flag}
+        used = ddp.on_any_rank([id(p) in reached for p in trainable.values()], trainer.args.device)
+        return {name: p for (name, p), flag in zip(trainable.items(), used, strict=True) if not flag}
 
     def _check_idle(self) -> None:
         """Raises:
@@ -189,11 +195,11 @@ class Unfreezing(TrainerCallback):
         late = [name for name, parameter in self._idle.items() if parameter.grad is not None]
         if late:
             raise UserError(
-                f"{late[0]} takes part in the loss of some steps only.", "Set ddp_find_unused_parameters: true."
+                f"{late[0]} contributes to the loss in some steps only.", "Set ddp_find_unused_parameters: true."
             )
 
     def _share_buffers(self) -> None:
-        """Buffers in train mode are each process's own: make them one before they are evaluated, saved or frozen."""
+        """Synchronize buffers, which ranks update separately, before they are evaluated, saved or frozen."""
         if self.trainer.args.parallel_mode == ParallelMode.DISTRIBUTED:
             ddp.share_buffers(self.model)
 
@@ -201,7 +207,7 @@ class Unfreezing(TrainerCallback):
 
     @property
     def _watched(self) -> tuple[str, bool]:
-        """(the metric's name in the logs, whether more of it is better)"""
+        """(name of the metric in the logs, whether greater is better)"""
         args = self.trainer.args
         name = (args.metric_for_best_model or "loss").removeprefix("eval_")
         return f"eval_{name}", bool(args.metric_for_best_model and args.greater_is_better)
@@ -210,33 +216,33 @@ class Unfreezing(TrainerCallback):
         return plateau.progress(self.trainer.state.log_history, stage, *self._watched)
 
     def _note_evaluation(self, metrics: dict[str, float]) -> None:
-        """Keep the best weights of a stage that waits for a plateau, and let the next begin when it has come.
+        """Keep the best weights of a stage that ends at a plateau, and begin the next stage once it has been reached.
 
         Raises:
-            UserError: the evaluation has no such metric.
+            UserError: the evaluation has no metric of that name.
         """
         patience = self.plan.stages[self.stage].patience if self.stage is not None else None
         if self.stage is None or patience is None:
             return
         name = self._watched[0].removeprefix("eval_")
-        known = [key.removeprefix("eval_") for key in metrics if key.startswith("eval_")]
-        if name not in known and not isinstance(self.trainer.eval_dataset, dict):
+        available = [key.removeprefix("eval_") for key in metrics if key.startswith("eval_")]
+        if name not in available and not isinstance(self.trainer.eval_dataset, dict):
             raise UserError(
-                f"metric_for_best_model: the evaluation has no {name!r}, it has {', '.join(known)}."
-                f"{nearest(name, known)}"
+                f"metric_for_best_model: the evaluation has no {name!r}, it has {', '.join(available)}."
+                f"{nearest(name, available)}"
             )
         step = self.trainer.state.global_step
-        # Rank 0's view counts: a metric of the caller's own may differ in its last bit between ranks.
-        (seen,) = broadcast_object_list([self._progress(self.stage)])
-        if self.trainer.args.unfreeze_restore_best and seen.best_step == step:
-            trains = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            tensors = trains | dict(self.model.named_buffers())
+        # Rank 0 decides: a custom metric may differ in its last bit between ranks.
+        (progress,) = broadcast_object_list([self._progress(self.stage)])
+        if self.trainer.args.unfreeze_restore_best and progress.best_step == step:
+            trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            tensors = trainable | dict(self.model.named_buffers())
             self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        if seen.since_best >= patience:
+        if progress.since_best >= patience:
             self.trainer.plan = self.plan.begin(self.stage + 1, step)
 
     def _restore_best(self) -> None:
-        """Back to the best weights of the stage that a plateau ended; the optimizer keeps its averages."""
+        """Restore the best weights of the stage that a plateau ended; the optimizer keeps its moments."""
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
             for name, value in (self.best or {}).items():
@@ -249,8 +255,8 @@ class Unfreezing(TrainerCallback):
         if self.plan.waits:
             self.trainer.plan = plateau.begun(self.plan, state.log_history, *self._watched)
         for module in self.model.modules():
-            # transformers makes the embeddings' output require a gradient for the reentrant form of checkpointing,
-            # which is refused here; frozen layers above it would be run again and back-propagated through for nothing.
+            # For reentrant activation checkpointing, which is refused here, transformers makes the output of the
+            # embeddings require a gradient; frozen layers above would be recomputed and back-propagated needlessly.
             if isinstance(module, PreTrainedModel) and getattr(module, _CHECKPOINTS):
                 module.disable_input_require_grads()
         self.begin_step(state.global_step)
@@ -266,16 +272,16 @@ class Unfreezing(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        # Kept here: the scheduler moves on before Trainer logs.
+        # Kept here, since the scheduler advances before Trainer logs.
         self.rates = current_rates(self.trainer.optimizer.param_groups)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps
         if args.logging_strategy != "no" and (last or self.plan.at(state.global_step) != self.stage):
-            control.should_log = True  # so that no logged loss mixes two stages
+            control.should_log = True  # so that no logged loss spans two stages
         elif self.plan.waits and control.should_evaluate:
             control.should_log = True  # a plateau may end the stage here
-        self._make_buffers_one(control)
+        self._share_buffers_if_read(control)
 
     def on_evaluate(
         self,
@@ -291,9 +297,9 @@ class Unfreezing(TrainerCallback):
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.plan.waits and control.should_evaluate:
             control.should_log = True
-        self._make_buffers_one(control)
+        self._share_buffers_if_read(control)
 
-    def _make_buffers_one(self, control: TrainerControl) -> None:
+    def _share_buffers_if_read(self, control: TrainerControl) -> None:
         if control.should_evaluate or control.should_save:
             self._share_buffers()
 

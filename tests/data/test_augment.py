@@ -211,7 +211,7 @@ def test_views_reach_a_run_and_what_they_cannot_do_is_said(tiny_vit_folder):
     Config.from_sources({}, {**keys, "augmentation": "none", "random_erasing": 0.5})
     stream = {"streaming": True, "max_steps": 3, "max_eval_samples": 3, "max_train_samples": None}
     for wrong, said in (
-        ({"augmented_views": 0}, "augmented_views: 0 is not positive"),
+        ({"augmented_views": 0}, "augmented_views: expected a positive number, got 0"),
         ({"augmentation": "none"}, "augmented_views: 4 has no effect with augmentation: none"),
         ({"augmentation": "none", "mixup_alpha": 0.2}, "augmented_views: 4 has no effect"),
         (stream, "streaming: augmented_views come again"),

@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_transfer import UserError, fine_tune
-from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.run_folder import RESULTS
-from hf_transfer.runs.prepare import COURSE
 
 KEYS = dict(
     max_train_samples=48,
@@ -70,7 +68,3 @@ def test_keys_that_would_make_other_examples_are_refused_with_the_difference(tin
         with pytest.raises(UserError, match=said):
             run(tiny_vit_folder, tmp_path, **{**keys, **changed})
     run(tiny_vit_folder, tmp_path, **keys, per_device_eval_batch_size=5)  # what changes no example is no reason
-
-
-def test_the_keys_that_decide_are_keys():
-    assert set(COURSE) < set(DataArguments.__dataclass_fields__)

@@ -22,15 +22,15 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import Chance
+from hf_transfer.features.column_digests import ColumnDigests
 from hf_transfer.features.digests import (
-    _Streams,
+    _package_sources,
     code_digest,
-    collator_digest,
     dataset_digest,
-    key,
-    object_digest,
     weights_digest,
 )
+from hf_transfer.features.hashing import key
+from hf_transfer.features.object_digests import collator_digest, object_digest
 from hf_transfer.tasks.image_classification import ImageClassification
 from tests.helpers import PIXELS, texts, tiny_bert, tiny_timm_resnet, tiny_vit
 
@@ -103,7 +103,7 @@ def test_other_content_has_another_digest():
 
 @pytest.mark.parametrize("column", list(ROWS))
 def test_a_slice_is_what_it_shows(column):
-    whole = _Streams(texts_may_be_paths=False), _Streams(texts_may_be_paths=False)
+    whole = ColumnDigests(texts_may_be_paths=False), ColumnDigests(texts_may_be_paths=False)
     array = pyarrow.array(ROWS[column])
     whole[0].add("x", array.slice(3, 2))
     whole[1].add("x", pyarrow.array(ROWS[column][3:], array.type))
@@ -299,6 +299,11 @@ def test_code(monkeypatch, tmp_path):
     typed: dict = {"__name__": "typed"}
     exec("import torch\nclass Typed(torch.nn.Module): pass", typed)
     assert code_digest(nn.Sequential(typed["Typed"]())) is None
+
+
+def test_the_code_of_the_whole_package_counts():
+    """What the frozen part computes is decided by more than this folder: models, layers and data, too."""
+    assert {"features/digests.py", "layers/frozen.py", "models/load.py", "data/augment.py"} <= set(_package_sources())
 
 
 def test_key():

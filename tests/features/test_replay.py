@@ -11,7 +11,9 @@ from torch import nn
 
 from hf_transfer import layer_groups
 from hf_transfer.features import replay
-from hf_transfer.features.replay import Refused
+from hf_transfer.features.batches import count_of, length_of, positions_of
+from hf_transfer.features.cut import Cut, Refused
+from hf_transfer.features.trace import find_cut
 from hf_transfer.layers.frozen import frozen_modules
 from hf_transfer.layers.groups import LayerGroup
 from tests import architectures
@@ -99,7 +101,7 @@ def thaw(model, groups, boundary):
 
 def one_by_one(model, cut, batch, padding=1e3):
     """Recorded each in a batch of its own, without padding; padded as the batch is, by what nobody may look at."""
-    mask, count, length = replay.positions_of(batch), replay.count_of(batch), replay.length_of(batch)
+    mask, count, length = positions_of(batch), count_of(batch), length_of(batch)
     model.eval()
     alone = []
     for i in range(count):
@@ -181,12 +183,12 @@ def check_everywhere(kind, name, left=False):
         thaw(model, groups, boundary)
         torch.manual_seed(3)
         before = state(model)
-        cut = replay.find_cut(model, groups, probe)
+        cut = find_cut(model, groups, probe)
         assert is_same(before, state(model)), "finding the cut left a trace"
         sizes.append(cut.nbytes(12))
         below = {n for group in groups[:boundary] for n in group.parameters}
         for batch in batches:
-            count, length = replay.count_of(batch), replay.length_of(batch)
+            count, length = count_of(batch), length_of(batch)
             rows = one_by_one(model, cut, batch, padding)
             assert is_same(before, state(model)), "recording left a trace"
             buffers = [(b, b.clone()) for b in model.buffers()]
@@ -283,7 +285,7 @@ def groups_of(model):
 def cut_of(model, batch=None):
     groups = groups_of(model)
     thaw(model, groups, 1)
-    return replay.find_cut(model, groups, batch or {"x": torch.randn(2, 3)})
+    return find_cut(model, groups, batch or {"x": torch.randn(2, 3)})
 
 
 class Body(nn.Module):
@@ -302,20 +304,23 @@ def twice_for_more(model, found):
 def test_nothing_to_skip():
     model = tiny_bert(layers=1)
     groups = layer_groups(model)
-    with pytest.raises(Refused, match=r"^embeddings, where the input enters, trains$"):
-        replay.find_cut(model, groups, ragged())
+    with pytest.raises(Refused, match=r"^embeddings, the input layer, trains$"):
+        find_cut(model, groups, ragged())
     model.requires_grad_(False)
     with pytest.raises(Refused, match="nothing trains"):
-        replay.find_cut(model, groups, ragged())
+        find_cut(model, groups, ragged())
 
 
 @pytest.mark.parametrize(
     ("model", "said"),
     [
         (lambda: Toy(Body(lambda h, x: (h, h @ h.T)), lambda m, f: m.head(f[0]) * f[1].sum(1, True)), "pair of exam"),
-        (lambda: Toy(nn.Linear(3, 4), twice_for_more, norm=nn.LayerNorm(4)), "called depends on the batch"),
-        (lambda: Toy(Body(lambda h, x: h if len(h) < 3 else (h,)), lambda m, f: m.head(f[0])), "form of what body"),
-        (lambda: Toy(Body(lambda h, x: h[: (len(h) + 1) // 2])), "in a way that is not understood"),
+        (lambda: Toy(nn.Linear(3, 4), twice_for_more, norm=nn.LayerNorm(4)), "the batch decides"),
+        (
+            lambda: Toy(Body(lambda h, x: h if len(h) < 3 else (h,)), lambda m, f: m.head(f[0])),
+            "structure of the output of body",
+        ),
+        (lambda: Toy(Body(lambda h, x: h[: (len(h) + 1) // 2])), "is not linear in"),
         (lambda: Toy(nn.Linear(3, 4), lambda m, f: m.head(torch.ones(2, 4))), "does not depend on what is frozen"),
         (lambda: Toy(nn.Linear(3, 4), lambda m, f: f.detach()), "not depend on anything that trains"),
     ],
@@ -349,7 +354,7 @@ class Pairs(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("of_each", "said"), [(True, "pair of positions of an example"), (False, "each pair of positions beside")]
+    ("of_each", "said"), [(True, "pair of positions of an example"), (False, "a tensor per position next to")]
 )
 def test_pairs_of_positions(of_each, said):
     with pytest.raises(Refused, match=said):
@@ -402,8 +407,8 @@ def test_what_nobody_reads_can_be_written_to():
     (rows,) = replay.record(model, [cut], batch)
     with pytest.raises(RuntimeError, match="single memory"), replay.replaying(model, cut, rows, 5, 0, CPU):
         model(**batch)
-    real = replay.Cut(cut.calls, cut.reads, real=True)
-    with replay.replaying(model, real, rows, 5, 0, CPU):
+    allocating = Cut(cut.calls, cut.reads, allocates=True)
+    with replay.replaying(model, allocating, rows, 5, 0, CPU):
         found = model(**batch)
     assert torch.equal(found, model(**batch))
 
@@ -434,7 +439,7 @@ def test_one_pass_records_all_boundaries_and_goes_no_further_than_it_must():
     groups, cuts = layer_groups(model), []
     for boundary in range(1, len(groups)):
         thaw(model, groups, boundary)
-        cuts.append(replay.find_cut(model, groups, pictures("image", model, 2)))
+        cuts.append(find_cut(model, groups, pictures("image", model, 2)))
     batch, calls = pictures("image", model), []
     hooks = [m.register_forward_pre_hook(lambda m, a, n=n: calls.append(n)) for n, m in model.named_modules()]
     together = replay.record(model, cuts, batch)
@@ -462,7 +467,7 @@ def test_an_error_in_a_replay_leaves_the_model_as_it_was():
     model = alive(tiny_vit())
     groups = layer_groups(model)
     thaw(model, groups, 2)
-    cut = replay.find_cut(model, groups, pictures("image", model, 2))
+    cut = find_cut(model, groups, pictures("image", model, 2))
     own = model.vit.embeddings.forward
     model.vit.embeddings.forward = own  # a forward of the instance's own stays, too
     batch = pictures("image", model)

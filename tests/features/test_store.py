@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 
 from hf_transfer import UserError
-from hf_transfer.features import store
-from hf_transfer.features.store import NoRoom, Slot, Store, make_room, nbytes
+from hf_transfer.features import budget, store, store_files
+from hf_transfer.features.budget import make_room
+from hf_transfer.features.slots import Slot, nbytes
+from hf_transfer.features.store import Store
+from hf_transfer.features.store_files import NoRoom
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 LENGTHS = [3, 0, 5, 1]
@@ -32,7 +35,7 @@ SLOTS = [
     Slot("rounded", (7,), F32, False, BF16),
     Slot("halved", (2,), F32, True, F16),
 ]
-RESERVE = store._reserve
+RESERVE = store_files.reserve
 ODD = torch.tensor([-0.0, float("nan"), float("inf"), -1e-42])
 
 
@@ -113,7 +116,7 @@ def test_nothing_is_rounded_or_repeated_in_silence():
             kept.put(0, slot, value)
     with pytest.raises(ValueError, match="wants"):
         kept.put([0, 1], "half", torch.zeros(1, 5, dtype=F16))
-    with pytest.raises(UserError, match="float16 holds numbers up to 65504, and halved has"):
+    with pytest.raises(UserError, match="the largest float16 is 65504, and halved has"):
         kept.put(3, "halved", torch.tensor([[1.0, 66000.0]]))
     kept.put(3, "halved", torch.tensor([[float("inf"), 65504.0]]))
     for row in (-1, 4):
@@ -151,7 +154,7 @@ def test_what_is_not_the_same_is_made_anew(tmp_path):
         lambda: (folder / "done").unlink(),
     ):
         damage()
-        with pytest.raises(NoRoom, match="holds something else"):
+        with pytest.raises(NoRoom, match="holds another store"):
             Store(slots, lengths, 3, folder, main=False)
         assert again() == [0, 1, 2]
         assert again() == []
@@ -163,7 +166,7 @@ def test_after_a_crash_of_the_machine_only_what_was_flushed_counts(tmp_path, mon
     kept.flush()
     kept.mark([2])
     assert of_numbers(tmp_path / "key").missing() == [0, 3]
-    monkeypatch.setattr(store, "_boot", lambda: "another")
+    monkeypatch.setattr(store_files, "boot_id", lambda: "another")
     kept._locks.clear()
     assert of_numbers(tmp_path / "key").missing() == [0, 2, 3]
     assert of_numbers(tmp_path / "key").missing() == [0, 2, 3]
@@ -181,14 +184,14 @@ def test_what_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         reserved.append(RESERVE(path, size))
 
-    monkeypatch.setattr(store, "_reserve", full)
+    monkeypatch.setattr(store_files, "reserve", full)
     with pytest.raises(NoRoom, match="No space left on device"):
         of_numbers(tmp_path / "key")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(NoRoom, match="cannot be used"):
         of_numbers(tmp_path / "file" / "key")
-    with pytest.raises(NoRoom, match="of memory cannot be had"):
+    with pytest.raises(NoRoom, match="cannot allocate"):
         of_numbers(None, rows=2**20, width=2**40)
 
 
@@ -198,7 +201,7 @@ def test_the_least_recently_used_makes_room(tmp_path):
         os.utime(tmp_path / name / "manifest.json", (1e9 - age, 1e9 - age))
     used = of_numbers(tmp_path / "used", rows=1000)
     os.utime(tmp_path / "used" / "manifest.json", (1, 1))
-    each = store._size(tmp_path / "new")
+    each = budget._size(tmp_path / "new")
     assert 5000 < each < 5500
     names = lambda: sorted(path.name for path in tmp_path.iterdir())  # noqa: E731
     make_room(tmp_path, 0, 4 * each)
@@ -224,12 +227,12 @@ def test_the_least_recently_used_makes_room(tmp_path):
 
 def test_budgets(tmp_path, monkeypatch):
     folder = tmp_path / "of" / "all"
-    assert store.disk_budget(folder) > 0
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda place: SimpleNamespace(free=1001 if place.exists() else 0))
-    assert store.disk_budget(folder) == 500
+    assert budget.disk_budget(folder) > 0
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda place: SimpleNamespace(free=1001 if place.exists() else 0))
+    assert budget.disk_budget(folder) == 500
     of_numbers(folder / "key", rows=1000).close()
-    assert 5500 <= store.disk_budget(folder) == 500 + store._size(folder / "key")
-    assert store.memory_budget(4) <= store.memory_budget(1) // 2
+    assert 5500 <= budget.disk_budget(folder) == 500 + budget._size(folder / "key")
+    assert budget.memory_budget(4) <= budget.memory_budget(1) // 2
     for version, group in enumerate(["memory", "."]):
         root = tmp_path / f"groups{version}"
         names = [("memory.max", "memory.current", ""), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")]
@@ -240,8 +243,8 @@ def test_budgets(tmp_path, monkeypatch):
             (root / group / place / used).write_text("700\n")
             (root / group / place / "memory.stat").write_text(f"cache 5\n{total}inactive_file 100\n")
         (root / "own").write_text("0::/a/b\n" if version else "3:cpu:/\n4:memory:/a/b\n")
-        assert min(store._group_limits(root, root / "own")) == 400
-    assert store._group_limits(tmp_path, tmp_path / "none") == []
+        assert min(budget._group_limits(root, root / "own")) == 400
+    assert budget._group_limits(tmp_path, tmp_path / "none") == []
 
 
 # ---- several processes ---------------------------------------------------------------------------------------------
@@ -275,7 +278,7 @@ def test_marked_rows_survive_a_kill_and_others_are_missing(processes):
 
 def test_only_one_run_records(processes):
     _, seen = processes
-    assert seen["second while making"] == "another run is making"
+    assert seen["second while making"] == "another run is creating"
     assert seen["second while recording"] == [False, [0, 2]]
     assert seen["second afterwards"] == [True, []]
     assert seen["removed while in use"] == "is in use"
@@ -342,7 +345,7 @@ def _make_slowly(folder: Path) -> None:
         _wait_for(folder / "go on")
         RESERVE(path, size)
 
-    store._reserve = slow
+    store_files.reserve = slow
     of_numbers(folder / "key")
 
 

@@ -246,7 +246,7 @@ def test_plan_of_a_model_alone(capsys):
         (["plan", *RUN, "--freeze", "layer.2-7"], "no group 'layer.6' in 'layer.2-7'"),
         (["plan", *RUN[:4], "--strategy", "partial", "--unfrozen_groups", "9"], "Cannot unfreeze 9 groups"),
         (["plan", *RUN[:4], "--layer_lr_decay", "1.2"], "layer_lr_decay: 1.2 is over 1"),
-        (["plan", *RUN[:4], "--layer_lr_decay", "0"], "layer_lr_decay: 0.0 is not a positive number"),
+        (["plan", *RUN[:4], "--layer_lr_decay", "0"], "layer_lr_decay: expected a positive number, got 0"),
         (["plan", *RUN[:4], "--layer_learning_rates", "{layr: 1}"], "pattern 'layr' matches no group"),
         (["plan", *RUN[:4], "--layer_rules", "[[^bert, nexxt]]"], "Did you mean 'next'?"),
         (["plan", *RUN[:4], "--strategy", "null"], "so there is no plan"),

@@ -16,10 +16,13 @@ from transformers import PrinterCallback
 from hf_transfer import TransferTrainer, fine_tune
 from hf_transfer.errors import UserErrors
 from hf_transfer.features import replay
+from hf_transfer.features.batches import count_of
 from hf_transfer.features.store import Store
 from hf_transfer.runs.prepare import _live_changes, prepare
 from hf_transfer.settings import Config
-from hf_transfer.training import boundary_cache, recording
+from hf_transfer.training import recording
+from hf_transfer.training.cache_decision import Decision
+from hf_transfer.training.cache_stage import Off, OffReason
 from tests.helpers import (
     arguments,
     changed,
@@ -110,7 +113,7 @@ def test_training_is_the_same(kind, plan, plain, tmp_path):
         assert [e.steps for e in upper] == [r.steps for r in found.stage_records[:-1]], "every batch was replayed"
     assert all(e.error < 1e-5 for e in found.boundary.entries if not e.why)
     if "gradual" in (plan, PLANS[plan]["strategy"]) or plan == "two-phase":
-        assert "where the input enters, trains" in last.why and not last.steps
+        assert "the input layer, trains" in last.why and not last.steps
     else:
         assert last.steps and not last.why
 
@@ -136,7 +139,7 @@ def recorded(monkeypatch):
     found, own = [], replay.record
 
     def record(model, cuts, batch):
-        found.append(replay.count_of(batch))
+        found.append(count_of(batch))
         return own(model, cuts, batch)
 
     monkeypatch.setattr(recording, "replay", types.SimpleNamespace(**{**vars(replay), "record": record}))
@@ -235,7 +238,7 @@ class Changing(torch.utils.data.Dataset):
 
 def test_a_live_change_is_noticed(tmp_path, capsys):
     found = train(tmp_path, data=lambda: Seeded(images()), kind="image", num_train_epochs=2)
-    assert "the examples are not the same each time they are read" in found.boundary.entries[0].why
+    assert found.boundary.entries[0].off == Off(OffReason.RANDOM_EXAMPLES)
     assert "live augmentation" in capsys.readouterr().err
     assert is_equal(found, train(tmp_path / "off", "off", data=lambda: Seeded(images()), kind="image"))
 
@@ -263,7 +266,7 @@ def test_an_example_that_changes_during_a_run_is_noticed(tmp_path, capsys):
     keys = dict(PLANS["partial"], num_train_epochs=4)
     found = train(tmp_path, data=data(5), **keys)
     (entry,) = found.boundary.entries
-    assert entry.why == "an example is not what it was when it was recorded" and 0 < entry.steps < 20
+    assert entry.off == Off(OffReason.EXAMPLE_CHANGED) and 0 < entry.steps < 20
     assert entry.why in capsys.readouterr().err
     epochs = 5 - (found.train_dataset.reads - 4)  # before training it was read, too
     assert 0 < epochs < 4 and entry.steps // 5 == epochs
@@ -290,7 +293,7 @@ def test_what_cannot_be_replayed(how, tmp_path, capsys):
     [
         ({"boundary_cache": "ram"}, "boundary_cache: 'ram' is not one of auto, off, memory, disk"),
         ({"boundary_cache_dtype": "int8"}, "boundary_cache_dtype: 'int8' is not one of auto, float16, bfloat16"),
-        ({"boundary_cache_budget": 0.0}, "boundary_cache_budget: 0 is not a positive number of gigabytes"),
+        ({"boundary_cache_budget": 0.0}, "boundary_cache_budget: expected a positive number, got 0"),
     ],
 )
 def test_keys(keys, said, tmp_path):
@@ -335,9 +338,9 @@ def test_what_no_gradient_tells_is_caught_by_computing_both_ways(cls, tmp_path, 
         return cls(tiny_bert(dropout=0.2).config)
 
     found = train(tmp_path, model=model, num_train_epochs=2)
-    assert "with it the logits differ by" in found.boundary.entries[0].why
+    assert "with the cache the logits differ by" in found.boundary.entries[0].why
     assert is_equal(found, train(tmp_path / "off", "off", model=model, num_train_epochs=2))
-    assert "boundary_cache is off in stage 'head': with it the logits differ" in capsys.readouterr().err
+    assert "boundary_cache is off in stage 'head': with the cache the logits differ" in capsys.readouterr().err
 
 
 def test_a_wrong_replay_is_caught_at_the_first_batch(tmp_path, monkeypatch, capsys):
@@ -358,8 +361,8 @@ def test_a_wrong_replay_is_caught_at_the_first_batch(tmp_path, monkeypatch, caps
     found = train(tmp_path, **PLANS["gradual"])
     monkeypatch.undo()
     for entry in found.boundary.entries[:-1]:
-        assert "with it the logits differ by" in entry.why and entry.steps == 0 and entry.store is None
-    assert capsys.readouterr().err.count("with it the logits differ") == 3
+        assert "with the cache the logits differ by" in entry.why and entry.steps == 0 and entry.store is None
+    assert capsys.readouterr().err.count("with the cache the logits differ") == 3
     assert is_equal(found, train(tmp_path / "off", "off", **PLANS["gradual"]))
 
 
@@ -452,15 +455,15 @@ def test_what_does_not_fit_is_off(tmp_path, capsys):
 
 def test_auto_keeps_what_pays(tmp_path, monkeypatch):
     """By the times of a batch: seconds without 3, with 1, of recording 2, for one epoch and for three."""
-    own = boundary_cache.BoundaryCache._try
+    own = Decision._try
 
     def tried(cache, entry, batch):
         own(cache, entry, batch)
         entry.full, entry.top, entry.recording = 3.0, 1.0, 2.0
 
-    monkeypatch.setattr(boundary_cache.BoundaryCache, "_try", tried)
+    monkeypatch.setattr(Decision, "_try", tried)
     (entry,) = train(tmp_path, "auto", num_train_epochs=1).boundary.entries
-    assert entry.why == "it would not pay (1.00x fewer operations, with those of recording)" and not entry.steps
+    assert entry.why == "it would not pay (1.00x fewer operations, recording included)" and not entry.steps
     (entry,) = train(tmp_path, "auto", num_train_epochs=3).boundary.entries
     assert not entry.why and entry.gain == pytest.approx(9 / 5) and entry.kept == "memory" and entry.steps == 15
     (entry,) = train(tmp_path, "memory", num_train_epochs=1).boundary.entries
@@ -534,8 +537,8 @@ def run(model, data, folder, **keys):
 def test_what_a_run_says_and_notes(tiny_bert_folder, tmp_path, capsys):
     found = run(tiny_bert_folder, write_texts(tmp_path), tmp_path / "a", strategy="two-phase")
     said = capsys.readouterr().out
-    assert "Boundary cache:\n  stage 1 (head): keeps what bert gives in memory" in said
-    assert "stage 2 (all groups): off: embeddings, where the input enters, trains" in said
+    assert "Boundary cache:\n  stage 1 (head): keeps the output of bert in memory" in said
+    assert "stage 2 (all groups): off: embeddings, the input layer, trains" in said
     first, second = json.loads((tmp_path / "a" / "results.json").read_text())["stages"]
     cache = first["cache"]
     assert cache["kept"] == "memory" and cache["at"] == "bert"
@@ -543,7 +546,7 @@ def test_what_a_run_says_and_notes(tiny_bert_folder, tmp_path, capsys):
     assert cache["bytes"] == rows * (8 * 4 + 8 + 8), "the pooled text, its label, and what it is told by"
     assert cache["record_seconds"] > 0 and cache["largest_difference"] < 1e-5
     assert cache["step_gain"] > 0 and cache["measured_gain"] > 0 and cache["expected_gain"] > 0
-    assert second["cache"] == {"kept": "off", "why": "embeddings, where the input enters, trains"}
+    assert second["cache"] == {"kept": "off", "why": "embeddings, the input layer, trains"}
     assert found.results["stages"][0]["cache"] == cache
     run(tiny_bert_folder, write_texts(tmp_path), tmp_path / "b", token_masking=0.3)
     (stage,) = json.loads((tmp_path / "b" / "results.json").read_text())["stages"]

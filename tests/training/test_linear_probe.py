@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_transfer import TransferTrainer, UserError, fine_tune
 from hf_transfer.errors import UserErrors
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Problem
-from hf_transfer.training import linear_probe as lp
+from hf_transfer.training.probe_selection import Measure
 from tests.helpers import (
     arguments,
     changed,
@@ -163,7 +163,7 @@ def test_the_head_is_the_best_of_the_grid_and_nothing_else_moved(kind, tmp_path)
     truth = torch.tensor(validation["labels"])
     y, truth = (y[:, None], truth[:, None]) if kind == REGRESSION else (y, truth)
     problem = Problem(kind, x, y, len(after["classifier.bias"]), weights)
-    measure = lp.Measure(kind, 3, None)
+    measure = Measure(kind, 3, None)
     scores = [measure(head.logits(held), truth) for head in problem.path(STRENGTHS[: found.solutions])]
     best = max(range(len(scores)), key=lambda i: (scores[i][1:], -i))
     assert found.l2 == STRENGTHS[best] and found.score == pytest.approx(scores[best][0], abs=1e-6)
@@ -295,7 +295,7 @@ def test_the_order_of_the_examples_is_not_touched(tmp_path):
         ({"strategy": "linear-probe", "probe_solver": "lbfgs", "adapter": "lora"}, "an adapter would change"),
         (
             {"strategy": "linear-probe", "probe_solver": "lbfgs", "focal_gamma": 2.0},
-            "no convex problem with focal_gamma",
+            "cannot be combined with focal_gamma",
         ),
         (
             {"strategy": "linear-probe", "probe_solver": "lbfgs", "label_smoothing_factor": 0.1},
@@ -329,7 +329,7 @@ def test_a_head_of_two_layers_is_refused_with_its_parts(tmp_path):
 
 def test_labels_that_are_shares_and_losses_of_ones_own_are_refused(tmp_path):
     shares = texts(8).remove_columns("labels").add_column("labels", [[0.2, 0.5, 0.3]] * 8)
-    with pytest.raises(UserError, match="shares"):
+    with pytest.raises(UserError, match="are soft"):
         trainer_of(tmp_path, train=shares).train()
 
     class Own(TransferTrainer):
@@ -357,7 +357,7 @@ def test_a_run_is_as_any_linear_probe(tiny_bert_folder, tmp_path, capsys):
         data_facts=False,
     )
     said = capsys.readouterr().out
-    assert "epochs, batches and learning rates have no say" in said and "probe: L2 " in said
+    assert "epochs, batch size and learning rates have no effect" in said and "probe: L2 " in said
     results = json.loads((out / "results.json").read_text())
     assert results["stages"][0]["steps"] == 0 and results["probe"]["l2"] in results["probe"]["l2_grid"]
     assert results["trainable_parameters"] == 2 * 8 + 2 and results["plan"][0]["epochs"] == 0

@@ -116,7 +116,7 @@ def test_auto_goes_back_to_the_newest_whole_checkpoint(damage, said, tmp_path, c
     assert trainer.resumed_at == int(before.name.split("-")[1])
     assert not changed(whole, copy_state(trainer.model))
     told = capsys.readouterr().err
-    assert said in told and f"set aside as broken-{newest.name}" in told
+    assert said in told and f"renamed to broken-{newest.name}" in told
     assert (tmp_path / f"broken-{newest.name}").is_dir() and checkpoints.problem(newest) is None  # saved anew
 
 
@@ -205,7 +205,7 @@ def test_a_disk_that_fills_up_costs_a_checkpoint_and_not_the_run(tmp_path, monke
     trainer = trained(tmp_path, callbacks=[Full()])
     told = capsys.readouterr().err
     assert "checkpoint-8 could not be saved" in told and "No space left on device" in told
-    assert "checkpoint-12 could not be saved" in told and "the last one is checkpoint-4" in told
+    assert "checkpoint-12 could not be saved" in told and "the last checkpoint is checkpoint-4" in told
     assert trainer.state.global_step == 12
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
     assert checkpoints.problem(tmp_path / "checkpoint-4") is None and not (tmp_path / checkpoints.SAVING).exists()
@@ -314,7 +314,7 @@ def poisoned(folder, number=1, **keys):
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_does_harm(tmp_path):
     trainer, bad = poisoned(tmp_path, on_nonfinite="stop")
-    with pytest.raises(WorkFailed, match="not a number at optimizer step"):
+    with pytest.raises(WorkFailed, match="NaN or infinite at optimizer step"):
         trainer.train()
     (entry,) = [json.loads(line) for line in (tmp_path / NONFINITE).read_text().splitlines()]
     assert set(bad) <= set(entry["examples"]) and len(entry["examples"]) == 4
@@ -354,7 +354,7 @@ def test_rolling_back_loads_the_newest_checkpoint(tmp_path):
 
 def test_too_many_stop_all_the_same(tmp_path):
     trainer, _ = poisoned(tmp_path, number=3, on_nonfinite="skip", max_nonfinite=1, per_device_train_batch_size=1)
-    with pytest.raises(WorkFailed, match="after 1 that were passed by"):
+    with pytest.raises(WorkFailed, match="after 1 such steps"):
         trainer.train()
 
 
@@ -446,3 +446,20 @@ def test_the_command_is_interrupted_and_goes_on(tiny_bert_folder, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert steps() == list(range(1, sum(stage["steps"] for stage in results["stages"]) + 1))
     assert min(steps()) == 1 and reached < len(steps())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"lora_alpha": 64}, "lora_alpha: 16.* then, 64.* now"),
+        ({"lora_dropout": 0.1}, "lora_dropout: 0.0 then, 0.1 now"),
+        ({"adapter": "rslora"}, "adapter: 'lora' then, 'rslora' now"),
+        ({"freeze": ["query"]}, r"freeze: None then, \['query'\] now.* parameters that train: \d+ then, \d+ now"),
+    ],
+)
+def test_an_adapters_keys_are_the_runs(changed, said, tmp_path):
+    keys = {"adapter": "lora", "lora_r": 4, "lora_alpha": 16, "strategy": "full"}
+    if not (tmp_path / "checkpoint-4").exists():
+        trained(tmp_path, **keys)
+    with pytest.raises(UserError, match=said):
+        trained(tmp_path, resumed=str(checkpoints.checkpoints(tmp_path)[0]), **{**keys, **changed})

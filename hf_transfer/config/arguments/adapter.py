@@ -5,29 +5,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 ADAPTERS = ("none", "lora", "dora", "rslora", "ia3", "adalora", "vera", "ln_tuning", "prompt", "prefix", "bottleneck")
+LOW_RANK = ("lora", "dora", "rslora", "adalora")
 
 
 @dataclass
 class AdapterArguments:
     """The keys of an adapter: small trained parts in a frozen backbone. `hf_transfer.adapters` attaches it."""
 
-    adapter: dict[str, Any] | str | None = key(
+    adapter: dict[str, Any] | str | None = setting(
         "none",
-        "none, lora, dora, rslora, ia3, adalora, vera, ln_tuning, prompt, prefix, bottleneck, or any configuration of "
-        "peft as a mapping, e.g. {peft_type: LOHA, r: 4}",
+        "none, lora, dora, rslora, ia3, adalora, vera, ln_tuning, prompt, prefix, bottleneck, or any peft "
+        "configuration as a mapping, e.g. {peft_type: LOHA, r: 4}",
+        resume="fixed",
+        card="changed",
     )
-    lora_r: int = key(8, "rank of lora, dora and rslora; target rank of adalora")
-    lora_alpha: float | None = key(None, "the update is scaled by lora_alpha / lora_r (default: 2 * lora_r)")
-    lora_dropout: float = key(0.0, "dropout before the low-rank update, as a share")
-    lora_target_modules: list[str] | None = key(
+    lora_r: int = setting(
+        8,
+        "rank of lora, dora and rslora; target rank of adalora",
+        above=0,
+        used_by=LOW_RANK,
+        resume="fixed",
+        card="changed",
+    )
+    lora_alpha: float | None = setting(
         None,
-        "modules to adapt, by full name, end of name or pattern (default: every linear layer and ungrouped convolution "
-        "in the blocks; for ln_tuning, the norms)",
+        "the update is scaled by lora_alpha / lora_r (default: 2 * lora_r)",
+        above=0,
+        used_by=LOW_RANK,
+        resume="fixed",
+        card="changed",
     )
-    lora_plus_ratio: float | None = key(None, "LoRA+: lora_B learns at so many times the rate of lora_A, e.g. 16")
+    lora_dropout: float = setting(
+        0.0,
+        "dropout probability before the low-rank update",
+        minimum=0,
+        below=1,
+        used_by=LOW_RANK,
+        resume="fixed",
+        card="changed",
+    )
+    lora_target_modules: list[str] | None = setting(
+        None,
+        "modules to adapt, by full name, suffix or regular expression (default: every linear layer and ungrouped "
+        "convolution in the blocks; for ln_tuning, the norms)",
+        used_by=("mapping", *(a for a in ADAPTERS if a not in ("none", "prompt", "prefix"))),
+        resume="fixed",
+        card="changed",
+    )
+    lora_plus_ratio: float | None = setting(
+        None,
+        "LoRA+: ratio of lora_B's learning rate to lora_A's, e.g. 16",
+        above=0,
+        used_by=("mapping", *LOW_RANK),
+        resume="plan",
+        card="changed",
+    )
 
     @property
     def is_adapted(self) -> bool:

@@ -4,43 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 
 @dataclass
 class BoundaryArguments:
     """Whether, where and how exactly the frozen part's results are kept."""
 
-    boundary_cache: str = key(
+    boundary_cache: str = setting(
         "off",
-        "compute what the frozen bottom of the model does once for each example, and keep it in memory or on disk; "
-        "auto: where it is exact, fits, and pays",
+        "compute the frozen bottom of the model once per example and store the result in memory or on disk; auto: "
+        "where it is exact, fits and pays off",
         choices=("auto", "off", "memory", "disk"),
+        resume="free",
     )
-    boundary_cache_dtype: str = key(
+    boundary_cache_dtype: str = setting(
         "auto",
-        "what is kept in: auto (as computed, exact), float16 or bfloat16 (half the room, rounded)",
+        "data type of the cache: auto (as computed, exact), float16 or bfloat16 (half the space, rounded)",
         choices=("auto", "float16", "bfloat16"),
+        resume="fixed",
     )
-    boundary_cache_budget: float | None = key(
-        None, "gigabytes that may be kept (default: half of what is free in memory, or on the disk)"
+    boundary_cache_budget: float | None = setting(
+        None, "largest size of the cache in GB (default: half of the free memory or disk space)", above=0, resume="free"
     )
-    boundary_cache_dir: str | None = key(
-        None, "folder of what is kept on disk, shared by runs (default: hf_transfer in the Hugging Face cache)"
+    boundary_cache_dir: str | None = setting(
+        None,
+        "folder of the cache on disk, shared between runs (default: hf_transfer in the Hugging Face cache)",
+        resume="free",
     )
-
-
-def check(args: BoundaryArguments) -> list[str]:
-    """Problems of the keys, a sentence each."""
-    found = []
-    for name, known in (("boundary_cache", ("auto", "off", "memory", "disk")), ("boundary_cache_dtype", DTYPES)):
-        value = getattr(args, name)
-        if value not in known:
-            found.append(f"{name}: {value!r} is not one of {', '.join(known)}.")
-    budget = args.boundary_cache_budget
-    if budget is not None and not 0 < budget < float("inf"):
-        found.append(f"boundary_cache_budget: {budget:g} is not a positive number of gigabytes.")
-    return found
-
-
-DTYPES = ("auto", "float16", "bfloat16")

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 
 @dataclass
 class BucketingArguments:
     """How examples are put into batches."""
 
-    length_bucketing: bool = key(False, "put texts of similar length into a batch, so that little of it is padding")
+    length_bucketing: bool = setting(
+        False, "batch texts of similar length together, to avoid padding", resume="fixed", card="changed"
+    )
 
 
 def check(values: Mapping[str, Any]) -> list[str]:

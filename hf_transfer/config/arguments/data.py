@@ -5,70 +5,157 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 
 @dataclass
 class DataArguments:
     """Which data, and how it is read."""
 
-    task: str | None = key(None, "image-classification or text-classification (default: seen from the data)")
-    problem_type: str | None = key(
+    task: str | None = setting(
+        None, "image-classification or text-classification (default: inferred from the data)", resume="fixed"
+    )
+    problem_type: str | None = setting(
         None,
-        "default: seen from the labels",
+        "kind of labels (default: inferred)",
         choices=("single_label_classification", "multi_label_classification", "regression"),
+        resume="fixed",
     )
-    dataset_name: str | None = key(
-        None, "hub id, image folder, CSV/JSON/Parquet file or folder, save_to_disk folder, or bundled:<name>"
-    )
-    dataset_config_name: str | None = key(None, "the hub data set's configuration")
-    train_file: str | None = key(None, "CSV, JSON or Parquet file to train on")
-    validation_file: str | None = key(None, "file to validate on")
-    test_file: str | None = key(None, "file to test on; never used for selection")
-    text_column_name: str | list[str] | None = key(None, "text column, or two for a pair (default: the only one)")
-    image_column_name: str | None = key(None, "image column (default: the only one)")
-    label_column_name: str | list[str] | None = key(
-        None, "label column, or several of 0 and 1, one per label (default: label, labels, or the only class column)"
-    )
-    label_delimiter: str | None = key(None, "what stands between the labels of an example that may have several")
-    on_bad_example: str = key(
-        "error",
-        "what to do where an input cannot be read or is empty, or a label is missing or not learnt",
-        choices=("error", "skip"),
-    )
-    max_bad_fraction: float = key(0.05, "share of examples up to which on_bad_example: skip goes on")
-    data_facts: bool = key(True, "look for duplicates, leaks and broken inputs before training")
-    drop_leaks: bool = key(False, "remove examples from training that are in a held-out split too")
-    train_val_split: float = key(0.1, "share of the training set that validates where there is no validation split")
-    max_train_samples: int | None = key(None, "examples to train on, drawn by class")
-    max_eval_samples: int | None = key(None, "examples to validate on, drawn by class")
-    max_predict_samples: int | None = key(None, "examples to test on, drawn by class")
-    max_seq_length: int | None = key(None, "tokens kept of a text (default: what the model can read)")
-    truncation_side: str | None = key(
-        None, "end at which a text that is too long is cut (default: the tokenizer's own)", choices=("right", "left")
-    )
-    image_size: int | None = key(None, "pixels of the square input (default: the checkpoint's own)")
-    overwrite_output_dir: bool = key(False, "write into an output_dir that holds a finished run")
-    augmentation: str = key(
-        "none",
-        "random changes of training images",
-        choices=("none", "basic", "strong", "randaugment", "trivialaugment"),
-    )
-    horizontal_flip: float = key(0.5, "probability that augmentation mirrors an image; 0 where left and right matter")
-    random_erasing: float | None = key(
-        None, "probability that a rectangle of a training image is blanked (default: 0.25 with strong, else 0)"
-    )
-    augmented_views: int | None = key(
+    dataset_name: str | None = setting(
         None,
-        "augmented views of each training image that are drawn once and reused, one per epoch (default: each epoch "
-        "draws anew)",
+        "hub id, image folder, CSV/JSON/Parquet file or folder, save_to_disk folder, or bundled:<name>",
+        resume="free",
     )
-    mixup_alpha: float = key(0.0, "training images are blended in pairs, by a share from Beta(alpha, alpha); 0: not")
-    cutmix_alpha: float = key(0.0, "a rectangle of one training image is put into another; 0: not")
-    token_masking: float = key(0.0, "share of a training text's tokens that are masked at random")
-    streaming: bool = key(False, "read the training set as it comes, from the hub or from files, and never hold it")
-    shuffle_buffer_size: int = key(
-        1000, "streaming: examples of which the next one is drawn; 0: in the order they come"
+    dataset_config_name: str | None = setting(None, "configuration of the hub dataset", resume="fixed")
+    train_file: str | None = setting(None, "CSV, JSON or Parquet file with the training data", resume="free")
+    validation_file: str | None = setting(None, "file with the validation data", resume="free")
+    test_file: str | None = setting(None, "file with the test data; never used for selection", resume="free")
+    text_column_name: str | list[str] | None = setting(
+        None, "text column, or two for a pair (default: the only one)", resume="fixed"
     )
-    card_examples: int = key(3, "held-out texts that the model card shows as examples to try; 0: none")
-    in_memory: Any = key(None, "splits as Python objects, from `fine_tune`")
+    image_column_name: str | None = setting(None, "image column (default: the only one)", resume="fixed")
+    label_column_name: str | list[str] | None = setting(
+        None,
+        "label column, or several 0/1 columns, one per label (default: label, labels, or the only class column)",
+        resume="fixed",
+    )
+    label_delimiter: str | None = setting(
+        None, "separator between the labels of an example that has several", resume="fixed"
+    )
+    on_bad_example: str = setting(
+        "error",
+        "what to do if an input is unreadable or empty, or a label is missing or unknown",
+        choices=("error", "skip"),
+        resume="fixed",
+    )
+    max_bad_fraction: float = setting(
+        0.05, "on_bad_example: skip: largest fraction of bad examples to accept", minimum=0, maximum=1, resume="free"
+    )
+    data_facts: bool = setting(
+        True, "look for duplicates, leakage and unreadable inputs before training", resume="free"
+    )
+    drop_leaks: bool = setting(False, "remove training examples that also occur in a held-out split", resume="fixed")
+    train_val_split: float = setting(
+        0.1,
+        "fraction of the training set held out for validation if there is no validation split",
+        above=0,
+        below=1,
+        resume="fixed",
+    )
+    max_train_samples: int | None = setting(
+        None, "maximum number of training examples (stratified sample)", above=0, resume="fixed", card="changed"
+    )
+    max_eval_samples: int | None = setting(
+        None, "maximum number of validation examples (stratified sample)", above=0, resume="free"
+    )
+    max_predict_samples: int | None = setting(
+        None, "maximum number of test examples (stratified sample)", above=0, resume="free"
+    )
+    max_seq_length: int | None = setting(
+        None,
+        "maximum length of a text in tokens (default: the model's limit)",
+        above=0,
+        resume="fixed",
+        card="changed",
+    )
+    truncation_side: str | None = setting(
+        None,
+        "side on which long texts are truncated (default: the tokenizer's own)",
+        choices=("right", "left"),
+        resume="fixed",
+        card="changed",
+    )
+    image_size: int | None = setting(
+        None,
+        "side of the square input in pixels (default: the checkpoint's own)",
+        above=0,
+        resume="fixed",
+        card="changed",
+    )
+    overwrite_output_dir: bool = setting(
+        False, "write into an output_dir that holds a finished run", topic="output", resume="free"
+    )
+    augmentation: str = setting(
+        "none",
+        "random augmentation of training images",
+        choices=("none", "basic", "strong", "randaugment", "trivialaugment"),
+        resume="fixed",
+        card="changed",
+    )
+    horizontal_flip: float = setting(
+        0.5,
+        "probability of mirroring an augmented image; 0 if left and right matter",
+        minimum=0,
+        maximum=1,
+        resume="fixed",
+    )
+    random_erasing: float | None = setting(
+        None,
+        "probability of erasing a rectangle of a training image (default: 0.25 with strong, else 0)",
+        minimum=0,
+        maximum=1,
+        resume="fixed",
+        card="changed",
+    )
+    augmented_views: int | None = setting(
+        None,
+        "augmented views of each training image that are drawn once and reused, one per epoch (default: a new one "
+        "every epoch)",
+        above=0,
+        resume="fixed",
+    )
+    mixup_alpha: float = setting(
+        0.0,
+        "mixup: blend pairs of training images with a weight from Beta(alpha, alpha); 0: off",
+        minimum=0,
+        resume="fixed",
+        card="changed",
+    )
+    cutmix_alpha: float = setting(
+        0.0,
+        "cutmix: paste a rectangle of one training image into another, its area from Beta(alpha, alpha); 0: off",
+        minimum=0,
+        resume="fixed",
+        card="changed",
+    )
+    token_masking: float = setting(
+        0.0,
+        "fraction of a training text's tokens that are masked at random",
+        minimum=0,
+        maximum=1,
+        resume="fixed",
+        card="changed",
+    )
+    streaming: bool = setting(
+        False, "read the training set as a stream, from the hub or from files, without holding it", resume="fixed"
+    )
+    shuffle_buffer_size: int = setting(
+        1000,
+        "streaming: number of examples in the shuffle buffer; 0: no shuffling",
+        minimum=0,
+        resume="free",
+    )
+    card_examples: int = setting(
+        3, "number of held-out texts that the model card shows as examples; 0: none", minimum=0, resume="free"
+    )
+    in_memory: Any = setting(None, "splits as Python objects, from `fine_tune`", resume="free")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 POLICIES = ("stop", "skip", "rollback")
 
@@ -13,14 +13,21 @@ POLICIES = ("stop", "skip", "rollback")
 class GuardArguments:
     """Keys of what watches over a run."""
 
-    on_nonfinite: str | None = key(
+    on_nonfinite: str | None = setting(
         None,
-        "when the loss or the gradient is no number: stop, skip the step, or rollback to the newest checkpoint; "
-        "the batch's examples are noted in nonfinite.jsonl",
+        "on a NaN or infinite loss or gradient: stop, skip the step, or rollback to the newest checkpoint; the batch's "
+        "examples are recorded in nonfinite.jsonl",
         choices=POLICIES,
+        resume="free",
     )
-    max_nonfinite: int = key(10, "on_nonfinite: steps to skip or roll back before the run stops all the same")
-    save_on_signal: bool = key(True, "on SIGTERM and SIGINT finish the step, save a checkpoint and exit 143 or 130")
-    allow_changed_plan: bool = key(
-        False, "resume_from_checkpoint: go on although stages, rates or the schedule have changed since"
+    max_nonfinite: int = setting(
+        10, "on_nonfinite: steps to skip or roll back before the run stops anyway", minimum=0, resume="free"
+    )
+    save_on_signal: bool = setting(
+        True, "on SIGTERM and SIGINT, finish the step, save a checkpoint and exit with 143 or 130", resume="free"
+    )
+    allow_changed_plan: bool = setting(
+        False,
+        "resume_from_checkpoint: continue although the plan has changed",
+        resume="free",
     )

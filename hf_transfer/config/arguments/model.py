@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 
 @dataclass
 class ModelArguments:
     """Which model, and how it is loaded."""
 
-    model_name_or_path: str | None = key(None, "hub id, local folder, timm/<name>, or bundled:<name>")
-    model_revision: str = key("main", "branch, tag or commit on the hub")
-    from_scratch: bool = key(False, "random weights in the checkpoint's architecture")
-    trust_remote_code: bool = key(False, "run code from the model's repository (command line only)")
-    layer_rules: list[Any] | None = key(None, "ordered [pattern, depth] rules for models without declared layers")
-    restart_adapter: bool = key(
-        False, "of a checkpoint with an adapter, take the backbone and the head only (default: go on with the adapter)"
+    model_name_or_path: str | None = setting(
+        None, "hub id, local folder, timm/<name>, or bundled:<name>", resume="free"
     )
-    allow_pickle: bool = key(False, "also load weights that are not safetensors (command line only)")
+    model_revision: str = setting("main", "branch, tag or commit on the hub", resume="free")
+    from_scratch: bool = setting(
+        False, "random weights in the checkpoint's architecture", resume="free", card="changed"
+    )
+    trust_remote_code: bool = setting(False, "run code from the model's repository (command line only)", resume="free")
+    layer_rules: list[Any] | None = setting(
+        None, "ordered [pattern, depth] rules for models that declare no layers", resume="plan"
+    )
+    restart_adapter: bool = setting(
+        False,
+        "if the checkpoint has an adapter, take its backbone and head only (default: continue training the adapter)",
+        resume="free",
+    )
+    allow_pickle: bool = setting(False, "also load weights that are not safetensors (command line only)", resume="free")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 
 SOLVERS = ("sgd", "lbfgs")
 INITS = ("random", "probe")
@@ -14,15 +14,19 @@ INITS = ("random", "probe")
 class ProbeArguments:
     """How a head is found for a frozen backbone."""
 
-    probe_solver: str = key(
+    probe_solver: str = setting(
         "sgd",
-        "with strategy: linear-probe, train the head in steps (sgd: by the optimizer and its rates), or solve for it "
-        "(lbfgs, with the L2 penalty that validates best)",
+        "with strategy: linear-probe, train the head with the optimizer (sgd), or solve for it (lbfgs, with the L2 "
+        "penalty that validates best)",
         choices=SOLVERS,
+        resume="fixed",
+        card="changed",
     )
-    head_init: str = key(
+    head_init: str = setting(
         "random",
-        "with strategy: two-phase or gradual, what the head begins with: random, or probe, the solution of lbfgs on "
-        "the frozen features",
+        "with strategy: two-phase or gradual, initialize the head randomly, or with the lbfgs solution on the frozen "
+        "features (probe)",
         choices=INITS,
+        resume="fixed",
+        card="changed",
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hf_transfer.config.fields import key
+from hf_transfer.config.fields import setting
 from hf_transfer.errors import UserError
 
 POOLS = ("mean", "max")
@@ -16,16 +16,18 @@ POOLS = ("mean", "max")
 class Views:
     """How a trained model looks at an example."""
 
-    tta: int = key(
+    tta: int = setting(
         1,
-        "looks at an image whose logits are pooled (test-time augmentation): the whole, then crops of seven eighths, "
-        "each also mirrored where training mirrored",
+        "test-time augmentation: views per image, logits pooled: the whole image, then crops of seven eighths, each "
+        "also mirrored if training mirrored",
+        resume="free",
     )
-    stride: int | None = key(
+    stride: int | None = setting(
         None,
-        "read long texts in windows that share so many tokens, and pool their logits (default: long texts are cut)",
+        "split long texts into windows that overlap by this many tokens, and pool their logits (default: truncate)",
+        resume="free",
     )
-    pool: str = key("mean", "how logits of several looks are pooled, for each label", choices=POOLS)
+    pool: str = setting("mean", "how the logits of several views are pooled, per label", choices=POOLS, resume="free")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Views:

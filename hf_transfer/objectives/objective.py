@@ -1,0 +1,194 @@
+"""The objective of a run: a loss, the weight of a micro-batch in the accumulated batch, and penalties.
+
+The gradient of an accumulated batch, over all micro-batches and processes, is that of the same examples in one batch:
+a micro-batch counts by its share of the label items (the loss) or of the examples (the penalties).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer.features.batches import count_of
+from hf_transfer.objectives.losses import IGNORED, Loss, make_loss
+
+Batch = Mapping[str, Any]
+Gather = Callable[[torch.Tensor], torch.Tensor]
+PenaltyFunction = Callable[[nn.Module | None, nn.Module, Batch, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term that is added to the training loss, and to no evaluation.
+
+    Attributes:
+        name: for messages, unique within an objective.
+        weight: the factor on the term at an optimizer step, counted from 0. The term is computed also where the factor
+            is 0, so that the parameters it reaches stay the same for DistributedDataParallel.
+        module: what the term needs beyond the model (a teacher, say); None where it needs nothing.
+        function: called with (module, model, batch, outputs), where `model` is not wrapped, `batch` has the labels, and
+            `outputs` are the model's. Returns a scalar: a mean over the examples of the batch, or a value that does not
+            depend on the batch, such as a norm of the weights.
+
+    Raises:
+        ValueError: `module` has trainable parameters, which no optimizer group would hold.
+    """
+
+    name: str
+    weight: Callable[[int], float]
+    module: nn.Module | None
+    function: PenaltyFunction
+
+    def __post_init__(self) -> None:
+        if self.module is not None and any(p.requires_grad for p in self.module.parameters()):
+            raise ValueError(
+                f"penalty {self.name!r}: its module has trainable parameters, which are in no optimizer group; call "
+                "`module.requires_grad_(False)`"
+            )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass is computed on.
+
+    Attributes:
+        inputs: of the model, with the labels.
+        num_items: weight of the accumulated batch over all processes that share it, as `Trainer` passes it on; None
+            where the micro-batch stands alone.
+        processes: number of processes that `num_items` was summed over; gradients are averaged over them.
+    """
+
+    inputs: Batch
+    num_items: torch.Tensor | int | None
+    processes: int
+
+
+@dataclass
+class Objective:
+    """What a trainer minimizes.
+
+    Attributes:
+        loss: takes the place of the model's own loss where it applies to the labels; None leaves everything to Trainer.
+        weighs_items: whether the model's own mean loss is weighted by the micro-batch's share of the label items.
+            Trainer divides by the number of micro-batches or, for models that accept loss keywords and ignore them
+            (BERT), not at all: neither is the loss of the whole batch when the last micro-batch is short.
+        penalties: are added to the loss in training.
+        num_examples: examples of the current accumulated batch; counted only where there are penalties.
+    """
+
+    loss: Loss | None = None
+    weighs_items: bool = False
+    penalties: list[Penalty] = field(default_factory=list)
+    num_examples: torch.Tensor | int | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether Trainer's own computation is the objective."""
+        return self.loss is None and not self.weighs_items and not self.penalties
+
+    def replaces_loss(self, labels: torch.Tensor | None) -> bool:
+        """Whether `loss` takes the place of the model's own for these labels."""
+        return self.loss is not None and self.loss.applies(labels)
+
+    # ---- the weight of the accumulated batch ----
+
+    def count(self, batches: Sequence[Batch], device: torch.device, gather: Gather | None) -> torch.Tensor | None:
+        """Weight of an accumulated batch, a float64 scalar; None where Trainer's count of label items is the weight.
+
+        Args:
+            batches: the micro-batches of this process.
+            device: for the weight.
+            gather: collects a scalar from all processes; None where each counts for itself.
+        """
+        if self.penalties and batches:
+            examples = torch.tensor(float(sum(map(count_of, batches))), dtype=torch.float64, device=device)
+            self.num_examples = examples if gather is None else gather(examples).sum()
+        labels = [batch.get("labels") for batch in batches]
+        if not (self.weighs_items and labels and all(self.replaces_loss(one) for one in labels)):
+            return None
+        assert self.loss is not None
+        weight = torch.stack([self.loss.weight(one) for one in labels if one is not None]).sum().to(device)
+        return weight if gather is None else gather(weight).sum()
+
+    def countable(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches with labels that Trainer can count: it takes every -100 for an ignored label."""
+        if not self.weighs_items:
+            return list(batches)
+        return [{**one, "labels": _countable(one["labels"])} if "labels" in one else one for one in batches]
+
+    # ---- the loss of a micro-batch ----
+
+    def compute(
+        self, wrapped: nn.Module, batch: MicroBatch, trainer_loss: Callable[..., tuple[torch.Tensor, Any]], trains: bool
+    ) -> tuple[torch.Tensor, Any]:
+        """(loss, outputs) without penalties, weighted by the micro-batch's share of the accumulated batch.
+
+        Args:
+            wrapped: the model, as it was prepared for training.
+            batch: to compute it on.
+            trainer_loss: Trainer's own computation: called with `num_items_in_batch`, it returns (loss, outputs).
+            trains: whether this is a training step; an evaluation measures the mean of the model's own loss.
+        """
+        labels = batch.inputs.get("labels")
+        if self.replaces_loss(labels):
+            return self._own_loss(wrapped, batch) if trains else trainer_loss(None)
+        if batch.num_items is None or not self.weighs_items:
+            return trainer_loss(batch.num_items)
+        items = _countable(labels).ne(IGNORED).sum()
+        loss, outputs = trainer_loss(None)
+        return loss * items * batch.processes / batch.num_items, outputs  # in the loss's precision, left to right
+
+    def _own_loss(self, wrapped: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
+        assert self.loss is not None
+        labels = batch.inputs["labels"]
+        outputs = wrapped(**{name: value for name, value in batch.inputs.items() if name != "labels"})
+        total = self.loss.total(outputs["logits"] if isinstance(outputs, dict) else outputs[0], labels)
+        weight = self.loss.weight(labels) if batch.num_items is None else batch.num_items / batch.processes
+        return total / torch.as_tensor(weight).to(total).clamp(min=torch.finfo(total.dtype).tiny), outputs
+
+    def add_penalties(
+        self, loss: torch.Tensor, model: nn.Module, batch: MicroBatch, outputs: Any, step: int
+    ) -> torch.Tensor:
+        """The loss with all penalties, weighted by the micro-batch's share of the examples.
+
+        Args:
+            loss: of `compute`.
+            model: not wrapped.
+            batch: that the loss was computed on.
+            outputs: of the model.
+            step: the optimizer step, counted from 0.
+        """
+        share: torch.Tensor | float = 1.0
+        if self.penalties and batch.num_items is not None and self.num_examples is not None:
+            share = count_of(batch.inputs) * batch.processes / self.num_examples
+        for penalty in self.penalties:
+            value = penalty.function(penalty.module, model, batch.inputs, outputs)
+            loss = loss + (penalty.weight(step) * share * value).to(loss)
+        return loss
+
+
+def make_objective(args: Any, config: Any, train_dataset: Any, has_plan: bool) -> Objective:
+    """The objective that the keys ask for, without penalties.
+
+    Args:
+        args: `TransferArguments`.
+        config: of the model; None for a module without one.
+        train_dataset: for class weights.
+        has_plan: whether a plan is executed. With neither a plan nor a key of the loss, the objective is Trainer's own.
+
+    Raises:
+        UserError: a key of the loss does not fit the model or the dataset.
+    """
+    loss = make_loss(args, config, train_dataset)
+    if not (has_plan or loss.always):
+        return Objective()
+    return Objective(loss, weighs_items=args.n_gpu <= 1)  # DataParallel keeps Trainer's computation
+
+
+def _countable(labels: Any) -> Any:
+    """Labels to count: a regression target of -100 is a value, not the mark of an ignored label."""
+    return torch.zeros_like(labels) if torch.is_tensor(labels) and labels.is_floating_point() else labels

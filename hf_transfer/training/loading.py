@@ -1,0 +1,117 @@
+"""How a trainer reads its examples: their order, and the numbers by which the boundary cache finds them.
+
+What is overridden, and why that hook:
+
+- `_get_train_sampler`: balanced classes, or batches of like length.
+- `get_train_dataloader`: Trainer asks for no sampler where the dataset has no length.
+- `_get_dataloader`: batches carry the numbers of their examples (`boundary_cache`).
+- `get_eval_dataloader`, `get_test_dataloader`: a metric is computed over every example.
+- `prediction_step`: the frozen part of an evaluation is replayed.
+- `floating_point_ops`: a batch whose inputs were not read has nothing to count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer.data.bucketing import LengthSampler, lengths_of
+from hf_transfer.errors import UserError
+from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
+from hf_transfer.objectives.losses import BalancedSampler, labels_of
+from hf_transfer.training.arguments import TransferArguments
+from hf_transfer.training.probing import Probing
+
+
+class Loading(Probing):
+    """Loaders and samplers; see `TransferMixin`."""
+
+    data_collator: Any
+    _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
+
+    # ---- training ----
+
+    def get_train_dataloader(self) -> Any:
+        if isinstance(self.args, TransferArguments) and self.args.length_bucketing:
+            self.length_sampler()  # refuses a stream, for which Trainer asks for no sampler
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if isinstance(self.args, TransferArguments) and self.args.balanced_sampling:
+            labels = labels_of(self.train_dataset, "balanced_sampling")
+            if labels and not isinstance(labels[0], int):
+                raise UserError(
+                    "balanced_sampling needs exactly one class per example.", "Use class_weights: auto instead."
+                )
+            return BalancedSampler(labels, self._order_seed)
+        if isinstance(self.args, TransferArguments) and self.args.length_bucketing:
+            return self.length_sampler()
+        return super()._get_train_sampler(train_dataset)
+
+    @property
+    def _order_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def length_sampler(self) -> LengthSampler:
+        """The order of `length_bucketing`. The lengths of a training set are read once.
+
+        Raises:
+            UserError: the training set has no lengths.
+        """
+        if self._lengths is None or self._lengths[0] is not self.train_dataset:
+            main_input = getattr(self.model, "main_input_name", "input_ids")
+            lengths = lengths_of(self.train_dataset, self.args.length_column_name, main_input)
+            self._lengths = self.train_dataset, lengths
+        loader, processes = self.args.accelerator_config, self.args.world_size
+        return LengthSampler(
+            self._lengths[1],
+            self._train_batch_size * (1 if loader.split_batches else processes),
+            self._order_seed,
+            self.args.dataloader_drop_last,
+            fills_last=processes > 1 and loader.even_batches,
+        )
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        numbered = self.boundary.wrap(dataset, TRAINING if kwargs.get("is_training") else VALIDATION)
+        if numbered is None:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        collate, sampler = self.data_collator, kwargs.pop("sampler_fn", None)
+        data, self.data_collator = numbered
+        try:
+            if sampler is not None:
+                kwargs["sampler_fn"] = lambda _: sampler(dataset)
+            return super()._get_dataloader(data, *args, **kwargs)
+        finally:
+            self.data_collator = collate
+
+    # ---- evaluation ----
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0 if SKIPPED in inputs else super().floating_point_ops(inputs)
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs, replayed = self.boundary.take(inputs, VALIDATION)
+        with self.boundary.replaying(inputs, replayed):
+            return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._every_example():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._every_example():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _every_example(self) -> Iterator[None]:
+        """With a plan, `dataloader_drop_last` applies to training only."""
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops and self.plan is None
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drops

@@ -1,0 +1,176 @@
+"""Choose the L2 strength of a linear head by held-out examples or by cross-validation."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer.errors import UserError
+from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Head, Problem
+
+FOLDS = 5
+# Weaker strengths take longest, and are not tried after so many without improvement of the metric or the loss.
+PATIENCE = 3
+_LESS_IS_BETTER = ("mae", "rmse", "ece")
+
+Examples = tuple[torch.Tensor, torch.Tensor]  # (features, labels)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of solving for a head.
+
+    Attributes:
+        l2: the chosen L2 strength.
+        held_out: what it was chosen on: validation, or k-fold cross-validation.
+        measure: metric that it was chosen by.
+        score: of the held-out examples at that strength.
+        loss: mean training loss, without the penalty.
+        solutions: number of strengths that were tried.
+        seconds: of solving.
+        feature_seconds: of computing the features.
+    """
+
+    l2: float
+    held_out: str
+    measure: str
+    score: float
+    loss: float
+    solutions: int
+    seconds: float
+    feature_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"probe: L2 {self.l2:.2g} of {STRENGTHS[-1]:.0e} … {STRENGTHS[0]:.0e}, {self.held_out} {self.measure} "
+            f"{self.score:.4f} ({self.solutions} solutions in {self.seconds:.1f} s, features in "
+            f"{self.feature_seconds:.1f} s)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return {**asdict(self), "l2_grid": list(STRENGTHS)}
+
+    def to_log(self) -> dict[str, Any]:
+        """Its numbers, for the log."""
+        return {f"probe_{name}": value for name, value in asdict(self).items() if not isinstance(value, str)}
+
+
+class Measure:
+    """What a strength is chosen by: `metric_for_best_model` if we compute it, else accuracy, or the loss.
+
+    Args:
+        kind: `problem_type` as in `transformers` configurations.
+        outputs: of the head.
+        metric_for_best_model: as in `TrainingArguments`.
+
+    Attributes:
+        name: of the metric, or "loss".
+    """
+
+    def __init__(self, kind: str, outputs: int, metric_for_best_model: str | None):
+        from hf_transfer.evaluation import metrics  # slow to import
+
+        self.kind = kind
+        given = (metric_for_best_model or "").removeprefix("eval_")
+        is_ours = given in metrics.names(kind, outputs)
+        self.metric = given if is_ours else "accuracy" if kind == SINGLE and given != "loss" else ""
+        self.sign = -1.0 if self.metric in _LESS_IS_BETTER else 1.0
+        self.name = self.metric or "loss"
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, float]:
+        """(value for display, value to maximize, negative loss to break ties)."""
+        from hf_transfer.evaluation import metrics
+
+        loss = self._loss(logits, labels)
+        if not self.metric:
+            return loss, -loss, -loss
+        truth = labels[:, 0] if self.kind == REGRESSION and labels.shape[1] == 1 else labels
+        value = metrics.compute(self.kind, logits.numpy(), truth.numpy()).get(self.metric, float("-inf"))
+        return value, self.sign * value, -loss
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+        if self.kind == REGRESSION:
+            return float((logits - labels).square().mean())
+        if self.kind == MULTI:
+            return float(nn.functional.binary_cross_entropy_with_logits(logits, labels.double()))
+        return float(nn.functional.cross_entropy(logits, labels))
+
+
+def choose(
+    layer: nn.Linear,
+    train: Examples,
+    validation: Examples | None,
+    weights: torch.Tensor | None,
+    measure: Measure,
+    seed: int,
+    feature_seconds: float,
+) -> tuple[Head, Solution]:
+    """The head at the strength with the best held-out score; among equal scores and losses the stronger.
+
+    Args:
+        layer: the head.
+        train: training examples.
+        validation: held-out examples; None for cross-validation.
+        weights: (outputs,) of the classes; None for 1 each.
+        measure: of a strength.
+        seed: of the folds.
+        feature_seconds: that the features took.
+    """
+    began, kind = time.perf_counter(), measure.kind
+
+    def problem(x: torch.Tensor, y: torch.Tensor) -> Problem:
+        return Problem(kind, x, y, layer.out_features, weights, layer.bias is not None)
+
+    whole = problem(*train)
+    if validation is not None:
+        held_out, folds = "validation", [(whole, *validation)]
+    else:
+        splits = _folds(kind, train[1], seed)
+        held_out = f"{len(splits)}-fold cross-validation"
+        x, y = train
+        folds = [(problem(x[a], y[a]), x[b], y[b]) for a, b in splits]
+    scores, best = _scores(folds, measure)
+    head = whole.exact(STRENGTHS[best])
+    seconds = time.perf_counter() - began
+    loss = whole.loss(head, train[0])
+    score = scores[best][0]
+    return head, Solution(STRENGTHS[best], held_out, measure.name, score, loss, len(scores), seconds, feature_seconds)
+
+
+def _scores(
+    folds: Sequence[tuple[Problem, torch.Tensor, torch.Tensor]], measure: Measure
+) -> tuple[list[tuple[float, float, float]], int]:
+    """(by strength, the measure over the held-out examples of all folds; index of the best)."""
+    labels = torch.cat([y for _, _, y in folds])
+    paths = zip(*(problem.path(STRENGTHS) for problem, _, _ in folds), strict=True)
+    scores: list[tuple[float, float, float]] = []
+    best = least_loss = 0
+    for i, heads in enumerate(paths):
+        logits = torch.cat([head.logits(x) for head, (_, x, _) in zip(heads, folds, strict=True)])
+        scores.append(measure(logits, labels))
+        best = i if scores[i][1:] > scores[best][1:] else best
+        least_loss = i if scores[i][2] > scores[least_loss][2] else least_loss
+        if i - max(best, least_loss) >= PATIENCE:
+            break
+    return scores, best
+
+
+def _folds(kind: str, labels: torch.Tensor, seed: int) -> Sequence[tuple[Any, Any]]:
+    """[(training rows, held-out rows)], stratified by class."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    count = min(FOLDS, len(labels))
+    if count < 2:
+        raise UserError("One example is too few to solve for a head.", "Add examples, or use probe_solver: sgd.")
+    if kind == SINGLE and int(labels.bincount().max()) >= count:
+        with warnings.catch_warnings():  # about classes with fewer examples than folds
+            warnings.simplefilter("ignore", UserWarning)
+            return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
+    return list(KFold(count, shuffle=True, random_state=seed).split(labels))
