@@ -277,13 +277,13 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
 
 
 def _no_prefix(model: PeftModel) -> str:
-    """Why peft cannot hand this model a prefix; empty where it can, and for a prompt."""
+    """Why peft cannot prefix-tune this model; empty if it can, or if the adapter is not a prefix."""
     base, argument = model.get_base_model(), "past_key_values"
-    takes = [m for m in (base, base.base_model) if argument in inspect.signature(m.forward).parameters]
-    if takes or peft_type(model) != "PREFIX_TUNING":
+    accepting = [m for m in (base, base.base_model) if argument in inspect.signature(m.forward).parameters]
+    if accepting or peft_type(model) != "PREFIX_TUNING":
         return ""
     return (
-        f"peft {version('peft')} passes the prefix as {argument}, which this model does not take in transformers "
+        f"peft {version('peft')} passes the prefix as {argument}, which this model does not accept in transformers "
         f"{version('transformers')}"
     )
 

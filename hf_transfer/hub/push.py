@@ -112,14 +112,14 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
     results = results_of(folder)
     if not target.merged and results["adapter"] != "none":
         refuse_local(adapter_base(folder))
-    with _told(folder, target), tempfile.TemporaryDirectory(prefix="hf-transfer-push-") as beside:
-        staged = Path(beside)
+    with _explained(folder, target), tempfile.TemporaryDirectory(prefix="hf-transfer-push-") as temporary:
+        staged = Path(temporary)
         name = _repeat(lambda: account_of(target, folder))
         notes = stage(folder, staged, results, name, target.merged, model)
         shown = len(results["card"]["examples"])
         if shown and target.private is False:
             notes.append(f"  The public card shows {shown} held-out texts; set card_examples: 0 to show none.")
-        with _patient(PATIENCE):
+        with _read_timeout(PATIENCE):
             pushed = _repeat(lambda: _upload(staged, name, target, notes))
         if not target.merged:
             _replace(folder / run_folder.CARD, staged / run_folder.CARD)
@@ -127,9 +127,9 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
 
 
 def _replace(old: Path, new: Path) -> None:
-    beside = old.with_name(f".{old.name}.new")
-    shutil.copyfile(new, beside)
-    beside.replace(old)
+    copy = old.with_name(f".{old.name}.new")
+    shutil.copyfile(new, copy)
+    copy.replace(old)
 
 
 def account_of(target: Target, folder: Path) -> str:
@@ -149,7 +149,7 @@ def account_of(target: Target, folder: Path) -> str:
             "Use owner/name, or a name alone for a repository in your own account.",
         ) from error
     api = HfApi()
-    with _patient(hub_client.TIMEOUT):
+    with _read_timeout(hub_client.TIMEOUT):
         who = api.whoami()
     owner, _, name = wanted.rpartition("/")
     role = (who.get("auth") or {}).get("accessToken", {}).get("role")
@@ -255,7 +255,7 @@ def _repeat(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _told(folder: Path, target: Target) -> Iterator[None]:
+def _explained(folder: Path, target: Target) -> Iterator[None]:
     """Turn the client's failures into `WorkFailed`, with the command to retry; the client's warnings are silenced."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
@@ -275,7 +275,7 @@ def _told(folder: Path, target: Target) -> Iterator[None]:
 
 
 @contextmanager
-def _patient(seconds: float) -> Iterator[None]:
+def _read_timeout(seconds: float) -> Iterator[None]:
     """Context with a read timeout for requests."""
     session = get_session()
     previous = session.timeout

@@ -96,12 +96,12 @@ def plain_folder(name: str) -> Path:
         model, head = loaded
         weights = {k: v for k, v in model.state_dict().items() if k not in head}
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            model.save_pretrained(beside, state_dict=weights)
-            Path(beside).chmod(0o755)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
+            Path(temporary).chmod(0o755)
             with contextlib.suppress(OSError):  # another process was faster
-                Path(beside).rename(folder)
-            Path(beside).mkdir(exist_ok=True)
+                Path(temporary).rename(folder)
+            Path(temporary).mkdir(exist_ok=True)
     return folder
 
 

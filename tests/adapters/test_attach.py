@@ -208,7 +208,7 @@ def peft_can_prefix_tune(model):
 def test_prompts_are_saved_with_the_head(family, adapter, backbones, tmp_path):
     loaded = backbones(family)[1]
     if adapter == "prefix" and not peft_can_prefix_tune(loaded.model):
-        with pytest.raises(UserError, match=r"prefix does not go with .*: peft [\d.]+ passes .*\d\. Take lora, ia3 or"):
+        with pytest.raises(UserError, match=r"adapter: .* does not support prefix: peft [\d.]+ .*\. Use lora, ia3 or"):
             adapted(loaded, adapter)
         return
     model = adapted(loaded, adapter)

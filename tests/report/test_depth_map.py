@@ -99,7 +99,7 @@ def test_freeze_comes_before_rates():
         ("layer.0-9", "no group 'layer.4' in 'layer.0-9'. The groups are embeddings, layer.0"),
         ("layr.1", "Did you mean 'layer.1'?"),
         (["stem"], "'stem' matches no group and no parameter"),
-        ("(", "'(' is no group"),
+        ("(", "'(' matches no group"),
         ("layer.3-1", "no group 'layer.3-1'"),
         (["layer.0", "nothing", "nowhere"], "2 problems"),
         (NAMES, "trains nothing"),
