@@ -242,7 +242,7 @@ def test_the_strategy_in_contributing_works():
     groups = layer_groups(tiny_bert(layers=3))
 
     class Keys(PlanArguments):
-        learning_rate, num_train_epochs = 1e-3, 4.0
+        peak_learning_rate, num_train_epochs = 1e-3, 4.0
 
     STRATEGIES["top-down"] = names["top_down"]
     try:

@@ -339,7 +339,7 @@ def test_what_the_caller_froze_stays_frozen():
 
 
 class Keys(PlanArguments):
-    learning_rate, num_train_epochs = 1.0, 4.0
+    peak_learning_rate, num_train_epochs = 1.0, 4.0
 
 
 def test_rates_by_depth_and_unfreezing_over_adapters():

@@ -152,7 +152,7 @@ def test_vectors_that_only_broadcast_are_not_decayed():
     groups = layer_groups(model)
 
     class Keys(PlanArguments):
-        learning_rate, num_train_epochs = 1e-3, 1.0
+        peak_learning_rate, num_train_epochs = 1e-3, 1.0
 
     made = parameter_groups(model, groups, make_plan(Keys(strategy="full"), groups), 0.1)
     decayed = {id(p) for group in made if group["weight_decay"] for p in group["params"]}

@@ -19,7 +19,7 @@ NAMES = [g.name for g in GROUPS]
 
 
 class Keys(PlanArguments):
-    learning_rate, num_train_epochs = 1e-3, 4.0
+    peak_learning_rate, num_train_epochs = 1e-3, 4.0
 
 
 def plan_of(**keys):
