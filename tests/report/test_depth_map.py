@@ -241,7 +241,7 @@ def test_plan_of_a_model_alone(capsys):
     [
         (["plan"], "model_name_or_path is missing"),
         (["plan", *RUN, "--depth_map", "map.jpg"], "unsupported file extension"),
-        (["plan", *RUN, "--depth_map", "nowhere/map.png"], "there is no folder 'nowhere'"),
+        (["plan", *RUN, "--depth_map", "nowhere/map.png"], "folder 'nowhere' does not exist"),
         (["plan", *RUN, "--freeze", "[layer.7]"], "Did you mean 'layer."),
         (["plan", *RUN, "--freeze", "layer.2-7"], "no group 'layer.6' in 'layer.2-7'"),
         (["plan", *RUN[:4], "--strategy", "partial", "--unfrozen_groups", "9"], "Cannot unfreeze 9 groups"),
