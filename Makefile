@@ -9,7 +9,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/single.yaml 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-latest test-oldest check bench docs architectures constraints clean
+.PHONY: help quickstart test test-slow test-latest test-oldest mutants check bench docs architectures constraints clean
 
 help:
 	@echo "make quickstart   install, then fine-tune a real text and a real image model, offline (about 2 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow    the slow tests too"
 	@echo "make test-latest  the tests with the newest versions of all dependencies"
 	@echo "make test-oldest  the tests with the oldest versions that pyproject.toml allows"
+	@echo "make mutants      faults of one line, each of which a test must see"
 	@echo "make check        ruff, import-linter and mypy"
 	@echo "make bench        the benchmarks (hours)"
 	@echo "make docs         the documentation as a site"
@@ -42,6 +43,9 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m "not gpu"
+
+mutants: $(VENV)/.installed-test
+	$(OFFLINE) $(BIN)/python -m tests.mutants
 
 # The newest versions of everything, and the oldest that pyproject.toml allows, each in an environment of its own.
 test-latest:

@@ -72,26 +72,10 @@ def find(key: str, name: str, kind: str = "model", revision: str | None = None) 
         ask = api.model_info if kind == "model" else api.dataset_info
         card = ask(name, revision=revision, timeout=TIMEOUT).card_data
         _CARDS[kind, name] = card.to_dict() if card is not None else {}
-    except GatedRepoError as error:
-        raise UserError(
-            f"{key}: {name!r} on {api.endpoint} is open only to those who were granted access.",
-            f"Ask for access at {api.endpoint}/{name}, then log in with `hf auth login` or set HF_TOKEN.",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{key}: {name!r} on {api.endpoint} has no revision {revision!r}.") from error
     except HFValidationError as error:
         raise UserError(f"{key}: {name!r} is neither a file, a folder nor a hub id ({one_line(error)}).") from error
     except HfHubHTTPError as error:
-        if isinstance(error, RepositoryNotFoundError) or error.response.status_code in (401, 404):
-            raise UserError(
-                f"{key}: {name!r} is no file or folder here, and {api.endpoint} has no such {kind}, or keeps it "
-                "private.",
-                "Check the name; for a private one, log in with `hf auth login` or set HF_TOKEN.",
-            ) from error
-        raise WorkFailed(
-            f"{key}: {api.endpoint} refused to say whether it has {name!r} ({without_secrets(error)}).",
-            "Try again later; a wrong HF_TOKEN is refused too.",
-        ) from error
+        raise _refusal(error, f"{key}: ", name, kind, revision) from error
     except _unreachable() as error:
         if kind == "model" and isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return True
@@ -102,6 +86,28 @@ def find(key: str, name: str, kind: str = "model", revision: str | None = None) 
             "HF_HUB_OFFLINE=1 what was downloaded before is used.",
         ) from error
     return False
+
+
+def _refusal(error: HfHubHTTPError, prefix: str, name: str, kind: str, revision: str | None) -> UserError:
+    """The hub's answer to the question for a repository, as an error for the user."""
+    endpoint = HfApi().endpoint
+    log_in = "log in with `hf auth login` or set HF_TOKEN."
+    if isinstance(error, GatedRepoError):
+        return UserError(
+            f"{prefix}{name!r} on {endpoint} is open only to those who were granted access.",
+            f"Ask for access at {endpoint}/{name}, then {log_in}",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(f"{prefix}{name!r} on {endpoint} has no revision {revision!r}.")
+    if isinstance(error, RepositoryNotFoundError) or error.response.status_code in (401, 404):
+        return UserError(
+            f"{prefix}{name!r} is no file or folder here, and {endpoint} has no such {kind}, or keeps it private.",
+            f"Check the name; for a private one, {log_in}",
+        )
+    return WorkFailed(
+        f"{prefix}{endpoint} refused to say whether it has {name!r} ({without_secrets(error)}).",
+        "Try again later; a wrong HF_TOKEN is refused too.",
+    )
 
 
 def card_of(name: str, kind: str) -> dict[str, Any]:

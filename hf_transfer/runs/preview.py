@@ -83,45 +83,54 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
     if not is_wanted(args):
         raise UserError("strategy: none is set, so there is no plan.", "Set one, for example --strategy gradual.")
     set_seed(args.seed)
+    has_data = config.data.dataset_name or config.data.train_file
+    if preview and not has_data:
+        raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
+    if preview and config.data.streaming:
+        raise UserError("preview: a stream cannot be drawn.", "Leave streaming out for the picture.")
     with quiet_libraries(args):
-        if config.data.dataset_name or config.data.train_file:
-            prepared = prepare(config)
-            if preview and config.data.streaming:
-                raise UserError("preview: a stream is not drawn.", "Leave streaming out for the picture.")
-            splits = prepare_splits(prepared)
-            trainer = make_trainer(prepared, splits["train"], splits["validation"])
-            trainer.boundary.decide()
-            cache = [entry.to_dict() for entry in trainer.boundary.entries]
-            plan, groups, notes = trainer.plan, trainer.layer_groups, prepared.notes
-            num_steps = trainer.resolve_plan()
-            drawn = trainer.plan
-            examples = {name: len(split) for name, split in prepared.data.splits.items()}
-            facts = prepared.facts.to_dict()
-            if talks:
-                announce(prepared, trainer)
-            if preview:
-                labels, collate = prepared.loaded.labels, trainer.data_collator
-                draw_preview(preview, splits["train"], collate, prepared.processor, labels, prepared.chance)
-        else:
-            if preview:
-                raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
-            loaded = _load_alone(config)
-            rules = [*(args.layer_rules or ()), *loaded.layer_rules]
-            model = attach(loaded.model, args, rules)
-            groups, examples, notes = layer_groups(model, rules), {}, list(loaded.notes)
-            facts, cache = None, []
-            plan = make_plan(args, groups)
-            num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
-            drawn = plan.resolve(STEPS_PER_EPOCH)
-            if talks:
-                say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
-                say("\n".join(["", str(plan), *filter(None, [note(args)]), ""]))
-    assert plan is not None and drawn is not None, "a strategy makes one"
-    shown = depth_map(drawn, groups, run_schedule(args, num_steps), num_steps)
-    found = Planned(config, plan, shown, notes, examples, facts, cache)
+        planned = _plan_for_data(config, talks, preview) if has_data else _plan_for_model(config, talks)
     if talks:
-        say(str(found.depth_map))
-    return found
+        say(str(planned.depth_map))
+    return planned
+
+
+def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
+    """What `run` prepares, up to the first step."""
+    prepared = prepare(config)
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    trainer.boundary.decide()
+    plan, num_steps = trainer.plan, trainer.resolve_plan()
+    assert plan is not None and trainer.plan is not None, "a strategy makes one"
+    if talks:
+        announce(prepared, trainer)
+    if preview:
+        labels, collate = prepared.loaded.labels, trainer.data_collator
+        draw_preview(preview, splits["train"], collate, prepared.processor, labels, prepared.chance)
+    return Planned(
+        config=config,
+        plan=plan,
+        depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
+        notes=prepared.notes,
+        examples={name: len(split) for name, split in prepared.data.splits.items()},
+        data_facts=prepared.facts.to_dict(),
+        boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
+    )
+
+
+def _plan_for_model(config: Config, talks: bool) -> Planned:
+    """The plan of a model on the meta device, for `STEPS_PER_EPOCH` steps per epoch."""
+    args, loaded = config.training, _load_alone(config)
+    rules = [*(args.layer_rules or ()), *loaded.layer_rules]
+    groups = layer_groups(attach(loaded.model, args, rules), rules)
+    plan = make_plan(args, groups)
+    num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
+    if talks:
+        say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
+        say("\n".join(["", str(plan), *filter(None, [note(args)]), ""]))
+    shown = depth_map(plan.resolve(STEPS_PER_EPOCH), groups, run_schedule(args, num_steps), num_steps)
+    return Planned(config, plan, shown, notes=list(loaded.notes), examples={}, data_facts=None, boundary_cache=[])
 
 
 def _load_alone(config: Config) -> Loaded:
