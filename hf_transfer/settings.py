@@ -96,8 +96,6 @@ _NOT_KEYS = (
     "debug",
     "remove_unused_columns",
     "label_names",
-    "gradient_checkpointing",
-    "gradient_checkpointing_kwargs",
     # A run's metrics need every logit, in the precision that the model is saved and predicts in.
     "prediction_loss_only",
     "eval_do_concat_batches",
@@ -105,6 +103,11 @@ _NOT_KEYS = (
     "bf16_full_eval",
     "fp16_full_eval",
 )
+# Other names of keys, which older releases of transformers have alone.
+_OLD_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _SECTIONS: tuple[tuple[str, type], ...] = (
     ("model", ModelArguments),
     ("data", DataArguments),
@@ -133,8 +136,9 @@ def keys() -> dict[str, Key]:
     topics = {name: topic for cls, topic in reversed(_TOPIC_OF) for name in keys_of(cls, topic)}
     entries: dict[str, Key] = {}
     for _, cls in _SECTIONS:
-        for name, entry in keys_of(cls, "training").items():
-            if name in _NOT_KEYS:
+        own = keys_of(cls, "training")
+        for name, entry in own.items():
+            if name in _NOT_KEYS or _OLD_NAMES.get(name) in own:
                 continue
             topic, sentence = theirs.get(name, ("training", ""))
             about = entry.about if entry.about.resume else INHERITED.get(name, Setting())

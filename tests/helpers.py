@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from hf_transfer import TransferArguments
 LENGTH = 6
 VOCABULARY = 40
 PIXELS = 32
+# Whatever the version calls it.
+CHECKPOINTING = next(
+    f.name for f in fields(TransferArguments) if f.name in ("activation_checkpointing", "gradient_checkpointing")
+)
 
 
 def tiny_bert(layers: int = 2, dropout: float = 0.0, labels: int = 2, **config: Any) -> Any:

@@ -25,6 +25,7 @@ from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
 from hf_transfer.training.trainer import TransferTrainer
 from tests.adapters.test_attach import timm_checkpoint
+from tests.helpers import CHECKPOINTING
 
 QUICK = dict(num_train_epochs=2, save_strategy="no", learning_rate=0.02, train_val_split=0.25)
 
@@ -98,7 +99,7 @@ print(json.dumps([logits.tolist(), model.config.id2label[0]]))
 
 
 def test_a_run_loads_with_plain_peft_in_a_fresh_process(run):
-    """Which cannot import this package: the same logits to the last bit."""
+    """Which cannot import this package: the same logits to rounding."""
     texts = ["word1 of yes", "a much longer line, of no"]
     argv = [sys.executable, "-c", PLAIN, str(run.output_dir), "AutoModelForSequenceClassification", json.dumps(texts)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
@@ -106,7 +107,7 @@ def test_a_run_loads_with_plain_peft_in_a_fresh_process(run):
     tokenizer = AutoTokenizer.from_pretrained(run.output_dir)
     with torch.no_grad():
         ours = run.model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
-    assert logits == ours.tolist() and label == "no"
+    assert torch.allclose(torch.tensor(logits), ours, rtol=1e-6, atol=1e-6) and label == "no"
 
 
 def test_predict_and_evaluate_a_saved_run(run, capsys):
@@ -160,7 +161,7 @@ def test_a_run_whose_files_do_not_hold_it_fails(change, said, base, data, tmp_pa
         {"adapter": "adalora"},
         {"adapter": "prompt"},
         {"adapter": "vera", "gradient_accumulation_steps": 2},
-        {"adapter": "lora", "activation_checkpointing": True, "lora_plus_ratio": 4, "strategy": "gradual"},
+        {"adapter": "lora", CHECKPOINTING: True, "lora_plus_ratio": 4, "strategy": "gradual"},
         {"adapter": {"peft_type": "BOTTLENECK", "placement": "houlsby"}, "strategy": "partial", "unfrozen_groups": 1},
         {"adapter": "ln_tuning", "freeze": ["layer.0"], "layer_lr_decay": 0.5},
     ],

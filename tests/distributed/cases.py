@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import torch.distributed as dist
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from hf_transfer import TransferArguments, TransferTrainer
+from hf_transfer import TransferTrainer
 from hf_transfer.training.ddp import data_parallel
 from tests.helpers import (
+    CHECKPOINTING,
     arguments,
     copy_state,
     images,
@@ -39,10 +39,6 @@ from tests.helpers import (
     tiny_vit,
 )
 
-# Whatever the version calls it.
-CHECKPOINTING = next(
-    f.name for f in fields(TransferArguments) if f.name in ("activation_checkpointing", "gradient_checkpointing")
-)
 PLANS: dict[str, dict[str, Any]] = {
     "two-phase": {"strategy": "two-phase", "num_train_epochs": 2},
     "gradual": {"strategy": "gradual", "num_train_epochs": 4},
