@@ -369,4 +369,4 @@ def test_a_run_is_as_any_linear_probe(tiny_bert_folder, tmp_path, capsys):
     with torch.no_grad():
         assert torch.equal(plain(input_ids=ids).logits, result.model.eval()(input_ids=ids).logits)
     card = (out / "README.md").read_text()
-    assert "was solved for" in card and "`learning_rate`" not in card
+    assert "The head was fitted" in card and "`learning_rate`" not in card

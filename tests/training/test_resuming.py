@@ -239,7 +239,7 @@ def test_what_a_crash_leaves_is_cleared(tmp_path):
         ({"seed": 7}, "seed: 42 then, 7 now"),
         ({"optim": "sgd"}, "optim: 'adamw_torch_fused' then, 'sgd' now"),
         ({"data": texts(20)}, "training examples: 16 then, 20 now"),
-        ({"data": texts(16, seed=1)}, "other ones"),
+        ({"data": texts(16, seed=1)}, "other content"),
         ({"per_device_train_batch_size": 8}, "examples per optimizer step: 4 then, 8 now"),
         ({"learning_rate": 2e-2}, "learning_rate: 0.01 then, 0.02 now"),
         ({"strategy": "full"}, "stages: head"),
