@@ -47,9 +47,10 @@ def lengths_of(data: Any, column: str, main_input: str = _TEXT) -> torch.Tensor:
     if column in columns:
         try:
             values = data.with_format(None).select_columns([column])[column][:]
-            return _checked(np.asarray(values, dtype=np.float64))
+            lengths = np.asarray(values, dtype=np.float64)
         except (ValueError, TypeError) as error:
             raise _no_lengths(f"column {column!r}: {one_line(error, 100)}") from error
+        return _checked(lengths)
     for name in (_TEXT, main_input):
         if name in columns and len(data):
             return _checked(_of_lists(data, name))

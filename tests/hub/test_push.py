@@ -202,7 +202,7 @@ def test_public_and_private(hub, lfs, whole):
     assert not hub.repo("alice/open")["private"] and set(hub.files("alice/open")) == WHOLE_FILES
     assert lfs.run("push", whole, "--hub_model_id", "alice/open", "--public")[0] == 0
     code, _, err = lfs.run("push", whole, "--hub_model_id", "alice/open", "--private")
-    assert code == 2 and "it is public" in err
+    assert code == 2 and "already exists and is public" in err
     assert "(public)" in lfs.run("push", whole, "--hub_model_id", "alice/open")[1]
     assert lfs.run("push", whole, "--hub_model_id", "alice/open", "--public", "--private")[0] == 2
 
@@ -211,7 +211,7 @@ def test_what_its_owner_wrote_into_the_card_stays(hub, lfs, whole):
     card, before = whole / "README.md", (whole / "README.md").read_text()
     assert 'model_id = "alice/open"' in before or 'model_id = "."' in before
     try:
-        card.write_text(before.replace("## Limits\n", "## Limits\n- Not for birds.\n"))
+        card.write_text(before.replace("## Limitations\n", "## Limitations\n- Not for birds.\n"))
         assert lfs.run("push", whole, "--hub_model_id", "alice/edited")[0] == 0
         pushed = hub.files("alice/edited")["README.md"].decode()
         assert "- Not for birds." in pushed and 'model_id = "alice/edited"' in pushed
@@ -285,10 +285,10 @@ def test_a_bundled_text_backbone_goes_under_its_hub_name(hub, lfs, place, data):
     keys = dict(model_name_or_path="bundled:minilm-l6", dataset_name=data, adapter="lora", output_dir=place / "minilm")
     assert lfs.run("train", *words(**keys, max_steps=1))[0] == 0
     code, out, err = lfs.run("push", place / "minilm", "--hub_model_id", "alice/minilm")
-    assert code == 0 and f"has no '{name}', which is needed to load this" in out, err
+    assert code == 0 and f"loading this adapter requires '{name}'" in out, err
     hub.seed(name, bundled_models.model_path("bundled:minilm-l6"))
     code, out, err = lfs.run("push", place / "minilm", "--hub_model_id", "alice/minilm")
-    assert code == 0 and "needed to load" not in out, err
+    assert code == 0 and "loading this adapter requires" not in out, err
     config = json.loads(hub.files("alice/minilm")["adapter_config.json"])
     meta = ModelCard(hub.files("alice/minilm")["README.md"].decode()).data
     assert config["base_model_name_or_path"] == meta.base_model == name
@@ -365,7 +365,7 @@ def test_a_stranger_gets_the_same_logits(hub, lfs, xet, run, whole, place):
     xet.run("push", whole, "--hub_model_id", "alice/by-xet-whole")
     names = ["alice/by-lfs", "alice/by-xet", "alice/by-xet-whole"]
     answers = a_stranger(hub, place, *names)
-    code = "from hf_transfer import Predictor\nfound = Predictor.load({!r}).logits([('a text',)])[0][0].tolist()"
+    code = "from hf_transfer import Predictor\nfound = Predictor.load({!r}).logits([('some text',)])[0][0].tolist()"
     for (logits, labels), folder in zip(answers, (run, run, whole), strict=True):
         assert logits == pytest.approx(lfs.python(code.format(str(folder))), abs=1e-6) and labels == ["no", "yes"]
 
@@ -514,7 +514,9 @@ def test_a_hub_that_refuses_the_connection(hub, lfs, run):
         code, out, err = lfs.run("push", run, "--hub_model_id", "alice/refused")
     finally:
         lfs.python(f"constants.ENDPOINT = {hub.endpoint!r}\nfound = 1")
-    assert (code, out) == (1, "") and "http://127.0.0.1:9: it cannot be reached" in err and "HF_ENDPOINT" in err
+    assert (
+        (code, out) == (1, "") and "to http://127.0.0.1:9 failed: it cannot be reached" in err and "HF_ENDPOINT" in err
+    )
 
 
 def test_somebody_else_commits_meanwhile(hub, lfs, run):
