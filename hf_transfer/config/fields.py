@@ -65,10 +65,16 @@ class Setting:
 
 
 class _Metadata(dict[str, Any]):
-    """transformers' `HfArgumentParser` passes a field's metadata to argparse, which takes help and choices only."""
+    """transformers' `HfArgumentParser` passes a field's metadata to argparse, which takes help and choices only.
+
+    Newer releases read the keys, older ones copy the mapping.
+    """
 
     def keys(self) -> Any:
         return [name for name in self if name != _SETTING]
+
+    def copy(self) -> dict[str, Any]:
+        return {name: value for name, value in self.items() if name != _SETTING}
 
 
 def setting(default: Any, help: str, **known: Any) -> Any:

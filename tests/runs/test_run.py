@@ -454,7 +454,7 @@ def test_bundled_data_is_what_it_says():
 def test_a_changed_file_is_not_used(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"other")
-    with pytest.raises(UserError, match="is not the expected file"):
+    with pytest.raises(UserError, match="Checksum mismatch"):
         bundled.verify(path, "0" * 64)
     with pytest.raises(UserError, match="cannot be read"):
         bundled.verify(tmp_path / "none", "0" * 64)
