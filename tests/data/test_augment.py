@@ -214,7 +214,7 @@ def test_views_reach_a_run_and_what_they_cannot_do_is_said(tiny_vit_folder):
         ({"augmented_views": 0}, "augmented_views: expected a positive number, got 0"),
         ({"augmentation": "none"}, "augmented_views: 4 has no effect with augmentation: none"),
         ({"augmentation": "none", "mixup_alpha": 0.2}, "augmented_views: 4 has no effect"),
-        (stream, "streaming: augmented_views come again"),
+        (stream, "streaming: augmented_views are reused"),
     ):
         with pytest.raises(UserError, match=said):
             Config.from_sources({}, {**keys, **wrong})

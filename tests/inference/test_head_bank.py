@@ -135,7 +135,7 @@ def test_what_cannot_be_in_a_bank_is_refused(bank, base, runs, tmp_path):
     with pytest.raises(UserError, match="is a whole model, not an adapter"):
         bank.add("whole", tmp_path / "whole")
     fine_tune(str(tmp_path / "whole"), output_dir=str(tmp_path / "other"), strategy="lora", **keys)
-    with pytest.raises(UserError, match="Use a bank for each backbone"):
+    with pytest.raises(UserError, match="Use one bank per backbone"):
         bank.add("other", tmp_path / "other")
     assert set(bank.list()) == set(TASKS)
 
