@@ -1,7 +1,7 @@
-"""What is asked of a hub, what is downloaded from it, and what its failures mean.
+"""Requests to a hub: whether a repository exists, downloads, and the causes of failures.
 
-Failures are told by their cause: the client's own messages name classes and addresses, and every library above it wraps
-them in another one. No message holds a token.
+Messages state the cause of a failure: the client's own name classes and addresses, and each library above it wraps them
+in another error. No message contains a token.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -27,9 +29,9 @@ from huggingface_hub.errors import (
 
 from hf_transfer.errors import UserError, WorkFailed, chain, one_line
 
-TIMEOUT = 10.0  # seconds for the one question asked; a download that cannot begin retries for half a minute
-LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that is valid."
-# Of a model's repository these are not loaded: what lies in folders, other formats, pictures.
+TIMEOUT = 10.0  # seconds per request; a download that cannot start is retried for half a minute
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a valid token."
+# Files of a model repository that are not downloaded: subfolders, other formats, images.
 NOT_LOADED = ["*/*", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "*.tflite"]
 NOT_LOADED += [
     "*.zip",
@@ -45,12 +47,29 @@ NOT_LOADED += [
     ".*",
 ]
 _TRANSPORT: type[Exception] = import_module(HTTPError.__module__.partition(".")[0]).TransportError
-_CARDS: dict[tuple[str, str], dict[str, Any]] = {}  # (kind, id): what the card of a repository says
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository that exists, as far as the hub could be asked.
+
+    Attributes:
+        only_cached: whether the hub cannot be reached, so that only the cache can be used.
+        card: metadata of its card; empty if the hub was not asked.
+    """
+
+    only_cached: bool = False
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """License and language, if the card states them."""
+        return {key: value for key in ("license", "language") if _is_stated(value := self.card.get(key))}
 
 
 @cache
-def find(key: str, name: str, kind: str = "model", revision: str | None = None) -> bool:
-    """Ask the hub once whether a repository is there; whether only the cache can be used.
+def find(key: str, name: str, kind: str = "model", revision: str | None = None) -> Repository:
+    """Look up a repository; the hub is asked once per process.
 
     Args:
         key: the key that names the repository, for messages.
@@ -58,65 +77,59 @@ def find(key: str, name: str, kind: str = "model", revision: str | None = None) 
         kind: model or dataset.
         revision: branch, tag or commit.
 
-    Returns:
-        True where the hub cannot be reached and the model is in the cache.
-
     Raises:
-        UserError: there is no such repository or revision, or it is closed to this account.
+        UserError: there is no such repository or revision, or this account has no access to it.
         WorkFailed: the hub cannot be reached, and the repository is not in the cache.
     """
     if constants.HF_HUB_OFFLINE:
-        return False
+        return Repository()
     api = HfApi()
     try:
         ask = api.model_info if kind == "model" else api.dataset_info
         card = ask(name, revision=revision, timeout=TIMEOUT).card_data
-        _CARDS[kind, name] = card.to_dict() if card is not None else {}
     except HFValidationError as error:
-        raise UserError(f"{key}: {name!r} is neither a file, a folder nor a hub id ({one_line(error)}).") from error
+        raise UserError(f"{name!r} is neither a file, a folder nor a hub id ({one_line(error)}).", key=key) from error
     except HfHubHTTPError as error:
-        raise _refusal(error, f"{key}: ", name, kind, revision) from error
+        raise _refusal(error, key, name, kind, revision) from error
     except _unreachable() as error:
         if kind == "model" and isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return True
+            return Repository(only_cached=True)
         raise WorkFailed(
-            f"{key}: {name!r} is no local file or folder, and the hub at {api.endpoint} cannot be reached "
+            f"{name!r} is not a local file or folder, and the hub at {api.endpoint} cannot be reached "
             f"({one_line(error)}).",
             "Check the network, the proxy and HF_ENDPOINT. Local folders and bundled:<name> need no hub, and with "
-            "HF_HUB_OFFLINE=1 what was downloaded before is used.",
+            "HF_HUB_OFFLINE=1 earlier downloads are used.",
+            key,
         ) from error
-    return False
+    return Repository(card=card.to_dict() if card is not None else {})
 
 
-def _refusal(error: HfHubHTTPError, prefix: str, name: str, kind: str, revision: str | None) -> UserError:
-    """The hub's answer to the question for a repository, as an error for the user."""
+def _refusal(error: HfHubHTTPError, key: str, name: str, kind: str, revision: str | None) -> UserError:
+    """The hub's refusal to describe a repository, as an error for the user."""
     endpoint = HfApi().endpoint
     log_in = "log in with `hf auth login` or set HF_TOKEN."
     if isinstance(error, GatedRepoError):
         return UserError(
-            f"{prefix}{name!r} on {endpoint} is open only to those who were granted access.",
-            f"Ask for access at {endpoint}/{name}, then {log_in}",
+            f"{name!r} on {endpoint} is gated, and this account has no access.",
+            f"Request access at {endpoint}/{name}, then {log_in}",
+            key,
         )
     if isinstance(error, RevisionNotFoundError):
-        return UserError(f"{prefix}{name!r} on {endpoint} has no revision {revision!r}.")
+        return UserError(f"{name!r} on {endpoint} has no revision {revision!r}.", key=key)
     if isinstance(error, RepositoryNotFoundError) or error.response.status_code in (401, 404):
         return UserError(
-            f"{prefix}{name!r} is no file or folder here, and {endpoint} has no such {kind}, or keeps it private.",
-            f"Check the name; for a private one, {log_in}",
+            f"{name!r} is not a local file or folder, and {endpoint} has no such {kind}, or it is private.",
+            f"Check the name; if it is private, {log_in}",
+            key,
         )
     return WorkFailed(
-        f"{prefix}{endpoint} refused to say whether it has {name!r} ({without_secrets(error)}).",
-        "Try again later; a wrong HF_TOKEN is refused too.",
+        f"{endpoint} refused the request for {name!r} ({without_secrets(error)}).",
+        "Try again later; an invalid HF_TOKEN is refused too.",
+        key,
     )
 
 
-def card_of(name: str, kind: str) -> dict[str, Any]:
-    """Licence and language of a repository, as far as its card told them when it was looked for; asks nothing."""
-    told = _CARDS.get((kind, name), {})
-    return {key: value for key in ("license", "language") if _is_told(value := told.get(key))}
-
-
-def _is_told(value: Any) -> bool:
+def _is_stated(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
     return bool(texts) and all(isinstance(text, str) and text not in ("", "other", "unknown") for text in texts)
 
@@ -126,12 +139,12 @@ def _is_told(value: Any) -> bool:
 
 @cache
 def fetch(key: str, name: str, revision: str | None = None) -> bool:
-    """Bring a model's files into the cache; whether they are all that loading it needs, so that nothing more is asked.
+    """Download a model's files to the cache; whether they suffice to load it without further requests.
 
-    What was downloaded just now is compared with the hub's hash: the client looks at the size only.
+    New downloads are verified by the hub's hash: the client checks only the size.
 
     Raises:
-        WorkFailed: the hub or the connection failed, or a file is not what the hub says it is.
+        WorkFailed: the hub or the connection failed, or a file does not match its hash.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -143,14 +156,16 @@ def fetch(key: str, name: str, revision: str | None = None) -> bool:
     except failures() as error:
         cause, fix = explain(error)
         raise WorkFailed(
-            f"{key}: {name!r} could not be downloaded from {api.endpoint}: {cause}.",
-            f"{fix} Then run the same command again: what has come already is kept.",
+            f"{name!r} could not be downloaded from {api.endpoint}: {cause}.",
+            f"{fix} Then run the same command again: files already downloaded are kept.",
+            key,
         ) from error
     if damaged:
         raise WorkFailed(
-            f"{key}: {', '.join(damaged)} of {name!r} came from {api.endpoint} damaged: the contents do not have the "
-            "hash that the hub gives.",
-            "They were removed; run the same command again to download them anew.",
+            f"{', '.join(damaged)} of {name!r} was corrupted in the download from {api.endpoint}: the contents do not "
+            "match the hub's hash.",
+            "The corrupted files were removed; run the same command to download them again.",
+            key,
         )
     return any(path.suffix == ".safetensors" for path in files)
 
@@ -160,9 +175,9 @@ def _is_new(path: Path, began: float) -> bool:
 
 
 def _remove_if_damaged(path: Path) -> bool:
-    """A file of the cache is a link to one named by the hub's hash: SHA-256 of a large one, git's SHA-1 of the others.
+    """Verify a file of the cache, a link to a file named by its hash: SHA-256 if it is large, else git's SHA-1.
 
-    That may be a link in turn, to where equal contents of all repositories lie.
+    The target may be another link, to contents shared between repositories.
     """
     if not path.is_symlink():
         return False
@@ -186,55 +201,54 @@ def _remove_if_damaged(path: Path) -> bool:
 # ---- failures ------------------------------------------------------------------------------------------------------
 
 _STATUS = {
-    401: ("it does not accept the token", LOG_IN),
-    403: ("the token may not do this", "Use a token with the right to write there."),
-    404: (
-        "it has no such repository or revision, or keeps it private from this account",
-        "Check the name and the token.",
-    ),
-    412: ("somebody else changed the repository meanwhile", "Look at what changed there."),
-    429: ("it was asked too often", "Wait a few minutes."),
+    401: ("the token is not accepted", LOG_IN),
+    403: ("the token lacks permission", "Use a token with write access to the repository."),
+    404: ("no such repository or revision, or it is private", "Check the name and the token."),
+    412: ("the repository was changed by someone else in the meantime", "Look at what changed there."),
+    429: ("rate limit exceeded", "Wait a few minutes."),
 }
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """(the cause of a failure of the hub, what to do) in a few words, without the token and signed addresses."""
+    """(cause of a hub failure, what to do), without the token and signed addresses."""
     causes = list(chain(error))
     for cause in causes:
         if isinstance(cause, LocalTokenNotFoundError):
-            return "there is no token", LOG_IN
+            return "no token is set", LOG_IN
         if isinstance(cause, HfHubHTTPError):
             return _of_status(cause.response.status_code, without_secrets(cause.server_message or ""))
     names = {type(cause).__name__ for cause in causes}
-    told = without_secrets(causes[-1])
-    if found := re.search(r"HTTP status \w+ error \((\d{3})", told):  # Xet's own client
-        return _of_status(int(found[1]), "")
+    text = without_secrets(causes[-1])
+    if status := re.search(r"HTTP status \w+ error \((\d{3})", text):  # Xet's own client
+        return _of_status(int(status[1]), "")
     if any(name.startswith("OfflineMode") for name in names):
-        return "HF_HUB_OFFLINE forbids to ask it", "Unset HF_HUB_OFFLINE."
+        return "HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
     if "ConnectError" in names or "ConnectTimeout" in names:
-        return f"it cannot be reached ({told})", "Check the network, the proxy and HF_ENDPOINT."
+        return f"the hub cannot be reached ({text})", "Check the network, the proxy and HF_ENDPOINT."
     if names & {"RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "WriteTimeout"}:
-        return f"the connection broke off ({told})", "Check the network."
-    if "Consistency check failed" in told:
-        return f"a file came incomplete ({told.split('. This')[0]})", "Check the network."
-    return told or type(error).__name__, "Check the network and the disk."
+        return f"the connection was lost ({text})", "Check the network."
+    if "Consistency check failed" in text:
+        return f"a file arrived incomplete ({text.split('. This')[0]})", "Check the network."
+    return text or type(error).__name__, "Check the network and the disk."
 
 
-def _of_status(status: int, said: str) -> tuple[str, str]:
-    known = _STATUS.get(status)
-    if known is None:
-        fix = "Wait a little: the fault is not here." if status >= 500 else "Its reason says what to change."
-        known = ("it has a fault of its own" if status >= 500 else "it refused", fix)
-    return f"{known[0]} ({status}{': ' + said if said else ''})", known[1]
+def _of_status(status: int, details: str) -> tuple[str, str]:
+    if status in _STATUS:
+        cause, fix = _STATUS[status]
+    elif status >= 500:
+        cause, fix = "server error", "Wait a few minutes: the problem is on the server."
+    else:
+        cause, fix = "the request was refused", "The reason says what to change."
+    return f"{cause} (HTTP {status}{': ' + details if details else ''})", fix
 
 
 def is_down(error: BaseException) -> bool:
-    """Whether a hub gave no answer that is about the request: it may give one later."""
+    """Whether the hub could not process the request, and may be able to later."""
     return is_passing(error) or any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in chain(error))
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed in a moment."""
+    """Whether the same request may succeed when retried."""
     for cause in chain(error):
         if isinstance(cause, HfHubHTTPError):
             return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
@@ -244,7 +258,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def without_secrets(error: BaseException | str) -> str:
-    """An error's text on one line, with neither the token nor the signature in an address."""
+    """The text of an error on one line, without tokens and without signatures in addresses."""
     text = re.sub(r"(https?://[^\s?'\")]+)\?[^\s'\")]+", r"\1", str(error))
     token = get_token()
     text = text.replace(token, "***") if token else text
@@ -252,10 +266,10 @@ def without_secrets(error: BaseException | str) -> str:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the client raises where a hub, the connection or the disk fails."""
+    """The errors that the client raises when the hub, the connection or the disk fails."""
     return (*_unreachable(), ValueError, RuntimeError)
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """The errors of a connection, whose library is another one in older versions of huggingface_hub."""
+    """Connection errors; their library depends on the version of huggingface_hub."""
     return (HTTPError, OSError)

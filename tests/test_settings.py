@@ -136,7 +136,7 @@ def test_all_problems_are_in_one_message():
         Config.from_sources({"wieght_decay": 1, "trust_remote_code": True}, *parse_command_line(argv))
     text = str(error.value)
     for part in (
-        "8 problems:",
+        "8 problems found:",
         "--strateg is not a key. Did you mean 'strategy'?",
         "--lerning_rate is not a key. Did you mean 'learning_rate'?",
         "seed: 'a' is not a whole number.",

@@ -46,17 +46,21 @@ def adapter_config(place: str, options: dict[str, Any]) -> PeftConfig | None:
     try:
         config = PeftConfig.from_pretrained(place, **({} if Path(place).is_dir() else options))
     except _UNREADABLE as error:
-        raise UserError(f"model_name_or_path: the adapter in {place!r} cannot be read ({one_line(error)}).") from error
+        raise UserError(
+            f"the adapter in {place!r} cannot be read ({one_line(error)}).", key="model_name_or_path"
+        ) from error
     if not config.base_model_name_or_path:
         raise UserError(
-            f"model_name_or_path: the adapter in {place!r} does not name its backbone.",
+            f"the adapter in {place!r} does not name its backbone.",
             "Set base_model_name_or_path in its adapter_config.json.",
+            key="model_name_or_path",
         )
     base = Path(config.base_model_name_or_path)
     if base.is_absolute() and not base.is_dir():
         raise UserError(
-            f"model_name_or_path: the adapter in {place!r} requires the backbone {str(base)!r}, which does not exist.",
+            f"the adapter in {place!r} requires the backbone {str(base)!r}, which does not exist.",
             "Restore the folder, or set its new path in adapter_config.json.",
+            key="model_name_or_path",
         )
     return config
 
@@ -98,7 +102,7 @@ def put_on(model: Any, place: str, options: dict[str, Any], restart: bool = Fals
             )
     except _UNREADABLE as error:
         raise UserError(
-            f"model_name_or_path: the adapter in {place!r} cannot be loaded ({one_line(error)})."
+            f"the adapter in {place!r} cannot be loaded ({one_line(error)}).", key="model_name_or_path"
         ) from error
     return adapted, set(fitting)
 

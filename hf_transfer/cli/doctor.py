@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +30,6 @@ NAMESAKE = "hf-transfer"  # PyPI's retired downloader, which installs a package 
 HUB = "https://huggingface.co"
 HUB_TIMEOUT = 5.0  # seconds
 LITTLE_DISK = 5e9  # bytes: a base model with its optimizer state and two checkpoints
-OK, NOTE, WRONG = "ok", "note", "WRONG"
 # Extras that a verb needs, and what each brings.
 EXTRAS = {
     "vision": ("timm", "torchvision", "PIL"),
@@ -49,12 +49,23 @@ NEEDED_FOR = {
 }
 
 
+class State(StrEnum):
+    """What a check says."""
+
+    OK = "ok"
+    NOTE = "note"
+    WRONG = "WRONG"
+
+
+OK, NOTE, WRONG = State
+
+
 @dataclass(frozen=True)
 class Check:
     """One finding: `state` is ok, a note, or wrong; `fix` says what to do."""
 
     name: str
-    state: str
+    state: State
     detail: str
     fix: str = ""
 
@@ -111,28 +122,28 @@ def packages() -> Iterator[Check]:
         if requirement.marker is not None and "extra" in str(requirement.marker):
             continue
         try:
-            found = metadata.version(requirement.name)
+            installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             yield Check(requirement.name, WRONG, "is not installed", f'pip install "{requirement}"')
             continue
-        if requirement.specifier.contains(found, prereleases=True):
-            yield Check(requirement.name, OK, found)
+        if requirement.specifier.contains(installed, prereleases=True):
+            yield Check(requirement.name, OK, installed)
         else:
             fix = f'pip install --upgrade "{requirement}"'
-            yield Check(requirement.name, WRONG, f"{found} does not satisfy {requirement.specifier}", fix)
+            yield Check(requirement.name, WRONG, f"{installed} does not satisfy {requirement.specifier}", fix)
 
 
 def namesake() -> Iterator[Check]:
     """PyPI's `hf_transfer`: it installs files over ours, or hides us."""
     try:
-        found = metadata.version(NAMESAKE)
+        installed = metadata.version(NAMESAKE)
     except metadata.PackageNotFoundError:
         yield Check("name clash", OK, "PyPI's unrelated hf_transfer is not installed")
         return
     yield Check(
         "name clash",
         WRONG,
-        f"PyPI's hf_transfer {found}, a retired downloader, is installed under the same import name",
+        f"PyPI's hf_transfer {installed}, a retired downloader, is installed under the same import name",
         f"pip uninstall --yes hf_transfer && pip install --force-reinstall --no-deps {DISTRIBUTION} "
         "(huggingface_hub no longer uses it; unset HF_HUB_ENABLE_HF_TRANSFER)",
     )

@@ -96,9 +96,9 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     from hf_transfer.settings import keys
 
     for action in parser._actions:
-        known = keys().get(action.dest)
-        if known is not None and known.choices:
-            action.choices = known.choices
+        key = keys().get(action.dest)
+        if key is not None and key.choices:
+            action.choices = key.choices
         elif action.dest.endswith(("_file", "_dir", "config", "output", "name_or_path", "dataset_name")):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
 

@@ -20,22 +20,14 @@ import datasets
 import torch
 from datasets import Dataset, DatasetDict, Features, Image
 
-from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.duplicates import content_hash
 from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode, find_labels
-from hf_transfer.data.load import (
-    FORMATS,
-    is_pattern,
-    matching,
-    split_files,
-    split_folders,
-    standard_name,
-    table_options,
-)
+from hf_transfer.data.load import table_options
+from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate, standard_name
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, one_line
 
@@ -49,13 +41,17 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 # ---- the examples read in advance ----------------------------------------------------------------------------------
 
 
-def beginning(args: DataArguments) -> DatasetDict:
+def beginning(args: DataArguments, source: Source | None = None) -> DatasetDict:
     """The splits that are read in advance: validation and test, and the first examples of the training stream.
+
+    Args:
+        args: data keys.
+        source: where the data is, if that is known already.
 
     Raises:
         UserError: the data does not exist, cannot be streamed, or has an empty split.
     """
-    streams = open_streams(args)
+    streams = open_streams(args, source)
     splits = {"train": _take(streams["train"], _num_training_examples(streams, args))}
     if "validation" in streams:
         splits["validation"] = _take(streams["validation"], args.max_eval_samples)
@@ -80,19 +76,20 @@ def _take(stream: Any, number: int | None) -> Dataset:
     return Dataset.from_list(rows, features=stream.features)
 
 
-def open_streams(args: DataArguments) -> dict[str, Any]:
+def open_streams(args: DataArguments, source: Source | None = None) -> dict[str, Any]:
     """`datasets.IterableDataset`s by split, with undecoded images.
+
+    Args:
+        args: data keys.
+        source: where the data is, if that is known already.
 
     Raises:
         UserError: the data does not exist, cannot be streamed, or has no training split.
     """
-    files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-    streams: dict[str, Any] = {}
-    if args.dataset_name:
-        streams = {standard_name(k): v for k, v in _named(args).items()}
-    for name, file in files.items():
-        if file:
-            streams[name] = _tables({name: matching(file, f"{name}_file")}, f"{name}_file", args)[name]
+    source = source or locate(args)
+    streams = {standard_name(name): stream for name, stream in _open_named(source, args).items()}
+    for split, tables in source.files.items():
+        streams[split] = _open_tables(tables, args)[split]
     if "train" not in streams:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
     return {name: _undecoded(stream) for name, stream in streams.items()}
@@ -105,39 +102,26 @@ def _undecoded(stream: Any) -> Any:
     return stream
 
 
-def _named(args: DataArguments) -> dict[str, Any]:
-    name = str(args.dataset_name)
-    path = Path(name).expanduser()
-    if args.in_memory is not None or name.startswith("bundled:") or (path / "dataset_info.json").is_file():
+def _open_named(source: Source, args: DataArguments) -> dict[str, Any]:
+    """The streams of `dataset_name` by split."""
+    if source.kind is Kind.NOTHING:
+        return {}
+    if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED):
         raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
-    if (path / "dataset_dict.json").is_file():
-        raise UserError("streaming: a dataset saved with save_to_disk is already on disk.", "Remove streaming.")
-    if path.is_dir():
-        if tables := split_files(path):
-            return _tables(tables, "dataset_name", args)
-        return dict(datasets.load_dataset("imagefolder", data_files=split_folders(path), streaming=True))
-    if path.is_file() or is_pattern(name):
-        return _tables({"train": matching(name, "dataset_name")}, "dataset_name", args)
-    if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"dataset_name: file or folder {name!r} does not exist.")
-    hub_client.find("dataset_name", name, "dataset")
+    if source.tables is not None:
+        return _open_tables(source.tables, args)
+    if source.kind is Kind.IMAGE_FOLDER:
+        with folder_errors(source.path):
+            return dict(datasets.load_dataset("imagefolder", data_files=source.patterns, streaming=True))
     try:
-        return dict(datasets.load_dataset(name, args.dataset_config_name, streaming=True))
+        return dict(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"dataset_name: {name!r} cannot be streamed ({one_line(error)}).") from error
+        raise UserError(f"dataset_name: {source.name!r} cannot be streamed ({one_line(error)}).") from error
 
 
-def _tables(files: dict[str, list[str]], key: str, args: DataArguments) -> dict[str, Any]:
-    paths = [Path(p).expanduser() for names in files.values() for p in names]
-    kind = FORMATS.get(paths[0].suffix.lower())
-    if kind is None:
-        raise UserError(f"{key}: unsupported file format: {str(paths[0])!r}.", f"Use one of {', '.join(FORMATS)}.")
-    if missing := [p for p in paths if not p.is_file()]:
-        raise UserError(f"{key}: file {str(missing[0])!r} does not exist.")
-    listed = {split: [Path(p).expanduser() for p in names] for split, names in files.items()}
-    options = table_options(kind, listed, args)
-    streams = dict(datasets.load_dataset(kind, streaming=True, **options))
-    return {name: _with_features(stream, paths[0], args) for name, stream in streams.items()}
+def _open_tables(tables: Tables, args: DataArguments) -> dict[str, Any]:
+    streams = dict(datasets.load_dataset(tables.format, streaming=True, **table_options(tables, args)))
+    return {name: _with_features(stream, tables.first, args) for name, stream in streams.items()}
 
 
 def _with_features(stream: Any, file: Path, args: DataArguments) -> Any:

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_transfer import hub_client
 from hf_transfer.data import bundled
 from hf_transfer.data.labels import LABELS
-from hf_transfer.data.load import IN_MEMORY
+from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.splits import Data
 from hf_transfer.evaluation import metrics
 from hf_transfer.hub import card_sections
@@ -28,7 +27,15 @@ from hf_transfer.run_folder import CARD, RESULTS, read_results
 # ---- what a run records for its card -------------------------------------------------------------------------------
 
 
-def facts(values: Mapping[str, Any], data: Data, base: str | None, split: str) -> dict[str, Any]:
+def facts(
+    values: Mapping[str, Any],
+    data: Data,
+    base: str | None,
+    split: str,
+    *,
+    model_origin: Mapping[str, Any],
+    data_origin: Mapping[str, Any],
+) -> dict[str, Any]:
     """What the card needs in addition to the rest of `results.json`.
 
     Args:
@@ -36,13 +43,13 @@ def facts(values: Mapping[str, Any], data: Data, base: str | None, split: str) -
         data: the splits.
         base: what the model was loaded from (for an adapter, its backbone); None for random weights.
         split: the split that the metrics were computed on.
+        model_origin: license and language that the base model's repository states.
+        data_origin: license and language that the dataset's repository states.
     """
     dataset = values["dataset_name"] or values["train_file"]
     base_on_hub, bundled_data = hub_name(base), bundled.HUB.get(str(dataset))
     is_hub_dataset = values["dataset_name"] and not _is_local(dataset)
     dataset_on_hub = bundled_data.name if bundled_data else dataset if is_hub_dataset else None
-    model_card = hub_client.card_of(base_on_hub, "model") if base_on_hub else {}
-    dataset_card = hub_client.card_of(dataset_on_hub, "dataset") if dataset_on_hub else {}
     bundled_base = bundled.HUB.get(str(base)) or bundled.HUB.get(bundled_models.named_by(str(base)) or "")
     held_out, train, is_text = data.splits[split], data.train, values["task"] == "text-classification"
     is_shown = dataset_on_hub or bundled_data or dataset == IN_MEMORY
@@ -50,10 +57,10 @@ def facts(values: Mapping[str, Any], data: Data, base: str | None, split: str) -
         "base_model": base_on_hub,
         "dataset": dataset_on_hub,
         "dataset_shown": str(dataset) if is_shown else Path(str(dataset)).name,
-        "license": (bundled_base and bundled_base.license) or model_card.get("license"),
+        "license": (bundled_base and bundled_base.license) or model_origin.get("license"),
         "language": (bundled_data and bundled_data.language)
-        or dataset_card.get("language")
-        or model_card.get("language"),
+        or data_origin.get("language")
+        or model_origin.get("language"),
         "baseline": metrics.baseline(
             data.labels.problem_type,
             _labels(train),

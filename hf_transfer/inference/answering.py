@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.data.labels import Labels
+from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
 from hf_transfer.inference.inputs import Example, check_inputs, example, read_inputs
@@ -71,8 +71,8 @@ class Answering:
         several = isinstance(inputs, list | Dataset) or (isinstance(inputs, tuple) and not self.is_pair)
         items = list(inputs) if several else [inputs]
         examples = [self._example(item) for item in items]
-        for i, made in enumerate(examples):
-            if wrong := self._wrong(made):
+        for i, read in enumerate(examples):
+            if wrong := self._wrong(read):
                 raise UserError(f"inputs[{i}]: {wrong}.")
         return list(self.stream(examples, top_k, features))
 
@@ -82,17 +82,17 @@ class Answering:
             item = tuple(item[c] for c in columns)
         elif isinstance(item, dict) and not columns:
             texts = {k: Value("string") for k, v in item.items() if isinstance(v, str)}
-            found = self.task.input_columns(texts, self.data)
-            item = tuple(item[c] for c in found) if found else item
+            inputs = self.task.input_columns(texts, self.data)
+            item = tuple(item[c] for c in inputs) if inputs else item
         item = item[0] if isinstance(item, tuple) and len(item) == 1 else item
         raw = list(item) if isinstance(item, tuple) else [item]
         return example(self.task, raw if len(raw) > 1 else item, raw)
 
-    def _wrong(self, made: Example) -> str:
+    def _wrong(self, read: Example) -> str:
         """Why an example cannot be answered; empty where it can."""
-        if made.values is None:
-            return made.error
-        if self.columns and len(made.values) != len(self.columns):
+        if read.values is None:
+            return read.error
+        if self.columns and len(read.values) != len(self.columns):
             return f"the model reads {' and '.join(self.columns)}: give {'both' if self.is_pair else 'one'}"
         return ""
 
@@ -147,9 +147,9 @@ class Answering:
 
     def answer(self, logits: Any, top_k: int | None = None) -> dict[str, Any]:
         """The answer that one example's logits (labels,) stand for."""
-        if self.labels.problem_type == "regression":
+        if self.labels.problem_type == REGRESSION:
             return {"value": float(logits[0])}
-        several = self.labels.problem_type == "multi_label_classification"
+        several = self.labels.problem_type == MULTI_LABEL
         wide = np.asarray(logits, dtype=np.float64)
         scores = expit(wide) if several else softmax(wide)
         order = np.argsort(-scores, kind="stable")[:top_k] if top_k else range(len(scores))
@@ -170,8 +170,8 @@ class Answering:
         parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         if len(rows) == len(values):  # as the caller chose the batch
             parts = [rows]
-        found, vectors = zip(*(self._forward(part, features) for part in parts), strict=True)
-        logits = pooled(np.concatenate(found), owners, self.views.pool)
+        logits, vectors = zip(*(self._forward(part, features) for part in parts), strict=True)
+        logits = pooled(np.concatenate(logits), owners, self.views.pool)
         return logits, pooled(np.concatenate(vectors), owners, "mean") if features else None
 
     def _forward(self, rows: list[dict[str, Any]], features: bool) -> tuple[Any, Any]:

@@ -15,7 +15,8 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.examine import examine
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, encode, find_labels
-from hf_transfer.data.load import load_held_out, load_splits, standard_name
+from hf_transfer.data.load import load_held_out, load_splits
+from hf_transfer.data.locate import standard_name
 from hf_transfer.data.splits import draw, make_data
 from hf_transfer.data.streaming import beginning
 from hf_transfer.errors import UserError, nearest
@@ -49,10 +50,10 @@ class Evaluating(Answering):
         """
         name, examples, inputs = self._held_out(data, split, max_examples)
         if self.views.several:
-            found = self._measure_looks(examples, inputs)
+            results = self._measure_looks(examples, inputs)
         else:
-            found = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
-        return {**found, "metrics_split": name, "dataset": _name_of(data or self.data)}
+            results = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
+        return {**results, "metrics_split": name, "dataset": _name_of(data or self.data)}
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
@@ -85,16 +86,17 @@ class Evaluating(Answering):
             )
         splits, column = find_labels(splits if own else {name: examples}, inputs, args)
         if own:
-            whole = make_data(splits, inputs, column, self.labels, args, self.seed)
+            whole = make_data(splits, inputs, column, labels=self.labels, args=args, seed=self.seed)
             if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out
                 whole, _ = examine(whole, self.task.trace, args, self.seed, ("test", "validation"))
-            made = whole.splits
-            name = standard_name(split) if split else "test" if "test" in made else "validation"
-            if name not in made:
+            available = whole.splits
+            name = standard_name(split) if split else "test" if "test" in available else "validation"
+            if name not in available:
                 raise UserError(
-                    f"split: the data has no split {split!r}.", f"It has {', '.join(made)}.{nearest(name, made)}"
+                    f"split: the data has no split {split!r}.",
+                    f"It has {', '.join(available)}.{nearest(name, available)}",
                 )
-            examples = made[name]
+            examples = available[name]
         else:
             examples = encode(splits[name], name, column, self.labels)
         if max_examples is not None and max_examples < len(examples):
@@ -107,16 +109,16 @@ class Evaluating(Answering):
         for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
             rows = list(zip(*(batch[c] for c in inputs), strict=True))
             read = [example(self.task, None, row) for row in rows]
-            for i, made in enumerate(read):
-                if made.values is None:
+            for i, item in enumerate(read):
+                if item.values is None:
                     row = sum(len(part) for part in logits) + i
-                    raise UserError(f"Example {row} of the data cannot be used: {made.error}.")
-            logits.append(self.logits([made.values for made in read if made.values is not None])[0])
-        kind, found = self.labels.problem_type, np.concatenate(logits)
+                    raise UserError(f"Example {row} of the data cannot be used: {item.error}.")
+            logits.append(self.logits([item.values for item in read if item.values is not None])[0])
+        kind, pooled = self.labels.problem_type, np.concatenate(logits)
         labels = np.array(examples[LABELS][:])
-        loss = Loss(kind).total(torch.tensor(found), torch.tensor(labels)) / len(labels)
-        values = {"loss": float(loss), **metrics.compute(kind, found, labels)}
-        return measured(kind, values, found, labels, thresholds_of(self.model.config))
+        loss = Loss(kind).total(torch.tensor(pooled), torch.tensor(labels)) / len(labels)
+        values = {"loss": float(loss), **metrics.compute(kind, pooled, labels)}
+        return measured(kind, values, pooled, labels, thresholds_of(self.model.config))
 
     def measure(self, prepared: Dataset) -> dict[str, Any]:
         """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
@@ -137,8 +139,8 @@ class Evaluating(Answering):
                 data_collator=self.task.collator(self.processor),
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
-            found = held_out_metrics(trainer, prepared, self.labels.problem_type)
-        return {name: found[name] for name in ("metrics", "intervals", "num_examples")}
+            results = held_out_metrics(trainer, prepared, self.labels.problem_type)
+        return {name: results[name] for name in ("metrics", "intervals", "num_examples")}
 
 
 def _name_of(data: DataArguments) -> str | None:

@@ -64,17 +64,18 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
         path = Path(word)
         if word == STANDARD_INPUT or os.path.isdir(word) or (not word and not task.suffixes):
             continue
-        known = TABLES | LINES | task.suffixes
+        supported = TABLES | LINES | task.suffixes
         if _is_pipe(word) and not task.suffixes:
             continue
         if os.path.isfile(word):
-            if path.suffix.lower() not in known:
+            if path.suffix.lower() not in supported:
                 raise UserError(
-                    f"INPUT: {word!r} is a file of no known kind.", f"Known are {', '.join(sorted(known))} and folders."
+                    f"INPUT: {word!r} has an unsupported file type.",
+                    f"Supported: {', '.join(sorted(supported))} and folders.",
                 )
             if path.suffix.lower() in LINES and task.suffixes:
                 raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
-        elif task.suffixes or (path.suffix.lower() in known and not any(c.isspace() for c in word)):
+        elif task.suffixes or (path.suffix.lower() in supported and not any(c.isspace() for c in word)):
             beside = nearest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
             raise UserError(f"INPUT: there is no file or folder {word!r}.{beside}")
 
@@ -103,15 +104,15 @@ def _is_pipe(word: str) -> bool:
 
 def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
     kinds = task.suffixes or TABLES | LINES
-    found = sorted(
+    files = sorted(
         Path(place) / name
         for place, _, names in os.walk(folder)
         for name in names
         if Path(name).suffix.lower() in kinds and not name.startswith(".")
     )
-    if not found:
+    if not files:
         raise UserError(f"INPUT: the folder {str(folder)!r} holds no {', '.join(sorted(kinds))} files.")
-    for path in found:
+    for path in files:
         yield from _file(path, task, args)
 
 
@@ -196,16 +197,16 @@ def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -
     if names:
         return tuple(names)
     if task.suffixes:
-        found = [name for name in IMAGE_COLUMNS if name in row] or (list(row) if len(row) == 1 else [])
-        found = found[:1]
+        columns = [name for name in IMAGE_COLUMNS if name in row] or (list(row) if len(row) == 1 else [])
+        columns = columns[:1]
     else:
         texts = {name: Value("string") for name, value in row.items() if isinstance(value, str)}
-        found = list(task.input_columns(texts, args))
-    if not found:
+        columns = list(task.input_columns(texts, args))
+    if not columns:
         raise UserError(
             f"{task.input_key}: the input column of {str(path)!r} is not plain.", f"Name one of {', '.join(row)}."
         )
-    return tuple(found)
+    return tuple(columns)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -55,9 +55,9 @@ class Predictor(Evaluating):
             UserError: there is no such model, or it has no trained head.
         """
         others = ("per_device_eval_batch_size", "trust_remote_code")
-        known = {*DataArguments.__dataclass_fields__, *Views.__dataclass_fields__, *others}
-        for name in set(changes) - known:
-            raise UserError(f"{name} is no key of a trained model.{nearest(name, known)}")
+        changeable = {*DataArguments.__dataclass_fields__, *Views.__dataclass_fields__, *others}
+        for name in set(changes) - changeable:
+            raise UserError(f"{name} is no key of a trained model.{nearest(name, changeable)}")
         with _named_run():
             return cls._load(str(run), changes)
 
@@ -65,8 +65,8 @@ class Predictor(Evaluating):
     def _load(cls, run: str, changes: dict[str, Any]) -> Predictor:
         if not run:
             raise UserError("RUN: it is empty.", "Give the folder of a run, or a hub id.")
-        found = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
-        data = DataArguments(**{f.name: found[f.name] for f in fields(DataArguments) if f.name in found})
+        values = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
+        data = DataArguments(**{f.name: values[f.name] for f in fields(DataArguments) if f.name in values})
         model_args = ModelArguments(run, trust_remote_code=bool(changes.get("trust_remote_code")))
         config = read_config(model_args)
         task, labels = data.task or task_of(config, run), Labels.of(config)
@@ -78,18 +78,18 @@ class Predictor(Evaluating):
                 f"RUN: {run!r} holds no trained head ({', '.join(loaded.fresh[:2])} would be random).",
                 f"Train one with `hf-transfer train --model_name_or_path {run}`.",
             )
-        precision = next((p for p in ("bf16", "fp16") if found.get(p)), None)
+        precision = next((p for p in ("bf16", "fp16") if values.get(p)), None)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(
-            TASKS[task],
-            loaded.model.to(device).eval(),
-            processor,
-            loaded.labels,
-            data,
-            int(found.get("per_device_eval_batch_size") or BATCH_SIZE),
-            precision,
-            int(next((found[k] for k in ("data_seed", "seed") if found.get(k) is not None), 0)),
-            Views.of(changes),
+            task=TASKS[task],
+            model=loaded.model.to(device).eval(),
+            processor=processor,
+            labels=loaded.labels,
+            data=data,
+            batch_size=int(values.get("per_device_eval_batch_size") or BATCH_SIZE),
+            precision=precision,
+            seed=int(next((values[k] for k in ("data_seed", "seed") if values.get(k) is not None), 0)),
+            views=Views.of(changes),
         )
 
     def looking(self, **views: Any) -> Predictor:
@@ -141,12 +141,13 @@ def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
 
 @contextlib.contextmanager
 def _named_run() -> Iterator[None]:
-    """Here the model is named by RUN, not by a key."""
+    """Context in which errors about the model name `RUN`, as the command line does, instead of the key."""
     try:
         yield
     except UserError as error:
-        message, fix = (text.replace("model_name_or_path:", "RUN:") for text in (error.message, error.fix))
-        raise type(error)(message, fix) from error
+        if error.key != "model_name_or_path":
+            raise
+        raise error.with_key("RUN") from error
 
 
 def _keys_of_run(run: str) -> dict[str, Any]:
@@ -155,9 +156,9 @@ def _keys_of_run(run: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = {k: coerce(v, keys()[k]) for k, v in read_config_file(str(path)).items() if k in keys()}
-        if found.get("task") not in (None, *TASKS):
-            raise ValueError(f"task: {found['task']!r} is not one of {', '.join(TASKS)}.")
+        values = {k: coerce(v, keys()[k]) for k, v in read_config_file(str(path)).items() if k in keys()}
+        if values.get("task") not in (None, *TASKS):
+            raise ValueError(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.")
     except ValueError as error:
         raise UserError(f"RUN: {str(path)!r} is not what a run writes ({one_line(error)}).") from error
-    return found
+    return values

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig
@@ -29,6 +29,8 @@ from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
+_KEY = "model_name_or_path"
+
 
 @dataclass
 class Loaded:
@@ -39,17 +41,33 @@ class Loaded:
         labels: the labels, in the checkpoint's order if it has the same ones.
         fresh: names of newly initialized parameters that the checkpoint does not contain; they train with the head.
         notes: messages for the user.
+        origin: license and language of the hub repository that the weights come from, if it states them.
     """
 
     model: PreTrainedModel
     labels: Labels
     fresh: tuple[str, ...]
     notes: tuple[str, ...]
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def layer_rules(self) -> list[tuple[str, str]]:
         """Rules that put the newly initialized parameters into the head's group."""
         return [(f"^{re.escape(name)}$", HEAD) for name in self.fresh]
+
+
+class Weights(NamedTuple):
+    """A model as a checkpoint has it.
+
+    Attributes:
+        model: in fp32.
+        missing: names of the parameters missing from the checkpoint.
+        origin: see `Loaded`; for an adapter, of its backbone.
+    """
+
+    model: PreTrainedModel
+    missing: set[str]
+    origin: dict[str, Any]
 
 
 def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
@@ -64,9 +82,9 @@ def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
     if type(config) not in auto_class._model_mapping and not args.trust_remote_code:
         kind = auto_class.__name__.removeprefix("AutoModelFor")
         raise UserError(
-            f"model_name_or_path: {name!r} is a {config.model_type} model, which transformers does not support for "
-            f"{kind}.",
+            f"{name!r} is a {config.model_type} model, which transformers does not support for {kind}.",
             "Use a model that fits the data: a text encoder for texts, an image model for images.",
+            key=_KEY,
         )
     return config
 
@@ -90,16 +108,17 @@ def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise UserError(
-            f"model_name_or_path: {name!r} {problem}.",
+            f"{name!r} {problem}.",
             "Use a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
+            key=_KEY,
         )
     if name.startswith("timm/"):
         check_timm_name(name.removeprefix("timm/"))
-    is_away = hub_client.find("model_name_or_path", name, revision=args.model_revision)
-    whole = not (is_away or args.from_scratch or args.allow_pickle or args.trust_remote_code) and hub_client.fetch(
-        "model_name_or_path", name, args.model_revision
+    only_cached = _repository(args).only_cached
+    whole = not (only_cached or args.from_scratch or args.allow_pickle or args.trust_remote_code) and hub_client.fetch(
+        _KEY, name, args.model_revision
     )
-    if is_away or whole:
+    if only_cached or whole:
         options["local_files_only"] = True
     return name, options
 
@@ -121,8 +140,9 @@ def read_config(args: ModelArguments) -> PreTrainedConfig:
     place, options = source(args)
     if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise UserError(
-            f"model_name_or_path: folder {name!r} is not a saved model: it has no config.json.",
+            f"folder {name!r} is not a saved model: it has no config.json.",
             "Use a folder written by `save_pretrained` or by a run.",
+            key=_KEY,
         )
     try:
         return AutoConfig.from_pretrained(place, **options)
@@ -153,7 +173,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, missing = _from_checkpoint(args, auto_class, config)
+        model, missing, origin = _from_checkpoint(args, auto_class, config)
         notes = []
         if args.from_scratch:
             return Loaded(model, labels, (), ("Training from scratch: all weights are randomly initialized.",))
@@ -171,23 +191,21 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     body = sorted(missing - head)
     if body:
         notes.append(f"Missing from the checkpoint and trained with the head: {_some(body)}.")
-    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes))
+    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin)
 
 
-def _from_checkpoint(
-    args: ModelArguments, auto_class: Any, config: PreTrainedConfig
-) -> tuple[PreTrainedModel, set[str]]:
-    """(model in fp32, names of the parameters missing from the checkpoint); an adapter is loaded with its backbone."""
+def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
+    """Load a checkpoint; an adapter is loaded with its backbone."""
     name = _name(args)
     if args.from_scratch:
-        return auto_class.from_config(config, dtype=torch.float32), set()
+        return Weights(auto_class.from_config(config, dtype=torch.float32), set(), {})
     if name.startswith("bundled:"):
         from hf_transfer.models.bundled import load_weights
 
         loaded = load_weights(name, auto_class, config)
         if loaded is not None:
             loaded[0].name_or_path = name
-            return loaded
+            return Weights(*loaded, origin={})
     place, options = source(args)
     if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
         return _with_adapter(args, auto_class, config, adapter, place, options)
@@ -205,19 +223,21 @@ def _from_checkpoint(
         raise _not_found(name, error) from error
     if "labels" not in inspect.signature(model.forward).parameters:
         raise UserError(
-            f"model_name_or_path: {name!r} is a {type(model).__name__}, which computes no loss and cannot be trained.",
+            f"{name!r} is a {type(model).__name__}, which computes no loss and cannot be trained.",
             "Use the non-distilled version of the model (for DeiT, facebook/deit-base-patch16-224).",
+            key=_KEY,
         )
     for parameter in model.parameters():  # memory-mapped weights may be unaligned, which changes sums in the last bit
         parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
-    return model, (set(info["missing_keys"]) | mismatched) & parameters
+    origin = {} if Path(place).is_dir() else _repository(args).origin
+    return Weights(model, (set(info["missing_keys"]) | mismatched) & parameters, origin)
 
 
 def _with_adapter(
     args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str, options: Any
-) -> tuple[PreTrainedModel, set[str]]:
+) -> Weights:
     """Load the adapter in `place` on its backbone; see `_from_checkpoint`."""
     base = replace(
         args,
@@ -225,11 +245,11 @@ def _with_adapter(
         model_revision=adapter.revision or "main",
     )
     shared = _SHARED.get()
-    model, missing = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    model, missing, origin = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
     model, loaded = put_on(model, place, options, args.restart_adapter)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
         loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
-    return model, missing - loaded
+    return Weights(model, missing - loaded, origin)
 
 
 _LABEL_KEYS = (
@@ -261,10 +281,10 @@ class SharedBackbone:
     def __init__(self) -> None:
         self.name = ""
         self._key: Any = None
-        self._loaded: tuple[PreTrainedModel, set[str]] | None = None
+        self._loaded: Weights | None = None
 
-    def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
-        """(model around the shared tensors, with a head for the labels of `config`, names of missing parameters).
+    def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
+        """A model around the shared tensors, with a head for the labels of `config`.
 
         Raises:
             UserError: the backbone differs from the one that was loaded first.
@@ -272,9 +292,10 @@ class SharedBackbone:
         plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
         key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
         if self._loaded is None:
-            model, missing = _from_checkpoint(args, auto_class, config)
+            loaded = _from_checkpoint(args, auto_class, config)
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-            self._loaded, self._key, self.name = (model.to(device), missing), key, _name(args)
+            loaded.model.to(device)
+            self._loaded, self._key, self.name = loaded, key, _name(args)
         elif key != self._key:
             same = key[:2] == self._key[:2]
             raise UserError(
@@ -283,7 +304,7 @@ class SharedBackbone:
                 + f"; the bank's backbone is {self.name!r}.",
                 "Use one bank per backbone.",
             )
-        model, missing = self._loaded
+        model, missing, origin = self._loaded
         shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         own = copy.deepcopy(model, shared)
         for name, value in Labels.of(config).config_kwargs.items():
@@ -295,7 +316,7 @@ class SharedBackbone:
         head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
         for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
             own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
-        return own, missing
+        return Weights(own, missing, origin)
 
 
 def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
@@ -322,10 +343,16 @@ def _name(args: ModelArguments) -> str:
     return args.model_name_or_path
 
 
+def _repository(args: ModelArguments) -> hub_client.Repository:
+    """The hub's answer about a model that is not local."""
+    return hub_client.find(_KEY, _name(args), revision=args.model_revision)
+
+
 def _not_found(name: str, error: Exception) -> UserError:
     return UserError(
-        f"model_name_or_path: {name!r} cannot be loaded ({one_line(error)}).",
+        f"{name!r} cannot be loaded ({one_line(error)}).",
         "Use a hub id, a local folder, timm/<name> or bundled:<name>.",
+        key=_KEY,
     )
 
 

@@ -33,12 +33,13 @@ def check_timm_name(name: str) -> str:
         import timm
     except ImportError as error:
         raise UserError(
-            f"model_name_or_path: timm/{name} requires timm and torchvision, which are not installed.",
+            f"timm/{name} requires timm and torchvision, which are not installed.",
             'Install them with `pip install torch torchvision "hf-transfer-toolkit[vision]"`.',
+            key="model_name_or_path",
         ) from error
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise UserError(
-            f"model_name_or_path: timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}"
+            f"timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}", key="model_name_or_path"
         )
     return architecture

@@ -1,4 +1,4 @@
-"""Everything of a run before it trains: data, model, trainer, and the checks that can be made in advance."""
+"""Everything that a run does before training: data, model, trainer, and all checks that can be made in advance."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixe
 from hf_transfer.data.bucketing import describe
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
-from hf_transfer.data.labels import find_labels, infer_labels
+from hf_transfer.data.labels import Labels, find_labels, infer_labels
 from hf_transfer.data.load import load_splits
+from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
 from hf_transfer.data.streaming import Reader, Stream, beginning, held_out, open_streams
 from hf_transfer.errors import UserError, nearest, one_line
@@ -25,6 +26,7 @@ from hf_transfer.evaluation.metrics import names as metric_names
 from hf_transfer.features.examples import Views
 from hf_transfer.files import say
 from hf_transfer.models.load import Loaded
+from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import check_disk, choose_loader
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
@@ -34,26 +36,29 @@ from hf_transfer.training.linear_probe import note as note_on_head
 from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
-# Data keys that decide what is trained on: a resumed run has the same. What is evaluated on may be another.
-_CUT_SAMPLE = 1000  # training examples whose length is measured as the model counts it
+_CUT_SAMPLE = 1000  # training examples whose length is measured in the model's tokens
 
 
 @dataclass
 class Prepared:
-    """Data and model of a configuration, before there is a trainer.
+    """Data and model of a configuration.
 
     Attributes:
-        config: with what was seen from the data.
+        config: completed with what was inferred from the data and decided for the machine.
+        source: where the data is.
+        stream: raw training stream of a run with `streaming`, else None.
         task: what the model reads.
         inputs: the input columns.
         data: the splits.
         loaded: the model with its head, its labels, and notes for the user.
         processor: tokenizer or image processor.
-        facts: of the data.
-        chance: of augmentation.
+        facts: facts about the data.
+        chance: source of randomness for augmentation.
     """
 
     config: Config
+    source: Source
+    stream: Any
     task: Task
     inputs: tuple[str, ...]
     data: Data
@@ -68,39 +73,62 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Read the data, see what it is, load the model with a head for it, make the splits.
+    """Read the data, infer its task and labels, load the model with a head for them, and make the splits.
 
     Raises:
-        UserError: there is no such data or model, or they do not go together.
+        UserError: the data or the model does not exist, or they do not fit together.
     """
-    args = config.training
+    args, keys = config.training, config.data
     with args.main_process_first(desc="data"):
-        splits = (beginning if config.data.streaming else load_splits)(config.data)
-    task, inputs = choose_task(splits["train"].features, config.data)
-    splits, column = find_labels(splits, inputs, config.data)
-    skips = config.data.on_bad_example == "skip"
-    labels = infer_labels(splits["train"], column, config.data.problem_type, skips)
-    loaded, processor = task.load(config.model, config.data, labels)
+        source = locate(keys)
+        splits = (beginning if keys.streaming else load_splits)(keys, source)
+    task, inputs = choose_task(splits["train"].features, keys)
+    splits, column = find_labels(splits, inputs, keys)
+    labels = infer_labels(splits["train"], column, keys.problem_type, keys.on_bad_example == "skip")
+    loaded, processor = task.load(config.model, keys, labels)
     if spare := spare_tokens(args, loaded.model):
         processor.model_max_length -= spare
-    data = make_data(splits, inputs, column, loaded.labels, config.data, config.split_seed)
-    data, facts = know(task, data, config.data, processor, config.split_seed)
-    choose_loader(args, task, config.data.streaming)
-    problem_type = loaded.labels.problem_type
-    _check_best(args, problem_type, len(loaded.labels.names))
-    if not config.data.streaming:
+    data = make_data(splits, inputs, column, labels=loaded.labels, args=keys, seed=config.split_seed)
+    data, facts = know(task, data, keys, processor, config.split_seed)
+    stream = open_streams(keys, source)["train"] if keys.streaming else None
+    _check_best(args, loaded.labels)
+    if stream is None:
         _check_batches(args, len(data.train))
-    named = config.data.label_column_name or column
-    seen: dict[str, Any] = {"task": task.name, "problem_type": problem_type, "label_column_name": named}
+    config = with_decisions(
+        config.resolved(**_inferred(task, inputs, column, keys, loaded.labels.problem_type)),
+        choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
+        {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
+    )
+    return Prepared(
+        config=config,
+        source=source,
+        stream=stream,
+        task=task,
+        inputs=inputs,
+        data=data,
+        loaded=loaded,
+        processor=processor,
+        facts=facts,
+        chance=Chance(args.seed, keys.augmented_views),
+    )
+
+
+def _inferred(
+    task: Task, inputs: tuple[str, ...], column: str, keys: DataArguments, problem_type: str
+) -> dict[str, Any]:
+    """Data keys with what was inferred from the data."""
+    inferred: dict[str, Any] = {
+        "task": task.name,
+        "problem_type": problem_type,
+        "label_column_name": keys.label_column_name or column,
+    }
     if task.input_key:
-        seen[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
-    args.layer_rules = [*(args.layer_rules or []), *loaded.layer_rules] or None
-    chance = Chance(args.seed, config.data.augmented_views)
-    return Prepared(config.resolved(**seen), task, inputs, data, loaded, processor, facts, chance)
+        inferred[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
+    return inferred
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:
-    """(the data without what is left out, its facts): see `data.examine`."""
+    """(data without the examples that are left out, facts about it); see `data.examine`."""
     if not (args.data_facts or args.drop_leaks or args.on_bad_example == "skip"):
         return data, counts_only(data)
     data, facts = examine(data, task.trace, args, seed)
@@ -110,7 +138,7 @@ def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int)
 
 
 def prepare_splits(prepared: Prepared) -> dict[str, Any]:
-    """The splits as the model reads them, by name; the training split with its random changes, or as a stream."""
+    """The splits as model inputs, by name; the training split is augmented, or a stream."""
     task, inputs, args = prepared.task, prepared.inputs, prepared.config.data
     rest = {
         k: task.prepare(v, inputs, prepared.processor, args) for k, v in prepared.data.splits.items() if k != "train"
@@ -122,34 +150,29 @@ def prepare_splits(prepared: Prepared) -> dict[str, Any]:
 
 
 def training_stream(prepared: Prepared) -> Stream:
-    """The training set of a run with `streaming`, without what is held out."""
-    task, args, loader = prepared.task, prepared.config.data, prepared.config.training
-    source = open_streams(args)["train"]
+    """The training set of a run with `streaming`, without held-out examples."""
+    task, args = prepared.task, prepared.config.data
     reader = Reader(
-        prepared.inputs,
-        source.features,
-        prepared.loaded.labels,
-        args,
-        held_out(prepared.data),
-        task.read,
-        task.change(prepared.inputs, prepared.processor, args, prepared.chance),
+        inputs=prepared.inputs,
+        features=prepared.stream.features,
+        labels=prepared.loaded.labels,
+        args=args,
+        held=held_out(prepared.data),
+        read=task.read,
+        change=task.change(prepared.inputs, prepared.processor, args, prepared.chance),
     )
-    stream = Stream(source, reader, prepared.config.split_seed, args.shuffle_buffer_size)
-    loader.dataloader_num_workers = min(loader.dataloader_num_workers, stream.shards)
-    if not loader.dataloader_num_workers:  # neither goes without workers
-        loader.dataloader_persistent_workers, loader.dataloader_prefetch_factor = False, None
-    return stream
+    return Stream(prepared.stream, reader, prepared.config.split_seed, args.shuffle_buffer_size)
 
 
 def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTrainer:
-    """The trainer with its plan resolved, and everything checked that can be before training.
+    """The trainer with its plan resolved, after all checks that are possible before training.
 
     Raises:
-        UserError: the plan, the optimizer, the schedule or the tracker does not go with the model.
+        UserError: the plan, the optimizer, the schedule or the tracker does not fit the model.
     """
     args, output_dir = prepared.config.training, Path(str(prepared.config.training.output_dir))
     labels = prepared.loaded.labels
-    with _trainers_refusals(output_dir):
+    with _trainer_errors(output_dir):
         trainer = TransferTrainer(
             model=prepared.loaded.model,
             args=args,
@@ -171,54 +194,56 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
 
 
 def _course(prepared: Prepared) -> dict[str, Any]:
-    """The data keys that must stay the same; of a stream also what it begins with, and who reads it."""
+    """Data keys that must not change when resuming; for a stream also its first examples and number of workers."""
     data, args = prepared.config.data, prepared.config.training
-    found = {name: getattr(data, name) for name, about in settings_of(DataArguments).items() if about.resume == "fixed"}
+    fixed = {name: getattr(data, name) for name, about in settings_of(DataArguments).items() if about.resume == "fixed"}
     if data.streaming:
-        found |= {
+        fixed |= {
             "shuffle_buffer_size": data.shuffle_buffer_size,
             "max_eval_samples": data.max_eval_samples,
             "max_predict_samples": data.max_predict_samples,
             "dataloader_num_workers": args.dataloader_num_workers,
             "the stream's beginning": fingerprint(prepared.data.train),
         }
-    return found
+    return fixed
 
 
 def _collator(prepared: Prepared) -> Any:
-    """The task's, with mixup and cutmix.
+    """The task's collator, with mixup and cutmix.
 
     Raises:
-        UserError: the task's inputs cannot be mixed, or changed as images are.
+        UserError: a key does not apply to the task's inputs.
     """
     task, args = prepared.task, prepared.config.data
     collator = task.collator(prepared.processor)
     images_only = {"augmentation": "none", "random_erasing": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
     wanted = [k for k, nothing in images_only.items() if getattr(args, k) not in (nothing, 0.0)]
     if wanted and not task.mixes:
-        raise UserError(f"{wanted[0]}: it changes images, and the data is of {task.name}.", "Leave it out.")
+        raise UserError(
+            f"it applies to images only, and the task is {task.name}.", f"Remove {wanted[0]}.", key=wanted[0]
+        )
     if args.token_masking and task.mixes:
-        raise UserError("token_masking: it changes texts, and the data holds images.", "Leave it out.")
-    needs_mixing = Mixed.wanted(args) or Augmentation.wanted(args)  # also what drops the examples' numbers
+        raise UserError("it applies to texts only, and the data contains images.", "Remove it.", key="token_masking")
+    needs_mixing = Mixed.wanted(args) or Augmentation.wanted(args)  # it also drops the numbers of the examples
     return Mixed(collator, args, prepared.loaded.labels, prepared.chance) if needs_mixing else collator
 
 
 def _live_changes(prepared: Prepared) -> list[str]:
-    """Why training examples are not the same in every epoch."""
-    args, found = prepared.config.data, []
+    """Why training examples differ between epochs."""
+    args, reasons = prepared.config.data, []
     if Mixed.wanted(args):
-        found.append("mixup and cutmix blend other images in each epoch")
+        reasons.append("mixup and cutmix blend other images in each epoch")
     elif Augmentation.wanted(args) and args.augmented_views is None:
-        found.append("each epoch augments images anew; augmented_views: 4 keeps four views of each")
+        reasons.append("each epoch augments images anew; augmented_views: 4 keeps four views of each")
     if args.token_masking:
-        found.append("token_masking masks other tokens in each epoch")
-    return found
+        reasons.append("token_masking masks other tokens in each epoch")
+    return reasons
 
 
 def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
-    """What is known before training."""
+    """Print what is known before training."""
     config, data = prepared.config, prepared.data
-    seen = "a stream, of which are looked at " if config.data.streaming else ""
+    seen = "a stream, examined in advance: " if config.data.streaming else ""
     counts = ", ".join(f"{n} {seen if n == 'train' else ''}{len(split):,}" for n, split in data.splits.items())
     source = config.data.dataset_name or config.data.train_file
     say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
@@ -253,31 +278,32 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
 
 
 @contextlib.contextmanager
-def _trainers_refusals(output_dir: Path) -> Iterator[None]:
-    """Values that only Trainer's constructor rejects, such as a tracker that is not installed."""
+def _trainer_errors(output_dir: Path) -> Iterator[None]:
+    """Context in which errors of Trainer's constructor, such as a missing tracker, become `UserError`s."""
     existed = output_dir.exists()
     try:
         yield
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
-            output_dir.rmdir()  # Trainer makes it before it has looked at everything
+            output_dir.rmdir()  # Trainer creates it before it has checked everything
         if isinstance(error, UserError):
             raise
         raise UserError(one_line(error)) from error
 
 
-def _check_best(args: TransferArguments, problem_type: str, num_labels: int) -> None:
-    """Trainer looks for the metric after the first epoch only.
+def _check_best(args: TransferArguments, labels: Labels) -> None:
+    """Check `metric_for_best_model`, which Trainer reads only after the first epoch.
 
     Raises:
         UserError: there is no such metric.
     """
-    known = ("loss", *metric_names(problem_type, num_labels))
+    available = ("loss", *metric_names(labels.problem_type, len(labels.names)))
     wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if wanted not in known:
+    if wanted not in available:
         raise UserError(
-            f"metric_for_best_model: {args.metric_for_best_model!r} is no metric of {problem_type}.",
-            f"There are {', '.join(known)}.{nearest(wanted, known)}",
+            f"unknown metric {args.metric_for_best_model!r} for {labels.problem_type}.",
+            f"Available metrics: {', '.join(available)}.{nearest(wanted, available)}",
+            key="metric_for_best_model",
         )
 
 
@@ -288,7 +314,8 @@ def _check_batches(args: TransferArguments, examples: int) -> None:
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and examples < size:
         raise UserError(
-            f"per_device_train_batch_size: {args.per_device_train_batch_size} makes a batch of {size}, there are "
-            f"{examples} training examples, and dataloader_drop_last drops a batch that is not full.",
-            "Take a smaller batch, or leave dataloader_drop_last out.",
+            f"{args.per_device_train_batch_size} gives a global batch size of {size}, there are only {examples} "
+            "training examples, and dataloader_drop_last drops incomplete batches.",
+            "Use a smaller batch size, or remove dataloader_drop_last.",
+            key="per_device_train_batch_size",
         )

@@ -107,7 +107,9 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         announce(prepared, trainer)
     if preview:
         labels, collate = prepared.loaded.labels, trainer.data_collator
-        draw_preview(preview, splits["train"], collate, prepared.processor, labels, prepared.chance)
+        draw_preview(
+            preview, splits["train"], collate, processor=prepared.processor, labels=labels, chance=prepared.chance
+        )
     return Planned(
         config=config,
         plan=plan,

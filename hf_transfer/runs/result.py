@@ -68,10 +68,10 @@ class Result:
             UserError: there is no such data or key, or the labels are not the model's.
         """
         looking = self.predictor.looking(**{f.name: keys.pop(f.name) for f in fields(Views) if f.name in keys})
-        known = [f.name for f in fields(DataArguments)]
+        data_keys = [f.name for f in fields(DataArguments)]
         for name in keys:
-            if name not in known:
-                raise UserError(f"{name} is no key of data.{nearest(name, known)}")
+            if name not in data_keys:
+                raise UserError(f"{name} is no key of data.{nearest(name, data_keys)}")
         if dataset_name is None and "test_file" not in keys:
             own = replace(looking, data=replace(looking.data, **keys))
             return own.evaluate(split=split, max_examples=max_examples)
@@ -121,7 +121,7 @@ class Result:
 
     def __repr__(self) -> str:
         results = self.results
-        found = format_metrics(self.metrics, results["intervals"])
+        metrics = format_metrics(self.metrics, results["intervals"])
         count = len(self.plan.stages) if self.plan is not None else 0
         stages = f", {count} stage{'' if count == 1 else 's'}" if count else ""
         return "\n".join(
@@ -129,6 +129,6 @@ class Result:
                 f"Result of {results['model']} on {results['dataset']} ({results['strategy']}{stages}, "
                 f"{results['train_seconds']:.0f} s of training) in {self.output_dir}",
                 f"{results['metrics_split']}:",
-                *found,
+                *metrics,
             ]
         )

@@ -19,7 +19,7 @@ from transformers.trainer_callback import ProgressCallback
 from hf_transfer.adapters.attach import is_adapted, name_of
 from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import MULTI_LABEL
-from hf_transfer.data.load import IN_MEMORY
+from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.evaluation.measure import finite, held_out_metrics, without_speed
@@ -30,7 +30,8 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.conclusion import conclude
-from hf_transfer.runs.machine import check_writable, end_workers, fit_the_machine, quiet_libraries
+from hf_transfer.runs.decisions import with_decisions
+from hf_transfer.runs.machine import check_writable, end_workers, pin_memory, quiet_libraries, share_cores
 from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, save_model
@@ -101,22 +102,32 @@ class _Ready:
 
 
 def _prepare(config: Config) -> _Ready:
-    """Everything that can go wrong before the first step, in the order of what it costs to find out."""
+    """Everything that can fail before the first step, cheapest checks first."""
     args = config.training
     output_dir = Path(str(args.output_dir))
     checkpoint = _checkpoint(config, output_dir)
     check_writable(output_dir)
-    target, args.push_to_hub = push.wanted(config.values), False  # Trainer's own push needs the hub before training
+    target = push.wanted(config.values)
     doubt = push.before_training(target, output_dir) if target else ""
-    fit_the_machine(args)
+    share_cores(args)
     set_seed(args.seed)
+    # Trainer's own push would need the hub before training.
+    config = with_decisions(config, {"push_to_hub": False}, pin_memory(args))
     prepared = prepare(config)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
     trainer.boundary.decide()
-    ready = _Ready(prepared, splits, trainer, output_dir, checkpoint, target, _talks(args))
+    ready = _Ready(
+        prepared=prepared,
+        splits=splits,
+        trainer=trainer,
+        output_dir=output_dir,
+        checkpoint=checkpoint,
+        target=target,
+        talks=_talks(args),
+    )
     _replace_progress(trainer, output_dir, ready.talks)
     if trainer.is_world_process_zero():
         if ready.talks:
@@ -148,7 +159,14 @@ def _finish(ready: _Ready) -> Result:
     results |= _facts(config, task, prepared.data, trainer)
     results["data_facts"] = prepared.facts.to_dict()
     base = _base(config, trainer.model)
-    results["card"] = card.facts(config.values, prepared.data, base, results["metrics_split"])
+    results["card"] = card.facts(
+        config.values,
+        prepared.data,
+        base,
+        results["metrics_split"],
+        model_origin=prepared.loaded.origin,
+        data_origin=prepared.source.origin,
+    )
     check_saved(trainer, task, config, labels)
     end_workers(trainer)
     if trainer.is_world_process_zero():  # last: it marks a finished run
@@ -244,13 +262,13 @@ def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: 
     """Metrics of the held-out splits, with intervals for the one that counts."""
     validation = without_speed(trainer.evaluate(), "eval_")
     split = "test" if "test" in prepared else "validation"
-    found = held_out_metrics(trainer, prepared[split], problem_type)
+    held_out = held_out_metrics(trainer, prepared[split], problem_type)
     return {
-        "metrics": found["metrics"],
+        "metrics": held_out["metrics"],
         "metrics_split": split,
         "validation_metrics": validation,
-        "intervals": found["intervals"],
-        "confusion": found["confusion"],
+        "intervals": held_out["intervals"],
+        "confusion": held_out["confusion"],
     }
 
 

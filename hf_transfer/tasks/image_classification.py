@@ -192,7 +192,8 @@ def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | 
         processor = AutoImageProcessor.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path: cannot load an image processor from {args.model_name_or_path!r} ({one_line(error)})."
+            f"cannot load an image processor from {args.model_name_or_path!r} ({one_line(error)}).",
+            key="model_name_or_path",
         ) from error
     if config.to_dict().get("num_channels") and getattr(processor, "image_mean", None):
         channels = int(config.num_channels)

@@ -158,7 +158,7 @@ def _load_tokenizer(args: ModelArguments) -> Any:
         return AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path: cannot load a tokenizer from {args.model_name_or_path!r} ({one_line(error)})."
+            f"cannot load a tokenizer from {args.model_name_or_path!r} ({one_line(error)}).", key="model_name_or_path"
         ) from error
 
 

@@ -221,7 +221,7 @@ CASES = [
     ("predict {w}/bert text --top_k", "--top_k needs a value"),
     ("predict {w}/bert text --top_k many", "--top_k: 'many' is not a whole number"),
     ("predict {w}/bert {w}/god.csv", "Did you mean 'good.csv'?"),
-    ("predict {w}/bert {w}/data.xlsx", "is a file of no known kind"),
+    ("predict {w}/bert {w}/data.xlsx", "has an unsupported file type"),
     ("predict {w}/bert {w}/two_texts.csv", "several columns contain text"),
     ("predict {w}/bert {w}/good.csv --text_column_name txt", "has no column 'txt'"),
     ("predict {w}/bert {w}/header.csv", "holds no examples"),
@@ -315,12 +315,20 @@ def _ask(monkeypatch, endpoint: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "code", "said"),
     [
-        ("--model_name_or_path me/code-404 --train_file {w}/good.csv", 2, "'me/code-404' is no file or folder here"),
-        ("--model_name_or_path me/code-401 --train_file {w}/good.csv", 2, "keeps it private"),
-        ("--model_name_or_path me/gated-code-403 --train_file {w}/good.csv", 2, "granted access"),
+        (
+            "--model_name_or_path me/code-404 --train_file {w}/good.csv",
+            2,
+            "'me/code-404' is not a local file or folder",
+        ),
+        ("--model_name_or_path me/code-401 --train_file {w}/good.csv", 2, "or it is private"),
+        (
+            "--model_name_or_path me/gated-code-403 --train_file {w}/good.csv",
+            2,
+            "is gated, and this account has no access",
+        ),
         ("--model_name_or_path me/code-404 --model_revision moved --train_file {w}/good.csv", 2, "no revision 'moved'"),
-        ("--model_name_or_path me/code-500 --train_file {w}/good.csv", 1, "refused to say"),
-        ("--model_name_or_path me/code-403 --train_file {w}/good.csv", 1, "refused to say"),
+        ("--model_name_or_path me/code-500 --train_file {w}/good.csv", 1, "refused the request"),
+        ("--model_name_or_path me/code-403 --train_file {w}/good.csv", 1, "refused the request"),
         ("--model_name_or_path {w}/bert --dataset_name me/code-404", 2, "has no such dataset"),
         ("--model_name_or_path {w}/bert --dataset_name me/code-503", 1, "Try again later"),
     ],
@@ -401,7 +409,7 @@ def test_a_full_disk(world, tmp_path):
         shutil.rmtree(tmp_path / "out")
         assert main([*argv, "--save_strategy", "no"]) == 0
         done = _full_disk(tmp_path / "again", world)
-        assert done.returncode == 1 and "MB left, and the run writes at least" in done.stderr
+        assert done.returncode == 1 and "MB free, and the run writes at least" in done.stderr
         assert not (tmp_path / "again").exists()
     finally:
         subprocess.run(["umount", tmp_path], check=True)

@@ -298,7 +298,7 @@ def test_tokens_are_masked_but_for_special_ones(tiny_bert_folder):
 def test_texts_are_not_changed_as_images_are(key, tiny_bert_folder, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "\n".join(f"words {i},{'xy'[i % 2]}" for i in range(20)))
     keys = {"train_file": f"{tmp_path}/a.csv", "output_dir": f"{tmp_path}/o", "log_level": "error", **key}
-    with pytest.raises(UserError, match=f"{next(iter(key))}: it changes images"):
+    with pytest.raises(UserError, match=f"{next(iter(key))}: it applies to images only"):
         fine_tune(tiny_bert_folder, **keys)
 
 

@@ -117,7 +117,7 @@ def test_a_run_over_a_stream(tiny_bert_folder, tmp_path, capsys):
     name = write(tmp_path / "d")
     run = fine_tune(tiny_bert_folder, name, output_dir=str(tmp_path / "o"), **{**KEYS, "log_level": "warning"})
     said = capsys.readouterr().out
-    assert "train a stream, of which are looked at 108" in said and "12 of 120 training examples are held out" in said
+    assert "train a stream, examined in advance: 108" in said and "12 of 120 training examples are held out" in said
     assert run.results["num_train_examples"] == 48 and run.results["labels"] == ["a", "b"]
     assert run.trainer.state.global_step == 6 and run.results["train_samples_per_second"] > 0
     held = set(run.trainer.train_dataset.read.held)

@@ -205,11 +205,10 @@ def test_a_folder_of_a_run_has_the_base_of_that_run(run, tmp_path):
     assert card.hub_name(str(tmp_path / "gone")) is None
 
 
-def test_licence_and_language_come_from_the_hubs_cards(monkeypatch):
-    told = {("model", "a/b"): {"license": "mit", "language": ["en", "de"]}, ("model", "c/d"): {"license": "other"}}
-    monkeypatch.setattr(hub_client, "_CARDS", told)
-    assert hub_client.card_of("a/b", "model") == {"license": "mit", "language": ["en", "de"]}
-    assert hub_client.card_of("c/d", "model") == hub_client.card_of("e/f", "model") == {}
+def test_a_repository_states_license_and_language_or_nothing():
+    stated = hub_client.Repository(card={"license": "mit", "language": ["en", "de"], "tags": ["x"]})
+    assert stated.origin == {"license": "mit", "language": ["en", "de"]}
+    assert hub_client.Repository(card={"license": "other"}).origin == hub_client.Repository().origin == {}
 
 
 def test_card_examples_can_be_left_out(made, run, tmp_path):

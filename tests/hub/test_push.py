@@ -408,12 +408,12 @@ WEIGHTS = "/resolve/.*adapter_model.safetensors"
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ({"path": WEIGHTS, "method": "GET", "truncate": True, "times": -1}, "a file came incomplete"),
-        ({"path": WEIGHTS, "method": "GET", "corrupt": True}, "do not have the hash that the hub gives"),
-        ({"path": WEIGHTS, "method": "GET", "drop": True, "times": -1}, "the connection broke off"),
-        ({"path": WEIGHTS, "status": 500, "times": -1}, "it has a fault of its own (500"),
-        ({"path": "/api/models/alice/", "status": 500, "times": -1}, "refused to say whether it has"),
-        ({"path": WEIGHTS, "status": 403, "times": -1}, "the token may not do this (403"),
+        ({"path": WEIGHTS, "method": "GET", "truncate": True, "times": -1}, "a file arrived incomplete"),
+        ({"path": WEIGHTS, "method": "GET", "corrupt": True}, "do not match the hub's hash"),
+        ({"path": WEIGHTS, "method": "GET", "drop": True, "times": -1}, "the connection was lost"),
+        ({"path": WEIGHTS, "status": 500, "times": -1}, "server error (HTTP 500"),
+        ({"path": "/api/models/alice/", "status": 500, "times": -1}, "refused the request for"),
+        ({"path": WEIGHTS, "status": 403, "times": -1}, "the token lacks permission (HTTP 403"),
     ],
 )
 def test_downloads_that_fail(fault, said, hub, lfs, run):
@@ -431,25 +431,31 @@ def test_downloads_that_fail(fault, said, hub, lfs, run):
 
 FOR_EVER = {"times": -1}
 FAULTS = {
-    "whoami-401": ({"path": "whoami", "status": 401, **FOR_EVER}, "it does not accept the token (401"),
-    "whoami-500": ({"path": "whoami", "status": 500, **FOR_EVER}, "it has a fault of its own (500"),
-    "create-403": ({"path": "repos/create", "status": 403, **FOR_EVER}, "the token may not do this (403"),
+    "whoami-401": ({"path": "whoami", "status": 401, **FOR_EVER}, "the token is not accepted (HTTP 401"),
+    "whoami-500": ({"path": "whoami", "status": 500, **FOR_EVER}, "server error (HTTP 500"),
+    "create-403": ({"path": "repos/create", "status": 403, **FOR_EVER}, "the token lacks permission (HTTP 403"),
     "commit-404": (
         {"path": "/commit/", "status": 404, "code": "RepoNotFound", **FOR_EVER},
-        "it has no such repository or revision, or keeps it private from this account (404",
+        "no such repository or revision, or it is private (HTTP 404",
     ),
-    "preupload-500": ({"path": "preupload", "status": 500, **FOR_EVER}, "it has a fault of its own (500"),
-    "commit-500": ({"path": "/commit/", "status": 500, **FOR_EVER}, "it has a fault of its own (500"),
-    "commit-dropped": ({"path": "/commit/", "drop": True, **FOR_EVER}, "the connection broke off"),
-    "commit-412": ({"path": "/commit/", "status": 412}, "somebody else changed the repository meanwhile (412"),
+    "preupload-500": ({"path": "preupload", "status": 500, **FOR_EVER}, "server error (HTTP 500"),
+    "commit-500": ({"path": "/commit/", "status": 500, **FOR_EVER}, "server error (HTTP 500"),
+    "commit-dropped": ({"path": "/commit/", "drop": True, **FOR_EVER}, "the connection was lost"),
+    "commit-412": (
+        {"path": "/commit/", "status": 412},
+        "the repository was changed by someone else in the meantime (HTTP 412",
+    ),
     "card-400": ({"path": "validate-yaml", "status": 400, **FOR_EVER}, "made for a test"),
 }
 OF_LFS = {
-    "lfs-hash": ({"path": "/__lfs__/", "status": 400, "message": "sha256 mismatch"}, "refused (400: sha256 mismatch"),
-    "lfs-500": ({"path": "/__lfs__/", "status": 500, **FOR_EVER}, "it has a fault of its own (500"),
-    "lfs-dropped": ({"path": "/__lfs__/", "drop": True, **FOR_EVER}, "the connection broke off"),
+    "lfs-hash": (
+        {"path": "/__lfs__/", "status": 400, "message": "sha256 mismatch"},
+        "refused (HTTP 400: sha256 mismatch",
+    ),
+    "lfs-500": ({"path": "/__lfs__/", "status": 500, **FOR_EVER}, "server error (HTTP 500"),
+    "lfs-dropped": ({"path": "/__lfs__/", "drop": True, **FOR_EVER}, "the connection was lost"),
 }
-OF_XET = {"xet-403": ({"path": "xet-write-token", "status": 403, **FOR_EVER}, "the token may not do this (403)")}
+OF_XET = {"xet-403": ({"path": "xet-write-token", "status": 403, **FOR_EVER}, "the token lacks permission (HTTP 403)")}
 
 
 def fails(hub, client, run, name, fault, said):
@@ -515,7 +521,9 @@ def test_a_hub_that_refuses_the_connection(hub, lfs, run):
     finally:
         lfs.python(f"constants.ENDPOINT = {hub.endpoint!r}\nfound = 1")
     assert (
-        (code, out) == (1, "") and "to http://127.0.0.1:9 failed: it cannot be reached" in err and "HF_ENDPOINT" in err
+        (code, out) == (1, "")
+        and "to http://127.0.0.1:9 failed: the hub cannot be reached" in err
+        and "HF_ENDPOINT" in err
     )
 
 
@@ -540,7 +548,7 @@ except UserError as error:
     found = str(error)
 """
     said = lfs.python(code)
-    assert "somebody else changed the repository meanwhile (412" in said and "Retry with" in said
+    assert "the repository was changed by someone else in the meantime (HTTP 412" in said and "Retry with" in said
     assert hub.files("alice/raced")["notes.md"] == b"theirs" and len(hub.commits("alice/raced")) == 4
 
 
@@ -556,8 +564,8 @@ def as_user(lfs):
 @pytest.mark.parametrize(
     ("token", "target", "said"),
     [
-        ("", "alice/x", "there is no token"),
-        ("hf_nobodyKnowsThisOne", "alice/x", "it does not accept the token (401"),
+        ("", "alice/x", "no token is set"),
+        ("hf_nobodyKnowsThisOne", "alice/x", "the token is not accepted (HTTP 401"),
         (READER, "alice/x", "is read-only (HTTP 403)"),
         (TOKEN, "bob/x", "has no write access to 'bob' (HTTP 403)"),
     ],
@@ -599,7 +607,7 @@ with warnings.catch_warnings(record=True) as caught:
 found = [str(result.push_error), [str(c.message) for c in caught if "failed" in str(c.message)], result.metrics]
 """
     error, warned, metrics = lfs.python(code)
-    assert "the connection broke off" in error and len(warned) == 1 and "accuracy" in metrics
+    assert "the connection was lost" in error and len(warned) == 1 and "accuracy" in metrics
 
 
 def test_a_hub_that_repeats_the_token_is_not_repeated(hub, lfs, run):
