@@ -15,15 +15,15 @@ class UserError(ValueError):
     callers can catch it as one.
 
     Args:
-        problem: what is wrong.
+        message: what is wrong. torch raises an error of a data loader's worker again by this name of the argument.
         fix: what to do about it.
         key: the key at fault; the message starts with it.
     """
 
     exit_code: ClassVar[int] = 2
 
-    def __init__(self, problem: str, fix: str = "", key: str = ""):
-        self.problem, self.fix, self.key = _from_worker(problem) or problem, fix, key
+    def __init__(self, message: str, fix: str = "", key: str = ""):
+        self.problem, self.fix, self.key = _from_worker(message) or message, fix, key
         super().__init__(f"{self.message} {fix}".strip())
 
     @property
