@@ -57,7 +57,7 @@ MUTANTS = [
         "plan/plateau.py",
         "so_far.since_best < stage.patience",
         "so_far.since_best <= stage.patience",
-        "tests/training/test_stages.py",
+        "tests/plan tests/training/test_stages.py",
     ),
     # ---- optimizer groups
     Mutant("optimizer groups", G, "requires_grad or not any(rates)", "requires_grad", "tests/plan"),
@@ -149,7 +149,7 @@ MUTANTS = [
         "training/run_identity.py",
         "return {number: state[name]",
         'return dict(saved["state"]) or {number: state[name]',
-        "tests/training/test_resuming.py -k 'not killed'",
+        "tests/training/test_run_identity.py",
     ),
     Mutant("resuming", "training/resuming.py", 'state["total_loss"]', "0.0", "tests/training/test_resuming.py"),
     # ---- losses
@@ -203,8 +203,8 @@ MUTANTS = [
     Mutant(
         "hub",
         "hub/files.py",
-        "if not any(fnmatch(path.name, pattern) for pattern in KNOWN)",
-        "if False",
+        "if path.is_file() and any(fnmatch(path.name, pattern) for pattern in wanted)",
+        "if path.is_file()",
         "tests/hub/test_push.py -k 'beside or exactly or stays'",
     ),
     Mutant(

@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_transfer import TransferTrainer
-from hf_transfer.training.ddp import data_parallel
+from hf_transfer.training.ddp import data_parallel, on_any_rank
 from tests.helpers import (
     CHECKPOINTING,
     arguments,
@@ -349,8 +349,10 @@ def main(folder: Path) -> None:
             torch.save(copy_state(trainer.model), folder / f"{case}.pt")
     results["naive"], results["naive, all in the optimizer"] = naive(folder, False), naive(folder, True)
     heads = gather_object([solved(folder)[0]])
+    here = [dist.get_rank() == 0, dist.get_rank() == 1, True, False]
+    flags = gather_object([on_any_rank(here, trainer.args.device)])
     if trainer.is_world_process_zero():
-        results["solved"] = heads
+        results["solved"], results["on any rank"] = heads, flags
         (folder / "results.json").write_text(json.dumps(results))
 
 

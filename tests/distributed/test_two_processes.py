@@ -64,6 +64,11 @@ def test_the_ranks_are_equal_by_every_bit(case, seen):
     assert results[case]["stages"] == expected
 
 
+def test_a_flag_of_any_rank_is_seen_by_all(seen):
+    _, processes, results = seen
+    assert results["on any rank"] == [[True, True, True, False]] * processes
+
+
 @pytest.mark.parametrize("case", [*cases.EXACT, *(c for c in cases.LOOSE if "traversal" not in c)])
 def test_no_graph_is_walked_and_no_frozen_gradient_is_sent(case, seen):
     """Every byte that the reducer handles is of a parameter that has a gradient."""

@@ -295,6 +295,16 @@ def test_a_dropout_between_frozen_groups_is_frozen_though_its_parent_is_not():
     assert id(model.timm_model.head_drop) not in frozen
 
 
+def test_a_dropout_at_the_end_follows_the_last_group_before_it():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Dropout(0.5))
+    groups = layer_groups(model, [("^0", 0), ("^1", "head")])
+    model[0].requires_grad_(False)
+    assert not any(m is model[2] for m in frozen_modules(model, groups))
+    model[0].requires_grad_(True)
+    model[1].requires_grad_(False)
+    assert any(m is model[2] for m in frozen_modules(model, groups))
+
+
 def test_batchnorm_without_affine_follows_its_block():
     model = nn.Sequential(
         nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False)), nn.Linear(2, 2)

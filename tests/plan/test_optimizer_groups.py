@@ -46,6 +46,20 @@ def test_biases_norms_and_what_the_model_lists_are_not_decayed(make, data, tmp_p
         assert group[name]["weight_decay"] == (0.0 if parameter.ndim <= 1 or listed else 0.1), name
 
 
+def test_a_group_that_is_frozen_at_first_starts_from_its_own_rate(tmp_path):
+    """Schedulers multiply `lr`, so that 0 would stay 0."""
+    model = tiny_bert(layers=3)
+    groups = layer_groups(model)
+
+    class Keys(PlanArguments):
+        num_train_epochs = 4.0
+
+    plan = make_plan(Keys(strategy="gradual", learning_rate=1e-3, stage_lr_decay=0.1), groups)
+    made = parameter_groups(model, groups, plan, weight_decay=0.0)
+    assert any(not group["rates"][0] for group in made)
+    assert [group["lr"] for group in made] == [next(rate for rate in group["rates"] if rate) for group in made]
+
+
 def test_groups_are_merged(tmp_path):
     """No more groups than distinct (rates over the stages, decay)."""
     _, optimizer, _ = optimizer_of(tiny_bert(layers=6), tmp_path, strategy="full", weight_decay=0.1)

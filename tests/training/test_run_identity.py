@@ -124,3 +124,9 @@ def test_other_data_is_another_run(change, said, now):
     with pytest.raises(UserError, match="not the same run") as refusal:
         run_identity.compare(now["facts"], {**now["facts"], **change}, True)
     assert said in str(refusal.value)
+
+
+def test_the_optimizers_state_goes_by_name():
+    """Another order, one parameter more and one less: positions say nothing."""
+    saved = {"state": {0: "of a", 1: "of b", 2: "of c"}}
+    assert run_identity.by_name(saved, ["a", "b", "c"], ["c", "new", "a"]) == {0: "of c", 2: "of a"}

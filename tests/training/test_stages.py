@@ -349,3 +349,13 @@ def test_a_backend_that_cannot_change_what_trains_is_refused(backend, tmp_path, 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", pretend)
     with pytest.raises(UserError, match=r"changes what trains.*FSDP 2"):
         TransferTrainer(tiny_bert(), arguments(tmp_path, strategy="gradual"), train_dataset=texts())
+
+
+def test_what_is_frozen_again_has_no_optimizer_state(tmp_path):
+    model = tiny_bert(layers=1)
+    stages = [{"train": "all", "epochs": 1}, {"train": "head", "epochs": 1}]
+    trainer = TransferTrainer(model, arguments(tmp_path, stages=stages), train_dataset=texts(16))
+    trainer.train()
+    names = {id(p): n for n, p in model.named_parameters()}
+    with_state = {names[id(p)] for p in trainer.optimizer.state}
+    assert with_state == {"classifier.weight", "classifier.bias"}
