@@ -53,7 +53,8 @@ def notation(texts: Collection[str]) -> Notation:
     `nan` and `inf` among numbers are numbers, which are refused later; by themselves they are names.
 
     Raises:
-        UserError: they are numbers with two readings: `1,234` may have a decimal comma or a thousands separator.
+        UserError: they are numbers with two readings (`1,234` may have a decimal comma or a thousands separator), or
+            are written in several ways.
     """
     finite = [t for t in texts if not _NOT_FINITE.fullmatch(t)]
     if finite and all(_WHOLE.fullmatch(t) for t in finite):
@@ -75,8 +76,13 @@ def notation(texts: Collection[str]) -> Notation:
             )
         return Notation.COMMA
     units = [m and (m["before"], m["after"]) for m in map(_UNITS.fullmatch, texts)]
-    if all(units) and len(set(units)) == 1:
+    if all(units) and len(set(units)) == 1 and any(units[0]):
         return Notation.UNIT
+    if all(number(t) is not None for t in texts):
+        raise UserError(
+            f"the labels are numbers that are written in different ways, such as {', '.join(sorted(texts)[:3])}.",
+            "Write all of them alike, or set problem_type: single_label_classification if they are names.",
+        )
     return Notation.NAMES
 
 
