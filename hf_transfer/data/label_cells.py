@@ -75,8 +75,9 @@ def notation(texts: Collection[str]) -> Notation:
                 "Write it without the comma, or set problem_type: single_label_classification if it is a name.",
             )
         return Notation.COMMA
-    units = [m and (m["before"], m["after"]) for m in map(_UNITS.fullmatch, texts)]
-    if all(units) and len(set(units)) == 1 and any(units[0]):
+    matched = [_UNITS.fullmatch(t) for t in texts]
+    units = {(m["before"], m["after"]) if m else (None, None) for m in matched}
+    if len(units) == 1 and units != {(None, None)}:
         return Notation.UNIT
     if all(number(t) is not None for t in texts):
         raise UserError(

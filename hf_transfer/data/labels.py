@@ -200,7 +200,8 @@ def encode(split: Dataset, name: str, column: str, labels: Labels, fix: str = ""
 def _namer(feature: Any, names: Collection[str]) -> Callable[[Any], str]:
     """The function from a raw label value to its class name.
 
-    `1.0` is class `1` where that is a class and `1.0` is none: tables with missing labels hold integers as floats.
+    `1.0` is class `1` where that is a class and `1.0` is none: tables with missing labels hold integers as floats. `1` is
+    class `LABEL_1` of a checkpoint whose classes have no better names.
     """
     if _named(feature):
         int2str: Callable[[Any], str] = _source(feature).int2str
@@ -209,8 +210,11 @@ def _namer(feature: Any, names: Collection[str]) -> Callable[[Any], str]:
 
     def name(value: Any) -> str:
         written = name_of(value)
-        whole = written.partition(".")
-        return whole[0] if written not in known and whole[1] and not whole[2].strip("0") else written
+        if written in known:
+            return written
+        whole, point, decimals = written.partition(".")
+        whole = whole if point and not decimals.strip("0") else written
+        return f"LABEL_{whole}" if f"LABEL_{whole}" in known else whole
 
     return name
 

@@ -207,6 +207,8 @@ def test_a_held_out_split_alone_is_read_as_the_model_needs_it():
     assert encode(found.splits["test"], "test", "label", known)["labels"][:] == [1, 0]
     floats = Dataset.from_dict({"label": [1.0, 2.0]})
     assert encode(floats, "test", "label", Labels(SINGLE, ("1", "2")))["labels"][:] == [0, 1]
+    generic = encode(Dataset.from_dict({"label": ["1", "0"]}), "test", "label", Labels(SINGLE, ("LABEL_0", "LABEL_1")))
+    assert generic["labels"][:] == [1, 0]
     text = Dataset.from_dict({"label": ["1.0", "2"]})
     assert encode(text, "test", "label", Labels(SINGLE, ("1", "2")))["labels"][:] == [0, 1]
 
