@@ -200,8 +200,8 @@ def encode(split: Dataset, name: str, column: str, labels: Labels, fix: str = ""
 def _namer(feature: Any, names: Collection[str]) -> Callable[[Any], str]:
     """The function from a raw label value to its class name.
 
-    `1.0` is class `1` where that is a class and `1.0` is none: tables with missing labels hold integers as floats. `1` is
-    class `LABEL_1` of a checkpoint whose classes have no better names.
+    `1.0` is class `1` where that is a class and `1.0` is none: tables with missing labels hold integers as floats. `1`
+    is class `LABEL_1` of a checkpoint whose classes have no better names.
     """
     if _named(feature):
         int2str: Callable[[Any], str] = _source(feature).int2str

@@ -42,6 +42,7 @@ class Loaded:
         fresh: names of newly initialized parameters that the checkpoint does not contain; they train with the head.
         notes: messages for the user.
         origin: license and language of the hub repository that the weights come from, if it states them.
+        grown: number of embeddings that were added for tokens beyond the checkpoint's last one.
     """
 
     model: PreTrainedModel
@@ -49,6 +50,7 @@ class Loaded:
     fresh: tuple[str, ...]
     notes: tuple[str, ...]
     origin: dict[str, Any] = field(default_factory=dict)
+    grown: int = 0
 
     @property
     def layer_rules(self) -> list[tuple[str, str]]:

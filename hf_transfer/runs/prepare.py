@@ -89,6 +89,7 @@ def prepare(config: Config) -> Prepared:
     found = find_labels(splits, inputs, keys)
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
     loaded, processor = task.load(config.model, keys, labels)
+    _check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
         processor.model_max_length -= spare
     data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
@@ -327,6 +328,19 @@ def _check_best(args: TransferArguments, labels: Labels) -> None:
             f"unknown metric {args.metric_for_best_model!r} for {labels.problem_type}.",
             f"Available metrics: {', '.join(available)}.{nearest(wanted, available)}",
             key="metric_for_best_model",
+        )
+
+
+def _check_grown(loaded: Loaded, args: TransferArguments) -> None:
+    """Raises:
+    UserError: embeddings were added, which an adapter would not save.
+    """
+    if loaded.grown and (is_adapted(loaded.model) or args.adapter not in (None, "none")):
+        raise UserError(
+            f"the tokenizer has {loaded.grown} more tokens than the model has embeddings, and an adapter does not save "
+            "embeddings.",
+            "Resize and save the model first (model.resize_token_embeddings), or train without an adapter.",
+            key="adapter",
         )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from datasets import Dataset, Image, Value
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
@@ -19,6 +20,7 @@ from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.tokenizer_fit import check_tokenizer, grow_embeddings, max_tokens, settle
 
 # Usual column names of GLUE and other hub datasets, tried before "the only text column"; pairs before their parts.
 _USUAL = (
@@ -33,8 +35,6 @@ _USUAL = (
     ("text",),
     ("sentence",),
 )
-_UNBOUNDED = 10**9  # tokenizers without a limit report 1e30
-_DEFAULT_LENGTH = 512
 _CHARACTERS = 100  # characters read per token at most: tokenizing 10 MB only to truncate it would take minutes
 
 
@@ -79,19 +79,24 @@ class TextClassification(Task):
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForSequenceClassification)
         tokenizer = _load_tokenizer(model_args)
-        if config.pad_token_id is None:  # decoders classify the last non-padding token
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
+        notes = check_tokenizer(tokenizer, str(model_args.model_name_or_path))
+        if not 0 <= (-1 if config.pad_token_id is None else config.pad_token_id) < len(tokenizer):
             config.pad_token_id = tokenizer.pad_token_id
-        limit = data_args.max_seq_length or _readable(tokenizer, config)
-        if limit > _readable(tokenizer, config):
-            raise UserError(
-                f"max_seq_length: {limit} exceeds the model's maximum of {_readable(tokenizer, config)} tokens."
-            )
+        loaded = load_model(model_args, AutoModelForSequenceClassification, config, labels)
+        longest = max_tokens(loaded.model, tokenizer)
+        limit = data_args.max_seq_length or longest
+        if limit > longest:
+            raise UserError(f"max_seq_length: {limit} exceeds the model's maximum of {longest} tokens.")
         tokenizer.model_max_length = limit
         if data_args.truncation_side:
             tokenizer.truncation_side = data_args.truncation_side
-        return load_model(model_args, AutoModelForSequenceClassification, config, labels), tokenizer
+        grown = grow_embeddings(loaded.model, tokenizer)
+        if grown:
+            notes.append(
+                f"Added {grown} embeddings for tokens beyond the checkpoint's: each starts as the mean of all."
+            )
+        notes += settle(loaded.model, tokenizer)
+        return replace(loaded, notes=(*loaded.notes, *notes), grown=grown), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         for column in inputs:
@@ -246,12 +251,3 @@ def _readable_part(text: str, tokenizer: Any) -> str:
     """The part of a text that can fit into the maximum length, from the end that truncation keeps."""
     most = tokenizer.model_max_length * _CHARACTERS
     return text[-most:] if tokenizer.truncation_side == "left" else text[:most]
-
-
-def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:
-    """Maximum number of tokens of model and tokenizer; RoBERTa's positions start after the padding index."""
-    positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2
-    limit = min(tokenizer.model_max_length, positions)
-    return _DEFAULT_LENGTH if limit >= _UNBOUNDED else limit
