@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
@@ -97,12 +98,20 @@ def confusion(results: Mapping[str, Any]) -> list[str]:
     if len(names) <= _MAX_CLASSES:
         columns = ("true \\ predicted", *names)
         return table(columns, [(name, *row) for name, row in zip(names, counts, strict=True)])
-    errors = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
-    largest = sorted(errors, key=lambda entry: -entry[0])[:_MAX_CONFUSIONS]
-    rows = [(names[i], names[j], n, sum(counts[i])) for n, i, j in largest]
+    pairs = counts["pairs"] if isinstance(counts, Mapping) else _pairs(counts)
+    totals: Counter[int] = Counter()
+    for i, _, n in pairs:
+        totals[i] += n
+    largest = sorted(((i, j, n) for i, j, n in pairs if i != j), key=lambda pair: -pair[2])[:_MAX_CONFUSIONS]
+    rows = [(names[i], names[j], n, totals[i]) for i, j, n in largest]
     if not rows:
         return ["All predictions are correct."]
     return ["The most frequent errors:", "", *table(("true", "predicted", "errors", "examples"), rows)]
+
+
+def _pairs(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """[(true class, predicted class, count)] of the pairs that occur."""
+    return [(i, j, n) for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
 
 
 # ---- labels and data -----------------------------------------------------------------------------------------------
