@@ -22,8 +22,8 @@ def metrics_of(problem_type: str, prediction: EvalPrediction, decides: str | Non
     Args:
         problem_type: as in `transformers` configurations.
         prediction: logits and labels.
-        decides: `metric_for_best_model`. Where it is undefined (a correlation of constant predictions), it is NaN, which
-            is never the best; Trainer would end the run if it were missing.
+        decides: `metric_for_best_model`. Where it is undefined (a correlation of constant predictions), it is NaN,
+            which is never the best; Trainer would end the run if it were missing.
     """
     values = metrics.compute(problem_type, logits_of(prediction.predictions), prediction.label_ids)
     name = (decides or "").removeprefix("eval_")

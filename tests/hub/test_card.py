@@ -153,6 +153,8 @@ def test_other_problem_types_and_many_classes(made):
     page = rendered(card.text({**results, "labels": many, "confusion": table.tolist()}, keys))
     assert "And 20 more, in <code>config.json</code>" in page
     assert "<td>class 3</td>\n<td>class 7</td>\n<td>4</td>\n<td>9</td>" in page
+    pairs = [[i, j, int(table[i, j])] for i, j in np.argwhere(table)]
+    assert rendered(card.text({**results, "labels": many, "confusion": {"pairs": pairs}}, keys)) == page
     several = {**results, "problem_type": "multi_label_classification", "confusion": [[3, 1, 2], [4, 0, 0]]}
     page = rendered(card.text(several, keys))
     assert "<td>no</td>\n<td>3</td>\n<td>1</td>\n<td>2</td>" in page and "sigmoid()" in page
