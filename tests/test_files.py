@@ -45,7 +45,7 @@ VALUES = [
     (range(2), [0, 1]),
     ((n for n in (1, 2)), [1, 2]),
     ({"a": 1}.items(), [["a", 1]]),
-    ({1: 2, None: 3, True: float("nan"), (1, 2): 4, DAY: 5, Color.RED: 6}, None),
+    ({1: 2, None: 3, np.int64(4): float("nan"), (1, 2): 4, DAY: 5, Color.RED: 6}, None),
     (np.float32(0.5), 0.5),
     (np.float64("nan"), None),
     (np.longdouble(0.5), 0.5),
@@ -80,7 +80,7 @@ VALUES = [
 @pytest.mark.parametrize(("value", "expected"), VALUES, ids=lambda v: type(v).__name__)
 def test_any_value_can_be_written(value, expected, tmp_path):
     if isinstance(value, dict):
-        expected = {"1": None, "null": 3, "[1, 2]": 4, "2026-11-03": 5, "red": 6}  # True is 1, for Python too
+        expected = {"1": 2, "null": 3, "4": None, "[1, 2]": 4, "2026-11-03": 5, "red": 6}
     write_json(tmp_path / "new" / "a.json", {"value": value})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"value": expected}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]
