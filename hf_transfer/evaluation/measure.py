@@ -27,7 +27,9 @@ def metrics_of(problem_type: str, prediction: EvalPrediction, decides: str | Non
     """
     values = metrics.compute(problem_type, logits_of(prediction.predictions), prediction.label_ids)
     name = (decides or "").removeprefix("eval_")
-    return {name: math.nan, **values} if name in METRIC_TABLE and name != LOSS else values
+    if name in METRIC_TABLE and name != LOSS:
+        values.setdefault(name, math.nan)
+    return values
 
 
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         groups = stage["groups"]
         trained = ", ".join(groups) if len(groups) < 4 else f"{len(groups)} groups, {groups[0]} … {groups[-1]}"
         rows.append(
-            (escape(stage["name"]), f"{stage['epochs']:g}", escape(trained), f"{stage['trainable_parameters']:,}", span)
+            (escape(stage["name"]), _epochs(stage, results), escape(trained), f"{stage['trainable_parameters']:,}", span)
         )
     columns = ("stage", "epochs", "trained groups", "trainable parameters", "learning rate")
     lines = table(columns, rows) if rows else []
@@ -189,6 +189,13 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         )
     values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
     return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
+
+
+def _epochs(stage: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The length of a stage; None in the results if plateaus end stages, and the last one takes what is left."""
+    if stage["epochs"] is not None:
+        return f"{stage['epochs']:g}"
+    return "remaining" if stage is results["plan"][-1] else "until a plateau"
 
 
 def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -163,6 +163,13 @@ def test_other_problem_types_and_many_classes(made):
     assert "One value, price." in page and "logits.item()" in page and "Confusion matrix" not in page
 
 
+def test_stages_that_end_at_plateaus_have_no_number_of_epochs(made):
+    results, keys = made
+    head = {**results["plan"][0], "epochs": None}
+    page = card.text({**results, "plan": [{**head, "name": "first"}, {**head, "name": "last"}]}, keys)
+    assert "| first | until a plateau |" in page and "| last | remaining |" in page
+
+
 def test_an_adapter_that_peft_does_not_know_says_so(made):
     results, keys = made
     results["adapter"] = "bottleneck"
