@@ -23,8 +23,8 @@ from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
 from hf_transfer.data.streaming import Reader, Stream, beginning, held_out, open_streams
 from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.evaluation import metric_table
 from hf_transfer.evaluation.measure import metrics_of
-from hf_transfer.evaluation.metrics import names as metric_names
 from hf_transfer.features.examples import Views
 from hf_transfer.files import say
 from hf_transfer.models.load import Loaded
@@ -204,7 +204,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             eval_dataset=validation,
             processing_class=prepared.processor,
             data_collator=_collator(prepared),
-            compute_metrics=lambda p: metrics_of(labels.problem_type, p),
+            compute_metrics=lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model),
         )
         trainer.data_keys = _course(prepared)
         trainer.add_callback(Epochs(prepared.chance))
@@ -321,8 +321,8 @@ def _check_best(args: TransferArguments, labels: Labels) -> None:
     Raises:
         UserError: there is no such metric.
     """
-    available = ("loss", *metric_names(labels.problem_type, len(labels.names)))
-    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    available = (metric_table.LOSS, *metric_table.names(labels.problem_type, len(labels.names)))
+    wanted = (args.metric_for_best_model or metric_table.LOSS).removeprefix("eval_")
     if wanted not in available:
         raise UserError(
             f"unknown metric {args.metric_for_best_model!r} for {labels.problem_type}.",
