@@ -13,8 +13,10 @@ from datasets import Dataset, DatasetDict
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import bundled
+from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.image_paths import with_images
-from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate, standard_name
+from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.errors import UserError, nearest, one_line
 
 # Missing values in CSV files. Shorter than pandas' own list: `NA`, `None` and `null` may be words or class names.
@@ -90,7 +92,7 @@ def _read_named(source: Source, args: DataArguments) -> DatasetDict:
         if source.kind is Kind.SAVED:
             saved = datasets.load_from_disk(str(source.path))
             return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-        return datasets.load_dataset("imagefolder", data_files=source.patterns)
+        return read_image_folder(source.path, args)
 
 
 def _read_from_hub(name: str, config_name: str | None) -> DatasetDict:

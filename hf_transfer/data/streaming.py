@@ -11,24 +11,28 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from datasets import Dataset, DatasetDict, Features, Image
+from datasets import Dataset, Features, Image
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.duplicates import content_hash
+from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode, find_labels
 from hf_transfer.data.load import table_options
-from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate, standard_name
+from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
+from hf_transfer.data.raw import RawSplits
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data
+from hf_transfer.data.stream_order import check_order, interleaved
 from hf_transfer.errors import UserError, one_line
 
 LOOK_TEXTS, LOOK_IMAGES = 10_000, 1_000  # minimum number of examples read in advance
@@ -41,7 +45,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 # ---- the examples read in advance ----------------------------------------------------------------------------------
 
 
-def beginning(args: DataArguments, source: Source | None = None) -> DatasetDict:
+def beginning(args: DataArguments, source: Source | None = None) -> RawSplits:
     """The splits that are read in advance: validation and test, and the first examples of the training stream.
 
     Args:
@@ -52,7 +56,9 @@ def beginning(args: DataArguments, source: Source | None = None) -> DatasetDict:
         UserError: the data does not exist, cannot be streamed, or has an empty split.
     """
     streams = open_streams(args, source)
-    splits = {"train": _take(streams["train"], _num_training_examples(streams, args))}
+    number = _num_training_examples(streams, args)
+    splits = {"train": _take(streams["train"], number)}
+    check_order(splits["train"], len(splits["train"]) < number, args)
     if "validation" in streams:
         splits["validation"] = _take(streams["validation"], args.max_eval_samples)
     if "test" in streams and args.max_predict_samples:
@@ -60,7 +66,7 @@ def beginning(args: DataArguments, source: Source | None = None) -> DatasetDict:
     for name, split in splits.items():
         if not len(split):
             raise UserError(f"The {name} split has no examples.")
-    return DatasetDict(splits)
+    return RawSplits(splits, streams.notes, streams.written)
 
 
 def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
@@ -76,8 +82,16 @@ def _take(stream: Any, number: int | None) -> Dataset:
     return Dataset.from_list(rows, features=stream.features)
 
 
-def open_streams(args: DataArguments, source: Source | None = None) -> dict[str, Any]:
-    """`datasets.IterableDataset`s by split, with undecoded images.
+class Streams(dict[str, Any]):
+    """`datasets.IterableDataset`s by split, with what was noticed when they were opened; see `RawSplits`."""
+
+    def __init__(self, streams: Mapping[str, Any], notes: Sequence[str] = (), written: Iterable[str] = ()):
+        super().__init__(streams)
+        self.notes, self.written = list(notes), frozenset(written)
+
+
+def open_streams(args: DataArguments, source: Source | None = None) -> Streams:
+    """The streams of the data by split, with undecoded images.
 
     Args:
         args: data keys.
@@ -87,12 +101,13 @@ def open_streams(args: DataArguments, source: Source | None = None) -> dict[str,
         UserError: the data does not exist, cannot be streamed, or has no training split.
     """
     source = source or locate(args)
-    streams = {standard_name(name): stream for name, stream in _open_named(source, args).items()}
+    named = _open_named(source, args)
+    streams = Streams({standard_name(name): stream for name, stream in named.items()}, named.notes, named.written)
     for split, tables in source.files.items():
         streams[split] = _open_tables(tables, args)[split]
     if "train" not in streams:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
-    return {name: _undecoded(stream) for name, stream in streams.items()}
+    return Streams({name: _undecoded(stream) for name, stream in streams.items()}, streams.notes, streams.written)
 
 
 def _undecoded(stream: Any) -> Any:
@@ -102,19 +117,21 @@ def _undecoded(stream: Any) -> Any:
     return stream
 
 
-def _open_named(source: Source, args: DataArguments) -> dict[str, Any]:
+def _open_named(source: Source, args: DataArguments) -> Streams:
     """The streams of `dataset_name` by split."""
     if source.kind is Kind.NOTHING:
-        return {}
+        return Streams({})
     if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED):
         raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
     if source.tables is not None:
-        return _open_tables(source.tables, args)
+        return Streams(_open_tables(source.tables, args))
     if source.kind is Kind.IMAGE_FOLDER:
         with folder_errors(source.path):
-            return dict(datasets.load_dataset("imagefolder", data_files=source.patterns, streaming=True))
+            raw = read_image_folder(source.path, args)
+        streams = {name: interleaved(split) for name, split in raw.items()}
+        return Streams(streams, raw.notes, raw.written)
     try:
-        return dict(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
+        return Streams(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"dataset_name: {source.name!r} cannot be streamed ({one_line(error)}).") from error
 

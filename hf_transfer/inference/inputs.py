@@ -18,7 +18,8 @@ from typing import Any
 from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.image_paths import IMAGE_COLUMNS
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, UNREADABLE_IMAGES
+from hf_transfer.data.image_tree import visible_files
 from hf_transfer.data.load import convert
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.tasks.base import Task
@@ -104,16 +105,15 @@ def _is_pipe(word: str) -> bool:
 
 def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
     kinds = task.suffixes or TABLES | LINES
-    files = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in kinds and not name.startswith(".")
-    )
+    unreadable = UNREADABLE_IMAGES if task.suffixes else {}
+    files = [p for p in visible_files(folder) if p.suffix.lower() in kinds or p.suffix.lower() in unreadable]
     if not files:
         raise UserError(f"INPUT: the folder {str(folder)!r} holds no {', '.join(sorted(kinds))} files.")
     for path in files:
-        yield from _file(path, task, args)
+        if remedy := unreadable.get(path.suffix.lower()):
+            yield Example(str(path), None, f"{path.suffix} images cannot be read. {remedy}")
+        else:
+            yield from _file(path, task, args)
 
 
 def _file(path: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
