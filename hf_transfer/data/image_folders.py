@@ -17,9 +17,9 @@ from datasets.table import InMemoryTable
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_layout import Split, find_layout
-from hf_transfer.data.image_metadata import Described, Metadata, find_metadata
+from hf_transfer.data.image_metadata import Described, Metadata, find_metadata, split_by_column
 from hf_transfer.data.image_paths import UNREADABLE_IMAGES
-from hf_transfer.data.image_tree import IMAGE, Folder, walk
+from hf_transfer.data.image_tree import IMAGE, Folder, plural, walk
 from hf_transfer.data.raw import RawSplits
 from hf_transfer.errors import UserError, one_line
 
@@ -38,9 +38,12 @@ def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
         OSError: a folder cannot be read.
     """
     root = walk(folder)
-    _check_has_images(root)
     tables = find_metadata(root)
+    root.take({path for table in tables.values() for path in table.rows})
+    _check_has_images(root)
     layout = find_layout(root, lambda inner: inner.path in tables)
+    if len(layout.splits) == 1:
+        layout.splits = split_by_column(layout.splits[0], tables, layout.notes)
     reader = _Reader(args, layout.notes)
     splits: dict[str, Dataset] = {}
     for split in layout.splits:
@@ -48,9 +51,9 @@ def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
         splits[split.name] = reader.read(described)
         layout.notes.append(_count(described, len(splits[split.name])))
     _check_all_listed(root, layout.splits, tables, args, layout.notes)
-    outside = root.tally - sum(map(_tally, layout.splits), Counter[str]())
+    outside = root.tally - sum((split.tally for split in layout.splits), Counter[str]())
     if outside:
-        layout.notes.append(f"Outside the splits: {outside.total():,} files left out ({_kinds(outside)}).")
+        layout.notes.append(f"In no split: {plural(outside.total(), 'file')} ({_kinds(outside)}).")
     text = [name for table in tables.values() if table.is_text for name in table.columns]
     return RawSplits(splits, layout.notes, written=text)
 
@@ -99,8 +102,8 @@ class _Reader:
         split = described.split
         is_flat = not split.class_names
         if not split.paths:
-            tally = _tally(split)
-            raise _error(f"the {split.name} split has no image that can be read ({_kinds(tally)}).", _remedies(tally))
+            kinds = _kinds(split.tally)
+            raise _error(f"the {split.name} split has no image that can be read ({kinds}).", _remedies(split.tally))
         if label := described.label_columns(self.args):
             self._check_agreement(described, label)
             self._check_listed(described)
@@ -113,8 +116,6 @@ class _Reader:
         elif split.problem is not None:
             raise split.problem
         else:
-            if None in split.classes:  # listed files outside the class folders
-                described.keep([i for i, name in enumerate(split.classes) if name is not None], "in no class folder")
             self._note_unlisted(described)
             made = _dataset(split.paths, described, split.classes, self._class_names(split), self._label_name())
         self.first = self.first or made
@@ -144,7 +145,7 @@ class _Reader:
         if described.tables and unlisted:
             table, columns = described.tables[0].path, ", ".join(described.columns)
             self.notes.append(
-                f"{described.split.name}: {unlisted:,} images are not listed in {table}; they have no {columns}."
+                f"{described.split.name}: no {columns} for {plural(unlisted, 'image')} that {table} does not list."
             )
 
     def _check_listed(self, described: Described) -> None:
@@ -183,7 +184,7 @@ class _Reader:
         if differing and {label for _, label, _ in pairs} & set(split.class_names):
             path, label, name = differing[0]
             raise _error(
-                f"{where} and the class folders disagree about {len(differing):,} images: {path!r} is {label!r} in the "
+                f"{where} and the class folders disagree about {plural(len(differing), 'image')}: {path!r} is {label!r} in the "
                 f"table and in folder {name!r}.",
                 f"Correct one of them, or set label_column_name: {column} to use the table.",
             )
@@ -204,13 +205,13 @@ def _check_all_listed(
     missing = [path for path in unread if not Path(path).exists()]
     if missing and args.on_bad_example != "skip":
         raise _error(
-            f"the metadata lists {len(missing):,} images that do not exist (such as {missing[0]!r}).",
+            f"the metadata lists {plural(len(missing), 'image')} missing on disk (such as {missing[0]!r}).",
             "Correct the paths, which are relative to the table, or set on_bad_example: skip to leave them out.",
         )
     if missing:
-        notes.append(f"The metadata lists {len(missing):,} images that do not exist (such as {missing[0]!r}).")
+        notes.append(f"The metadata lists {plural(len(missing), 'image')} missing on disk (such as {missing[0]!r}).")
     if others := len(unread) - len(missing):
-        notes.append(f"The metadata lists {others:,} files that are in no split.")
+        notes.append(f"The metadata lists {plural(others, 'file')} that are not read.")
 
 
 # ---- datasets ------------------------------------------------------------------------------------------------------
@@ -278,17 +279,12 @@ def _image_cells(paths: Sequence[str]) -> pa.StructArray:
 
 def _count(described: Described, read: int) -> str:
     """How many files of a split were found, read and left out."""
-    tally = _tally(described.split)
-    left_out = tally - described.others
+    tally = described.split.tally
+    left_out = tally + described.left_out
     left_out[IMAGE] = 0
-    left_out += described.left_out
-    note = f"{described.split.name}: {tally.total():,} files found, {read:,} read"
+    note = f"{described.split.name}: {plural(tally.total(), 'file')} found, {read:,} read"
     note += f"; left out: {_kinds(left_out)}." if left_out.total() else "."
     return f"{note} {_remedies(left_out)}".strip()
-
-
-def _tally(split: Split) -> Counter[str]:
-    return sum((folder.tally for folder in split.folders), Counter[str]())
 
 
 def _kinds(tally: Counter[str]) -> str:

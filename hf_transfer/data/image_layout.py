@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_transfer.data.image_tree import IMAGE, Folder
+from hf_transfer.data.image_tree import IMAGE, Folder, plural
 from hf_transfer.data.split_names import FILLERS, SPLITS, split_roles
 from hf_transfer.errors import UserError
 
@@ -25,14 +26,14 @@ class Split:
 
     Attributes:
         name: `train`, `validation` or `test`.
-        folders: the folders that hold it.
+        tally: number of files in its folders, by kind.
         paths: absolute paths of its images.
         classes: class folder of each image; None where there is none.
         problem: why the folders do not say the classes.
     """
 
     name: str
-    folders: list[Folder]
+    tally: Counter[str]
     paths: list[str]
     classes: list[str | None]
     problem: UserError | None = None
@@ -72,7 +73,7 @@ def find_layout(root: Folder, has_table: Callable[[Folder], bool]) -> Layout:
     if below := _splits_below_classes(node):
         notes.append(f"{_listed(node, node.with_images)}: classes, with the splits in folders below them.")
         return Layout(below, notes)
-    return Layout([_find_classes("train", node, node, frozenset(), notes)], notes)
+    return Layout([_find_classes("train", node, (), notes)], notes)
 
 
 # ---- splits --------------------------------------------------------------------------------------------------------
@@ -100,9 +101,10 @@ def _are_classes(
     if not others:
         return False
     if train is not None and (not train.is_flat or has_table(train)):
-        classes = {f.name for f in train.with_images}
-        if not any(f.with_images and classes.isdisjoint(g.name for g in f.with_images) for f in others):
-            unused = ", ".join(f"{_relative(node, f)} ({_images(f.tally[IMAGE])})" for f in others)
+        classes = {f.name for f in _unwrapped("train", train).with_images}
+        below = [{f.name for f in _unwrapped("", other).with_images} for other in others]
+        if not any(names and classes.isdisjoint(names) for names in below):
+            unused = ", ".join(f"{_relative(node, f)} ({plural(f.tally[IMAGE], 'image')})" for f in others)
             notes.append(f"Not used, because the name says no split: {unused}.")
             return False
     elif named == [train] and all(f.is_flat for f in inside) and len(others) > 1:
@@ -129,7 +131,7 @@ def _named_splits(named: Sequence[tuple[str, Folder]], notes: list[str]) -> Layo
         by_split[split] = folder
     splits, trained = list[Split](), frozenset[str]()
     for name in (name for name in SPLITS if name in by_split):
-        found = _find_classes(name, by_split[name], by_split[name], trained, notes)
+        found = _find_classes(name, by_split[name], trained, notes)
         trained = trained or frozenset(found.class_names)
         splits.append(found)
     return Layout(splits, notes)
@@ -152,7 +154,7 @@ def _splits_below_classes(node: Folder) -> list[Split]:
         folders = [(label, by_split[split]) for label, by_split in rows]
         paths = [path for _, folder in folders for path in _paths(folder)]
         classes: list[str | None] = [label for label, folder in folders for _ in folder.images]
-        splits.append(Split(split, [folder for _, folder in folders], paths, classes))
+        splits.append(Split(split, sum((f.tally for _, f in folders), Counter[str]()), paths, classes))
     return splits
 
 
@@ -165,34 +167,42 @@ def _is_wrapper(node: Folder) -> bool:
     return len(inside) == 1 and not node.images and not inside[0].images and not inside[0].is_flat
 
 
-def _find_classes(split: str, place: Folder, node: Folder, trained: Collection[str], notes: list[str]) -> Split:
-    """The images of a split by the class folders below `node`; the uppermost folder is the class, as in torchvision.
-
-    Args:
-        split: name of the split.
-        place: its folder.
-        node: where to look in it.
-        trained: classes of the training split.
-        notes: gets notes about how it was read.
-    """
+def _unwrapped(split: str, node: Folder, trained: Collection[str] = ()) -> Folder:
+    """The folder of a split without wrappers such as `images`, or its own name again."""
     inside = node.with_images
     if len(inside) == 1 and not node.images and inside[0].name not in trained:
         (inner,) = inside
         repeats = inner.name == node.name or inner.name.lower() in FILLERS or _roles([inner]) == {inner.name: split}
         if repeats or _is_wrapper(node):
-            return _find_classes(split, place, inner, trained, notes)
+            return _unwrapped(split, inner, trained)
+    return node
+
+
+def _find_classes(split: str, place: Folder, trained: Collection[str], notes: list[str]) -> Split:
+    """The images of a split by the class folders in `place`; the uppermost folder is the class, as in torchvision.
+
+    Args:
+        split: name of the split.
+        place: its folder.
+        trained: classes of the training split.
+        notes: gets notes about how it was read.
+    """
+    node = _unwrapped(split, place, trained)
+    inside = node.with_images
     paths, classes = _paths(node), list[str | None]([None] * len(node.images))
     for folder in inside:
         for inner in folder.below():
             paths += _paths(inner)
         classes += [folder.name] * (len(paths) - len(classes))
     problem = _problem(node)
+    if empty := [f.name for f in node.folders if inside and not f.holds_images]:
+        notes.append(f"{split}: no class, because there is no image in it: {', '.join(empty)}.")
     if not problem and (nested := [f for f in inside if not f.is_flat]):
         notes.append(
             f"{split}: the classes are the folders {_listed(node, inside)}; images in folders below them (as in "
             f"{_relative(node, nested[0].with_images[0])}) belong to the uppermost folder."
         )
-    return Split(split, [place], paths, classes, problem)
+    return Split(split, place.tally, paths, classes, problem)
 
 
 def _paths(folder: Folder) -> list[str]:
@@ -205,13 +215,13 @@ def _problem(node: Folder) -> UserError | None:
     where = f"folder {node.path!r}"
     if not inside:
         return _error(
-            f"{where} contains {_images(len(node.images))}, but no class folders.",
+            f"{where} contains {plural(len(node.images), 'image')}, but no class folders.",
             "Put the images of each class into a folder of its own, or list them with their labels in a metadata.csv "
             "(columns file_name and label).",
         )
     if node.images:
         return _error(
-            f"{where} contains {_images(len(node.images))} (such as {node.images[0]!r}) next to the class folders "
+            f"{where} contains {plural(len(node.images), 'image')} (such as {node.images[0]!r}) next to the class folders "
             f"{_listed(node, inside)}.",
             "Move them into a class folder, or out of the way.",
         )
@@ -260,10 +270,6 @@ def _uneven(node: Folder, inside: Sequence[Folder]) -> UserError | None:
 
 def _error(message: str, fix: str) -> UserError:
     return UserError(message, fix, key="dataset_name")
-
-
-def _images(number: int) -> str:
-    return "1 image" if number == 1 else f"{number:,} images"
 
 
 def _relative(node: Folder, folder: Folder) -> str:

@@ -12,13 +12,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_layout import Split
 from hf_transfer.data.image_paths import IMAGE_COLUMNS
-from hf_transfer.data.image_tree import Folder
+from hf_transfer.data.image_tree import IMAGE, Folder
+from hf_transfer.data.split_names import SPLITS, split_roles
 from hf_transfer.errors import UserError, one_line
 
 _PATH_COLUMNS = ("file_name", *(name for name in IMAGE_COLUMNS if name != "file_name"))
@@ -141,10 +142,9 @@ class Described:
     """A split with the rows that metadata tables have for its images.
 
     Attributes:
-        split: its images. Files that a table lists are among them, whatever their suffix.
+        split: its images.
         rows: row of each image; None if no table lists it.
         tables: tables that describe any of its images.
-        others: number of listed files that do not look like images, by kind.
         left_out: number of images that are left out, by reason.
     """
 
@@ -157,21 +157,6 @@ class Described:
         for path in split.paths:
             table = by_folder[_folder_of(path)]
             self.rows.append(None if table is None else table.rows.get(path))
-        self.others = self._add_other_files()
-
-    def _add_other_files(self) -> Counter[str]:
-        """Add the listed files that do not look like images; returns their number by kind."""
-        class_of = dict(zip(map(_folder_of, self.split.paths), self.split.classes, strict=True))
-        known, places = set(self.split.paths), tuple(f"{folder.path}{os.sep}" for folder in self.split.folders)
-        added = Counter[str]()
-        for table in self.tables:
-            for path, row in table.rows.items():
-                if path not in known and path.startswith(places) and Path(path).is_file():
-                    self.split.paths.append(path)
-                    self.split.classes.append(class_of.get(_folder_of(path)))
-                    self.rows.append(row)
-                    added[PurePath(path).suffix.lower() or "no suffix"] += 1
-        return added
 
     def label_columns(self, args: DataArguments) -> list[str]:
         """The columns of the tables that hold the labels; may be empty."""
@@ -187,6 +172,34 @@ class Described:
         self.split.paths = [self.split.paths[i] for i in positions]
         self.split.classes = [self.split.classes[i] for i in positions]
         self.rows = [self.rows[i] for i in positions]
+
+
+def split_by_column(split: Split, tables: Mapping[str, Metadata], notes: list[str]) -> list[Split]:
+    """Several splits in place of one, if its tables have a column `split` with names of splits.
+
+    Raises:
+        UserError: images have no row, or no name of a split in theirs, while others have.
+    """
+    rows = Described(split, tables).rows
+    values = [None if row is None else row.get("split") for row in rows]
+    roles = split_roles({value for value in values if isinstance(value, str)})
+    if not roles:
+        return [split]
+    if odd := [path for path, value in zip(split.paths, values, strict=True) if value not in roles]:
+        raise _error(
+            f"the metadata has a column split, but {len(odd):,} of {len(rows):,} images have no train, validation or test "
+            f"in it (such as {odd[0]!r}).",
+            "Complete the column, or rename it if it does not name splits.",
+        )
+    made = []
+    for name in (name for name in SPLITS if name in roles.values()):
+        own = [i for i, value in enumerate(values) if roles[str(value)] == name]
+        paths, classes = [split.paths[i] for i in own], [split.classes[i] for i in own]
+        made.append(Split(name, Counter({IMAGE: len(own)}), paths, classes, split.problem))
+    for table in {id(table): table for table in tables.values()}.values():
+        table.columns = [column for column in table.columns if column != "split"]
+    notes.append("The splits are those of column split of the metadata.")
+    return made
 
 
 def _folder_of(path: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES, UNREADABLE_IMAGES
 
-HIDDEN, IMAGE = "hidden", "image"  # kinds of files in `Folder.tally`; the others are suffixes
+HIDDEN, IMAGE = "hidden", "images"  # kinds of files in `Folder.tally`; the others are suffixes
 METADATA = frozenset(("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet"))
 # What operating systems leave behind, in lower case; a folder `__background__` is a class.
 _SYSTEM = frozenset(
@@ -32,14 +32,16 @@ class Folder:
         path: absolute path, through links as they are named.
         images: names of the images in the folder itself, sorted.
         tables: names of its metadata tables.
-        others: number of its other files by kind: `hidden`, a suffix, or `no suffix`.
+        others: names of its other files.
+        hidden: number of files by kind that are none of the user's, or cannot be reached.
         folders: its visible folders, sorted by name.
     """
 
     path: str
     images: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    others: list[str] = field(default_factory=list)
+    hidden: Counter[str] = field(default_factory=Counter)
     folders: list[Folder] = field(default_factory=list)
 
     @property
@@ -49,7 +51,8 @@ class Folder:
     @cached_property
     def tally(self) -> Counter[str]:
         """Number of files at any depth, by kind; metadata tables are not among them."""
-        total = Counter({IMAGE: len(self.images)}) + self.others
+        total = Counter({IMAGE: len(self.images)}) + self.hidden
+        total.update(PurePath(name).suffix.lower() or "no suffix" for name in self.others)
         for folder in self.folders:
             total += folder.tally
         return total
@@ -68,11 +71,27 @@ class Folder:
         """Whether no folder in it holds images."""
         return not self.with_images
 
+    def take(self, listed: Container[str]) -> None:
+        """Count files as images that a metadata table lists, whatever their suffix, unless they cannot be read."""
+        for folder in self.below():
+            taken = [n for n in folder.others if f"{folder.path}{os.sep}{n}" in listed and not _is_unreadable(n)]
+            folder.images = sorted([*folder.images, *taken])
+            folder.others = [name for name in folder.others if name not in set(taken)]
+
     def below(self) -> Iterator[Folder]:
         """The folder and all folders in it, in the order of their files."""
         yield self
         for folder in self.folders:
             yield from folder.below()
+
+
+def _is_unreadable(name: str) -> bool:
+    return PurePath(name).suffix.lower() in UNREADABLE_IMAGES
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 image`, `1,000 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def walk(root: Path) -> Folder:
@@ -93,19 +112,19 @@ def _walk(path: str, enclosing: tuple[tuple[int, int], ...]) -> Folder:
         if entry.is_dir():
             identity = _identity(entry.path)
             if is_hidden(entry.name):
-                folder.others[HIDDEN] += sum(len(files) for _, _, files in os.walk(entry.path))
+                folder.hidden[HIDDEN] += sum(len(files) for _, _, files in os.walk(entry.path))
             elif identity in enclosing:
-                folder.others["link to an enclosing folder"] += 1
+                folder.hidden["link to an enclosing folder"] += 1
             else:
                 folder.folders.append(_walk(entry.path, (*enclosing, identity)))
         elif is_hidden(entry.name):
-            folder.others[HIDDEN] += 1
+            folder.hidden[HIDDEN] += 1
         elif suffix in IMAGE_SUFFIXES:  # a broken link too: it is reported as an image that cannot be read
             folder.images.append(entry.name)
         elif entry.name in METADATA:
             folder.tables.append(entry.name)
         else:
-            folder.others[suffix or "no suffix"] += 1
+            folder.others.append(entry.name)
     return folder
 
 
