@@ -42,7 +42,7 @@ def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
     root.take({path for table in tables.values() for path in table.rows})
     _check_has_images(root)
     layout = find_layout(root, lambda inner: inner.path in tables)
-    if len(layout.splits) == 1:
+    if tables and len(layout.splits) == 1:
         layout.splits = split_by_column(layout.splits[0], tables, layout.notes)
     reader = _Reader(args, layout.notes)
     splits: dict[str, Dataset] = {}
@@ -184,8 +184,8 @@ class _Reader:
         if differing and {label for _, label, _ in pairs} & set(split.class_names):
             path, label, name = differing[0]
             raise _error(
-                f"{where} and the class folders disagree about {plural(len(differing), 'image')}: {path!r} is {label!r} in the "
-                f"table and in folder {name!r}.",
+                f"{where} and the class folders disagree about {plural(len(differing), 'image')}: {path!r} is "
+                f"{label!r} in the table and in folder {name!r}.",
                 f"Correct one of them, or set label_column_name: {column} to use the table.",
             )
         if differing:

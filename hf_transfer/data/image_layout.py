@@ -221,8 +221,8 @@ def _problem(node: Folder) -> UserError | None:
         )
     if node.images:
         return _error(
-            f"{where} contains {plural(len(node.images), 'image')} (such as {node.images[0]!r}) next to the class folders "
-            f"{_listed(node, inside)}.",
+            f"{where} contains {plural(len(node.images), 'image')} (such as {node.images[0]!r}) next to the class "
+            f"folders {_listed(node, inside)}.",
             "Move them into a class folder, or out of the way.",
         )
     if unreadable := [f for f in inside if not f.tally[IMAGE]]:

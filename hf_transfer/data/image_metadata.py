@@ -187,8 +187,8 @@ def split_by_column(split: Split, tables: Mapping[str, Metadata], notes: list[st
         return [split]
     if odd := [path for path, value in zip(split.paths, values, strict=True) if value not in roles]:
         raise _error(
-            f"the metadata has a column split, but {len(odd):,} of {len(rows):,} images have no train, validation or test "
-            f"in it (such as {odd[0]!r}).",
+            f"the metadata has a column split, but {len(odd):,} of {len(rows):,} images have no train, validation or "
+            f"test in it (such as {odd[0]!r}).",
             "Complete the column, or rename it if it does not name splits.",
         )
     made = []
