@@ -270,7 +270,7 @@ def _image_cells(paths: Sequence[str]) -> pa.StructArray:
     except UnicodeEncodeError as error:
         bad = next(path for path in paths if any("\ud800" <= c <= "\udfff" for c in path))
         shown = bad.encode("utf-8", "backslashreplace").decode()
-        raise _error(f"the name of file {shown!r} is not valid UTF-8.", "Rename it.") from error
+        raise _error(f"the name of file '{shown}' is not valid UTF-8.", "Rename it.") from error
     return pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), names], ["bytes", "path"])
 
 
@@ -288,8 +288,9 @@ def _count(described: Described, read: int) -> str:
 
 
 def _kinds(tally: Counter[str]) -> str:
-    shown = [f"{n:,} {kind}" for kind, n in tally.most_common(_MAX_KINDS) if n]
-    return ", ".join([*shown, "…"] if len(tally) > _MAX_KINDS else shown)
+    by_number = sorted(((kind, n) for kind, n in tally.items() if n), key=lambda item: (-item[1], item[0]))
+    shown = [f"{n:,} {kind}" for kind, n in by_number[:_MAX_KINDS]]
+    return ", ".join([*shown, "…"] if len(by_number) > _MAX_KINDS else shown)
 
 
 def _remedies(tally: Counter[str]) -> str:

@@ -72,7 +72,7 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
             if path.suffix.lower() not in supported:
                 raise UserError(
                     f"INPUT: {word!r} has an unsupported file type.",
-                    f"Supported: {', '.join(sorted(supported))} and folders.",
+                    _supported(task, path.suffix.lower()),
                 )
             if path.suffix.lower() in LINES and task.suffixes:
                 raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
@@ -98,6 +98,15 @@ def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterat
             yield example(task, word, [word])
 
 
+def _supported(task: Task, suffix: str = "") -> str:
+    """The files that can be read, or what makes an image readable."""
+    if task.suffixes and suffix in UNREADABLE_IMAGES:
+        return UNREADABLE_IMAGES[suffix]
+    kinds = TABLES if task.suffixes else TABLES | LINES
+    images = "images that PIL opens (.jpg, .png, .webp, .tif, …), " if task.suffixes else ""
+    return f"Supported: {images}{', '.join(sorted(kinds))} and folders."
+
+
 def _is_pipe(word: str) -> bool:
     """Whether it names what a shell's `<(...)` gives."""
     return os.path.exists(word) and not os.path.isfile(word) and not os.path.isdir(word)
@@ -108,7 +117,7 @@ def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example |
     unreadable = UNREADABLE_IMAGES if task.suffixes else {}
     files = [p for p in visible_files(folder) if p.suffix.lower() in kinds or p.suffix.lower() in unreadable]
     if not files:
-        raise UserError(f"INPUT: the folder {str(folder)!r} holds no {', '.join(sorted(kinds))} files.")
+        raise UserError(f"INPUT: the folder {str(folder)!r} holds no file to read.", _supported(task))
     for path in files:
         if remedy := unreadable.get(path.suffix.lower()):
             yield Example(str(path), None, f"{path.suffix} images cannot be read. {remedy}")
