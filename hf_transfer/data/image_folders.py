@@ -31,7 +31,8 @@ _NO_LABEL = -1  # as hub datasets mark hidden labels
 def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
     """The splits of an image folder: columns `image` (undecoded), `label` if folders are the classes, and metadata.
 
-    Class names are sorted. A held-out split without labels keeps its images with missing labels.
+    The first two have the names that `image_column_name` and `label_column_name` give them. Class names are sorted. A
+    held-out split without labels keeps its images with missing labels.
 
     Raises:
         UserError: there are no images, their folders or tables allow two readings, or they do not fit together.
@@ -54,6 +55,8 @@ def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
     outside = root.tally - sum((split.tally for split in layout.splits), Counter[str]())
     if outside:
         layout.notes.append(f"In no split: {plural(outside.total(), 'file')} ({_kinds(outside)}).")
+    if (given := args.image_column_name) and not any(given in split.features for split in splits.values()):
+        splits = {name: split.rename_column(_IMAGE, given) for name, split in splits.items()}
     text = [name for table in tables.values() if table.is_text for name in table.columns]
     return RawSplits(splits, layout.notes, written=text)
 
@@ -117,8 +120,10 @@ class _Reader:
             raise split.problem
         else:
             self._note_unlisted(described)
-            made = _dataset(split.paths, described, split.classes, self._class_names(split), self._label_name())
-        self.first = self.first or made
+            made = _dataset(
+                split.paths, described, split.classes, self._class_names(split), self._label_name(described)
+            )
+        self.first = made if self.first is None else self.first
         return made
 
     def _has_one_folder(self, split: Split) -> bool:
@@ -127,17 +132,19 @@ class _Reader:
             return not any(isinstance(feature, ClassLabel) for feature in self.first.features.values())
         return len(split.class_names) == 1
 
-    def _label_name(self) -> str:
+    def _label_name(self, described: Described) -> str:
         """The name for the column of class folders: that of the training labels, where tables have them."""
         given = self.args.label_column_name
         names = [given] if isinstance(given, str) else ["label", "labels"]
-        known = [] if self.first is None else [name for name in names if name in self.first.features]
+        known = [name for name in names if self.first is not None and name in self.first.features]
+        if isinstance(given, str) and not described.tables:
+            return given
         return next(iter(known), _LABEL)
 
     def _class_names(self, split: Split) -> list[str]:
         """Those of the training split, and after them those that only this split has."""
-        feature = None if self.first is None else self.first.features.get(_LABEL)
-        known = list(feature.names) if isinstance(feature, ClassLabel) else []
+        features = {} if self.first is None else self.first.features
+        known = next((list(f.names) for f in features.values() if isinstance(f, ClassLabel)), [])
         return known + [name for name in split.class_names if name not in known]
 
     def _note_unlisted(self, described: Described) -> None:

@@ -63,6 +63,7 @@ def beginning(args: DataArguments, source: Source | None = None) -> RawSplits:
         splits["validation"] = _take(streams["validation"], args.max_eval_samples)
     if "test" in streams and args.max_predict_samples:
         splits["test"] = _take(streams["test"], args.max_predict_samples)
+    streams.notes += [f"Not used: the {name} split of the stream." for name in streams if name not in splits]
     for name, split in splits.items():
         if not len(split):
             raise UserError(f"The {name} split has no examples.")

@@ -307,6 +307,15 @@ def test_other_tables_next_to_class_folders(tmp_path):
     assert classes(load_splits(args)["train"]) == {"cat": 1, "dog": 1}, "a table of images is what it says"
 
 
+def test_columns_have_the_names_of_the_keys(tmp_path):
+    """So that a run on a table can be evaluated on a folder."""
+    splits = read(fill(tmp_path, *both("train", "val")), image_column_name="file", label_column_name="kind")
+    assert splits["validation"].column_names == ["file", "kind"] and splits["train"].features["kind"].names == [
+        "cat",
+        "dog",
+    ]
+
+
 # ---- streams -------------------------------------------------------------------------------------------------------
 
 
