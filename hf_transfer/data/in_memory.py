@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from hf_transfer.data.locate import standard_name
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.errors import UserError
 
 

@@ -10,9 +10,11 @@ from datasets import Dataset, DatasetDict
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import bundled
+from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.image_paths import with_images
-from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate, standard_name
+from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
 from hf_transfer.data.raw import BadExample, RawSplits
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.tables import read_files
 from hf_transfer.errors import UserError, nearest, one_line
 
@@ -111,7 +113,7 @@ def _read_named(source: Source, args: DataArguments) -> Mapping[str, Dataset]:
         if source.kind is Kind.SAVED:
             saved = datasets.load_from_disk(str(source.path))
             return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-        return datasets.load_dataset("imagefolder", data_files=source.patterns)
+        return read_image_folder(source.path, args)
 
 
 def _read_from_hub(name: str, config_name: str | None) -> DatasetDict:

@@ -15,12 +15,13 @@ from datasets.exceptions import DatasetsError
 
 from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.image_paths import IMAGE_SUFFIXES
+from hf_transfer.data.image_tree import walk
 from hf_transfer.data.rows import FORMATS, format_of, remedy
+from hf_transfer.data.split_names import VALIDATION_NAMES, split_roles, standard_name
 from hf_transfer.errors import UserError, nearest
 
 IN_MEMORY = "in memory"  # `dataset_name` of data that was passed as a Python object
-_VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
-_SPLIT_NAMES = ("train", "training", "test", "testing", *_VALIDATION_NAMES)
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 
@@ -61,7 +62,6 @@ class Source:
         kind: what `dataset_name` refers to.
         name: `dataset_name`: a path, a hub id or a bundled name.
         tables: the tables of `Kind.TABLES`.
-        patterns: file patterns by split of `Kind.IMAGE_FOLDER`.
         files: the tables of `train_file`, `validation_file` and `test_file` by split; they replace splits of
             `dataset_name`.
         origin: license and language that the repository of `Kind.HUB` states.
@@ -70,7 +70,6 @@ class Source:
     kind: Kind
     name: str = ""
     tables: Tables | None = None
-    patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Mapping[str, Tables] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,11 +98,6 @@ def locate(args: DataArguments) -> Source:
         split: _tables({split: _matching(file, _FILE_KEYS[split])}, _FILE_KEYS[split]) for split, file in given.items()
     }
     return replace(named, files=files)
-
-
-def standard_name(split: str) -> str:
-    """`train`, `validation` or `test` for their usual aliases; other names unchanged."""
-    return "validation" if split in _VALIDATION_NAMES else {"training": "train", "testing": "test"}.get(split, split)
 
 
 @contextlib.contextmanager
@@ -158,23 +152,39 @@ def _locate_in_folder(folder: Path, name: str) -> Source:
     if any((folder / file).is_file() for file in ("dataset_dict.json", "dataset_info.json")):
         return Source(Kind.SAVED, name)
     if files := _split_files(folder):
-        return Source(Kind.TABLES, name, _tables(files, "dataset_name"))
-    return Source(Kind.IMAGE_FOLDER, name, patterns=_split_folders(folder))
+        tables = _tables(files, "dataset_name")
+        _check_no_classes(folder, tables)
+        return Source(Kind.TABLES, name, tables)
+    return Source(Kind.IMAGE_FOLDER, name)
 
 
-def _split_folders(folder: Path) -> dict[str, list[str]]:
-    """File patterns of an image folder by split: its subfolders if all of them are named after splits, else one split.
-
-    `datasets` itself infers a split wherever its name occurs in a path: a class `test_tube` would become the test
-    split.
+def _check_no_classes(folder: Path, tables: Tables) -> None:
+    """Raises:
+    UserError: the tables name no images, and there are folders of images next to them.
     """
-    subfolders = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    if any(p.name.lower() not in _SPLIT_NAMES for p in subfolders):
-        subfolders = []
-    patterns: dict[str, list[str]] = {}
-    for subfolder in subfolders:
-        patterns.setdefault(standard_name(subfolder.name.lower()), []).append(f"{glob.escape(str(subfolder))}/**")
-    return patterns or {"train": [f"{glob.escape(str(folder))}/**"]}
+    if any(_names_images(path) for paths in tables.paths.values() for path in paths):
+        return
+    inside = walk(folder).with_images
+    roles = split_roles(f.name for f in inside)
+    classes = [f for f in inside if f.name not in roles] or [f for top in inside for f in top.with_images]
+    if len(classes) > 1:
+        names = ", ".join(f.name for f in classes[:3])
+        table = next(iter(tables.paths.values()))[0]
+        raise UserError(
+            f"folder {str(folder)!r} contains folders of images ({names}) and a table ({table.name}).",
+            f"To train on the table, set dataset_name to {str(table)!r}; to train on the images, move the table "
+            "elsewhere.",
+            key="dataset_name",
+        )
+
+
+def _names_images(table: Path) -> bool:
+    """Whether file names of images occur at the beginning of a table; a Parquet file may hold images."""
+    with table.open("rb") as file:
+        beginning = file.read(1 << 16).lower()
+    return (
+        beginning[:2] == b"\x1f\x8b" or beginning[:4] == b"par1" or any(s.encode() in beginning for s in IMAGE_SUFFIXES)
+    )
 
 
 def _split_files(folder: Path) -> dict[str, list[str]]:
@@ -187,7 +197,7 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
     for file in sorted(folder.iterdir()):
         if format_of(file) and file.stem != "metadata":  # a metadata file belongs to an image folder
             words = re.split(r"[-_. ]+", file.stem.lower())
-            named = [s for s in ("train", "test", *_VALIDATION_NAMES) if s in words]
+            named = [s for s in ("train", "test", *VALIDATION_NAMES) if s in words]
             by_split.setdefault(standard_name(named[0]) if named else "", []).append(str(file))
     if "" in by_split and len(by_split) > 1:
         raise UserError(

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,15 @@ from datasets import Dataset, Features, Image
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.duplicates import content_hash
+from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.label_columns import find_labels
 from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode
-from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate, standard_name
+from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
 from hf_transfer.data.raw import BadExample, RawSplits
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data
+from hf_transfer.data.stream_order import check_order, interleaved
 from hf_transfer.data.table_streams import PLACE, REASON, table_stream
 from hf_transfer.errors import UserError, one_line
 
@@ -56,21 +59,24 @@ def beginning(args: DataArguments, source: Source | None = None) -> RawSplits:
     numbers = {"train": _num_training_examples(streams, args), "validation": args.max_eval_samples}
     if args.max_predict_samples:
         numbers["test"] = args.max_predict_samples
-    raw = RawSplits({}, written=_written(source, streams["train"]))
-    for name in numbers:
+    raw = RawSplits({}, streams.notes, _written(source, streams))
+    for name, number in numbers.items():
         if name in streams:
-            raw[name], bad = _take(name, streams[name], numbers[name], args)
+            raw[name], bad = _take(name, streams[name], number, args)
             raw.bad += bad
             if not len(raw[name]):
                 raise UserError(f"The {name} split has no examples.")
+    check_order(raw["train"], len(raw["train"]) + len(raw.bad) < (numbers["train"] or 0), args)
+    raw.notes += [f"Not used: the {name} split of the stream." for name in streams if name not in raw]
     return raw
 
 
-def _written(source: Source, stream: Any) -> list[str]:
+def _written(source: Source, streams: Streams) -> frozenset[str]:
     """The columns of the training stream that were read as text; see `RawSplits`."""
     tables = source.files.get("train", source.tables)
-    is_csv = tables is not None and "train" in tables.paths and tables.format_of("train") == "csv"
-    return [name for name in stream.features if name not in (PLACE, REASON)] if is_csv else []
+    if tables is None or "train" not in tables.paths or tables.format_of("train") != "csv":
+        return streams.written
+    return frozenset(streams["train"].features) - {PLACE, REASON}
 
 
 def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
@@ -102,8 +108,16 @@ def _take(name: str, stream: Any, number: int | None, args: DataArguments) -> tu
     return Dataset.from_list(rows, features=features), bad
 
 
-def open_streams(args: DataArguments, source: Source | None = None) -> dict[str, Any]:
-    """`datasets.IterableDataset`s by split, with undecoded images.
+class Streams(dict[str, Any]):
+    """`datasets.IterableDataset`s by split, with what was noticed when they were opened; see `RawSplits`."""
+
+    def __init__(self, streams: Mapping[str, Any], notes: Sequence[str] = (), written: Iterable[str] = ()):
+        super().__init__(streams)
+        self.notes, self.written = list(notes), frozenset(written)
+
+
+def open_streams(args: DataArguments, source: Source | None = None) -> Streams:
+    """The streams of the data by split, with undecoded images.
 
     Args:
         args: data keys.
@@ -113,12 +127,13 @@ def open_streams(args: DataArguments, source: Source | None = None) -> dict[str,
         UserError: the data does not exist, cannot be streamed, or has no training split.
     """
     source = source or locate(args)
-    streams = {standard_name(name): stream for name, stream in _open_named(source, args).items()}
+    named = _open_named(source, args)
+    streams = Streams({standard_name(name): stream for name, stream in named.items()}, named.notes, named.written)
     for split, tables in source.files.items():
         streams[split] = _open_tables(tables, args)[split]
     if "train" not in streams:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
-    return {name: _undecoded(stream) for name, stream in streams.items()}
+    return Streams({name: _undecoded(stream) for name, stream in streams.items()}, streams.notes, streams.written)
 
 
 def _undecoded(stream: Any) -> Any:
@@ -128,19 +143,21 @@ def _undecoded(stream: Any) -> Any:
     return stream
 
 
-def _open_named(source: Source, args: DataArguments) -> dict[str, Any]:
+def _open_named(source: Source, args: DataArguments) -> Streams:
     """The streams of `dataset_name` by split."""
     if source.kind is Kind.NOTHING:
-        return {}
+        return Streams({})
     if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED):
         raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
     if source.tables is not None:
-        return _open_tables(source.tables, args)
+        return Streams(_open_tables(source.tables, args))
     if source.kind is Kind.IMAGE_FOLDER:
         with folder_errors(source.path):
-            return dict(datasets.load_dataset("imagefolder", data_files=source.patterns, streaming=True))
+            raw = read_image_folder(source.path, args)
+        streams = {name: interleaved(split) for name, split in raw.items()}
+        return Streams(streams, raw.notes, raw.written)
     try:
-        return dict(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
+        return Streams(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"dataset_name: {source.name!r} cannot be streamed ({one_line(error)}).") from error
 

@@ -17,7 +17,7 @@ from hf_transfer.data.images import undecoded
 from hf_transfer.data.label_columns import find_labels
 from hf_transfer.data.labels import LABELS, encode
 from hf_transfer.data.load import load_held_out, load_splits
-from hf_transfer.data.locate import standard_name
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import draw, make_data
 from hf_transfer.data.streaming import beginning
 from hf_transfer.errors import UserError, nearest

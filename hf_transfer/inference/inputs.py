@@ -17,7 +17,8 @@ from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.dialect import convert
-from hf_transfer.data.image_paths import IMAGE_COLUMNS
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, UNREADABLE_IMAGES
+from hf_transfer.data.image_tree import visible_files
 from hf_transfer.data.rows import FORMATS, BadRow, format_of, read_rows
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.tasks.base import Task
@@ -69,7 +70,7 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
             if path.suffix.lower() not in supported and format_of(path) is None:
                 raise UserError(
                     f"INPUT: {word!r} has an unsupported file type.",
-                    f"Supported: {', '.join(sorted(supported))} and folders.",
+                    _supported(task, path.suffix.lower()),
                 )
             if path.suffix.lower() in LINES and task.suffixes:
                 raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
@@ -95,6 +96,15 @@ def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterat
             yield example(task, word, [word])
 
 
+def _supported(task: Task, suffix: str = "") -> str:
+    """The files that can be read, or what makes an image readable."""
+    if task.suffixes and suffix in UNREADABLE_IMAGES:
+        return UNREADABLE_IMAGES[suffix]
+    kinds = TABLES if task.suffixes else TABLES | LINES
+    images = "images that PIL opens (.jpg, .png, .webp, .tif, …), " if task.suffixes else ""
+    return f"Supported: {images}{', '.join(sorted(kinds))} and folders."
+
+
 def _is_pipe(word: str) -> bool:
     """Whether it names what a shell's `<(...)` gives."""
     return os.path.exists(word) and not os.path.isfile(word) and not os.path.isdir(word)
@@ -102,16 +112,15 @@ def _is_pipe(word: str) -> bool:
 
 def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
     kinds = task.suffixes or TABLES | LINES
-    files = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in kinds and not name.startswith(".")
-    )
+    unreadable = UNREADABLE_IMAGES if task.suffixes else {}
+    files = [p for p in visible_files(folder) if p.suffix.lower() in kinds or p.suffix.lower() in unreadable]
     if not files:
-        raise UserError(f"INPUT: the folder {str(folder)!r} holds no {', '.join(sorted(kinds))} files.")
+        raise UserError(f"INPUT: the folder {str(folder)!r} holds no file to read.", _supported(task))
     for path in files:
-        yield from _file(path, task, args)
+        if remedy := unreadable.get(path.suffix.lower()):
+            yield Example(str(path), None, f"{path.suffix} images cannot be read. {remedy}")
+        else:
+            yield from _file(path, task, args)
 
 
 def _file(path: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:

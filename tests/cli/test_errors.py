@@ -180,7 +180,7 @@ CASES = [
     (f"{TRAIN} --dataset_name {{w}}/test_only", "has no train split; its splits are test"),
     (f"{TRAIN} --dataset_name {{w}}/nowhere", "nowhere' does not exist"),
     (f"{TRAIN} --dataset_name bundled:rotten", "Did you mean 'bundled:rotten-tomatoes'?"),
-    ("train --model_name_or_path {w}/vit --dataset_name {w}/images --output_dir {w}/out", "only inputs (image)"),
+    ("train --model_name_or_path {w}/vit --dataset_name {w}/images --output_dir {w}/out", "has only one class (cat)"),
     (f"{GOOD} --text_column_name '[text, text, label]'", "expected one column or a pair, got 3"),
     (f"{GOOD} --problem_type multi_label_classification", "expects lists of classes"),
     (f"{GOOD} --image_size -3", "image_size: expected a positive number, got -3"),
