@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
@@ -21,7 +20,9 @@ from hf_transfer.data.image_paths import IMAGE_SUFFIXES
 from hf_transfer.data.images import glance, open_image, to_channels
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError, nearest, one_line
-from hf_transfer.models.load import Loaded, load_config, load_model, source
+from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
+from hf_transfer.models.image_size import with_image_size
+from hf_transfer.models.load import Loaded, load_config, load_model
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.views import looks, most_looks
 
@@ -50,12 +51,16 @@ class ImageClassification(Task):
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForImageClassification)
-        if data_args.image_size and config.model_type == "timm_wrapper":
-            _set_timm_size(config, data_args.image_size)
-        loaded = load_model(model_args, AutoModelForImageClassification, config, labels)
-        if data_args.image_size and config.model_type != "timm_wrapper":
-            _set_size(loaded.model, data_args.image_size)
-        return loaded, _load_processor(model_args, config, data_args.image_size)
+        check_channels(config, str(model_args.model_name_or_path))
+        if config.model_type == "timm_wrapper":
+            complete_timm_config(config)
+        if data_args.image_size:
+            build = partial(
+                AutoModelForImageClassification.from_config, trust_remote_code=model_args.trust_remote_code
+            )
+            config = with_image_size(config, data_args.image_size, build)
+        processor = load_processor(model_args, config, data_args.image_size)
+        return load_model(model_args, AutoModelForImageClassification, config, labels), processor
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         (column,) = inputs
@@ -144,86 +149,3 @@ class ImageClassification(Task):
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     batch = {"pixel_values": torch.stack([e["pixel_values"] for e in examples])}
     return batch | ({LABELS: torch.tensor([e[LABELS] for e in examples])} if LABELS in examples[0] else {})
-
-
-def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
-    """Set the input size of a timm model in its configuration, so that the saved model loads with it."""
-    pretrained = config.to_dict().get("pretrained_cfg") or {}
-    config.pretrained_cfg = {**pretrained, "input_size": [_timm_channels(config, pretrained), size, size]}
-    if config.pretrained_cfg.get("fixed_input_size"):
-        config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
-
-
-def _set_size(model: PreTrainedModel, size: int) -> None:
-    """Set the input size of a Hugging Face model.
-
-    Raises:
-        UserError: the model has learned position embeddings for another size.
-    """
-    config = model.config
-    if not hasattr(config, "image_size") or config.image_size == size:
-        return
-    if any("position_embedding" in name for name, _ in model.named_parameters()):
-        raise UserError(
-            f"image_size: {size} does not match the position embeddings of {config.model_type}, which are for "
-            f"{config.image_size} pixels.",
-            "Remove image_size, or use a convolutional or timm model.",
-        )
-    config.image_size = size
-
-
-def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | None) -> Any:
-    if config.model_type == "timm_wrapper":
-        import timm
-        from transformers import TimmWrapperImageProcessor
-
-        # It warns at every save that its configuration is already in config.json, which is intended here.
-        logging.getLogger(TimmWrapperImageProcessor.__module__).setLevel(logging.ERROR)
-        # A model created from a bare architecture name has no input configuration; timm's default is used.
-        default = timm.get_pretrained_cfg(config.architecture, allow_unregistered=True)
-        pretrained = config.to_dict().get("pretrained_cfg") or (default.to_dict() if default else {})
-        if "input_size" in pretrained:
-            channels = _timm_channels(config, pretrained)
-            pretrained = {**pretrained, "input_size": [channels, *pretrained["input_size"][1:]]}
-            pretrained |= {k: _for_channels(pretrained[k], channels) for k in ("mean", "std") if pretrained.get(k)}
-        return TimmWrapperImageProcessor(pretrained, architecture=config.architecture)
-    place, options = source(args)
-    try:
-        processor = AutoImageProcessor.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load an image processor from {args.model_name_or_path!r} ({one_line(error)}).",
-            key="model_name_or_path",
-        ) from error
-    if config.to_dict().get("num_channels") and getattr(processor, "image_mean", None):
-        channels = int(config.num_channels)
-        processor.image_mean = _for_channels(processor.image_mean, channels)
-        processor.image_std = _for_channels(processor.image_std, channels)
-        if channels == 1 and getattr(processor, "do_convert_rgb", None):
-            processor.do_convert_rgb = False
-    if size:
-        resize_to = (
-            {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else {"height": size, "width": size}
-        )
-        processor.size = resize_to
-        if getattr(processor, "do_center_crop", None):
-            processor.crop_size = {"height": size, "width": size}
-    return processor
-
-
-def channels_of(processor: Any) -> int:
-    """Number of input channels: 1 for grayscale, 3 for RGB; as many as the processor has channel means."""
-    if hasattr(processor, "data_config"):  # timm's
-        return int(processor.data_config["input_size"][0])
-    mean = getattr(processor, "image_mean", None)
-    return len(mean) if isinstance(mean, list | tuple) else 3
-
-
-def _timm_channels(config: PreTrainedConfig, pretrained: Mapping[str, Any]) -> int:
-    given = (config.model_args or {}).get("in_chans")
-    return int(given or (pretrained.get("input_size") or [3])[0])
-
-
-def _for_channels(values: Sequence[float], channels: int) -> list[float]:
-    """Per-channel means or standard deviations for another number of channels, as their average."""
-    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
