@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ from hf_transfer.layers.forward_pass import REFUSALS, input_channels
 Build = Callable[[PreTrainedConfig], PreTrainedModel]
 _REFUSALS = (*REFUSALS, AssertionError)
 _MOST_SPECIAL = 8  # tokens before the grid: classes, distillation, registers
-_MULTIPLES = (4, 7, 8, 14, 16, 28, 32)  # of which sizes near a refused one are tried: strides, patches and windows
-_STEPS = 3  # multiples above and below a refused size
+_UNIT = 32  # sizes near a refused one are multiples of it, or of a patch of more than _SMALL_PATCH pixels
+_SMALL_PATCH = 8
 
 
 def with_image_size(config: PreTrainedConfig, size: int, build: Build) -> PreTrainedConfig:
@@ -45,12 +45,10 @@ def with_image_size(config: PreTrainedConfig, size: int, build: Build) -> PreTra
     Raises:
         UserError: the architecture cannot read images of this size; the message names sizes near it that work.
     """
-    own = _on_meta(build, config)
-    if own is None:  # not even its own configuration can be built without weights: the first batch decides
-        return _candidates(config, size)[0]
-    if (chosen := _fitting(own, config, size, build)) is not None:
+    trial = _Trial(config, build)
+    if (chosen := trial.fitting(size)) is not None:
         return chosen
-    sizes = list(_near(own, config, size, build))
+    sizes = trial.near(size)
     raise UserError(
         f"{size} is not possible for {_name(config)}.",
         f"Sizes that work: {', '.join(map(str, sizes))}." if sizes else "Remove image_size.",
@@ -117,21 +115,68 @@ def fill_resampled(model: PreTrainedModel, names: Sequence[str], load_own: Calla
 # ---- which configuration ----
 
 
-def _fitting(own: PreTrainedModel, config: PreTrainedConfig, size: int, build: Build) -> PreTrainedConfig | None:
-    """The first candidate that reads images of this size with the same weights, else with interpolated positions."""
-    interpolating = None
-    for candidate in _candidates(config, size):
-        model = _on_meta(build, candidate)
-        if model is None or not _reads(model, size):
-            continue
-        differing = _differing(own, model)
-        if differing and not _wholly_covered(own, size):
-            return None  # its grid would leave out the last rows and columns of every image
-        if not differing:
-            return candidate
-        if interpolating is None and all(resampled(n, t, shape) is not None for n, t, shape in differing):
-            interpolating = candidate
-    return interpolating
+class _Trial:
+    """Models without weights, built to see which sizes they read.
+
+    Args:
+        config: the checkpoint's configuration.
+        build: makes a model from a configuration.
+
+    Raises:
+        UserError: no model can be built from the configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig, build: Build):
+        self.config, self.build, self.device = config, build, "meta"
+        own = self._built(config)
+        if own is None:  # some classes compute with values while they are built
+            self.device = "cpu"
+            own = self._built(config)
+        if own is None:
+            raise UserError(f"{_name(config)} cannot be built from its configuration.", key="model_name_or_path")
+        self.own = own
+
+    def fitting(self, size: int) -> PreTrainedConfig | None:
+        """The first candidate that reads such images with the same weights, else with interpolated positions."""
+        interpolating = None
+        for candidate in _candidates(self.config, size):
+            model = self._built(candidate)
+            if model is None or not self._reads(model, size):
+                continue
+            differing = _differing(self.own, model)
+            if differing and any(size % side for side in _patch(self.own)):
+                return None  # the grid would leave out the last rows and columns of every image
+            if not differing:
+                return candidate
+            if interpolating is None and all(resampled(n, t, shape) is not None for n, t, shape in differing):
+                interpolating = candidate
+        return interpolating
+
+    def near(self, size: int) -> list[int]:
+        """The nearest multiples of a patch below and above that work, and the checkpoint's own size, in order."""
+        patch = max(_patch(self.own), default=0)
+        unit = patch if patch > _SMALL_PATCH else _UNIT
+        sizes = {size // unit * unit, size // unit * unit + unit} - {0, size}
+        working = {s for s in sizes if self.fitting(s) is not None}
+        given = own_size(self.config)
+        if given and given != size and self._reads(self.own, given):
+            working.add(given)
+        return sorted(working)
+
+    def _built(self, config: PreTrainedConfig) -> PreTrainedModel | None:
+        try:
+            with torch.device(self.device):
+                return self.build(copy.deepcopy(config)).eval()
+        except _REFUSALS:
+            return None
+
+    def _reads(self, model: PreTrainedModel, size: int) -> bool:
+        try:
+            with torch.no_grad():
+                model(pixel_values=torch.zeros(1, input_channels(model.config), size, size, device=self.device))
+        except _REFUSALS:
+            return False
+        return True
 
 
 def _candidates(config: PreTrainedConfig, size: int) -> list[PreTrainedConfig]:
@@ -159,24 +204,6 @@ def _holder(config: PreTrainedConfig) -> Any:
     return config if hasattr(config, "image_size") else getattr(config, "vision_config", config)
 
 
-def _on_meta(build: Build, config: PreTrainedConfig) -> PreTrainedModel | None:
-    try:
-        with torch.device("meta"):
-            return build(copy.deepcopy(config)).eval()
-    except _REFUSALS:
-        return None
-
-
-def _reads(model: PreTrainedModel, size: int) -> bool:
-    shape = (1, input_channels(model.config), size, size)
-    try:
-        with torch.no_grad():
-            model(pixel_values=torch.empty(shape, device="meta"))
-    except _REFUSALS:
-        return False
-    return True
-
-
 def _differing(own: PreTrainedModel, model: PreTrainedModel) -> list[tuple[str, Tensor, torch.Size]]:
     """(name, the checkpoint's tensor, shape wanted) of the parameters that differ."""
     before = dict(own.named_parameters())
@@ -187,23 +214,14 @@ def _differing(own: PreTrainedModel, model: PreTrainedModel) -> list[tuple[str, 
     ]
 
 
-def _wholly_covered(own: PreTrainedModel, size: int) -> bool:
-    """Whether the patches of a model with learned positions cover an image of this size."""
+def _patch(own: PreTrainedModel) -> list[int]:
+    """Sides of a patch, or the distances between overlapping ones; empty if there are none."""
     if own.config.model_type == "timm_wrapper":
         patch: Any = getattr(getattr(own.timm_model, "patch_embed", None), "patch_size", None)
     else:
-        patch = getattr(_holder(own.config), "patch_size", None)
-    sides = patch if isinstance(patch, list | tuple) else [patch]
-    return all(not isinstance(side, int) or size % side == 0 for side in sides)
-
-
-def _near(own: PreTrainedModel, config: PreTrainedConfig, size: int, build: Build) -> Iterator[int]:
-    """The nearest sizes below and above that work, and the checkpoint's own, in order."""
-    multiples = {m * (size // m + step) for m in _MULTIPLES for step in range(1 - _STEPS, _STEPS + 1)}
-    below = sorted((m for m in multiples if 0 < m < size), reverse=True)
-    above = sorted(m for m in multiples if m > size)
-    working = {next((s for s in side if _fitting(own, config, s, build) is not None), None) for side in (below, above)}
-    yield from sorted(s for s in {*working, own_size(config)} if s is not None and s != size)
+        holder = _holder(own.config)
+        patch = getattr(holder, "patch_stride", None) or getattr(holder, "patch_size", None)
+    return [side for side in (patch if isinstance(patch, list | tuple) else [patch]) if isinstance(side, int)]
 
 
 def _name(config: PreTrainedConfig) -> str:

@@ -55,9 +55,7 @@ class ImageClassification(Task):
         if config.model_type == "timm_wrapper":
             complete_timm_config(config)
         if data_args.image_size:
-            build = partial(
-                AutoModelForImageClassification.from_config, trust_remote_code=model_args.trust_remote_code
-            )
+            build = partial(AutoModelForImageClassification.from_config, trust_remote_code=model_args.trust_remote_code)
             config = with_image_size(config, data_args.image_size, build)
         processor = load_processor(model_args, config, data_args.image_size)
         return load_model(model_args, AutoModelForImageClassification, config, labels), processor
