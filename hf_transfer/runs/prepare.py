@@ -90,12 +90,13 @@ def prepare(config: Config) -> Prepared:
         processor.model_max_length -= spare
     data = make_data(splits, inputs, column, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
+    facts.pixels = task.settle(data, loaded.model, processor, keys)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     _check_best(args, loaded.labels)
     if stream is None:
         _check_batches(args, len(data.train))
     config = with_decisions(
-        config.resolved(**_inferred(task, inputs, column, keys, loaded.labels.problem_type)),
+        config.resolved(**_inferred(task, inputs, column, keys, loaded.labels.problem_type), **_decided(facts)),
         choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
         {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
     )
@@ -125,6 +126,11 @@ def _inferred(
     if task.input_key:
         inferred[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
     return inferred
+
+
+def _decided(facts: Facts) -> dict[str, Any]:
+    """Data keys that the training split decided."""
+    return {"pixel_range": list(facts.pixels.range)} if facts.pixels else {}
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset, Image, Value
 from transformers import AutoModelForImageClassification
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -16,10 +15,23 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
 from hf_transfer.data.duplicates import Trace, content_hash, look_hash
-from hf_transfer.data.image_paths import IMAGE_SUFFIXES
-from hf_transfer.data.images import glance, open_image, to_channels
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES
+from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.images import (
+    DEFAULT_RANGE,
+    Range,
+    encoded,
+    extremes,
+    glance,
+    is_deep,
+    num_beyond,
+    open_image,
+    to_channels,
+)
 from hf_transfer.data.labels import LABELS, Labels
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.data.pixel_range import checked_range, decide_range, deep_extremes, num_clipped
+from hf_transfer.data.splits import Data
+from hf_transfer.errors import UserError, nearest
 from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
 from hf_transfer.models.image_size import with_image_size
 from hf_transfer.models.load import Loaded, load_config, load_model
@@ -44,7 +56,7 @@ class ImageClassification(Task):
                     f"The columns are {', '.join(features)}.{nearest(args.image_column_name, features)}",
                 )
             return (args.image_column_name,)
-        images = [n for n, f in features.items() if isinstance(f, Image)]
+        images = [n for n, f in features.items() if isinstance(f, Image)] or _columns_of_bytes(features, args)
         if len(images) > 1:
             raise UserError("image_column_name: several columns contain images.", f"Name one of {', '.join(images)}.")
         return tuple(images)
@@ -58,6 +70,9 @@ class ImageClassification(Task):
             build = partial(AutoModelForImageClassification.from_config, trust_remote_code=model_args.trust_remote_code)
             config = with_image_size(config, data_args.image_size, build)
         processor = load_processor(model_args, config, data_args.image_size)
+        pixel_range = checked_range(data_args.pixel_range) or getattr(config, "pixel_range", None)
+        if pixel_range is not None:
+            _set_range(config, processor, pixel_range)
         return load_model(model_args, AutoModelForImageClassification, config, labels), processor
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
@@ -87,7 +102,7 @@ class ImageClassification(Task):
 
     def _changed(self, column: str, processor: Any, augment: Augmentation, batch: dict[str, Any]) -> dict[str, Any]:
         read = self._read(batch[column], batch[EXAMPLE])
-        images = [to_channels(image, channels_of(processor)) for image in read]
+        images = [_eight_bits(image, processor) for image in read]
         pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
         return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
 
@@ -116,16 +131,55 @@ class ImageClassification(Task):
 
     def trace(self, values: Sequence[Any]) -> Trace:
         (cell,) = values
-        stored, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, cell)
-        try:
-            content = stored if stored is not None else Path(str(path)).read_bytes()
-        except (OSError, TypeError) as error:
-            raise ValueError(f"cannot be read as an image ({one_line(error, 100)})") from error
+        content = encoded(cell)
         image, (width, height) = glance(content)
-        return Trace(content_hash(content), look_hash(to_channels(image, 3)), {"width": width, "height": height})
+        own = extremes(image) if is_deep(image) else None  # compared by its contrasts only
+        look = look_hash(to_channels(image, 3, own))
+        return Trace(content_hash(content), look, {"width": width, "height": height})
+
+    def settle(self, data: Data, model: Any, processor: Any, args: DataArguments) -> PixelFacts | None:
+        (column,) = data.inputs
+        measured = {name: deep_extremes(split, column) for name, split in data.splits.items()}
+        if not any(map(len, measured.values())):
+            return None
+        pixel_range = checked_range(args.pixel_range) or decide_range(measured["train"]) or range_of(processor)
+        if pixel_range is None:
+            name = next(name for name, pairs in measured.items() if len(pairs))
+            raise UserError(
+                f"the {name} split has float or 32-bit images and the training split has none.",
+                "Give the lowest and the highest value of such images, for example [0, 1].",
+                key="pixel_range",
+            )
+        _set_range(model.config, processor, pixel_range)
+        deep = {name: len(pairs) for name, pairs in measured.items()}
+        return PixelFacts(pixel_range, deep, {name: num_clipped(p, pixel_range) for name, p in measured.items()})
+
+    def clipped(self, split: Dataset, inputs: tuple[str, ...], processor: Any) -> dict[str, int]:
+        (column,) = inputs
+        measured = deep_extremes(split, column)
+        pixel_range = range_of(processor)
+        if not len(measured):
+            return {}
+        if pixel_range is None:
+            raise UserError(
+                "the data has float or 32-bit images, and the model does not say their range.",
+                "Give their lowest and highest value, for example [0, 1].",
+                key="pixel_range",
+            )
+        return {"clipped_images": num_clipped(measured, pixel_range)}
+
+    def remarks(self, values: Sequence[Any], processor: Any) -> dict[str, Any]:
+        (image,) = values
+        if not is_deep(image):
+            return {}
+        given = range_of(processor)
+        low, high = given or DEFAULT_RANGE[image.mode]
+        said = {} if given else {"pixel_range": f"unknown to the model, {low:g} to {high:g} assumed"}
+        beyond = num_beyond(image, given)
+        return said | ({"clipped_pixels": beyond} if beyond else {})
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
-        images = [to_channels(image, channels_of(processor)) for image in columns[0]]
+        images = [_eight_bits(image, processor) for image in columns[0]]
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
     def look(
@@ -144,6 +198,32 @@ class ImageClassification(Task):
         return _collate
 
 
+def _columns_of_bytes(features: Mapping[str, Any], args: DataArguments) -> list[str]:
+    """Columns of encoded images, or of what `datasets` stores for one; by their name, unless images are asked for."""
+    binary = [n for n, f in features.items() if _is_binary(f.get("bytes") if isinstance(f, dict) else f)]
+    named = [n for n in binary if n in IMAGE_COLUMNS or isinstance(features[n], dict)]
+    return named or (binary if args.task == ImageClassification.name else [])
+
+
+def _is_binary(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     batch = {"pixel_values": torch.stack([e["pixel_values"] for e in examples])}
     return batch | ({LABELS: torch.tensor([e[LABELS] for e in examples])} if LABELS in examples[0] else {})
+
+
+def range_of(processor: Any) -> Range | None:
+    """(lowest, highest) value of float and 32-bit images; None if the model's training data had none."""
+    given = getattr(processor, "pixel_range", None)
+    return (float(given[0]), float(given[1])) if given else None
+
+
+def _set_range(config: Any, processor: Any, pixel_range: Sequence[float]) -> None:
+    """The configuration is saved with the model, and timm's processors are not saved at all."""
+    config.pixel_range = processor.pixel_range = [float(v) for v in pixel_range]
+
+
+def _eight_bits(image: Any, processor: Any) -> Any:
+    return to_channels(image, channels_of(processor), range_of(processor))

@@ -306,7 +306,7 @@ def test_image_size_of_hugging_face_models(tmp_path):
     run = fine_tune(str(tmp_path / "c"), output_dir=str(tmp_path / "o"), **keys)
     assert run.model.config.image_size == 64
     assert AutoImageProcessor.from_pretrained(run.output_dir).size["height"] == 64
-    with pytest.raises(UserError, match="image_size: 60 is not possible for a vit model. Sizes that work: 32, 48, 64"):
+    with pytest.raises(UserError, match=r"60 is not possible for a vit model\. Sizes that work: 32, 48, 64"):
         fine_tune(str(tmp_path / "v"), output_dir=str(tmp_path / "p"), **keys | {"image_size": 60})
 
 
