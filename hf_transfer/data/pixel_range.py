@@ -98,6 +98,6 @@ def _head(cell: Any) -> bytes:
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, str | Path):
-        with open(cell, "rb") as file:
+        with Path(cell).open("rb") as file:
             return file.read(_HEAD)
     return encoded(cell)[:_HEAD]

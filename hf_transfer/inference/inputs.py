@@ -73,7 +73,7 @@ def items_of(inputs: Any, is_pair: bool) -> list[Any]:
 
 
 def _rows_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
-    """Texts (a row of two is a pair) or objects, or the images of (N, height, width, channels) or (N, height, width)."""
+    """Texts (rows of two are pairs), objects, or images of (N, height, width) or (N, height, width, channels)."""
     if array.dtype.kind in "OUS":
         return [tuple(row) if isinstance(row, list) else row for row in np.atleast_1d(array).tolist()]
     several = array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _MOST_CHANNELS)

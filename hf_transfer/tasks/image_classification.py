@@ -15,8 +15,8 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
 from hf_transfer.data.duplicates import Trace, content_hash, look_hash
-from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES
 from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES
 from hf_transfer.data.images import (
     DEFAULT_RANGE,
     Range,
