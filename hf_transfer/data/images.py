@@ -165,6 +165,7 @@ def _from_array(value: Any) -> Image:
     if not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
         raise ValueError(f"a {type(value).__name__} is no image")
     array = np.asarray(value)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.dtype == np.uint16 and array.ndim == 3:  # PIL has no such mode
