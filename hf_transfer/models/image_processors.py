@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedConfig
 
 from hf_transfer.config.arguments.model import ModelArguments
@@ -14,6 +15,7 @@ from hf_transfer.layers.forward_pass import input_channels
 from hf_transfer.models.load import source
 
 _KEY = "model_name_or_path"
+_SIDE = 64  # pixels of the image that is preprocessed to see what comes out
 
 
 def check_channels(config: PreTrainedConfig, name: str) -> None:
@@ -71,9 +73,12 @@ def load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | N
         raise UserError(
             f"cannot load an image processor from {args.model_name_or_path!r} ({one_line(error)}).", key=_KEY
         ) from error
-    _set_channels(processor, input_channels(config))
+    channels = input_channels(config)
+    _set_channels(processor, channels)
     if size:
         _set_size(processor, size)
+    if size or channels == 1:
+        _check_output(processor, channels, size)
     return processor
 
 
@@ -91,12 +96,6 @@ def _set_channels(processor: Any, channels: int) -> None:
         processor.image_std = _for_channels(processor.image_std, channels)
     if channels == 1 and getattr(processor, "do_convert_rgb", None):
         processor.do_convert_rgb = False
-    if channels_of(processor) != channels:
-        raise UserError(
-            f"the model reads images of {channels} channel, and its {type(processor).__name__} gives RGB.",
-            "Use a model of 3 channels.",
-            key=_KEY,
-        )
 
 
 def _set_size(processor: Any, size: int) -> None:
@@ -104,13 +103,29 @@ def _set_size(processor: Any, size: int) -> None:
     processor.size = {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else square
     if getattr(processor, "do_center_crop", None):
         processor.crop_size = square
-    from PIL import Image
 
-    wide = Image.new("L" if channels_of(processor) == 1 else "RGB", (2 * size, size))
-    given = tuple(processor([wide], return_tensors="pt")["pixel_values"].shape[-2:])
-    if given != (size, size):
+
+def _check_output(processor: Any, channels: int, size: int | None) -> None:
+    """Preprocess an image.
+
+    Raises:
+        UserError: the result has another size or number of channels.
+    """
+    image = Image.new("L" if channels == 1 else "RGB", (2 * (size or _SIDE), size or _SIDE))
+    name = type(processor).__name__
+    try:
+        shape = tuple(processor([image], return_tensors="pt")["pixel_values"].shape[1:])
+    except (ValueError, RuntimeError, IndexError) as error:
+        shape, name = (), f"{name} ({one_line(error, 100)})"
+    if shape[:1] != (channels,):
         raise UserError(
-            f"{size} is not possible: {type(processor).__name__} gives images of {given[0]} × {given[1]}.",
+            f"the model reads images of {channels} channel{'s'[: channels > 1]}, and {name} does not give them.",
+            "Use a model of 3 channels.",
+            key=_KEY,
+        )
+    if size and shape[1:] != (size, size):
+        raise UserError(
+            f"{size} is not possible: {name} gives images of {shape[1]} × {shape[2]}.",
             "Remove image_size.",
             key="image_size",
         )
