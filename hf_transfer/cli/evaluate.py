@@ -69,4 +69,6 @@ def run(argv: Sequence[str]) -> int:
         split = f"{measured['metrics_split']} of {measured['dataset']}"
         print(f"{words[0]} on {split} ({measured['num_examples']:,} examples):")
         print("\n".join(format_metrics(measured["metrics"], measured["intervals"])))
+        if measured.get("clipped_images"):
+            print(f"Images with values beyond the training range, which were clipped: {measured['clipped_images']:,}")
     return 0

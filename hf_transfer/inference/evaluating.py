@@ -44,17 +44,19 @@ class Evaluating(Answering):
             max_examples: only so many of them, drawn by class.
 
         Returns:
-            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`.
+            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`, and `clipped_images` for float and
+            32-bit images: how many have values beyond the range of the training data.
 
         Raises:
             UserError: there is no such data, or its labels are not the model's.
         """
         name, examples, inputs = self._held_out(data, split, max_examples)
+        clipped = self.task.clipped(examples, inputs, self.processor)
         if self.views.several:
             results = self._measure_looks(examples, inputs)
         else:
             results = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
-        return {**results, "metrics_split": name, "dataset": _name_of(data or self.data)}
+        return {**results, **clipped, "metrics_split": name, "dataset": _name_of(data or self.data)}
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -26,6 +27,7 @@ from hf_transfer.tasks.base import Task
 TABLES = frozenset(FORMATS)
 LINES = frozenset((".txt",))
 STANDARD_INPUT = "-"
+_MOST_CHANNELS = 4  # an array of (height, width, up to so many) is one image
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,30 @@ def example(task: Task, shown: Any, raw: Sequence[Any]) -> Example:
         if isinstance(shown, str):  # half a character cannot be printed
             shown = shown.encode("utf-8", "backslashreplace").decode()
         return Example(shown, None, str(error))
+
+
+def items_of(inputs: Any, is_pair: bool) -> list[Any]:
+    """The inputs that `Predictor.predict` is given: one as a list of one, several as a list.
+
+    Args:
+        inputs: see `Predictor.predict`.
+        is_pair: whether a tuple is one input.
+    """
+    if isinstance(inputs, str | bytes | bytearray | Path | Mapping) or (isinstance(inputs, tuple) and is_pair):
+        return [inputs]
+    if isinstance(inputs, np.ndarray):
+        return _rows_of_array(inputs)
+    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):  # a pandas DataFrame
+        return list(inputs.to_dict("records"))
+    return list(inputs) if hasattr(inputs, "__iter__") and not hasattr(inputs, "__array_interface__") else [inputs]
+
+
+def _rows_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
+    """Texts (rows of two are pairs), objects, or images of (N, height, width) or (N, height, width, channels)."""
+    if array.dtype.kind in "OUS":
+        return [tuple(row) if isinstance(row, list) else row for row in np.atleast_1d(array).tolist()]
+    several = array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _MOST_CHANNELS)
+    return list(array) if several else [array]
 
 
 def check_inputs(words: Sequence[str], task: Task) -> None:

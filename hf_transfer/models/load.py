@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from hf_transfer.errors import UserError, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
 _KEY = "model_name_or_path"
@@ -218,16 +220,16 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
     place, options = source(args)
     if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
         return _with_adapter(args, auto_class, config, adapter, place, options)
+    load = partial(
+        auto_class.from_pretrained,
+        place,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        use_safetensors=None if args.allow_pickle else True,
+        **options,
+    )
     try:
-        model, info = auto_class.from_pretrained(
-            place,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            use_safetensors=None if args.allow_pickle else True,
-            **options,
-        )
+        model, info = load(config=config, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(name, error) from error
     if "labels" not in inspect.signature(model.forward).parameters:
@@ -239,9 +241,11 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
     for parameter in model.parameters():  # memory-mapped weights may be unaligned, which changes sums in the last bit
         parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
-    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    mismatched = {entry[0] for entry in info["mismatched_keys"]} & parameters
+    mismatched -= fill_resampled(model, sorted(mismatched), load)
     origin = {} if Path(place).is_dir() else _repository(args).origin
-    return Weights(model, (set(info["missing_keys"]) | mismatched) & parameters, origin, frozenset(mismatched))
+    missing = (set(info["missing_keys"]) & parameters) | mismatched
+    return Weights(model, missing, origin, frozenset(mismatched))
 
 
 def _with_adapter(

@@ -95,12 +95,13 @@ def prepare(config: Config) -> Prepared:
     data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
     facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
+    facts.pixels = task.settle(data, loaded.model, processor, keys)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     _check_best(args, loaded.labels)
     if stream is None:
         _check_batches(args, len(data.train))
     config = with_decisions(
-        config.resolved(**_inferred(task, inputs, found, keys, loaded.labels.problem_type)),
+        config.resolved(**_inferred(task, inputs, found, keys, loaded.labels.problem_type), **_decided(facts)),
         choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
         {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
     )
@@ -149,6 +150,11 @@ def _roles(
     hint = f" (text_column_name: {inputs[0]} reads one)" if pair else ""
     roles = f"Columns: input {' and '.join(map(repr, inputs))}{hint}; {target}."
     return [roles, *unread(columns, (*inputs, *targets)), *variant_notes(found.splits, found.name, labels)]
+
+
+def _decided(facts: Facts) -> dict[str, Any]:
+    """Data keys that the training split decided."""
+    return {"pixel_range": list(facts.pixels.range)} if facts.pixels else {}
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:

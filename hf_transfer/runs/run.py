@@ -60,7 +60,7 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
     if dataset_name is None or isinstance(dataset_name, str | Path):
         return run(Config.from_sources({}, {**given, "dataset_name": dataset_name}))
     config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY})
-    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name))))
+    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name, config.data))))
 
 
 def run(config: Config) -> Result:

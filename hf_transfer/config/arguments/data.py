@@ -95,6 +95,12 @@ class DataArguments:
         resume="fixed",
         card="changed",
     )
+    pixel_range: list[float] | None = setting(
+        None,
+        "lowest and highest value of float and 32-bit images (default: those of the training split)",
+        resume="fixed",
+        card="changed",
+    )
     overwrite_output_dir: bool = setting(
         False, "write into an output_dir that holds a finished run", topic="output", resume="free"
     )
