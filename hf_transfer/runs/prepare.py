@@ -22,18 +22,17 @@ from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
 from hf_transfer.data.streaming import Reader, Stream, beginning, held_out, open_streams
-from hf_transfer.errors import UserError, nearest, one_line
-from hf_transfer.evaluation import metric_table
+from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features.examples import Views
 from hf_transfer.files import say
 from hf_transfer.models.load import Loaded
+from hf_transfer.runs.checks import check_batches, check_best, check_grown
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import check_disk, choose_loader
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
-from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.linear_probe import note as note_on_head
 from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
@@ -89,7 +88,7 @@ def prepare(config: Config) -> Prepared:
     found = find_labels(splits, inputs, keys)
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
     loaded, processor = task.load(config.model, keys, labels)
-    _check_grown(loaded, args)
+    check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
         processor.model_max_length -= spare
     data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
@@ -97,9 +96,9 @@ def prepare(config: Config) -> Prepared:
     facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
     facts.pixels = task.settle(data, loaded.model, processor, keys)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
-    _check_best(args, loaded.labels)
+    check_best(args, loaded.labels)
     if stream is None:
-        _check_batches(args, len(data.train))
+        check_batches(args, len(data.train))
     config = with_decisions(
         config.resolved(**_inferred(task, inputs, found, keys, loaded.labels.problem_type), **_decided(facts)),
         choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
@@ -319,46 +318,3 @@ def _trainer_errors(output_dir: Path) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(one_line(error)) from error
-
-
-def _check_best(args: TransferArguments, labels: Labels) -> None:
-    """Check `metric_for_best_model`, which Trainer reads only after the first epoch.
-
-    Raises:
-        UserError: there is no such metric.
-    """
-    available = (metric_table.LOSS, *metric_table.names(labels.problem_type, len(labels.names)))
-    wanted = (args.metric_for_best_model or metric_table.LOSS).removeprefix("eval_")
-    if wanted not in available:
-        raise UserError(
-            f"unknown metric {args.metric_for_best_model!r} for {labels.problem_type}.",
-            f"Available metrics: {', '.join(available)}.{nearest(wanted, available)}",
-            key="metric_for_best_model",
-        )
-
-
-def _check_grown(loaded: Loaded, args: TransferArguments) -> None:
-    """Raises:
-    UserError: embeddings were added, which an adapter would not save.
-    """
-    if loaded.grown and (is_adapted(loaded.model) or args.adapter not in (None, "none")):
-        raise UserError(
-            f"the tokenizer has {loaded.grown} more tokens than the model has embeddings, and an adapter does not save "
-            "embeddings.",
-            "Resize and save the model first (model.resize_token_embeddings), or train without an adapter.",
-            key="adapter",
-        )
-
-
-def _check_batches(args: TransferArguments, examples: int) -> None:
-    """Raises:
-    UserError: an epoch would have no batch.
-    """
-    size = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and examples < size:
-        raise UserError(
-            f"{args.per_device_train_batch_size} gives a global batch size of {size}, there are only {examples} "
-            "training examples, and dataloader_drop_last drops incomplete batches.",
-            "Use a smaller batch size, or remove dataloader_drop_last.",
-            key="per_device_train_batch_size",
-        )
