@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_transfer.models import bundled as bundled_models
+from tests import warm
 from tests.helpers import PIXELS, tiny_bert, tiny_vit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power: what is written outlives any process without being synced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What the files before have imported is not looked through again at each training."""
+    warm.settle()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -29,27 +28,22 @@ ROOT = Path(__file__).parents[2]
 # ---- kills ---------------------------------------------------------------------------------------------------------
 
 
-def killed(folder, *options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.crash", str(folder), *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(("case", "processes"), crash.CHOSEN)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(case, processes, tmp_path):
     """SIGKILL in each stage, in accumulation, evaluation, and at each point of saving, also of one rank of two; SIGTERM
     and SIGINT on one rank: weights, optimizer by name, rates, plateaus, best metric, history, random numbers. And the
     same seed twice gives the same bits."""
-    check_kills(killed(tmp_path), crash.CHOSEN)
+    check_kills(tmp_path, {(case, processes): crash.CHOSEN[case, processes]})
 
 
 @pytest.mark.slow
-def test_more_chosen_kills(tmp_path):
-    check_kills(killed(tmp_path, "--more"), crash.MORE)
+@pytest.mark.parametrize(("case", "processes"), crash.MORE)
+def test_more_chosen_kills(case, processes, tmp_path):
+    check_kills(tmp_path, {(case, processes): crash.MORE[case, processes]})
 
 
-def check_kills(report, strikes):
+def check_kills(folder, strikes):
+    report = crash.strike(folder, crash.listed(strikes))
     chosen = [several for lists in strikes.values() for several in lists]
     assert report["differences"] == []
     assert report["runs"] == len(chosen) and report["kills"] + report["signals"] == sum(map(len, chosen))
@@ -59,7 +53,7 @@ def check_kills(report, strikes):
 
 @pytest.mark.slow
 def test_two_hundred_random_kills(tmp_path):
-    found = killed(tmp_path, "--random", "200")
+    found = crash.strike(tmp_path, crash.random_strikes(0), enough=200)
     assert found["differences"] == [] and found["kills"] >= 200
 
 
