@@ -97,19 +97,19 @@ def _be_child(files: Any, run: Callable[[], int | None], first: Callable[[], obj
         os._exit(code)
 
 
-def start(*argv: object) -> Fork:
-    """`hf-transfer ARGV`, running."""
-    return Fork(lambda: main([str(word) for word in argv]))
+def start(*argv: object, stdin: bytes = b"", first: Callable[[], object] = int) -> Fork:
+    """`hf-transfer ARGV`, running; `first` runs in the fork before it.
+
+    Limits, users and signals that are set there end with the fork.
+    """
+    return Fork(lambda: main([str(word) for word in argv]), stdin, first)
 
 
 def hf_transfer(
     *argv: object, stdin: bytes = b"", first: Callable[[], object] = int
 ) -> subprocess.CompletedProcess[str]:
-    """`hf-transfer ARGV` with what it wrote and its exit code; `first` runs in the fork before it.
-
-    Limits, users and signals that are set there end with the fork.
-    """
-    return fork(lambda: main([str(word) for word in argv]), stdin, first)
+    """The same at its end: the exit code and what it wrote."""
+    return start(*argv, stdin=stdin, first=first).wait()
 
 
 def fork(

@@ -34,6 +34,7 @@ from hf_transfer.data import bundled
 from hf_transfer.data.load import load_splits
 from hf_transfer.errors import WorkFailed
 from hf_transfer.models import bundled as bundled_models
+from tests import warm
 
 TEXT = dict(
     model_name_or_path="bundled:minilm-l6",
@@ -181,11 +182,13 @@ def test_run_yaml_repeats_the_run(text_run, tmp_path, capsys):
     assert "Result on test" in out
     said = {"predict": '"label": ', "evaluate": "95% CI", "train": "", "-c": "{0: 'negative', 1: 'positive'}\n"}
     for command in out.split("Next:\n")[1].splitlines():  # as printed, and the run only as far as its keys
-        argv = shlex.split(command.split("   #")[0])
+        program, *argv = shlex.split(command.split("   #")[0])
         (verb,) = set(argv) & set(said)
-        done = subprocess.run(
-            [*argv, *(["--seed", "x"] if verb == "train" else [])], capture_output=True, text=True, input="fine\n"
-        )
+        if program == "hf-transfer":
+            done = warm.hf_transfer(*argv, *(["--seed", "x"] if verb == "train" else []), stdin=b"fine\n")
+        else:
+            assert (program, argv[0], len(argv)) == ("python", "-c", 2)
+            done = warm.fork(lambda code=argv[1]: exec(code, {}))
         assert said.pop(verb) in done.stdout and (done.returncode == 0 or "seed: 'x'" in done.stderr)
     assert not said
     assert out.index("Plan: gradual") < out.index("step 2/8") < out.index("Result on test")
