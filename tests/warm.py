@@ -82,10 +82,10 @@ def _be_child(files: Any, run: Callable[[], int | None], first: Callable[[], obj
     try:
         for number, file in enumerate(files):
             os.dup2(file.fileno(), number)
+        first()
         sys.stdin = os.fdopen(0, "r", closefd=False)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         torch.set_num_threads(1)
-        first()
         code = run() or 0
     except SystemExit as end:
         code = int(end.code or 0)

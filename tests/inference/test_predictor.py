@@ -224,7 +224,9 @@ def test_standard_input_is_answered_line_by_line(text_run):
         for text in ("fine", "not fine"):
             given.write(f"{text}\n")
             given.flush()
-            assert json.loads(answered.readline())["input"] == text
+            line = answered.readline()
+            assert line, process.wait()
+            assert json.loads(line)["input"] == text
         given.close()
         assert answered.read() == "" and process.wait().returncode == 0
 
