@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_transfer.data.splits import BadExample
+from hf_transfer.data.raw import BadExample
 
 _MAX_LISTED = 1000  # bad examples listed in `to_dict`
 _MAX_PRINTED = 10  # bad examples or class names printed
@@ -68,6 +68,7 @@ class Facts:
         bad: unusable examples, all of them skipped.
         dropped: number of leaked examples removed from each split.
         cut: (fraction of a sample of texts that is truncated, maximum length in tokens); None if nothing is truncated.
+        decided: how the data was read: what each column is taken for, and whatever its files left open.
         seconds: time spent examining the data.
     """
 
@@ -76,6 +77,7 @@ class Facts:
     bad: list[BadExample] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     cut: tuple[float, int] | None = None
+    decided: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -90,6 +92,7 @@ class Facts:
 
     def lines(self) -> Iterator[str]:
         """The report, line by line."""
+        yield from (f"  {text}" for text in self.decided)
         for name, split in self.splits.items():
             yield f"  {name:<10} {split.examples:,} examples{_distribution(split)}"
         examined = [s for s in self.splits.values() if s.examined]

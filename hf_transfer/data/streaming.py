@@ -11,9 +11,8 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -24,15 +23,15 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.duplicates import content_hash
 from hf_transfer.data.image_folders import read_image_folder
-from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.images import undecoded
-from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode, find_labels
-from hf_transfer.data.load import table_options
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode
 from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
-from hf_transfer.data.raw import RawSplits
+from hf_transfer.data.raw import BadExample, RawSplits, Streams
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data
 from hf_transfer.data.stream_order import check_order, interleaved
+from hf_transfer.data.table_streams import PLACE, REASON, table_stream
 from hf_transfer.errors import UserError, one_line
 
 LOOK_TEXTS, LOOK_IMAGES = 10_000, 1_000  # minimum number of examples read in advance
@@ -55,19 +54,31 @@ def beginning(args: DataArguments, source: Source | None = None) -> RawSplits:
     Raises:
         UserError: the data does not exist, cannot be streamed, or has an empty split.
     """
+    source = source or locate(args)
     streams = open_streams(args, source)
-    number = _num_training_examples(streams, args)
-    splits = {"train": _take(streams["train"], number)}
-    check_order(splits["train"], len(splits["train"]) < number, args)
-    if "validation" in streams:
-        splits["validation"] = _take(streams["validation"], args.max_eval_samples)
-    if "test" in streams and args.max_predict_samples:
-        splits["test"] = _take(streams["test"], args.max_predict_samples)
-    streams.notes += [f"Not used: the {name} split of the stream." for name in streams if name not in splits]
-    for name, split in splits.items():
-        if not len(split):
+    numbers = {"train": _num_training_examples(streams, args), "validation": args.max_eval_samples}
+    if args.max_predict_samples:
+        numbers["test"] = args.max_predict_samples
+    raw = RawSplits({}, streams.notes, _written(source, streams))
+    for name in streams:
+        if name not in numbers:
+            raw.notes.append(f"Not used: the {name} split of the stream.")
+            continue
+        raw[name], bad = _take(name, streams[name], numbers[name], args)
+        raw.bad += bad
+        if not len(raw[name]):
             raise UserError(f"The {name} split has no examples.")
-    return RawSplits(splits, streams.notes, streams.written)
+        if name == "train":
+            check_order(raw[name], len(raw[name]) + len(bad) < (numbers[name] or 0), args)
+    return raw
+
+
+def _written(source: Source, streams: Streams) -> Iterable[str]:
+    """The columns of the training stream that were read as text; see `RawSplits`."""
+    tables = source.files.get("train", source.tables)
+    if tables is None or "train" not in tables.paths or tables.format_of("train") != "csv":
+        return streams.written
+    return [name for name in streams["train"].features if name not in (PLACE, REASON)]
 
 
 def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
@@ -78,17 +89,25 @@ def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
     return least if "validation" in streams else max(least, math.ceil(args.max_eval_samples / args.train_val_split))
 
 
-def _take(stream: Any, number: int | None) -> Dataset:
-    rows = list(_explained(itertools.islice(stream, number)))
-    return Dataset.from_list(rows, features=stream.features)
+def _take(name: str, stream: Any, number: int | None, args: DataArguments) -> tuple[Dataset, list[BadExample]]:
+    """(the first rows of a stream, the rows left out).
 
-
-class Streams(dict[str, Any]):
-    """`datasets.IterableDataset`s by split, with what was noticed when they were opened; see `RawSplits`."""
-
-    def __init__(self, streams: Mapping[str, Any], notes: Sequence[str] = (), written: Iterable[str] = ()):
-        super().__init__(streams)
-        self.notes, self.written = list(notes), frozenset(written)
+    Raises:
+        UserError: a row does not fit, and such rows are not left out.
+    """
+    rows, bad = [], list[BadExample]()
+    for row in _explained(itertools.islice(stream, number)):
+        place, reason = row.pop(PLACE, ""), row.pop(REASON, None)
+        if reason is None:
+            rows.append(row)
+        elif args.on_bad_example == "skip":
+            bad.append(BadExample(name, place, reason))
+        else:
+            raise UserError(f"{place}: {reason}.", "Correct the file, or set on_bad_example: skip.")
+    features = stream.features
+    if features is not None:
+        features = Features({c: f for c, f in features.items() if c not in (PLACE, REASON)})
+    return Dataset.from_list(rows, features=features), bad
 
 
 def open_streams(args: DataArguments, source: Source | None = None) -> Streams:
@@ -138,21 +157,13 @@ def _open_named(source: Source, args: DataArguments) -> Streams:
 
 
 def _open_tables(tables: Tables, args: DataArguments) -> dict[str, Any]:
-    streams = dict(datasets.load_dataset(tables.format, streaming=True, **table_options(tables, args)))
-    return {name: _with_features(stream, tables.first, args) for name, stream in streams.items()}
-
-
-def _with_features(stream: Any, file: Path, args: DataArguments) -> Any:
-    """`stream` with column types: its own, else those of its first rows, to which later rows are cast.
-
-    Raises:
-        UserError: a column holds image paths.
-    """
-    rows = list(_explained(itertools.islice(_undecoded(stream), LOOK_IMAGES)))
-    first = Dataset.from_list(rows, features=stream.features) if rows else None
-    if first is not None and with_images(first, file, args) is not first:
-        raise UserError("streaming: the images listed in a table are already on disk.", "Remove streaming.")
-    return stream if stream.features is not None or first is None else stream.cast(first.features)
+    streams = {}
+    for split, paths in tables.paths.items():
+        try:
+            streams[split] = table_stream(paths, args)
+        except UserError as error:
+            raise (error if error.key else error.with_key(tables.key)) from error
+    return streams
 
 
 def _explained(rows: Iterator[Any]) -> Iterator[Any]:
@@ -245,10 +256,11 @@ class Reader:
             row_mark = mark(raw)
             if row_mark in self.held:
                 continue
+            reason = row.get(REASON) or reason
             values, reason = ([], reason) if reason else self._values(raw)
             self.seen += 1
             if reason:
-                self._skip(raw, reason)
+                self._skip(raw, reason, row.get(PLACE, ""))
                 continue
             for column, value in zip(self.inputs, values, strict=True):
                 usable[column].append(value)
@@ -277,8 +289,8 @@ class Reader:
         table = Dataset.from_list(
             [{c: row[c] for c in columns} for row in rows], features=Features({c: self.features[c] for c in columns})
         )
-        splits, column = find_labels({"train": table}, (), self.args)
-        split = splits["train"]
+        found = find_labels({"train": table}, (), self.args, self.labels)
+        split, column = found.splits["train"], found.name
         reasons = bad_labels(split, "train", column, self.labels)
         usable = [i for i in range(len(rows)) if i not in reasons]
         if not usable:
@@ -286,10 +298,10 @@ class Reader:
         numbers = iter(encode(split.select(usable), "train", column, self.labels)[LABELS][:])
         return [(None, reasons[i]) if i in reasons else (next(numbers), "") for i in range(len(rows))]
 
-    def _skip(self, raw: Sequence[Any], reason: str) -> None:
+    def _skip(self, raw: Sequence[Any], reason: str, place: str) -> None:
         cell = raw[0]
         text = cell.get("path") if isinstance(cell, dict) else cell
-        name = repr(str(text)[:40]) if text else "unnamed"
+        name = ", ".join(filter(None, (place, repr(str(text)[:40]) if text else ""))) or "unnamed"
         if self.args.on_bad_example != "skip":
             raise UserError(
                 f"Unusable example in the stream ({name}): {reason}.",

@@ -14,7 +14,8 @@ from transformers import Trainer, TrainingArguments
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.examine import examine
 from hf_transfer.data.images import undecoded
-from hf_transfer.data.labels import LABELS, encode, find_labels
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import LABELS, encode
 from hf_transfer.data.load import load_held_out, load_splits
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import draw, make_data
@@ -76,15 +77,16 @@ class Evaluating(Answering):
             splits = (beginning if args.streaming else load_splits)(args)
             features = splits["train"].features
         else:
-            name, examples = load_held_out(args, split)
-            features = examples.features
+            name, splits = load_held_out(args, split)
+            features = splits[name].features
         inputs = self.task.input_columns(features, args)
         if not inputs:
             raise UserError(
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",
                 f"Name one of {', '.join(features)}.",
             )
-        splits, column = find_labels(splits if own else {name: examples}, inputs, args)
+        found = find_labels(splits, inputs, args, self.labels)
+        splits, column = found.splits, found.name
         if own:
             whole = make_data(splits, inputs, column, labels=self.labels, args=args, seed=self.seed)
             if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out

@@ -63,11 +63,13 @@ class Weights(NamedTuple):
         model: in fp32.
         missing: names of the parameters missing from the checkpoint.
         origin: see `Loaded`; for an adapter, of its backbone.
+        resized: those of `missing` that the checkpoint holds in another shape.
     """
 
     model: PreTrainedModel
     missing: set[str]
     origin: dict[str, Any]
+    resized: frozenset[str] = frozenset()
 
 
 def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
@@ -164,6 +166,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         WorkFailed: the hub cannot be reached.
     """
     before, own = _label_names(config), set((config.id2label or {}).values())
+    generic = labels.generic(config)
     labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
         setattr(config, key, value)
@@ -173,21 +176,25 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, missing, origin = _from_checkpoint(args, auto_class, config)
+        weights = _from_checkpoint(args, auto_class, config)
+        model, missing, origin = weights.model, weights.missing, weights.origin
         notes = []
         if args.from_scratch:
             return Loaded(model, labels, (), ("Training from scratch: all weights are randomly initialized.",))
         plain = plain_names(model)
         head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
-        if not missing & head and set(labels.names) not in (before, own):
+        has_head = not missing & head or bool(weights.resized & head)
+        if not missing & head and set(labels.names) not in (before, own) and not generic:
             missing |= _fresh_head(model, auto_class, head)
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing & head:
         notes.append(
             f"Newly initialized head with {len(labels.names)} outputs ({_some(labels.names)}); "
-            f"{'the checkpoint has none' if not before else f'the checkpoint predicts {_some(sorted(before))}'}."
+            f"{f'the checkpoint predicts {_some(sorted(own))}' if before or has_head else 'the checkpoint has none'}."
         )
+    elif generic:
+        notes.append(f"The checkpoint's head is kept: its {_some(sorted(own))} are taken for {_some(labels.names)}.")
     body = sorted(missing - head)
     if body:
         notes.append(f"Missing from the checkpoint and trained with the head: {_some(body)}.")
@@ -232,7 +239,7 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     origin = {} if Path(place).is_dir() else _repository(args).origin
-    return Weights(model, (set(info["missing_keys"]) | mismatched) & parameters, origin)
+    return Weights(model, (set(info["missing_keys"]) | mismatched) & parameters, origin, frozenset(mismatched))
 
 
 def _with_adapter(
@@ -245,7 +252,8 @@ def _with_adapter(
         model_revision=adapter.revision or "main",
     )
     shared = _SHARED.get()
-    model, missing, origin = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    weights = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    model, missing, origin = weights.model, weights.missing, weights.origin
     model, loaded = put_on(model, place, options, args.restart_adapter)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
         loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
@@ -304,7 +312,7 @@ class SharedBackbone:
                 + f"; the bank's backbone is {self.name!r}.",
                 "Use one bank per backbone.",
             )
-        model, missing, origin = self._loaded
+        model, missing, origin = self._loaded.model, self._loaded.missing, self._loaded.origin
         shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         own = copy.deepcopy(model, shared)
         for name, value in Labels.of(config).config_kwargs.items():

@@ -13,9 +13,11 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from hf_transfer.data.bucketing import describe
+from hf_transfer.data.columns import Columns, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
-from hf_transfer.data.labels import Labels, find_labels, infer_labels
+from hf_transfer.data.label_columns import LabelColumn, find_labels, variant_notes
+from hf_transfer.data.labels import Labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
@@ -82,20 +84,22 @@ def prepare(config: Config) -> Prepared:
     with args.main_process_first(desc="data"):
         source = locate(keys)
         splits = (beginning if keys.streaming else load_splits)(keys, source)
-    task, inputs = choose_task(splits["train"].features, keys)
-    splits, column = find_labels(splits, inputs, keys)
-    labels = infer_labels(splits["train"], column, keys.problem_type, keys.on_bad_example == "skip")
+    columns = Columns(splits["train"], splits.written, keys.text_column_name)
+    task, inputs = choose_task(columns, keys)
+    found = find_labels(splits, inputs, keys)
+    labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
     loaded, processor = task.load(config.model, keys, labels)
     if spare := spare_tokens(args, loaded.model):
         processor.model_max_length -= spare
-    data = make_data(splits, inputs, column, labels=loaded.labels, args=keys, seed=config.split_seed)
+    data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
+    facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     _check_best(args, loaded.labels)
     if stream is None:
         _check_batches(args, len(data.train))
     config = with_decisions(
-        config.resolved(**_inferred(task, inputs, column, keys, loaded.labels.problem_type)),
+        config.resolved(**_inferred(task, inputs, found, keys, loaded.labels.problem_type)),
         choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
         {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
     )
@@ -114,17 +118,36 @@ def prepare(config: Config) -> Prepared:
 
 
 def _inferred(
-    task: Task, inputs: tuple[str, ...], column: str, keys: DataArguments, problem_type: str
+    task: Task, inputs: tuple[str, ...], found: LabelColumn, keys: DataArguments, problem_type: str
 ) -> dict[str, Any]:
     """Data keys with what was inferred from the data."""
     inferred: dict[str, Any] = {
         "task": task.name,
         "problem_type": problem_type,
-        "label_column_name": keys.label_column_name or column,
+        "label_column_name": keys.label_column_name or found.name,
+        "label_delimiter": found.delimiter,
     }
     if task.input_key:
         inferred[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
     return inferred
+
+
+def _roles(
+    columns: Columns, inputs: tuple[str, ...], found: LabelColumn, labels: Labels, keys: DataArguments
+) -> list[str]:
+    """What each column of the data is taken for, as notes."""
+    given = keys.label_column_name or found.name
+    targets = given if isinstance(given, list) else [given]
+    kinds = {
+        "regression": "numbers",
+        "single_label_classification": f"{len(labels.names):,} classes",
+        "multi_label_classification": f"{len(labels.names):,} labels, several per example",
+    }
+    target = f"label {', '.join(map(repr, targets))}: {kinds[labels.problem_type]}"
+    pair = len(inputs) == 2 and not keys.text_column_name
+    hint = f" (text_column_name: {inputs[0]} reads one)" if pair else ""
+    roles = f"Columns: input {' and '.join(map(repr, inputs))}{hint}; {target}."
+    return [roles, *unread(columns, (*inputs, *targets)), *variant_notes(found.splits, found.name, labels)]
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:

@@ -6,27 +6,32 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, Value
+from datasets import Dataset, Image, Value
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedConfig
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
+from hf_transfer.data.columns import text_candidates
 from hf_transfer.data.duplicates import Trace, content_hash, normalized
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
 
-# Usual column names of GLUE and other hub datasets, tried before "the only text column".
+# Usual column names of GLUE and other hub datasets, tried before "the only text column"; pairs before their parts.
 _USUAL = (
-    ("text",),
-    ("sentence",),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
     ("question1", "question2"),
+    ("question", "answer"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("title", "text"),
+    ("text",),
+    ("sentence",),
 )
 _UNBOUNDED = 10**9  # tokenizers without a limit report 1e30
 _DEFAULT_LENGTH = 512
@@ -57,14 +62,17 @@ class TextClassification(Task):
                     f"text_column_name: expected one column or a pair, got {len(given)}: {', '.join(given)}."
                 )
             return tuple(given)
-        texts = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
+        labels = args.label_column_name if isinstance(args.label_column_name, list) else [args.label_column_name]
+        strings = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
         for usual in _USUAL:
-            if all(n in texts for n in usual):
+            if all(n in strings and n not in labels for n in usual):
                 return usual
-        texts = [n for n in texts if n not in ("label", LABELS, args.label_column_name)]
-        if len(texts) > 1 and (args.task == self.name):
+        texts = text_candidates(features, ("label", LABELS, *labels))
+        if len(texts) > 1 and not any(isinstance(f, Image) for f in features.values()):
             raise UserError(
-                "text_column_name: several columns contain text.", f"Name one, or a pair, of {', '.join(texts)}."
+                f"several columns may be the text: {', '.join(texts)}.",
+                f"Set text_column_name: {texts[0]} for one, or text_column_name: [{texts[0]}, {texts[1]}] for a pair.",
+                key="text_column_name",
             )
         return tuple(texts) if len(texts) == 1 else ()
 
@@ -114,6 +122,8 @@ class TextClassification(Task):
         return plain if mask is None else partial(_both, plain, mask)
 
     def read(self, value: Any) -> str:
+        if value is None:
+            raise ValueError("no text")
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is not a string")
         try:

@@ -141,6 +141,6 @@ def test_whole_numbers_as_a_regression_of_pairs(tiny_bert_folder, tmp_path):
     assert run.results["problem_type"] == "regression" and {"mae", "rmse"} <= set(run.metrics)
     assert set(run.predict([("one", "two")])[0]) == {"input", "value"}
     assert Predictor.load(run.output_dir).columns == ("sentence1", "sentence2")
-    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({**r, "label": str(r["label"])}) for r in rows))
-    with pytest.raises(UserError, match="regression expects numbers, but column 'label' contains '0'"):
+    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({**r, "label": f"n{r['label']}"}) for r in rows))
+    with pytest.raises(UserError, match="regression expects numbers, but column 'label' contains 'n0'"):
         fine_tune(tiny_bert_folder, str(tmp_path / "s.jsonl"), **keys | {"output_dir": str(tmp_path / "p")})
