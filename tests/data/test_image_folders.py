@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_a_test_folder_without_classes_is_unlabeled(tmp_path):
     splits = read(fill(tmp_path, *both("train", n=9), "test/#.png*2"))
     labels = infer_labels(splits["train"], "label", None)
     made = make_data(splits, ("image",), "label", labels, DataArguments(), 0)
-    assert made.test is None and made.notes[0] == "The test split has no labels and is ignored."
+    assert made.test is None and re.match("The test split .*has no labels", made.notes[0])
     name, _ = load_held_out(DataArguments(dataset_name=str(tmp_path)), None)
     assert name == "test", "and it is not replaced by the training split where it was to be evaluated on"
     splits = read(fill(tmp_path, "val/#.png*2"))
@@ -285,10 +286,10 @@ def test_the_splits_of_a_column(tmp_path):
     [
         ("file_name,label\n0.png,a\ngone.png,b\n", "lists 1 image missing on disk .*gone.png"),
         ("file_name,label\n0.png,a\n0.png,b\n", "lists '0.png' twice"),
-        ("file_name,label\n0.png,a,b\n", "line 2 has 3 cells, the header 2"),
+        ("file_name,label\n0.png,a,b\n", "line 2.* has 3 cells"),
         ("name,label\n0.png,a\n", "has no column file_name with the paths of the images. Its columns: name, label"),
         ("file_name,label\n,a\n", "row 1 of .* has no file_name"),
-        ("file_name,label,label\n0.png,a,b\n", "two columns are named 'label'"),
+        ("file_name,label,label\n0.png,a,b\n", "column.*'label'"),
         ("file_name,image\n0.png,a\n", "column 'image' of .* would hide the images"),
     ],
 )
