@@ -6,8 +6,6 @@ paths are relative to it. Cells of CSV and TSV files are the text that stands th
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +17,9 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_layout import Split
 from hf_transfer.data.image_paths import IMAGE_COLUMNS
 from hf_transfer.data.image_tree import IMAGE, Folder
+from hf_transfer.data.rows import BadRow, read_rows
 from hf_transfer.data.split_names import SPLITS, split_roles
-from hf_transfer.errors import UserError, one_line
+from hf_transfer.errors import UserError
 
 _PATH_COLUMNS = ("file_name", *(name for name in IMAGE_COLUMNS if name != "file_name"))
 _LABEL_COLUMNS = ("label", "labels")
@@ -80,10 +79,8 @@ def read_metadata(path: Path) -> Metadata:
     """
     try:
         rows = list(_rows(path))
-    except UnicodeDecodeError as error:
-        raise _error(f"{str(path)!r} is not text in UTF-8.", "Save it as UTF-8.") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise _error(f"{str(path)!r} cannot be read ({one_line(error, 150)}).") from error
+    except UserError as error:
+        raise (error if error.key else error.with_key("dataset_name")) from error
     names = list(dict.fromkeys(name for row in rows for name in row))
     paths = next((name for name in _PATH_COLUMNS if name in names), None)
     if paths is None:
@@ -113,29 +110,13 @@ def _resolve(folder: Path, name: str) -> str:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-        return
-    with path.open(encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
-        if path.suffix == ".jsonl":
-            for number, line in enumerate(file, 1):
-                row = json.loads(line) if line.strip() else {}
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is not an object")
-                if row:
-                    yield row
-            return
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        header = next(reader, [])
-        if twice := [name for i, name in enumerate(header) if name in header[:i]]:
-            raise ValueError(f"two columns are named {twice[0]!r}")
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise ValueError(f"line {reader.line_num} has {len(cells)} cells, the header {len(header)}")
-            if cells:
-                yield {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    """Raises:
+    UserError: the table cannot be read, or a row does not fit.
+    """
+    for row in read_rows(path):
+        if isinstance(row, BadRow):
+            raise _error(f"{path.parent!s}: {row.place}: {row.reason}.", "Correct the row.")
+        yield row
 
 
 class Described:

@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetsError
 from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
-from hf_transfer.data.image_tree import walk
+from hf_transfer.data.image_tree import is_hidden, walk
 from hf_transfer.data.rows import FORMATS, format_of, remedy
 from hf_transfer.data.split_names import VALIDATION_NAMES, split_roles, standard_name
 from hf_transfer.errors import UserError, nearest
@@ -162,17 +162,18 @@ def _check_no_classes(folder: Path, tables: Tables) -> None:
     """Raises:
     UserError: the tables name no images, and there are folders of images next to them.
     """
-    if any(_names_images(path) for paths in tables.paths.values() for path in paths):
+    every = [path for paths in tables.paths.values() for path in paths]
+    first = every[0]
+    if any(map(_names_images, every)):
         return
     inside = walk(folder).with_images
     roles = split_roles(f.name for f in inside)
     classes = [f for f in inside if f.name not in roles] or [f for top in inside for f in top.with_images]
     if len(classes) > 1:
         names = ", ".join(f.name for f in classes[:3])
-        table = next(iter(tables.paths.values()))[0]
         raise UserError(
-            f"folder {str(folder)!r} contains folders of images ({names}) and a table ({table.name}).",
-            f"To train on the table, set dataset_name to {str(table)!r}; to train on the images, move the table "
+            f"folder {str(folder)!r} contains folders of images ({names}) and a table ({first.name}).",
+            f"To train on the table, set dataset_name to {str(first)!r}; to train on the images, move the table "
             "elsewhere.",
             key="dataset_name",
         )
@@ -195,7 +196,8 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
     """
     by_split: dict[str, list[str]] = {}
     for file in sorted(folder.iterdir()):
-        if format_of(file) and file.stem != "metadata":  # a metadata file belongs to an image folder
+        # A metadata file belongs to an image folder.
+        if format_of(file) and file.stem != "metadata" and not is_hidden(file.name):
             words = re.split(r"[-_. ]+", file.stem.lower())
             named = [s for s in ("train", "test", *VALIDATION_NAMES) if s in words]
             by_split.setdefault(standard_name(named[0]) if named else "", []).append(str(file))

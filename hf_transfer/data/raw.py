@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -55,3 +56,11 @@ class RawSplits(DatasetDict):
     def but(self, splits: Mapping[str, Dataset]) -> RawSplits:
         """Other splits with the same notes."""
         return RawSplits(splits, self.notes, self.written, self.bad)
+
+
+class Streams(dict[str, Any]):
+    """`datasets.IterableDataset`s by split, with what was noticed when they were opened; see `RawSplits`."""
+
+    def __init__(self, streams: Mapping[str, Any], notes: Sequence[str] = (), written: Iterable[str] = ()):
+        super().__init__(streams)
+        self.notes, self.written = list(notes), frozenset(written)

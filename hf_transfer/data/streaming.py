@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from hf_transfer.data.images import undecoded
 from hf_transfer.data.label_columns import find_labels
 from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode
 from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
-from hf_transfer.data.raw import BadExample, RawSplits
+from hf_transfer.data.raw import BadExample, RawSplits, Streams
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data
 from hf_transfer.data.stream_order import check_order, interleaved
@@ -106,14 +106,6 @@ def _take(name: str, stream: Any, number: int | None, args: DataArguments) -> tu
     if features is not None:
         features = Features({c: f for c, f in features.items() if c not in (PLACE, REASON)})
     return Dataset.from_list(rows, features=features), bad
-
-
-class Streams(dict[str, Any]):
-    """`datasets.IterableDataset`s by split, with what was noticed when they were opened; see `RawSplits`."""
-
-    def __init__(self, streams: Mapping[str, Any], notes: Sequence[str] = (), written: Iterable[str] = ()):
-        super().__init__(streams)
-        self.notes, self.written = list(notes), frozenset(written)
 
 
 def open_streams(args: DataArguments, source: Source | None = None) -> Streams:

@@ -287,7 +287,7 @@ def test_the_splits_of_a_column(tmp_path):
         ("file_name,label\n0.png,a\ngone.png,b\n", "lists 1 image missing on disk .*gone.png"),
         ("file_name,label\n0.png,a\n0.png,b\n", "lists '0.png' twice"),
         ("file_name,label\n0.png,a,b\n", "line 2.* has 3 cells"),
-        ("file_name;label\n0.png;a\n", "has no column file_name with the paths of the images.*file_name;label"),
+        ("name,label\n0.png,a\n", "has no column file_name with the paths of the images. Its columns: name, label"),
         ("file_name,label\n,a\n", "row 1 of .* has no file_name"),
         ("file_name,label,label\n0.png,a,b\n", "column.*'label'"),
         ("file_name,image\n0.png,a\n", "column 'image' of .* would hide the images"),
