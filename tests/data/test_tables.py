@@ -93,6 +93,7 @@ def test_an_empty_cell_is_missing_and_a_quoted_line_end_is_text(tmp_path):
         ("text,label\na,x\n".encode("utf-16-le"), "UTF-16 without a byte order mark.*iconv -f utf-16le"),
         ("text,label\ncaf\xe9,x\n".encode("cp1252"), "is not text in UTF-8.*iconv -f cp1252"),
     ],
+    ids=range(15),
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_as_it_stands(content, said, tmp_path):
     with pytest.raises(UserError, match=said):
@@ -123,6 +124,7 @@ def test_rows_that_do_not_fit_are_left_out_and_named_on_request(tmp_path):
         ("t.jsonl.gz", gzip.compress(b'{"text": "a, or b", "label": "x"}\n{"text": "c", "label": "y"}\n'), ""),
         ("T.CSV", 'text,label\r\n"a, or b",x\r\nc,y\r\n', ""),
     ],
+    ids=range(10),
 )  # fmt: skip
 def test_dialects(name, content, note, tmp_path):
     splits = load(written(tmp_path, content, name))
