@@ -61,7 +61,8 @@ def notation(texts: Collection[str]) -> Notation:
         fits = all(abs(int(t)) <= _MAX_INT for t in finite)
         return Notation.NAMES if not fits else Notation.WHOLE if len(finite) == len(texts) else Notation.DECIMAL
     if finite and all(map(_as_python_prints, finite)):
-        return Notation.DECIMAL
+        one_form = is_whole(finite) or not all(float(t).is_integer() for t in finite)
+        return Notation.DECIMAL if one_form else Notation.LOOSE
     if finite and all(_DECIMAL.fullmatch(t) for t in finite):
         return Notation.DECIMAL if len({len(t.partition(".")[2]) for t in finite}) == 1 else Notation.LOOSE
     if all(_NUMBER.fullmatch(t) for t in texts):
@@ -85,6 +86,13 @@ def notation(texts: Collection[str]) -> Notation:
             "Write all of them alike, or set problem_type: single_label_classification if they are names.",
         )
     return Notation.NAMES
+
+
+def is_whole(texts: Collection[str]) -> bool:
+    """Whether all labels are whole numbers in one form: `1`, or `1.0` as tables with missing labels hold integers."""
+    return all(_WHOLE.fullmatch(t) for t in texts) or all(
+        _DECIMAL.fullmatch(t) and not t.partition(".")[2].strip("0") for t in texts
+    )
 
 
 def _as_python_prints(text: str) -> bool:

@@ -16,6 +16,7 @@ from hf_transfer.data.label_cells import (
     Notation,
     delimiter_of,
     is_missing,
+    is_whole,
     notation,
     number,
     several,
@@ -24,7 +25,7 @@ from hf_transfer.data.label_cells import (
     variants,
 )
 from hf_transfer.data.label_checks import check_shares
-from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
+from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from hf_transfer.data.raw import RawSplits
 from hf_transfer.errors import UserError, nearest
 
@@ -78,8 +79,8 @@ def find_labels(
         raw, delimiter = lists, None
     elif delimiter := delimiter or _joined_by(raw, columns, args):
         raw = raw.but({n: _divide(s, columns, delimiter) for n, s in raw.items()})
-    elif columns in raw.written and args.problem_type is None:
-        raw = _as_numbers(raw, columns)
+    elif columns in raw.written and known is None:
+        raw = _as_numbers(raw, columns, args.problem_type)
     if args.merge_label_variants:
         raw = _merged(raw, columns, known)
     return LabelColumn(raw, columns, delimiter)
@@ -248,10 +249,15 @@ def _as_lists(raw: RawSplits, column: str, is_known: bool) -> RawSplits | None:
 # ---- numbers -------------------------------------------------------------------------------------------------------
 
 
-def _as_numbers(raw: RawSplits, column: str) -> RawSplits:
-    """The splits with numbers in place of cells that were written as numbers, where nothing is lost by it."""
+def _as_numbers(raw: RawSplits, column: str, problem_type: str | None) -> RawSplits:
+    """The splits with numbers in place of cells that were written as numbers, where nothing is lost by it.
+
+    Classes become numbers only where they are whole, so that 10 comes after 2; a regression reads its own numbers.
+    """
     texts = _distinct(raw, column)
     if not texts or not _is_text(main_split(raw), column):
+        return raw
+    if problem_type is not None and not (problem_type == SINGLE_LABEL and is_whole(texts)):
         return raw
     kind = notation(texts)
     if kind is Notation.LOOSE:

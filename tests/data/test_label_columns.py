@@ -56,6 +56,9 @@ def read(cells, written=True, **keys):
         (["$3.50", "$12"], Notation.UNIT),
         (["3 €", "4,5 €"], Notation.UNIT),
         (["0.5", "inf"], Notation.DECIMAL),
+        (["1.0", "2.0"], Notation.DECIMAL),
+        (["1", "1.0", "2"], Notation.LOOSE),
+        (["1", "1.0", "2.5"], Notation.DECIMAL),
         (["1", "nan", "2"], Notation.DECIMAL),
         (["nan", "inf"], Notation.LOOSE),
         (["good", "1"], Notation.NAMES),
@@ -140,6 +143,12 @@ def test_the_problem_type_decides_what_a_number_is():
     assert read(["a|b", "a", "b"], problem_type=SINGLE)[0].names == ("a", "a|b", "b")
     with pytest.raises(UserError, match=r"two readings|two ways: 'a\|b' is one class, or the labels 'a' and 'b'"):
         read(["a|b", "a", "b"])
+
+
+@pytest.mark.parametrize("cells", [["2", "10", "1"], ["1.0", "2.0"], ["01", "1"], ["1.10", "1.1"], ["a", "b"]])
+def test_a_run_that_is_repeated_from_its_file_has_the_same_classes(cells):
+    """`run.yaml` names the problem type that was inferred."""
+    assert read(cells)[0] == read(cells, problem_type=SINGLE)[0]
 
 
 def test_text_of_a_typed_file_stays_a_name():
