@@ -174,15 +174,8 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         )
         groups = stage["groups"]
         trained = ", ".join(groups) if len(groups) < 4 else f"{len(groups)} groups, {groups[0]} … {groups[-1]}"
-        rows.append(
-            (
-                escape(stage["name"]),
-                _epochs(stage, results),
-                escape(trained),
-                f"{stage['trainable_parameters']:,}",
-                span,
-            )
-        )
+        size = f"{stage['trainable_parameters']:,}"
+        rows.append((escape(stage["name"]), _epochs(stage, results), escape(trained), size, span))
     columns = ("stage", "epochs", "trained groups", "trainable parameters", "learning rate")
     lines = table(columns, rows) if rows else []
     if probe := results.get("probe"):
