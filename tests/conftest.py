@@ -1,16 +1,20 @@
-"""Models in folders, as users have them."""
+"""Models in folders, as users have them; and what makes the tests quicker without a change of what they see."""
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 from datasets.arrow_dataset import Column
 from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
 from tests import warm
 from tests.helpers import PIXELS, tiny_bert, tiny_vit
@@ -34,6 +38,19 @@ def _columns_are_read_at_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Column, "__array__", array, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bundled_data_is_read_once() -> Iterator[None]:
+    """Each run has its own copy of the splits, whose content nothing can change."""
+
+    def copied(once: Callable[[], DatasetDict]) -> DatasetDict:
+        return DatasetDict({name: copy.copy(split) for name, split in once().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, load in list(bundled.DATASETS.items()):
+            patch.setitem(bundled.DATASETS, name, partial(copied, cache(load)))
         yield
 
 
