@@ -11,24 +11,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels, unknown_label
+from hf_transfer.data.raw import BadExample, RawSplits
 from hf_transfer.errors import UserError
 
 ROW = "__row__"  # column holding an example's row in the input data
-
-
-@dataclass(frozen=True)
-class BadExample:
-    """An unusable example.
-
-    Attributes:
-        split: split of the input data that it belongs to.
-        example: its row or file name.
-        reason: what is wrong with it.
-    """
-
-    split: str
-    example: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +70,10 @@ def make_data(
     Raises:
         UserError: a split lacks a column, has missing or unknown labels that are not skipped, or would be empty.
     """
+    left_out = RawSplits.of(splits).bad
     splits, notes = _without_unlabeled_test(splits, column)
     encoded, skipped = _encode_splits(splits, inputs, column, labels, args)
+    skipped = [*left_out, *skipped]
     encoded, untrained = _without_untrained_classes(encoded, labels, args)
     skipped += untrained
     for name, split in encoded.items():
@@ -184,12 +172,12 @@ def _hold_out(
 
 
 def _without_unlabeled_test(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
-    """(splits without a test split that has no labels at all, as benchmarks publish them, notes)."""
+    """(splits without a test split that has no labels at all, as competitions publish them, notes)."""
     test = splits.get("test")
-    if test is None or column not in test.features or len(missing_labels(test, column)) < len(test):
+    if test is None or (column in test.features and len(missing_labels(test, column)) < len(test)):
         return splits, []
     rest = DatasetDict({name: split for name, split in splits.items() if name != "test"})
-    return rest, ["The test split has no labels and is ignored."]
+    return rest, [f"The test split ({len(test):,} examples) has no labels and is left out."]
 
 
 def draw(split: Dataset, size: int, labels: Labels, seed: int) -> tuple[Dataset, Dataset, bool]:

@@ -14,9 +14,10 @@ from transformers import Trainer, TrainingArguments
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.examine import examine
 from hf_transfer.data.images import undecoded
-from hf_transfer.data.labels import LABELS, encode, find_labels
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import LABELS, encode
 from hf_transfer.data.load import load_held_out, load_splits
-from hf_transfer.data.locate import standard_name
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import draw, make_data
 from hf_transfer.data.streaming import beginning
 from hf_transfer.errors import UserError, nearest
@@ -43,17 +44,19 @@ class Evaluating(Answering):
             max_examples: only so many of them, drawn by class.
 
         Returns:
-            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`.
+            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`, and `clipped_images` for float and
+            32-bit images: how many have values beyond the range of the training data.
 
         Raises:
             UserError: there is no such data, or its labels are not the model's.
         """
         name, examples, inputs = self._held_out(data, split, max_examples)
+        clipped = self.task.clipped(examples, inputs, self.processor)
         if self.views.several:
             results = self._measure_looks(examples, inputs)
         else:
             results = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
-        return {**results, "metrics_split": name, "dataset": _name_of(data or self.data)}
+        return {**results, **clipped, "metrics_split": name, "dataset": _name_of(data or self.data)}
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
@@ -76,15 +79,16 @@ class Evaluating(Answering):
             splits = (beginning if args.streaming else load_splits)(args)
             features = splits["train"].features
         else:
-            name, examples = load_held_out(args, split)
-            features = examples.features
+            name, splits = load_held_out(args, split)
+            features = splits[name].features
         inputs = self.task.input_columns(features, args)
         if not inputs:
             raise UserError(
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",
                 f"Name one of {', '.join(features)}.",
             )
-        splits, column = find_labels(splits if own else {name: examples}, inputs, args)
+        found = find_labels(splits, inputs, args, self.labels)
+        splits, column = found.splits, found.name
         if own:
             whole = make_data(splits, inputs, column, labels=self.labels, args=args, seed=self.seed)
             if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out

@@ -417,7 +417,13 @@ def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
     (tmp_path / "x.csv").write_text("text,id\na,1,2\nb,2\n")
     assert main(["predict", str(text_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    wrong = ["not valid Unicode", None, "7 is not a string", "it has more cells than the header", None]
+    wrong = [
+        "not valid Unicode",
+        None,
+        "7 is not a string",
+        "it has 3 cells, and the header has 2; a cell that contains a ',' has to stand in double quotes",
+        None,
+    ]
     assert [a.get("error") for a in found] == wrong
 
 

@@ -283,7 +283,7 @@ def test_stages_repeat_from_their_run_yaml(tmp_path):
 
 
 def test_image_size_of_hugging_face_models(tmp_path):
-    """A convolution takes any size; learnt positions do not."""
+    """A convolution takes any size; learned positions are interpolated, for whole patches."""
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     convolution = ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=32)
     positions = ViTConfig(
@@ -307,8 +307,8 @@ def test_image_size_of_hugging_face_models(tmp_path):
     run = fine_tune(str(tmp_path / "c"), output_dir=str(tmp_path / "o"), **keys)
     assert run.model.config.image_size == 64
     assert AutoImageProcessor.from_pretrained(run.output_dir).size["height"] == 64
-    with pytest.raises(UserError, match="64 does not match the position embeddings"):
-        fine_tune(str(tmp_path / "v"), output_dir=str(tmp_path / "p"), **keys)
+    with pytest.raises(UserError, match=r"60 is not possible for a vit model\. Sizes that work: 32, 48, 64"):
+        fine_tune(str(tmp_path / "v"), output_dir=str(tmp_path / "p"), **keys | {"image_size": 60})
 
 
 def test_a_distilled_deit_is_refused_before_training(tmp_path):
