@@ -12,12 +12,13 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.draws import draw
 from hf_transfer.data.examine import examine
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, encode, find_labels
 from hf_transfer.data.load import load_held_out, load_splits
 from hf_transfer.data.locate import standard_name
-from hf_transfer.data.splits import draw, make_data
+from hf_transfer.data.splits import make_data
 from hf_transfer.data.streaming import beginning
 from hf_transfer.errors import UserError, nearest
 from hf_transfer.evaluation import metrics
@@ -100,7 +101,7 @@ class Evaluating(Answering):
         else:
             examples = encode(splits[name], name, column, self.labels)
         if max_examples is not None and max_examples < len(examples):
-            examples = draw(examples, max_examples, self.labels, self.seed)[1]
+            examples = draw(examples, max_examples, self.labels, self.seed).sample
         return name, examples, inputs
 
     def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixe
 from hf_transfer.data.bucketing import describe
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
+from hf_transfer.data.groups import shared_groups
 from hf_transfer.data.labels import Labels, find_labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
-from hf_transfer.data.streaming import Reader, Stream, beginning, held_out, open_streams
+from hf_transfer.data.streaming import Reader, Stream, beginning, held_groups, held_out, open_streams
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.evaluation.metrics import names as metric_names
@@ -90,6 +91,8 @@ def prepare(config: Config) -> Prepared:
         processor.model_max_length -= spare
     data = make_data(splits, inputs, column, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
+    if keys.split_group_column_name:
+        facts.group_leaks = shared_groups(data.splits, keys.split_group_column_name)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     _check_best(args, loaded.labels)
     if stream is None:
@@ -158,6 +161,7 @@ def training_stream(prepared: Prepared) -> Stream:
         labels=prepared.loaded.labels,
         args=args,
         held=held_out(prepared.data),
+        held_groups=held_groups(prepared.data, args),
         read=task.read,
         change=task.change(prepared.inputs, prepared.processor, args, prepared.chance),
     )
