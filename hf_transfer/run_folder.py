@@ -10,6 +10,7 @@ from hf_transfer.config.values import load_yaml
 
 CARD = "README.md"
 RESULTS = "results.json"
+EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

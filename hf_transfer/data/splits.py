@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict, Image, Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.draws import Array, class_counts, draw
@@ -175,7 +176,8 @@ def _encode_splits(
     encoded, skipped = {}, list[BadExample]()
     for name in ("train", "validation", "test"):
         if name in splits:
-            encoded[name], bad = encode_split(splits[name], name, column, labels, args)
+            split = _typed_as(splits["train"], splits[name], name, inputs)
+            encoded[name], bad = encode_split(split, name, column, labels, args)
             skipped += bad
     if args.split_group_column_name and "validation" not in encoded:
         split = encoded["train"]
@@ -184,6 +186,31 @@ def _encode_splits(
         skipped += [BadExample("train", f"row {rows[i]}", reason) for i, reason in lost.items()]
         encoded["train"] = split.select([i for i in range(len(split)) if i not in lost]) if lost else split
     return encoded, skipped
+
+
+def _typed_as(train: Dataset, split: Dataset, name: str, inputs: Sequence[str]) -> Dataset:
+    """`split` with texts where the training split has texts: a file whose texts are all whole numbers, or all missing,
+    has columns of another type.
+
+    Raises:
+        UserError: a column of another type cannot become text as it was written.
+    """
+    for column in inputs:
+        wanted, feature = train.features[column], split.features[column]
+        if not _is_text(wanted) or _is_text(feature):
+            continue
+        if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "null"))):
+            raise UserError(
+                f"Column {column!r} contains {getattr(feature, 'dtype', 'no text')} in the {name} split, but text in "
+                "the training split.",
+                "Write its values as text.",
+            )
+        split = split.cast_column(column, Value("string"))
+    return split
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _without_untrained_classes(
