@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
+from hf_transfer.run_folder import EXAMPLES
 from tests.hub_client import READER, ROOT, TOKEN, Client, Hub
 
 COMMON = {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
@@ -118,6 +119,7 @@ def whole(lfs, place, data, tiny_bert_folder) -> Path:
 def test_the_recipe_pushed_exactly_the_run(hub, run):
     files = hub.files("alice/recipe")
     assert set(files) == ADAPTER_FILES and hub.repo("alice/recipe")["private"]
+    assert (run / EXAMPLES).is_file(), "hashes of the examples stay in the run's folder"
     assert files["README.md"] == (run / "README.md").read_bytes()
     assert files["adapter_model.safetensors"] == (run / "adapter_model.safetensors").read_bytes()
     assert len(hub.commits("alice/recipe")) == 2  # the empty repository, and one commit of everything
