@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
+from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
 
@@ -55,6 +56,22 @@ def draw(split: Dataset, size: int, labels: Labels, seed: int, keep: Part | None
     return Drawn(split.select(rest), split.select(chosen), labels.problem_type != MULTI_LABEL)
 
 
+def stratified(split: Dataset, column: str, size: int, seed: int) -> tuple[Dataset, Dataset]:
+    """(the rest, a sample), the same rows as from `train_test_split(stratify_by_column=column)` of `datasets`.
+
+    Its indices are asked for directly, since it reads the column cell by cell: a second per 8,000 examples.
+
+    Args:
+        split: the examples.
+        column: holds the class indices, each at least twice.
+        size: examples to draw.
+        seed: of the draw.
+    """
+    values, rng = np.array(split[column][:]), np.random.default_rng(seed)
+    rest, sample = next(stratified_shuffle_split_generate_indices(values, len(split) - size, size, rng))
+    return split.select(rest), split.select(sample)
+
+
 def class_counts(split: Dataset, labels: Labels) -> Array:
     """(classes,) number of examples of each class; empty for regression."""
     if labels.problem_type == REGRESSION:
@@ -66,7 +83,7 @@ def class_counts(split: Dataset, labels: Labels) -> Array:
 
 
 def _as_datasets_draws(split: Dataset, size: int, labels: Labels, seed: int) -> Drawn | None:
-    """`train_test_split` of `datasets`; None where it cannot stratify classes."""
+    """As `train_test_split` of `datasets`; None where it cannot stratify classes."""
     if labels.problem_type in (MULTI_LABEL, REGRESSION):
         parts = split.train_test_split(test_size=size, seed=seed)
         return Drawn(parts["train"], parts["test"], False)
@@ -74,10 +91,7 @@ def _as_datasets_draws(split: Dataset, size: int, labels: Labels, seed: int) -> 
     counts = counts[counts > 0]
     if counts.min() < 2 or len(counts) > min(size, len(split) - size):
         return None
-    features = split.features.copy()
-    features[LABELS] = ClassLabel(names=list(labels.names))
-    parts = split.cast(features).train_test_split(test_size=size, seed=seed, stratify_by_column=LABELS)
-    return Drawn(parts["train"], parts["test"], True)
+    return Drawn(*stratified(split, LABELS, size, seed), True)
 
 
 def _has_all(part: Dataset, split: Dataset, labels: Labels) -> bool:
