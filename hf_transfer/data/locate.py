@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetsError
 
 from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.run_outputs import is_run_file
 from hf_transfer.errors import UserError, nearest
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -179,7 +180,7 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
         UserError: some names contain a split and others do not.
     """
     by_split: dict[str, list[str]] = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(file for file in folder.iterdir() if not is_run_file(file)):
         if file.suffix.lower() in FORMATS and file.stem != "metadata":  # a metadata file belongs to an image folder
             words = re.split(r"[-_. ]+", file.stem.lower())
             named = [s for s in ("train", "test", *_VALIDATION_NAMES) if s in words]
@@ -220,7 +221,7 @@ def _matching(name: str, key: str) -> list[str]:
     if not _is_pattern(name):
         return [name]
     matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207 - the pattern may be absolute
-    files = sorted(p for p in matches if Path(p).is_file())
+    files = sorted(p for p in matches if Path(p).is_file() and not is_run_file(Path(p)))
     if not files:
         raise UserError(f"no file matches {name!r}.", "Quote the pattern, and check that the folder exists.", key=key)
     suffixes = sorted({Path(p).suffix.lower() for p in files})

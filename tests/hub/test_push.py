@@ -372,14 +372,18 @@ def test_a_stranger_gets_the_same_logits(hub, lfs, xet, run, whole, place):
         assert logits == pytest.approx(lfs.python(code.format(str(folder))), abs=1e-6) and labels == ["no", "yes"]
 
 
-def test_predict_evaluate_and_bank_take_hub_ids(hub, client, run, data):
+def test_predict_evaluate_and_bank_take_hub_ids(hub, client, run, place):
     name = f"alice/pull-{client.home.name}"
     assert client.run("push", run, "--hub_model_id", name)[0] == 0
     texts = ("word1 of yes", "word2 of no")
     code, pulled, err = client.run("predict", name, *texts, fresh=True)
     assert code == 0 and pulled == client.run("predict", run, *texts)[1], err
+    new = place / "new.csv"  # the run knows what it was trained on, and the hub does not
+    new.write_text(
+        "text,label\n" + "\n".join(f"new{i} of {label},{label}" for i in range(16) for label in ("no", "yes"))
+    )
     found = [
-        json.loads(client.run("evaluate", where, "--test_file", data, "--json", fresh=where == name)[1])["metrics"]
+        json.loads(client.run("evaluate", where, "--test_file", new, "--json", fresh=where == name)[1])["metrics"]
         for where in (name, run)
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-6)  # in batches of another size
