@@ -21,9 +21,14 @@ def say(text: str = "") -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write beside and rename, so that the file is whole at every instant."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that the file is whole at every instant."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(content)
     beside.replace(path)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_transfer.data.groups import GroupLeak
 from hf_transfer.data.raw import BadExample
 
 _MAX_LISTED = 1000  # bad examples listed in `to_dict`
@@ -82,6 +83,7 @@ class Facts:
         leaks: examples shared between splits.
         bad: unusable examples, all of them skipped.
         dropped: number of leaked examples removed from each split.
+        group_leaks: groups with examples in several splits, see `split_group_column_name`.
         cut: (fraction of a sample of texts that is truncated, maximum length in tokens); None if nothing is truncated.
         decided: how the data was read: what each column is taken for, and whatever its files left open.
         pixels: range of float and 32-bit images; None if there are none.
@@ -92,6 +94,7 @@ class Facts:
     leaks: list[Leak] = field(default_factory=list)
     bad: list[BadExample] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    group_leaks: list[GroupLeak] = field(default_factory=list)
     cut: tuple[float, int] | None = None
     decided: list[str] = field(default_factory=list)
     pixels: PixelFacts | None = None
@@ -142,6 +145,12 @@ class Facts:
             yield (
                 f"{leak.exact + leak.near:,} {leak.kept} examples also appear in {leak.other} ({leak.exact:,} exact, "
                 f"{leak.near:,} near-duplicates), for example {pairs}{fix}."
+            )
+        for group_leak in self.group_leaks:
+            yield (
+                f"{group_leak.groups:,} values of split_group_column_name occur in both {group_leak.kept} and "
+                f"{group_leak.other} ({group_leak.examples:,} {group_leak.kept} examples), for example "
+                f"{', '.join(group_leak.shown)}; the data makes these splits, so they are left as they are."
             )
         if self.cut and self.cut[0]:
             fraction, limit = self.cut

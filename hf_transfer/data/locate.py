@@ -18,6 +18,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
 from hf_transfer.data.image_tree import is_hidden, walk
 from hf_transfer.data.rows import FORMATS, format_of, remedy
+from hf_transfer.data.run_outputs import is_run_file
 from hf_transfer.data.split_names import VALIDATION_NAMES, split_roles, standard_name
 from hf_transfer.errors import UserError, nearest
 
@@ -195,7 +196,7 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
         UserError: some names contain a split and others do not.
     """
     by_split: dict[str, list[str]] = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(file for file in folder.iterdir() if not is_run_file(file)):
         # A metadata file belongs to an image folder.
         if format_of(file) and file.stem != "metadata" and not is_hidden(file.name):
             words = re.split(r"[-_. ]+", file.stem.lower())
@@ -243,7 +244,7 @@ def _matching(name: str, key: str) -> list[str]:
     if not _is_pattern(name):
         return [name]
     matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207 - the pattern may be absolute
-    files = sorted(p for p in matches if Path(p).is_file())
+    files = sorted(p for p in matches if Path(p).is_file() and not is_run_file(Path(p)))
     if not files:
         raise UserError(f"no file matches {name!r}.", "Quote the pattern, and check that the folder exists.", key=key)
     if len({format_of(Path(p)) for p in files}) > 1:

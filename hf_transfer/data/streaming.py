@@ -22,6 +22,7 @@ from datasets import Dataset, Features, Image
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.duplicates import content_hash
+from hf_transfer.data.groups import NO_GROUP, group_of, groups_of
 from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.label_columns import find_labels
@@ -224,6 +225,7 @@ class Reader:
         held: marks of the held-out examples, see `mark`.
         read: the task's `read`, which raises `ValueError` for an unusable input.
         change: turns a batch of inputs into model inputs, see `Task.change`.
+        held_groups: groups of the validation examples that were held out of the stream; None if groups do not matter.
         seen: number of training examples read so far.
         bad: number of examples skipped so far.
     """
@@ -235,6 +237,7 @@ class Reader:
     held: frozenset[bytes]
     read: Callable[[Any], Any]
     change: Change
+    held_groups: frozenset[str] | None = None
     seen: int = 0
     bad: int = 0
 
@@ -251,10 +254,11 @@ class Reader:
         usable: dict[str, list[Any]] = {name: [] for name in (*self.inputs, LABELS, EXAMPLE)}
         for row, (label, reason) in zip(rows, self._labels(rows), strict=True):
             raw = [row[c] for c in self.inputs]
-            row_mark = mark(raw)
-            if row_mark in self.held:
+            row_mark, group = mark(raw), self._group(row)
+            if row_mark in self.held or (self.held_groups and group in self.held_groups):
                 continue
             reason = row.get(REASON) or reason
+            reason = reason or (NO_GROUP if self.held_groups is not None and group is None else "")
             values, reason = ([], reason) if reason else self._values(raw)
             self.seen += 1
             if reason:
@@ -270,6 +274,11 @@ class Reader:
             columns = self.change(usable)
             for i in range(len(usable[LABELS])):
                 yield {name: column[i] for name, column in columns.items()}
+
+    def _group(self, row: dict[str, Any]) -> str | None:
+        """The group of an example; None if it has none, or groups do not matter."""
+        column = self.args.split_group_column_name
+        return None if self.held_groups is None or column is None else group_of(row[column], self.features[column])
 
     def _values(self, raw: Sequence[Any]) -> tuple[list[Any], str]:
         """(the inputs as the task reads them, the reason why they are unusable or an empty string)."""
@@ -333,3 +342,10 @@ def held_out(data: Data) -> frozenset[bytes]:
                 for batch in batches:
                     marks |= {mark(row) for row in zip(*(batch[c] for c in data.inputs), strict=True)}
     return frozenset(marks)
+
+
+def held_groups(data: Data, args: DataArguments) -> frozenset[str] | None:
+    """The groups of a validation split that was drawn from the training split; None without such groups."""
+    if not (args.split_group_column_name and data.drawn_from):
+        return None
+    return frozenset(g for g in groups_of(data.validation, args.split_group_column_name) if g is not None)

@@ -48,7 +48,8 @@ class Example:
 def example(task: Task, shown: Any, raw: Sequence[Any]) -> Example:
     """An example of raw values, or of the reason why they cannot be read."""
     try:
-        return Example(shown, tuple(task.read(value) for value in raw))
+        values = tuple(task.read(value) for value in raw)
+        return Example(shown, None, reason) if (reason := task.wrong(values)) else Example(shown, values)
     except ValueError as error:
         if isinstance(shown, str):  # half a character cannot be printed
             shown = shown.encode("utf-8", "backslashreplace").decode()
@@ -184,7 +185,11 @@ def _has_more(source: int) -> bool:
 
 
 def _line(line: bytes, task: Task) -> Example:
-    text = line.rstrip(b"\r").decode("utf-8", errors="replace")
+    line = line.rstrip(b"\r")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Example(line.decode("utf-8", errors="replace"), None, "not valid UTF-8")
     return example(task, text, [text])
 
 

@@ -16,12 +16,13 @@ from hf_transfer.data.bucketing import describe
 from hf_transfer.data.columns import Columns, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
+from hf_transfer.data.groups import shared_groups
 from hf_transfer.data.label_columns import LabelColumn, find_labels, variant_notes
 from hf_transfer.data.labels import Labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
-from hf_transfer.data.streaming import Reader, Stream, beginning, held_out, open_streams
+from hf_transfer.data.streaming import Reader, Stream, beginning, held_groups, held_out, open_streams
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features.examples import Views
@@ -93,6 +94,8 @@ def prepare(config: Config) -> Prepared:
         processor.model_max_length -= spare
     data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
+    if keys.split_group_column_name:
+        facts.group_leaks = shared_groups(data.splits, keys.split_group_column_name)
     facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
     facts.pixels = task.settle(data, loaded.model, processor, keys)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
@@ -187,6 +190,7 @@ def training_stream(prepared: Prepared) -> Stream:
         labels=prepared.loaded.labels,
         args=args,
         held=held_out(prepared.data),
+        held_groups=held_groups(prepared.data, args),
         read=task.read,
         change=task.change(prepared.inputs, prepared.processor, args, prepared.chance),
     )

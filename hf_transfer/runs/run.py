@@ -19,6 +19,7 @@ from hf_transfer.adapters.attach import is_adapted, name_of
 from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.locate import IN_MEMORY
+from hf_transfer.data.record import Record
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.evaluation.measure import held_out_metrics, without_speed
@@ -27,7 +28,7 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import check_writable, end_workers, pin_memory, quiet_libraries, share_cores
@@ -136,7 +137,15 @@ def _prepare(config: Config) -> _Ready:
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
         write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
+        _record(prepared, output_dir, is_resumed=checkpoint is not None)
     return ready
+
+
+def _record(prepared: Prepared, output_dir: Path, is_resumed: bool) -> None:
+    """Write what the examples are, before any of them is trained on."""
+    path, record = output_dir / EXAMPLES, Record.of(prepared.data, prepared.config.data)
+    earlier = Record.load(path) if is_resumed else None
+    (record if earlier is None else record.including(earlier)).save(path)
 
 
 def _train(ready: _Ready) -> None:
@@ -180,6 +189,7 @@ def _finish(ready: _Ready) -> Result:
         batch_size=args.per_device_eval_batch_size,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         seed=config.split_seed,
+        record=Record.load(output_dir / EXAMPLES),
     )
     return Result(output_dir, results, trainer.plan, trainer, predictor)
 
@@ -214,7 +224,7 @@ def _talks(args: TransferArguments) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, HISTORY, NONFINITE):
+    for name in (RESULTS, EXAMPLES, HISTORY, NONFINITE):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)

@@ -91,6 +91,14 @@ class Task(ABC):
         """
         return value
 
+    def wrong(self, values: Sequence[Any]) -> str:
+        """Why an example cannot be used, in training, evaluation and prediction alike; empty if it can.
+
+        Args:
+            values: what `read` returned for each input column.
+        """
+        return ""
+
     def trace(self, values: Sequence[Any]) -> Trace:
         """Hashes and sizes of an example, to find its duplicates; takes one value per input column.
 
@@ -98,6 +106,8 @@ class Task(ABC):
             ValueError: the example is unusable; the message says why.
         """
         read = [self.read(value) for value in values]
+        if reason := self.wrong(read):
+            raise ValueError(reason)
         return Trace(content_hash(*(repr(value).encode() for value in read)), None, {})
 
     def settle(self, data: Data, model: Any, processor: Any, args: DataArguments) -> PixelFacts | None:

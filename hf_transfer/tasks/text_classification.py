@@ -17,6 +17,7 @@ from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
 from hf_transfer.data.columns import text_candidates
 from hf_transfer.data.duplicates import Trace, content_hash, normalized
 from hf_transfer.data.labels import LABELS, Labels
+from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
@@ -99,10 +100,13 @@ class TextClassification(Task):
         return replace(loaded, notes=(*loaded.notes, *notes), grown=grown), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
-        for column in inputs:
-            empty = [i for i, text in enumerate(split[column]) if text is None]
-            if empty:
-                raise UserError(f"{len(empty)} examples have no text in column {column!r} (first: row {empty[0]}).")
+        rows = zip(*(split[column][:] for column in inputs), strict=True)
+        if empty := [i for i, values in enumerate(rows) if self.wrong(values)]:
+            row = split[ROW][empty[0]] if ROW in split.column_names else empty[0]
+            raise UserError(
+                f"{len(empty):,} examples have no text in {' and '.join(map(repr, inputs))} (first: row {row}).",
+                "Fix or remove them, or set on_bad_example: skip to leave them out.",
+            )
         return self._tokenized(split, inputs, processor, (LABELS,))
 
     def _tokenized(self, split: Dataset, inputs: tuple[str, ...], processor: Any, kept: Sequence[str]) -> Dataset:
@@ -137,13 +141,16 @@ class TextClassification(Task):
             raise ValueError("not valid Unicode") from error
         return value
 
+    def wrong(self, values: Sequence[Any]) -> str:
+        is_empty = any(text is None for text in values) or not any(text.strip() for text in values)
+        return "empty text" if is_empty else ""
+
     def trace(self, values: Sequence[Any]) -> Trace:
-        texts = [value for value in values if value is not None]
-        if len(texts) < len(values) or not any(text.strip() for text in texts):
-            raise ValueError("empty text")
-        near = content_hash(*(normalized(text).encode() for text in texts))
-        sizes = {"characters": sum(len(text) for text in texts)}
-        return Trace(content_hash(*(text.encode() for text in texts)), near, sizes)
+        if reason := self.wrong(values):
+            raise ValueError(reason)
+        near = content_hash(*(normalized(text).encode() for text in values))
+        sizes = {"characters": sum(len(text) for text in values)}
+        return Trace(content_hash(*(text.encode() for text in values)), near, sizes)
 
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int]:
         limit = processor.model_max_length

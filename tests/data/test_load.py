@@ -141,12 +141,13 @@ def test_files_beside_a_named_data_set(tmp_path):
     assert set(splits) == {"train", "validation", "test"} and splits["validation"].to_list() == ROWS
 
 
-def test_where_classes_cannot_be_drawn_in_proportion_it_is_at_random_and_said():
+def test_where_a_class_has_one_example_it_trains_and_that_is_said():
     rows = [{"text": str(i), "label": "rare" if i == 0 else "ab"[i % 2]} for i in range(20)]
     splits = DatasetDict({"train": Dataset.from_list(rows)})
     labels = infer_labels(splits["train"], "label", None)
     made = make_data(splits, ("text",), "label", labels, DataArguments(max_eval_samples=1), 0)
-    assert (len(made.train), len(made.validation)) == (18, 1) and "random sample" in made.notes[0]
+    assert (len(made.train), len(made.validation)) == (18, 1) and 0 in made.train["__row__"]
+    assert "stays in training: rare." in made.notes[0]
     with pytest.raises(UserError, match="too few to hold some out"):
         make_data(DatasetDict({"train": Dataset.from_list(rows[:1])}), ("text",), "label", labels, DataArguments(), 0)
 

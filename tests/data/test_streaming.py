@@ -76,6 +76,19 @@ def test_what_is_held_out_is_never_given_also_by_workers(tmp_path):
         assert workers or set(found.values()) == {2}
 
 
+def test_groups_of_which_an_example_is_held_out_are_never_given(tmp_path):
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2], "user": i // 10} for i in range(40)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = stream(str(tmp_path / "d.jsonl"), split_group_column_name="user")
+    made.read.held_groups = frozenset(("1", "3"))
+    assert set(texts(islice(made, 40))) == {f"text {i}" for i in (*range(10), *range(20, 30))}
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "t", "label": "a", "user": None}))
+    made = stream(str(tmp_path / "d.jsonl"), split_group_column_name="user")
+    made.read.held_groups = frozenset(("1",))
+    with pytest.raises(UserError, match="no value in the group column"):
+        list(islice(made, 1))
+
+
 def test_more_workers_than_files_end_by_themselves(tmp_path):
     loader = DataLoader(stream(write(tmp_path / "d", files=1)), batch_size=4, num_workers=3, collate_fn=list)
     assert len(texts([e for batch in islice(loader, 10) for e in batch])) == 40

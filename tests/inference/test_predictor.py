@@ -95,8 +95,8 @@ def answers(capsys, *argv) -> list[dict]:
 
 def held_out(predictor):
     """What a run held out, as the model reads it."""
-    _, examples, inputs = predictor._held_out(None, None)
-    return predictor.task.prepare(examples, inputs, predictor.processor, predictor.data)
+    held_out = predictor._held_out()
+    return predictor.task.prepare(held_out.examples, held_out.inputs, predictor.processor, predictor.data)
 
 
 @pytest.mark.parametrize("which", ["text_run", "image_run"])
@@ -128,7 +128,7 @@ def test_evaluate_repeats_the_results_of_training(which, request, capsys):
     assert main(["evaluate", str(run.output_dir), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"] == run.metrics and found["intervals"] == run.results["intervals"]
-    assert found["metrics_split"] == "test" and found["num_examples"] == len(run.predictor._held_out(None, None)[1])
+    assert found["metrics_split"] == "test" and found["num_examples"] == len(run.predictor._held_out().examples)
     assert run.evaluate()["metrics"] == run.metrics
     assert run.evaluate(split="validation")["metrics"] == run.results["validation_metrics"]
 
@@ -403,7 +403,10 @@ def test_words_that_are_hard_to_tell_from_files(text_run, tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("not to be read")
     long = "a text longer than any name of a file may be, " * 20
-    assert [a["input"] for a in answers(capsys, "predict", run, "", long)] == ["", long]
+    assert [a["input"] for a in answers(capsys, "predict", run, long, long)] == [long, long]
+    assert main(["predict", str(run), "", "x"]) == 1
+    nothing, one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert nothing == {"input": "", "error": "empty text"} and one["input"] == "x"
     end, ours = os.pipe()  # what a shell makes of <(printf 'one\ntwo')
     os.write(ours, b"one\ntwo")
     os.close(ours)

@@ -112,6 +112,7 @@ def test_the_folder_holds_what_it_should(text_run, image_run):
         "run.yaml",
         "results.json",
         "history.jsonl",
+        "examples.npz",
         "model.safetensors",
         "config.json",
         "tokenizer.json",

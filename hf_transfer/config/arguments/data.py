@@ -65,8 +65,18 @@ class DataArguments:
         below=1,
         resume="fixed",
     )
+    split_group_column_name: str | None = setting(
+        None,
+        "column that says which examples belong together, such as a patient, user or document; a validation split that "
+        "is held out divides no group",
+        resume="fixed",
+    )
     max_train_samples: int | None = setting(
-        None, "maximum number of training examples (stratified sample)", above=0, resume="fixed", card="changed"
+        None,
+        "maximum number of training examples (stratified sample that keeps every class)",
+        above=0,
+        resume="fixed",
+        card="changed",
     )
     max_eval_samples: int | None = setting(
         None, "maximum number of validation examples (stratified sample)", above=0, resume="free"
