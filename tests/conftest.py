@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import pytest
+from datasets.arrow_dataset import Column
 from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_transfer.models import bundled as bundled_models
+from tests import warm
 from tests.helpers import PIXELS, tiny_bert, tiny_vit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power: what is written outlives any process without being synced."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _columns_are_read_at_once() -> Iterator[None]:
+    """`datasets` stratifies by an array of the labels, for which numpy asks a column for one row after the other: a
+    second for bundled:rotten-tomatoes, in each of a run's five splits. A slice has the same values."""
+
+    def array(column: Column, *_: Any, **__: Any) -> np.ndarray:
+        return np.asarray(column[:])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Column, "__array__", array, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What the files before have imported is not looked through again at each training."""
+    warm.settle()
 
 
 @pytest.fixture(scope="session")

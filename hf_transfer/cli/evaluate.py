@@ -56,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
     if values["dataset_config_name"] and not values["dataset_name"]:
         raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
-    from hf_transfer.evaluation.measure import finite, format_metrics
+    from hf_transfer.evaluation.measure import format_metrics
+    from hf_transfer.files import as_json
     from hf_transfer.inference.predictor import Predictor
 
     own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
@@ -66,10 +67,12 @@ def run(argv: Sequence[str]) -> int:
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
     measured = predictor.evaluate(data, values["split"], values["max_predict_samples"])
     if values["json"]:
-        print(json.dumps(finite(measured)))
+        print(json.dumps(as_json(measured)))
     else:
         split = f"{measured['metrics_split']} of {measured['dataset']}"
         print(f"{words[0]} on {split} ({measured['num_examples']:,} examples):")
         print("\n".join(f"  Note: {note}" for note in measured["notes"]), end="\n" if measured["notes"] else "")
         print("\n".join(format_metrics(measured["metrics"], measured["intervals"])))
+        if measured.get("clipped_images"):
+            print(f"Images with values beyond the training range, which were clipped: {measured['clipped_images']:,}")
     return 0

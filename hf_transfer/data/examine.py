@@ -24,7 +24,8 @@ from hf_transfer.data.facts import Facts, SplitFacts
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.data.leaks import HELD_OUT_FIRST, ExaminedSplit, compare
-from hf_transfer.data.splits import BadExample, Data, name_of
+from hf_transfer.data.raw import BadExample
+from hf_transfer.data.splits import Data, name_of
 from hf_transfer.errors import UserError
 
 SAMPLE = 100_000

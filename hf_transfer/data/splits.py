@@ -15,25 +15,11 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.draws import Array, class_counts, draw
 from hf_transfer.data.groups import check_column, draw_groups, groups_of, without_group
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels, unknown_label
+from hf_transfer.data.raw import BadExample, RawSplits
 from hf_transfer.errors import UserError, listed
 
 ROW = "__row__"  # column holding an example's row in the input data
 Choose = Callable[[Dataset], Array]
-
-
-@dataclass(frozen=True)
-class BadExample:
-    """An unusable example.
-
-    Attributes:
-        split: split of the input data that it belongs to.
-        example: its row or file name.
-        reason: what is wrong with it.
-    """
-
-    split: str
-    example: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -116,10 +102,12 @@ def make_data(
         UserError: a split lacks a column, has missing or unknown labels that are not skipped, or would be empty, or a
             class or a group makes a draw impossible.
     """
+    left_out = RawSplits.of(splits).bad
     splits, notes = _without_unlabeled_test(splits, column)
     if args.split_group_column_name:
         check_column(splits["train"], args.split_group_column_name, column)
     encoded, skipped = _encode_splits(splits, inputs, column, labels, args)
+    skipped = [*left_out, *skipped]
     encoded, untrained = _without_untrained_classes(encoded, labels, args)
     skipped += untrained
     for name, split in encoded.items():

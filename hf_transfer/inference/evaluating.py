@@ -49,19 +49,21 @@ class Evaluating(Answering):
         Returns:
             `{"metrics", "intervals", "metrics_split", "num_examples", "dataset", "notes", "left_out"}`; `notes` are
             messages for the user, and `left_out` counts examples by the reason why they were not measured on:
-            `trained_on`, `unusable`.
+            `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have values beyond the
+            range of the training data.
 
         Raises:
             UserError: there is no such data, its labels are missing or not the model's, or nothing is left that was not
                 trained on.
         """
         name, examples, inputs, notes, left_out = self._held_out(data, split, max_examples)
+        clipped = self.task.clipped(examples, inputs, self.processor)
         if self.views.several:
             results = self._measure_looks(examples, inputs)
         else:
             results = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
         about = {"metrics_split": name, "dataset": _name_of(data or self.data)}
-        return {**results, **about, "notes": list(notes), "left_out": dict(left_out)}
+        return {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""

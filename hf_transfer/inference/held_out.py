@@ -14,10 +14,11 @@ from datasets import Dataset, DatasetDict, Image
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.draws import Array
 from hf_transfer.data.examine import examine, without_bad
-from hf_transfer.data.labels import Labels, find_labels, missing_labels
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import Labels, missing_labels
 from hf_transfer.data.load import load_held_out, load_splits
-from hf_transfer.data.locate import standard_name
 from hf_transfer.data.record import Change, Record, SplitRecord, content_of, positions
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data, encode_split, make_data, name_of
 from hf_transfer.data.streaming import beginning
 from hf_transfer.errors import UserError, listed, nearest
@@ -82,10 +83,8 @@ class Selection:
             )
         splits = (beginning if self.args.streaming else load_splits)(self.args)
         inputs = self._inputs(splits["train"])
-        splits, column = find_labels(splits, inputs, self.args)
-        make = partial(
-            make_data, splits, inputs, column, labels=self.labels, args=self.args, seed=self.seed
-        )  # as the run did
+        found = find_labels(splits, inputs, self.args, self.labels)
+        make = partial(make_data, found.splits, inputs, found.name, labels=self.labels, args=self.args, seed=self.seed)
         data = self._usable(make())
         name = standard_name(split) if split else "test" if data.test is not None else "validation"
         if name not in data.splits:
@@ -101,11 +100,12 @@ class Selection:
             UserError: there is no such data or split, it is unlabeled, its labels are not the model's, or all of it was
                 trained on.
         """
-        name, examples = load_held_out(self.args, split)
-        inputs = self._inputs(examples)
-        self._check_labeled(name, examples)
-        splits, column = find_labels({name: examples}, inputs, self.args)
-        examples, skipped = encode_split(splits[name], name, column, self.labels, self.args)
+        name, splits = load_held_out(self.args, split)
+        inputs = self._inputs(splits[name])
+        self._check_labeled(name, splits[name])
+        found = find_labels(splits, inputs, self.args, self.labels)
+        examples, skipped = encode_split(found.splits[name], name, found.name, self.labels, self.args)
+        skipped = [*(bad for bad in splits.bad if bad.split == name), *skipped]
         if self.args.on_bad_example == "skip" or self.args.data_facts:
             examples, bad = without_bad(examples, name, inputs, self.task.trace, self.args, skipped)
             if bad:

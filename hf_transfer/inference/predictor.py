@@ -80,6 +80,11 @@ class Predictor(Evaluating):
                 f"RUN: {run!r} holds no trained head ({', '.join(loaded.fresh[:2])} would be random).",
                 f"Train one with `hf-transfer train --model_name_or_path {run}`.",
             )
+        if loaded.grown:
+            raise UserError(
+                f"RUN: the tokenizer of {run!r} has {loaded.grown} more tokens than the model has embeddings.",
+                "Train it with its tokenizer (`hf-transfer train` adds embeddings), or restore the tokenizer's files.",
+            )
         precision = next((p for p in ("bf16", "fp16") if values.get(p)), None)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
@@ -23,9 +22,9 @@ from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.evaluation.measure import finite, held_out_metrics, without_speed
+from hf_transfer.evaluation.measure import held_out_metrics, without_speed
 from hf_transfer.evaluation.thresholds import tune_thresholds
-from hf_transfer.files import say, write_json
+from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
@@ -62,7 +61,7 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
     if dataset_name is None or isinstance(dataset_name, str | Path):
         return run(Config.from_sources({}, {**given, "dataset_name": dataset_name}))
     config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY})
-    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name))))
+    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name, config.data))))
 
 
 def run(config: Config) -> Result:
@@ -137,7 +136,7 @@ def _prepare(config: Config) -> _Ready:
             sys.stderr.write(f"{doubt}\n")
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
-        write_json(output_dir / RUN_FILE, prepared.config.to_yaml())
+        write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
         _record(prepared, output_dir, is_resumed=checkpoint is not None)
     return ready
 
@@ -179,7 +178,7 @@ def _finish(ready: _Ready) -> Result:
     check_saved(trainer, task, config, labels)
     end_workers(trainer)
     if trainer.is_world_process_zero():  # last: it marks a finished run
-        write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+        write_json(output_dir / RESULTS, results)
         card.write(output_dir)
     predictor = Predictor(
         task=task,

@@ -10,7 +10,8 @@ from PIL import Image
 
 from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.labels import infer_labels, label_column
+from hf_transfer.data.label_columns import label_column
+from hf_transfer.data.labels import infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.splits import make_data
 
@@ -205,10 +206,11 @@ def test_names_of_files_say_their_split(tmp_path):
     for name in ("train_data", "reviews-test", "my.valid.2", "EVAL_x".lower()):
         (tmp_path / f"{name}.csv").write_text("text,label\na,x\nb,y\n")
     splits = load_splits(DataArguments(dataset_name=str(tmp_path)))
-    assert {name: len(split) for name, split in splits.items()} in (
-        {"train": 2, "test": 2, "validation": 2},
-        {"train": 2, "test": 2, "validation": 4},
-    )
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 2,
+        "test": 2,
+        "validation": 4,
+    }
 
 
 def test_paths_as_people_have_them(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pixels
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -97,10 +97,10 @@ def test_more_workers_than_files_end_by_themselves(tmp_path):
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({"text": "odd", "label": "c"}, "('odd'): unknown label 'c'"),
-        ({"text": "odd", "label": None}, "('odd'): missing label"),
-        ({"text": " ", "label": "a"}, "(' '): empty text"),
-        ({"text": None, "label": "a"}, "(unnamed): no value"),
+        ({"text": "odd", "label": "c"}, "(part-2.jsonl row 41, 'odd'): unknown label 'c'"),
+        ({"text": "odd", "label": None}, "(part-2.jsonl row 41, 'odd'): missing label"),
+        ({"text": " ", "label": "a"}, "(part-2.jsonl row 41, ' '): empty text"),
+        ({"text": None, "label": "a"}, "(part-2.jsonl row 41): no value"),
     ],
 )
 def test_examples_that_cannot_be_used(row, why, tmp_path, capsys):
@@ -258,6 +258,6 @@ def test_a_label_of_another_kind_far_into_a_file(tmp_path):
     (tmp_path / "t.csv").write_text(f"text,label\n{rows}\nt,odd\n")
     made = stream(f"{tmp_path}/t.csv", buffer=0)
     made.read.labels = Labels("single_label_classification", ("0", "1"))
-    assert made.source.features["label"] == Value("int64") and len(list(islice(made, 9_900))) == 9_900
-    with pytest.raises(UserError, match=r"Reading the stream failed .*odd"):
+    assert len(list(islice(made, 9_900))) == 9_900
+    with pytest.raises(UserError, match=r"\(t.csv row 10001, 't'\): unknown label 'odd'"):
         list(islice(made, 10_001))

@@ -42,6 +42,9 @@ class DataArguments:
     label_delimiter: str | None = setting(
         None, "separator between the labels of an example that has several", resume="fixed"
     )
+    merge_label_variants: bool = setting(
+        False, "make labels one that differ in case, spaces or Unicode form alone", resume="fixed"
+    )
     on_bad_example: str = setting(
         "error",
         "what to do if an input is unreadable or empty, or a label is missing or unknown",
@@ -99,6 +102,12 @@ class DataArguments:
         None,
         "side of the square input in pixels (default: the checkpoint's own)",
         above=0,
+        resume="fixed",
+        card="changed",
+    )
+    pixel_range: list[float] | None = setting(
+        None,
+        "lowest and highest value of float and 32-bit images (default: those of the training split)",
         resume="fixed",
         card="changed",
     )
