@@ -37,7 +37,7 @@ def reloaded(trainer: TransferTrainer, task: Task, config: Config, labels: Label
     """The model that was saved in a folder, loaded under another seed: what was not saved is then different.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or lacks parameters.
     """
     saved = replace(
         config.model, model_name_or_path=folder, model_revision="main", restart_adapter=False, from_scratch=False
@@ -46,6 +46,8 @@ def reloaded(trainer: TransferTrainer, task: Task, config: Config, labels: Label
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + 1)
         loaded, _ = task.load(saved, own, labels)
+    if loaded.fresh:
+        raise UserError(f"{', '.join(loaded.fresh[:3])} would be random.")
     return loaded.model
 
 
