@@ -18,10 +18,7 @@ from hf_transfer.data.examine import examine, without_bad
 from hf_transfer.data.label_columns import find_labels
 from hf_transfer.data.labels import Labels, missing_labels
 from hf_transfer.data.load import load_held_out, load_splits
-<<<<<<< HEAD
 from hf_transfer.data.raw import RawSplits
-=======
->>>>>>> identity
 from hf_transfer.data.record import Change, Record, SplitRecord, content_of, positions
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data, encode_split, make_data, name_of
@@ -87,17 +84,11 @@ class Selection:
                 "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
             )
         splits = (beginning if self.args.streaming else load_splits)(self.args)
-<<<<<<< HEAD
         inputs = self._inputs(splits, "train")
         found = find_labels(splits, inputs, self.args, self.labels)
         make = partial(
             make_data, found.splits, inputs, found.name, labels=self.labels, args=self.args, seed=self.seed
         )  # as the run did
-=======
-        inputs = self._inputs(splits["train"])
-        found = find_labels(splits, inputs, self.args, self.labels)
-        make = partial(make_data, found.splits, inputs, found.name, labels=self.labels, args=self.args, seed=self.seed)
->>>>>>> identity
         data = self._usable(make())
         name = standard_name(split) if split else "test" if data.test is not None else "validation"
         if name not in data.splits:
@@ -114,19 +105,11 @@ class Selection:
                 trained on.
         """
         name, splits = load_held_out(self.args, split)
-<<<<<<< HEAD
         inputs = self._inputs(splits, name)
         self._check_labeled(name, splits[name])
         found = find_labels(splits, inputs, self.args, self.labels)
         examples, skipped = encode_split(found.splits[name], name, found.name, self.labels, self.args)
-        skipped = [*found.splits.bad, *skipped]
-=======
-        inputs = self._inputs(splits[name])
-        self._check_labeled(name, splits[name])
-        found = find_labels(splits, inputs, self.args, self.labels)
-        examples, skipped = encode_split(found.splits[name], name, found.name, self.labels, self.args)
-        skipped = [*(bad for bad in splits.bad if bad.split == name), *skipped]
->>>>>>> identity
+        skipped = [*(bad for bad in found.splits.bad if bad.split == name), *skipped]
         if self.args.on_bad_example == "skip" or self.args.data_facts:
             examples, bad = without_bad(examples, name, inputs, self.task.trace, self.args, skipped)
             if bad:
