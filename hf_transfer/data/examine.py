@@ -25,7 +25,7 @@ from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.data.leaks import HELD_OUT_FIRST, ExaminedSplit, compare
 from hf_transfer.data.raw import BadExample
-from hf_transfer.data.splits import Data, name_of
+from hf_transfer.data.splits import Data, name_of, with_every_class
 from hf_transfer.errors import UserError
 
 SAMPLE = 100_000
@@ -63,7 +63,13 @@ def examine(
             f"No examples are left in the {empty[0]} split.",
             "Set drop_leaks: false to keep examples that appear in several splits.",
         )
-    return replace(data, **kept, skipped=tuple(facts.bad)), facts
+    usable = replace(data, **kept, skipped=tuple(facts.bad))
+    whole = with_every_class(usable, args.split_group_column_name)
+    if whole is not usable:
+        for name in ("train", "validation"):
+            counts = _counts(whole.splits[name], whole.labels)
+            facts.splits[name].examples, facts.splits[name].classes = counts.examples, counts.classes
+    return whole, facts
 
 
 def without_bad(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image, Value
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.draws import Array, class_counts, draw
@@ -269,6 +269,37 @@ def _hold_out(
     if single:
         note += f" Classes with a single example, which stays in training: {listed(single)}."
     return encoded | parts, note
+
+
+def with_every_class(data: Data, group_column: str | None) -> Data:
+    """`data` with held-out examples returned to training where a class would have none: those that the draw had left to
+    it turned out to be unusable.
+
+    Args:
+        data: the splits; nothing is changed if the validation split is the data's own.
+        group_column: their groups are returned with them.
+    """
+    lost = class_counts(data.train, data.labels) == 0
+    if not (data.drawn_from and lost.any()):
+        return data
+    rows = np.array(data.validation[LABELS][:])
+    members = rows[:, lost].any(1) if rows.ndim > 1 else np.isin(rows, np.flatnonzero(lost))
+    if group_column:
+        groups = np.array(groups_of(data.validation, group_column))
+        members = np.isin(groups, groups[members])
+    if not members.any() or members.all():
+        return data
+    returned = data.validation.select(np.flatnonzero(members))
+    note = (
+        f"{len(returned):,} examples drawn for validation train after all: no other usable example of "
+        f"{listed(data.labels.names[i] for i in np.flatnonzero(lost))} is left."
+    )
+    return replace(
+        data,
+        train=concatenate_datasets([data.train, returned]),
+        validation=data.validation.select(np.flatnonzero(~members)),
+        notes=(*data.notes, note),
+    )
 
 
 def _divided(train: Dataset, held_out: Array) -> dict[str, Dataset]:

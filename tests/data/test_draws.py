@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.draws import class_counts, draw
+from hf_transfer.data.examine import examine
 from hf_transfer.data.groups import groups_of, shared_groups
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from hf_transfer.data.splits import make_data
+from hf_transfer.tasks import TASKS
 
 
 def split_of(classes, **columns) -> tuple[Dataset, Labels]:
@@ -95,6 +98,29 @@ def test_several_labels_per_example_keep_every_label():
         assert len(drawn.rest) == 33 and not set(drawn.rest["text"]) & set(drawn.sample["text"])
         few = draw(split, 4, labels, seed, keep="sample")
         assert (class_counts(few.sample, labels) > 0).all() and len(few.sample) == 4
+
+
+def test_a_class_whose_other_examples_are_unusable_gets_its_held_out_one_back():
+    """Of two examples one is held out, and the other turns out to be blank."""
+    classes = ["a", "b"] * 20 + ["rare", "rare"]
+    args = DataArguments(on_bad_example="skip", max_bad_fraction=0.5, train_val_split=0.5)
+    returned: list[bool] = []
+    for blank in (40, 41):
+        rows = {"text": [" " if i == blank else f"text {i}" for i in range(42)], "label": classes}
+        labels = Labels(SINGLE_LABEL, ("a", "b", "rare"))
+        data = make_data(DatasetDict({"train": Dataset.from_dict(rows)}), ("text",), "label", labels, args, 0)
+        data, facts = examine(data, TASKS["text-classification"].trace, args, 0)
+        assert 2 in data.train["labels"] and facts.splits["train"].classes["rare"] == 1
+        assert (len(data.train), len(data.validation)) == (21, 20)
+        returned += ["train after all: no other usable example of rare" in note for note in data.notes]
+    assert sum(returned) == 1, "the draw left the blank one to training in one of the two cases"
+    users = [str(i // 2) for i in range(40)] + ["40", "41"]
+    args = replace(args, split_group_column_name="user")
+    data = make_data(
+        DatasetDict({"train": Dataset.from_dict({**rows, "user": users})}), ("text",), "label", labels, args, 0
+    )
+    data, _ = examine(data, TASKS["text-classification"].trace, args, 0)
+    assert 2 in data.train["labels"] and not set(data.train["user"]) & set(data.validation["user"])
 
 
 # ---- groups --------------------------------------------------------------------------------------------------------
