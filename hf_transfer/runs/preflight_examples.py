@@ -32,6 +32,7 @@ class Examples:
         prepared: the run's data.
         trainer: makes the batches.
         source: the split, prepared for the model.
+        raw: the model inputs as they are stored, before random changes.
         lengths: tokens of each text, (examples,); None for images.
     """
 
@@ -39,6 +40,7 @@ class Examples:
     prepared: Prepared
     trainer: TransferTrainer
     source: Source
+    raw: Any
     lengths: np.ndarray[Any, Any] | None
 
     @classmethod
@@ -46,15 +48,10 @@ class Examples:
         source = Source.of(trainer, TRAINING if name == "train" else VALIDATION, split)
         raw = source.dataset.with_format(None)
         lengths = list_lengths(raw, _TOKENS) if _TOKENS in raw.column_names else None
-        return cls(name, prepared, trainer, source, lengths)
+        return cls(name, prepared, trainer, source, raw, lengths)
 
     def __len__(self) -> int:
         return len(self.source.dataset)
-
-    @property
-    def raw(self) -> Any:
-        """The model inputs as they are stored, before random changes."""
-        return self.source.dataset.with_format(None)
 
     @property
     def extremes(self) -> list[int]:

@@ -355,16 +355,9 @@ def test_a_stage_that_the_loss_does_not_depend_on(bert, tmp_path):
         trainer.model.bert.encoder.layer[0].register_forward_hook(lambda module, inputs, output: output.detach())
 
     stages = [{"epochs": 1, "train": "head"}, {"epochs": 1, "train": "layer.0"}]
+    keys = dict(stages=stages, strategy=None, num_train_epochs=None)
     with pytest.raises(UserError, match=r"no gradient reaches what trains in stage 'layer.0'") as error:
-        attempt(
-            bert,
-            table(tmp_path / "a.csv"),
-            tmp_path / "o",
-            change=detach,
-            stages=stages,
-            strategy=None,
-            num_train_epochs=None,
-        )
+        attempt(bert, table(tmp_path / "a.csv"), tmp_path / "o", change=detach, **keys)
     assert error.value.key == "stages"
 
 
