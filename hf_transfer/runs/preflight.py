@@ -26,7 +26,7 @@ from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_numpify
 
 from hf_transfer.errors import UserError
-from hf_transfer.features.batches import count_of
+from hf_transfer.features.batches import Batch, count_of
 from hf_transfer.runs.preflight_errors import ONE_VALUE, explained, no_gradient, not_finite, one_value
 from hf_transfer.runs.preflight_examples import Examples, check_tokens, examples_of
 from hf_transfer.runs.preflight_saving import check_saving, why_not
@@ -114,6 +114,8 @@ class _Attempt:
             self.result.notes.append("no step was tried, because the model is sharded when training begins")
             return
         held_out = [split for name, split in self.splits.items() if name != "train"]
+        for split in texts:
+            self._answer_shortest(split)
         for split in held_out:
             self._evaluate(split)
         done.append(f"an evaluation batch of {_listed([split.name for split in held_out])}")
@@ -125,18 +127,28 @@ class _Attempt:
     # ---- evaluation ----
 
     def _evaluate(self, split: Examples) -> None:
-        """An evaluation batch with the longest and the shortest text, and the shortest text alone."""
-        whole = split.first(self._batch_size(self.trainer.args.eval_batch_size))
-        for numbers in [whole] if split.lengths is None else [split.extremes[-1:], whole]:
-            batch = split.batch(numbers)
-            with explained(split, numbers, batch, "an evaluation batch"):
-                self.trainer.model.eval()
-                with self.trainer.accelerator.autocast():
-                    predicted = self.trainer.prediction_step(self.trainer.model, batch, prediction_loss_only=False)
-                loss, logits, labels = convert_to_fp32(predicted)
-                if numbers is whole and self.trainer.compute_metrics is not None:
-                    self.trainer.compute_metrics(EvalPrediction(nested_numpify(logits), nested_numpify(labels)))
-            self._check_finite(split, numbers, [loss])
+        """An evaluation batch with the longest and the shortest text, and its metrics."""
+        numbers = split.first(self._batch_size(self.trainer.args.eval_batch_size))
+        batch = split.batch(numbers)
+        with explained(split, numbers, batch, "an evaluation batch"):
+            loss, logits, labels = self._predict(batch)
+            if self.trainer.compute_metrics is not None:
+                self.trainer.compute_metrics(EvalPrediction(nested_numpify(logits), nested_numpify(labels)))
+        self._check_finite(split, numbers, [loss])
+
+    def _answer_shortest(self, split: Examples) -> None:
+        """The shortest text alone, without padding."""
+        numbers = split.extremes[-1:]
+        batch = split.batch(numbers)
+        with explained(split, numbers, batch, "the shortest text alone"):
+            self._predict(batch)
+
+    def _predict(self, batch: Batch) -> Any:
+        """(loss, logits, labels)"""
+        self.trainer.model.eval()
+        with self.trainer.accelerator.autocast():
+            predicted = self.trainer.prediction_step(self.trainer.model, batch, prediction_loss_only=False)
+        return convert_to_fp32(predicted)
 
     def _batch_size(self, wanted: int) -> int:
         return min(wanted, _MOST_ON_CPU) if self.trainer.args.device.type == "cpu" else wanted

@@ -59,7 +59,9 @@ def _explain(error: Exception, split: Examples, numbers: list[int], batch: Batch
         )
     if split.lengths is None:
         return _of_images(split, batch, problem)
-    longest, shortest = split.longest(1)[0], split.extremes[-1]
+    longest, shortest = split.extremes[0], split.extremes[-1]
+    if not on_gpu and numbers == [shortest] and _answers(split.trainer.model, split.batch([longest, shortest])):
+        return UserError(f"{problem} Padded to the length of other texts it does not fail.", "Remove this text.")
     if not on_gpu and longest in numbers and split.lengths[longest] > split.lengths[shortest]:
         limit = _readable_length(split, longest, shortest)
         if limit:

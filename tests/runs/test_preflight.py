@@ -316,20 +316,25 @@ def test_a_text_longer_than_the_positions(bert, tmp_path):
 def test_a_model_that_reads_short_texts_only(bert, tmp_path):
     """Whatever the reason is, the longest text that it reads is found."""
 
-    def reads_eleven(trainer):
-        forward = trainer.model.forward
+    def reading(least, most):
+        def change(trainer):
+            forward = trainer.model.forward
 
-        def limited(input_ids, **inputs):
-            if input_ids.shape[1] > 11:
-                raise ValueError("too long")
-            return forward(input_ids, **inputs)
+            def limited(input_ids, **inputs):
+                if not least <= input_ids.shape[1] <= most:
+                    raise ValueError("wrong length")
+                return forward(input_ids, **inputs)
 
-        trainer.model.forward = limited
+            trainer.model.forward = limited
+
+        return change
 
     data = table(tmp_path / "a.csv", [*TEXTS, "word " * 40])
-    with pytest.raises(UserError, match=r"too long\)\. .* first 11 tokens.* Set max_seq_length: 11\.") as error:
-        attempt(bert, data, tmp_path / "o", change=reads_eleven)
+    with pytest.raises(UserError, match=r"wrong length\)\. .* first 11 tokens.* Set max_seq_length: 11\.") as error:
+        attempt(bert, data, tmp_path / "o", change=reading(1, 11))
     assert error.value.key == "max_seq_length"
+    with pytest.raises(UserError, match=r"the shortest text alone fails .train, row \d+ .*Padded .* Remove this text"):
+        attempt(bert, data, tmp_path / "o", change=reading(5, 16))
 
 
 # ---- losses and gradients ------------------------------------------------------------------------------------------
@@ -365,12 +370,17 @@ def test_a_stage_that_the_loss_does_not_depend_on(bert, tmp_path):
 
 
 def test_a_model_that_would_not_load_as_it_was_trained(bert, tmp_path):
-    """PiSSA changes the backbone, of which the adapter's files know nothing; BEiT's table depends on the image size."""
+    """PiSSA changes the backbone, of which the adapter's files know nothing. An earlier run in the folder stays."""
     adapter = dict(peft_type="LORA", init_lora_weights="pissa_niter_4")
     data, keys = table(tmp_path / "a.csv"), dict(output_dir=str(tmp_path / "o"), **QUIET)
     with pytest.raises(UserError, match="different logits after it was saved and loaded again") as error:
         fine_tune(bert, data, adapter=adapter, **keys)
     assert error.value.key == "adapter" and not (tmp_path / "o").exists()
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="different logits"):
+        fine_tune(bert, data, adapter=adapter, overwrite_output_dir=True, **keys)
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["results.json"], "what it holds stays"
 
 
 def test_what_training_has_not_changed_yet_is_seen(bert, tmp_path):

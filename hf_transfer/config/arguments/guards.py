@@ -17,6 +17,7 @@ class GuardArguments:
         True,
         "before the first step, try what would fail later: the tokens of all splits, an evaluation batch, the longest "
         "and the shortest example, the last batch, saving and loading",
+        topic="plan",
         resume="free",
     )
     on_nonfinite: str | None = setting(
