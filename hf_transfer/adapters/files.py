@@ -193,7 +193,7 @@ def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
 
 
 def check_reload(model: nn.Module, again: nn.Module, batch: dict[str, Any], folder: str | Path) -> None:
-    """Check that a saved model gives the same logits as the trained one: bit for bit on a CPU, else within 1e-5.
+    """Check that a saved model gives the same logits as the trained one; see `reload_difference`.
 
     Args:
         model: the trained model.
@@ -204,20 +204,37 @@ def check_reload(model: nn.Module, again: nn.Module, batch: dict[str, Any], fold
     Raises:
         WorkFailed: the logits differ.
     """
+    if difference := reload_difference(model, again, batch):
+        raise WorkFailed(
+            f"The model saved in {str(folder)!r} gives different logits than the trained one ({difference}).",
+            "The checkpoints of the run are unchanged. Please report this with the name of the model.",
+        )
+
+
+def reload_difference(model: nn.Module, again: nn.Module, batch: dict[str, Any]) -> str:
+    """How the logits of a reloaded model differ; empty if they are equal: bit for bit on a CPU, else within 1e-5.
+
+    Args:
+        model: the model that was saved.
+        again: the reloaded model.
+        batch: model inputs without labels.
+    """
     loaded = logits_of(again.to(next(model.parameters()).device), batch)
     trained = logits_of(model, batch)
-    scale = max(1.0, float(trained.abs().max()))
-    tolerance = 0.0 if trained.device.type == "cpu" else 1e-5 * scale  # GPU kernels may use atomics
-    if trained.shape == loaded.shape and torch.allclose(trained, loaded, rtol=0.0, atol=tolerance, equal_nan=True):
-        return
+    if same_logits(trained, loaded):
+        return ""
     difference = float((trained - loaded).abs().max()) if trained.shape == loaded.shape else float("nan")
     own, other = (_by_plain_name(m) for m in (model, again))
     differing = [n for n, t in own.items() if n not in other or not torch.equal(t, other[n])]
-    raise WorkFailed(
-        f"The model saved in {str(folder)!r} gives different logits than the trained one (maximum difference "
-        f"{difference:.2g}" + (f"; differing parameters: {', '.join(differing[:3])})." if differing else ")."),
-        "The checkpoints of the run are unchanged. Please report this with the name of the model.",
+    return f"maximum difference {difference:.2g}" + (
+        f"; differing parameters: {', '.join(differing[:3])}" if differing else ""
     )
+
+
+def same_logits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether logits are equal: bit for bit on a CPU, else within 1e-5, because kernels of a GPU may use atomics."""
+    tolerance = 0.0 if one.device.type == "cpu" else 1e-5 * max(1.0, float(one.abs().max()))
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
 def _by_plain_name(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -80,12 +80,14 @@ class Dialect:
             character like any other, and each line is a row; `whole`: the same, but quotes around whole cells are
             removed.
         skipped_lines: lines before the header (`sep=;`, which Excel writes).
+        spaced: a space after each delimiter belongs to no cell.
         notes: what differs from what the file's name promises.
     """
 
     delimiter: str
     quoting: str = "csv"
     skipped_lines: int = 0
+    spaced: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def rows(self, file: IO[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -99,6 +101,7 @@ class Dialect:
             delimiter=self.delimiter,
             strict=not plain,
             quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+            skipinitialspace=self.spaced,
         )
         end = reader.line_num
         while True:
@@ -141,8 +144,17 @@ def find_dialect(path: Path) -> Dialect:
     with path.open("rb") as raw:
         if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             notes.append(f"{path.name}: read as UTF-16.")
+    spaced = is_spaced(header, delimiter)
+    if spaced:
+        notes.append(f"{path.name}: the space after each delimiter belongs to no cell.")
     quoting, note = _quoting(path, delimiter, skipped) if delimiter == "\t" else ("csv", "")
-    return Dialect(delimiter, quoting, skipped, tuple([*notes, note] if note else notes))
+    return Dialect(delimiter, quoting, skipped, spaced, tuple([*notes, note] if note else notes))
+
+
+def is_spaced(header: str, delimiter: str) -> bool:
+    """Whether a header is written with a space after each delimiter: `text, label`."""
+    names = header.split(delimiter)[1:]
+    return bool(names) and all(name.startswith(" ") for name in names)
 
 
 def _declared(beginning: str) -> tuple[int, str]:

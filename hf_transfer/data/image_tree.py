@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES, UNREADABLE_IMAGES
+from hf_transfer.data.run_outputs import is_run_folder
 
 HIDDEN, IMAGE = "hidden", "images"  # kinds of files in `Folder.tally`; the others are suffixes
 METADATA = frozenset(("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet"))
@@ -112,7 +113,9 @@ def _walk(path: str, enclosing: tuple[tuple[int, int], ...]) -> Folder:
         if entry.is_dir():
             identity = _identity(entry.path)
             if is_hidden(entry.name):
-                folder.hidden[HIDDEN] += sum(len(files) for _, _, files in os.walk(entry.path))
+                folder.hidden[HIDDEN] += _files_below(entry.path)
+            elif is_run_folder(Path(entry.path)):
+                folder.hidden["output of a run"] += _files_below(entry.path)
             elif identity in enclosing:
                 folder.hidden["link to an enclosing folder"] += 1
             else:
@@ -128,6 +131,10 @@ def _walk(path: str, enclosing: tuple[tuple[int, int], ...]) -> Folder:
     return folder
 
 
+def _files_below(path: str) -> int:
+    return sum(len(files) for _, _, files in os.walk(path))
+
+
 def _identity(path: str) -> tuple[int, int]:
     status = Path(path).stat()
     return status.st_dev, status.st_ino
@@ -141,7 +148,7 @@ def visible_files(root: Path) -> Iterator[Path]:
 def _visible(path: str, enclosing: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     with os.scandir(path) as entries:
         for entry in entries:
-            if is_hidden(entry.name):
+            if is_hidden(entry.name) or (entry.is_dir() and is_run_folder(Path(entry.path))):
                 continue
             if not entry.is_dir():
                 yield Path(entry.path)

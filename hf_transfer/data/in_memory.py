@@ -15,7 +15,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.images import open_image
 from hf_transfer.data.split_names import standard_name
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, one_line
 
 _MODES_OF_PNG = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 
@@ -71,13 +71,32 @@ def _from_frame(frame: Any, name: str) -> Dataset:
     try:
         dataset = Dataset.from_pandas(plain, preserve_index=False)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # arrays, which `from_dict` can encode
-        dataset = Dataset.from_dict(plain.to_dict("list"))
+        dataset = _from_columns(plain, name)
     for column, cells in images.items():
         dataset = dataset.add_column(column, cells, feature=Image())
     for column, names in classes.items():
         if all(isinstance(n, str) for n in names) and column in dataset.features:
             dataset = dataset.cast_column(column, ClassLabel(names=names))
     return dataset.select_columns(list(frame.columns))
+
+
+def _from_columns(frame: Any, name: str) -> Dataset:
+    """Raises:
+    UserError: a column holds several kinds of values.
+    """
+    import pyarrow
+
+    try:
+        return Dataset.from_dict(frame.to_dict("list"))
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        for column in frame.columns:
+            kinds = sorted({type(v).__name__ for v in frame[column] if not _is_missing(v)})
+            if len(kinds) > 1:
+                raise UserError(
+                    f"dataset: column {column!r} of the {name} DataFrame mixes {' and '.join(kinds)}.",
+                    f"Make them one kind, for example frame[{column!r}].astype(str).",
+                ) from error
+        raise UserError(f"dataset: the {name} DataFrame cannot be read ({one_line(error, 150)}).") from error
 
 
 # ---- cells that hold images ----

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hf_transfer.data.dialect import Dialect, convert, find_dialect, open_text
 from hf_transfer.errors import UserError, one_line
@@ -32,6 +32,7 @@ _MOST_HEADER_ROWS = 1000  # rows with which a header is compared
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORDS_OF_A_TEXT = 4
 _PARQUET_ROWS = 256
+_MANY = 10  # values of one cell of a table that has one row
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def json_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | B
             for number, row in enumerate(_json_list(path, file.read()), 1):
                 yield _object(row, f"{path.name} entry {number}")
             return
+        _check_lines(path, file)
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -170,14 +172,34 @@ def json_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | B
             try:
                 row = json.loads(line, object_pairs_hook=_pairs)
             except ValueError as error:
-                if number == 1 and line.strip() == "{":
-                    raise UserError(
-                        f"{str(path)!r} is one JSON object, not a list of objects or JSON lines.",
-                        "Write one object per line, or a list of objects.",
-                    ) from error
                 yield BadRow(place, f"it is not valid JSON ({one_line(error, 80)})")
                 continue
             yield _object(row, place)
+
+
+def _check_lines(path: Path, file: IO[str]) -> None:
+    """Raises:
+    UserError: the file is one object over several lines, or one that holds the columns or the list of the examples.
+    """
+    first, second = (next((line for line in file if line.strip()), "") for _ in range(2))
+    file.seek(0)
+    row = _parsed(first)
+    holds_table = isinstance(row, dict) and any(
+        isinstance(v, dict) or (isinstance(v, list) and (len(v) > _MANY or any(isinstance(x, dict) for x in v)))
+        for v in row.values()
+    )
+    if first.strip() == "{" or (holds_table and not second):
+        raise UserError(
+            f"{str(path)!r} is one JSON object, not a list of objects or JSON lines.",
+            'Write one object per example: frame.to_json(path, orient="records", lines=True) in pandas.',
+        )
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _json_list(path: Path, text: str) -> list[Any]:

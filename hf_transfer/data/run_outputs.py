@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,23 +16,9 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / RUN_FILE).is_file() and any((folder / name).is_file() for name in _MARKS)
 
 
-def run_folders_inside(folder: Path) -> set[Path]:
-    """The folders at any depth below `folder` that are a run's `output_dir`; nothing inside of them is data."""
-    return set(_found(folder))
-
-
 def is_run_file(path: Path) -> bool:
     """Whether a run has written this file into its folder or into a checkpoint; other files there may be data."""
     inside = path.parent
     if inside.name.startswith("checkpoint-") and is_run_folder(inside.parent):
         return True
     return any(fnmatch(path.name, pattern) for pattern in _WRITTEN_BY_RUNS) and is_run_folder(inside)
-
-
-def _found(folder: Path) -> Iterator[Path]:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            if is_run_folder(entry):
-                yield entry
-            else:
-                yield from _found(entry)

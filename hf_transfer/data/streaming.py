@@ -257,7 +257,8 @@ class Reader:
             row_mark, group = mark(raw), self._group(row)
             if row_mark in self.held or (self.held_groups and group in self.held_groups):
                 continue
-            reason = row.get(REASON) or reason or (NO_GROUP if self.held_groups is not None and group is None else "")
+            reason = row.get(REASON) or reason
+            reason = reason or (NO_GROUP if self.held_groups is not None and group is None else "")
             values, reason = ([], reason) if reason else self._values(raw)
             self.seen += 1
             if reason:

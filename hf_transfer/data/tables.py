@@ -59,8 +59,10 @@ def read_files(paths: Sequence[Path], skip_bad: bool) -> list[Read]:
     form = format_of(paths[0])
     if form == "csv":
         return _same_columns([_read(path, skip_bad, None) for path in paths])
-    schema = _json_schema(paths, skip_bad) if form == "json" else _parquet_schema(paths)
-    return [_read(path, skip_bad, schema) for path in paths]
+    schema, mixed = _json_schema(paths, skip_bad) if form == "json" else (_parquet_schema(paths), [])
+    files = [_read(path, skip_bad, schema) for path in paths]
+    files[0].notes += [f"Column {name!r} holds several kinds of values; all are read as text." for name in mixed]
+    return files
 
 
 def _read(path: Path, skip_bad: bool, schema: pa.Schema | None) -> Read:
@@ -200,31 +202,35 @@ def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
     return pa.schema(plain, schema.metadata)
 
 
-def _json_schema(paths: Sequence[Path], skip_bad: bool) -> pa.Schema:
-    """One type per column over all rows of all files; a column of several kinds of scalars is text.
+def _json_schema(paths: Sequence[Path], skip_bad: bool) -> tuple[pa.Schema, list[str]]:
+    """(one type per column over all rows of all files, the columns of several kinds of scalars, which are text).
 
     Raises:
         UserError: a file cannot be read, or a column mixes lists or objects with other values.
     """
     types: dict[str, pa.DataType] = {}
+    kinds: dict[str, set[type]] = {}
     for path in paths:
         rows = (row for row in json_rows(path, skip_bad) if isinstance(row, dict))
         for chunk in _chunked(rows):
-            _add_types(types, chunk, path)
-    return _schema(types)
+            for name in dict.fromkeys(name for row in chunk for name in row):
+                values = [row.get(name) for row in chunk]
+                kinds.setdefault(name, set()).update(map(type, values))
+                _add_type(types, name, values, path)
+    return _schema(types), [n for n, t in types.items() if pa.types.is_string(t) and kinds[n] - {str, type(None)}]
 
 
 def json_types(rows: Sequence[dict[str, Any]], path: Path) -> pa.Schema:
     """The types of the columns of `rows`, which come from `path`."""
     types: dict[str, pa.DataType] = {}
-    _add_types(types, rows, path)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        _add_type(types, name, [row.get(name) for row in rows], path)
     return _schema(types)
 
 
-def _add_types(types: dict[str, pa.DataType], rows: Sequence[dict[str, Any]], path: Path) -> None:
-    for name in dict.fromkeys(name for row in rows for name in row):
-        found = _type_of([row.get(name) for row in rows], name, path)
-        types[name] = _common(types[name], found, name, path) if name in types else found
+def _add_type(types: dict[str, pa.DataType], name: str, values: Sequence[Any], path: Path) -> None:
+    found = _type_of(values, name, path)
+    types[name] = _common(types[name], found, name, path) if name in types else found
 
 
 def _schema(types: dict[str, pa.DataType]) -> pa.Schema:

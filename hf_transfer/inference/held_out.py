@@ -12,11 +12,13 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.columns import Columns
 from hf_transfer.data.draws import Array
 from hf_transfer.data.examine import examine, without_bad
 from hf_transfer.data.label_columns import find_labels
 from hf_transfer.data.labels import Labels, missing_labels
 from hf_transfer.data.load import load_held_out, load_splits
+from hf_transfer.data.raw import RawSplits
 from hf_transfer.data.record import Change, Record, SplitRecord, content_of, positions
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data, encode_split, make_data, name_of
@@ -82,9 +84,11 @@ class Selection:
                 "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
             )
         splits = (beginning if self.args.streaming else load_splits)(self.args)
-        inputs = self._inputs(splits["train"])
+        inputs = self._inputs(splits, "train")
         found = find_labels(splits, inputs, self.args, self.labels)
-        make = partial(make_data, found.splits, inputs, found.name, labels=self.labels, args=self.args, seed=self.seed)
+        make = partial(
+            make_data, found.splits, inputs, found.name, labels=self.labels, args=self.args, seed=self.seed
+        )  # as the run did
         data = self._usable(make())
         name = standard_name(split) if split else "test" if data.test is not None else "validation"
         if name not in data.splits:
@@ -101,11 +105,11 @@ class Selection:
                 trained on.
         """
         name, splits = load_held_out(self.args, split)
-        inputs = self._inputs(splits[name])
+        inputs = self._inputs(splits, name)
         self._check_labeled(name, splits[name])
         found = find_labels(splits, inputs, self.args, self.labels)
         examples, skipped = encode_split(found.splits[name], name, found.name, self.labels, self.args)
-        skipped = [*(bad for bad in splits.bad if bad.split == name), *skipped]
+        skipped = [*(bad for bad in found.splits.bad if bad.split == name), *skipped]
         if self.args.on_bad_example == "skip" or self.args.data_facts:
             examples, bad = without_bad(examples, name, inputs, self.task.trace, self.args, skipped)
             if bad:
@@ -115,8 +119,9 @@ class Selection:
         is_asked_for = split is not None and name == "train"
         return self._without_trained(name, examples, inputs, is_asked_for)
 
-    def _inputs(self, split: Dataset) -> tuple[str, ...]:
-        inputs = self.task.input_columns(split.features, self.args)
+    def _inputs(self, splits: RawSplits, name: str) -> tuple[str, ...]:
+        split = splits[name]
+        inputs = self.task.input_columns(Columns(split, splits.written, self.args.text_column_name), self.args)
         if not inputs:
             raise UserError(
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",

@@ -124,6 +124,18 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
+@contextlib.contextmanager
+def removed_if_empty(output_dir: Path, is_new: bool) -> Iterator[None]:
+    """Context in which an error removes the folder again if this run made it and nothing is in it."""
+    try:
+        yield
+    except BaseException:
+        if is_new and output_dir.is_dir() and not any(output_dir.iterdir()):
+            with contextlib.suppress(OSError):  # another process was faster
+                output_dir.rmdir()
+        raise
+
+
 def check_disk(output_dir: Path, trainer: TransferTrainer) -> None:
     """Check that the disk has room for two copies of the model: a new one is written before the old one is removed.
 

@@ -30,7 +30,7 @@ from hf_transfer.files import say
 from hf_transfer.models.load import Loaded
 from hf_transfer.runs.checks import check_batches, check_best, check_grown
 from hf_transfer.runs.decisions import with_decisions
-from hf_transfer.runs.machine import check_disk, choose_loader
+from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
@@ -318,12 +318,10 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
 @contextlib.contextmanager
 def _trainer_errors(output_dir: Path) -> Iterator[None]:
     """Context in which errors of Trainer's constructor, such as a missing tracker, become `UserError`s."""
-    existed = output_dir.exists()
     try:
-        yield
+        with removed_if_empty(output_dir, is_new=not output_dir.exists()):  # Trainer creates it before it has checked
+            yield
+    except UserError:
+        raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        if not existed and output_dir.is_dir() and not any(output_dir.iterdir()):
-            output_dir.rmdir()  # Trainer creates it before it has checked everything
-        if isinstance(error, UserError):
-            raise
         raise UserError(one_line(error)) from error

@@ -19,6 +19,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
 from hf_transfer.runs.machine import quiet_libraries
+from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
@@ -40,6 +41,7 @@ class Planned:
         examples: by split; empty without data.
         data_facts: of the data; None without data.
         boundary_cache: what is decided of each stage; empty without data.
+        preflight: what was tried; None without data or without the key.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Planned:
     examples: dict[str, int]
     data_facts: dict[str, Any] | None
     boundary_cache: list[dict[str, Any]]
+    preflight: Preflight | None = None
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -62,6 +65,7 @@ class Planned:
             "groups": self.depth_map.to_list(),
             "stages": stages,
             "boundary_cache": self.boundary_cache,
+            "preflight": self.preflight.to_dict() if self.preflight else None,
             "never_trained": list(self.plan.never_thawed),
             "total_parameters": sum(size for _, size in self.plan.groups),
             "notes": self.notes,
@@ -105,6 +109,9 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
     assert plan is not None and trainer.plan is not None, "a strategy makes one"
     if talks:
         announce(prepared, trainer)
+    preflight = try_run(prepared, trainer, splits) if config.training.preflight else None
+    for line in preflight.lines() if preflight and talks else ():
+        say(line)
     if preview:
         labels, collate = prepared.loaded.labels, trainer.data_collator
         draw_preview(
@@ -118,6 +125,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
+        preflight=preflight,
     )
 
 

@@ -31,7 +31,15 @@ from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_decisions
-from hf_transfer.runs.machine import check_writable, end_workers, pin_memory, quiet_libraries, share_cores
+from hf_transfer.runs.machine import (
+    check_writable,
+    end_workers,
+    pin_memory,
+    quiet_libraries,
+    removed_if_empty,
+    share_cores,
+)
+from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, save_model
@@ -90,6 +98,7 @@ class _Ready:
         checkpoint: to resume from, if any.
         target: where the finished run is pushed, if anywhere.
         talks: whether the run reports its progress.
+        preflight: what was tried before training; None without `preflight`.
     """
 
     prepared: Prepared
@@ -99,13 +108,14 @@ class _Ready:
     checkpoint: str | None
     target: push.Target | None
     talks: bool
+    preflight: Preflight | None = None
 
 
 def _prepare(config: Config) -> _Ready:
     """Everything that can fail before the first step, cheapest checks first."""
     args = config.training
     output_dir = Path(str(args.output_dir))
-    checkpoint = _checkpoint(config, output_dir)
+    checkpoint, is_new = _checkpoint(config, output_dir), not output_dir.exists()
     check_writable(output_dir)
     target = push.wanted(config.values)
     doubt = push.before_training(target, output_dir) if target else ""
@@ -134,6 +144,12 @@ def _prepare(config: Config) -> _Ready:
             announce(prepared, trainer)
         if doubt:
             sys.stderr.write(f"{doubt}\n")
+    if args.preflight:
+        with removed_if_empty(output_dir, is_new):
+            ready.preflight = try_run(prepared, trainer, splits, output_dir)
+    if trainer.is_world_process_zero():
+        for line in ready.preflight.lines() if ready.preflight and ready.talks else ():
+            say(line)
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
         write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
@@ -166,6 +182,7 @@ def _finish(ready: _Ready) -> Result:
     results = _evaluate(trainer, ready.splits, labels.problem_type)
     results |= _facts(config, task, prepared.data, trainer)
     results["data_facts"] = prepared.facts.to_dict()
+    results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,

@@ -26,17 +26,29 @@ def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: La
     if not task.auto_class or not trainer.is_world_process_zero():
         return
     folder = str(config.training.output_dir)
+    try:
+        again = reloaded(trainer, task, config, labels, folder)
+    except UserError as error:
+        raise WorkFailed(f"The model that was just saved cannot be loaded: {error}") from error
+    check_reload(trainer.model, again, probe(trainer), folder)
+
+
+def reloaded(trainer: TransferTrainer, task: Task, config: Config, labels: Labels, folder: str) -> Any:
+    """The model that was saved in a folder, loaded under another seed: what was not saved is then different.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks parameters.
+    """
     saved = replace(
         config.model, model_name_or_path=folder, model_revision="main", restart_adapter=False, from_scratch=False
     )
     own = replace(config.data, image_size=None, max_seq_length=None)  # what was saved holds them
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + 1)
-        try:
-            again, _ = task.load(saved, own, labels)
-        except UserError as error:
-            raise WorkFailed(f"The model that was just saved cannot be loaded: {error}") from error
-    check_reload(trainer.model, again.model, probe(trainer), folder)
+        loaded, _ = task.load(saved, own, labels)
+    if loaded.fresh:
+        raise UserError(f"{', '.join(loaded.fresh[:3])} would be random.")
+    return loaded.model
 
 
 def probe(trainer: TransferTrainer) -> dict[str, Any]:

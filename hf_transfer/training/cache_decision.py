@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +16,7 @@ from hf_transfer.features.cut import Refused
 from hf_transfer.features.examples import TRAINING, Source, content_of, is_numbered, lengths_of
 from hf_transfer.features.slots import nbytes
 from hf_transfer.features.trace import find_cut
-from hf_transfer.layers.frozen import frozen_modules
-from hf_transfer.plan.plan import Plan, Stage
+from hf_transfer.plan.plan import Plan
 from hf_transfer.training import trial
 from hf_transfer.training.cache_stage import CachedStage, Form, Off, OffReason, Place, format_bytes
 from hf_transfer.training.recording import CONTENT, folder_of, slots_of
@@ -117,7 +115,7 @@ class Decision:
                 one.lengths = lengths_of(one.dataset)
         self._operations = trial.operations(self.trainer, batch)
         for stage, entry in zip(self.plan.stages, self.entries, strict=True):
-            with self._training_as_in(stage):
+            with self.trainer.unfreezing.training_as_in(stage):
                 try:
                     with self.trainer.accelerator.autocast():
                         entry.cut = find_cut(self.trainer.model, self.trainer.layer_groups, dict(batch))
@@ -135,23 +133,6 @@ class Decision:
         """Numbers of a few examples, drawn at random but always the same."""
         generator = torch.Generator().manual_seed(0)
         return torch.randperm(count, generator=generator)[: min(_SAMPLE, self.trainer.args.train_batch_size)].tolist()
-
-    @contextlib.contextmanager
-    def _training_as_in(self, stage: Stage) -> Iterator[None]:
-        """Within the context, exactly the parameters of `stage` require a gradient."""
-        model, unfreezing = self.trainer.model, self.trainer.unfreezing
-        assert unfreezing is not None
-        before = {name: p.requires_grad for name, p in model.named_parameters()}
-        frozen, active = unfreezing.frozen, unfreezing.trains(stage)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in active)
-        unfreezing.frozen = frozen_modules(model, self.trainer.layer_groups)
-        try:
-            yield
-        finally:
-            unfreezing.frozen = frozen
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(before[name])
 
     def _try(self, entry: CachedStage, batch: Batch) -> None:
         """Compute the sample both ways.

@@ -6,7 +6,9 @@ A callback, because stages begin and end between optimizer steps and at evaluati
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -120,6 +122,21 @@ class Unfreezing(TrainerCallback):
             for name in group.parameters
             if name in eligible and stage.rate(group.name, name) > 0
         }
+
+    @contextlib.contextmanager
+    def training_as_in(self, stage: Stage) -> Iterator[None]:
+        """Within the context, exactly the parameters of `stage` require a gradient, and the rest is frozen."""
+        before = {name: p.requires_grad for name, p in self.model.named_parameters()}
+        frozen, active = self.frozen, self.trains(stage)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in active)
+        self.frozen = frozen_modules(self.model, self.trainer.layer_groups)
+        try:
+            yield
+        finally:
+            self.frozen = frozen
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(before[name])
 
     def _freeze(self, stage: Stage) -> None:
         """Make exactly the parameters of `stage` trainable; frozen ones lose their gradient and optimizer state."""

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -162,21 +163,37 @@ def _replaying(
         yield
 
 
+def training_pass(trainer: RunningTrainer, batch: Batch) -> tuple[torch.Tensor, Any, list[torch.Tensor | None]]:
+    """(loss, outputs, gradients) of a training step without the step of the optimizer; buffers change.
+
+    Args:
+        trainer: what trains requires a gradient.
+        batch: on the model's device.
+
+    Returns:
+        A gradient per parameter that requires one: None if the loss does not depend on it.
+    """
+    model = trainer.model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        loss, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
+    if not parameters or not loss.requires_grad:
+        return loss, outputs, [None] * len(parameters)
+    return loss, outputs, list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
 def _step(trainer: RunningTrainer, batch: Batch) -> tuple[float, list[torch.Tensor], list[torch.Tensor | None]]:
     """(seconds, logits, gradients) of a forward and backward pass without side effects."""
-    model, device = trainer.model, trainer.args.device
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    with without_side_effects(model):
+    device = trainer.args.device
+    with without_side_effects(trainer.model):
         began = time.perf_counter()
-        model.train()
-        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            loss, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        _, outputs, gradients = training_pass(trainer, batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - began
     leaves = [x for x in pytree.tree_leaves(outputs) if torch.is_tensor(x) and x.requires_grad]
-    return seconds, [x.detach() for x in leaves], list(gradients)
+    return seconds, [x.detach() for x in leaves], gradients
 
 
 def _unneeded(trainer: RunningTrainer, cut: Cut, batch: Batch, rows: Tensors) -> dict[str, Form]:

@@ -122,3 +122,9 @@ def test_a_run_on_a_frame(tiny_bert_folder, tmp_path):
     assert run.evaluate()["metrics"]["accuracy"] == run.metrics["accuracy"]
     with pytest.raises(UserError, match="the run's data was a Python object"):
         Predictor.load(run.output_dir).evaluate()
+
+
+def test_a_column_of_several_kinds_is_refused_by_name():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1, "1"]})
+    with pytest.raises(UserError, match="column 'label' of the train DataFrame mixes int and str"):
+        splits_of(frame)

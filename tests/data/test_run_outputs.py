@@ -7,8 +7,9 @@ import json
 from hf_transfer import fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.image_tree import visible_files, walk
 from hf_transfer.data.locate import locate
-from hf_transfer.data.run_outputs import is_run_file, is_run_folder, run_folders_inside
+from hf_transfer.data.run_outputs import is_run_file, is_run_folder
 
 ROWS = [{"text": f"text number {i}", "label": "ab"[i % 2]} for i in range(30)]
 
@@ -20,15 +21,16 @@ def run_folder(folder, *others):
     return folder
 
 
-def test_folders_of_runs_are_found_at_any_depth(tmp_path):
-    finished = run_folder(tmp_path / "train" / "deep" / "out", "results.json", "config.json", "model.safetensors")
+def test_folders_of_runs_hold_no_images_to_train_on(tmp_path):
+    finished = run_folder(tmp_path / "train" / "deep" / "out", "results.json", "config.json", "curves.png")
     begun = run_folder(tmp_path / "begun", "examples.npz")
     (finished / "checkpoint-3").mkdir()
     run_folder(tmp_path / "recipe")  # a file of that name alone is no run
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "config.json").write_text("{}")
-    (tmp_path / "link").symlink_to(tmp_path / "train", target_is_directory=True)
-    assert run_folders_inside(tmp_path) == {finished, begun}
+    (tmp_path / "cats" / "1.png").write_text("")
+    assert walk(tmp_path).tally["images"] == 1 and walk(tmp_path).tally["output of a run"] == 6
+    assert {p.name for p in visible_files(tmp_path)} == {"1.png", "config.json", "run.yaml"}
     assert is_run_folder(begun) and not is_run_folder(tmp_path) and not is_run_folder(tmp_path / "none")
 
 

@@ -122,9 +122,10 @@ def test_rows_that_do_not_fit_are_left_out_and_named_on_request(tmp_path):
         ("t.csv", "text,label\n\"a, or b\",x\nc,y\n".encode("utf-16"), "read as UTF-16"),
         ("t.csv.gz", gzip.compress(b'text,label\n"a, or b",x\nc,y\n'), ""),
         ("t.jsonl.gz", gzip.compress(b'{"text": "a, or b", "label": "x"}\n{"text": "c", "label": "y"}\n'), ""),
+        ("t.csv", 'text, label\n"a, or b", x\nc, y\n', "the space after each delimiter belongs to no cell"),
         ("T.CSV", 'text,label\r\n"a, or b",x\r\nc,y\r\n', ""),
     ],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_dialects(name, content, note, tmp_path):
     splits = load(written(tmp_path, content, name))
@@ -174,8 +175,9 @@ def test_json_keeps_its_own_types(tmp_path):
 def test_a_json_column_of_several_kinds_is_text(late, tmp_path):
     first = [{"label": 1}] * (tables.CHUNK + 1 if late else 1)
     rows = [*first, {"label": "1"}, {"label": True}, {"label": 2**70}, {"label": 1.5}]
-    train = load(written(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl"))["train"]
-    assert train["label"][-5:] == ["1", "1", "true", str(2**70), "1.5"]
+    splits = load(written(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl"))
+    assert splits["train"]["label"][-5:] == ["1", "1", "true", str(2**70), "1.5"]
+    assert splits.notes == ["Column 'label' holds several kinds of values; all are read as text."]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,9 @@ def test_a_json_column_of_several_kinds_is_text(late, tmp_path):
         (['{"a": 1}', "[2]"], r"t.jsonl line 2: \[2\] is not an object"),
         (['{"a": 1}', '{"a": '], "t.jsonl line 2: it is not valid JSON"),
         (["{", '"a": [1]}'], "is one JSON object, not a list"),
+        (['{"data": [{"a": 1}, {"a": 2}]}'], "is one JSON object, not a list"),
+        (['{"a": {"0": 1, "1": 2}}'], r"frame.to_json\(path, orient=\"records\", lines=True\)"),
+        ([json.dumps({"a": list(range(20))})], "is one JSON object, not a list"),
     ],
 )
 def test_json_that_is_no_table(lines, said, tmp_path):

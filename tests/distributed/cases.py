@@ -369,6 +369,7 @@ def main(folder: Path, part: str) -> None:
 
 
 if __name__ == "__main__":
+    warm.hasten()
     warm.settle()
     main(Path(sys.argv[1]), sys.argv[2])
     dist.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then

@@ -1,4 +1,4 @@
-"""Keys of checkpoints, signals and non-finite values."""
+"""Keys of the preflight, checkpoints, signals and non-finite values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ POLICIES = ("stop", "skip", "rollback")
 class GuardArguments:
     """Keys of what watches over a run."""
 
+    preflight: bool = setting(
+        True,
+        "before the first step, try what would fail later: the tokens of all splits, an evaluation batch, the longest "
+        "and the shortest example, the last batch, saving and loading",
+        resume="free",
+    )
     on_nonfinite: str | None = setting(
         None,
         "on a NaN or infinite loss or gradient: stop, skip the step, or rollback to the newest checkpoint; the batch's "
