@@ -112,7 +112,7 @@ def label_column(data: Any, inputs: Sequence[str], args: DataArguments) -> str |
             raise UserError(f"label_column_name: {name!r} is an input column and cannot also be the label.")
     if given:
         return given[0] if isinstance(given, list) and len(given) == 1 else given
-    rest = [n for n in features if n not in inputs]
+    rest = [n for n in features if n not in (*inputs, args.split_group_column_name)]
     for name in ("label", LABELS):
         if name in rest:
             return name

@@ -95,7 +95,7 @@ class Selection:
             _refuse_split(split, name, splits, data)
         if self.record is not None and self.record.inputs == data.inputs:
             data = self._as_recorded(data, name, make)
-        return self._without_trained(name, data.splits[name], inputs)
+        return self._without_trained(name, data.splits[name], inputs, is_asked_for=name == "train")
 
     def of_other_data(self, split: str | None) -> HeldOut:
         """A split of other data: the given one, else test, else validation, else the only one.
@@ -116,7 +116,8 @@ class Selection:
                 self.left_out["unusable"] = len(bad)
                 shown = listed((f"{b.example}: {b.reason}" for b in bad), _MAX_SHOWN)
                 self.notes.append(f"{len(bad):,} unusable examples are left out ({shown}).")
-        return self._without_trained(name, examples, inputs)
+        is_asked_for = split is not None and name == "train"
+        return self._without_trained(name, examples, inputs, is_asked_for)
 
     def _inputs(self, splits: RawSplits, name: str) -> tuple[str, ...]:
         split = splits[name]
@@ -192,8 +193,8 @@ class Selection:
         assert self.record is not None
         return " in a new sample" if self.record.limits[name] is not None and name != "validation" else ""
 
-    def _without_trained(self, name: str, examples: Dataset, inputs: tuple[str, ...]) -> HeldOut:
-        """The examples without those that were trained on, unless they are the training split.
+    def _without_trained(self, name: str, examples: Dataset, inputs: tuple[str, ...], is_asked_for: bool) -> HeldOut:
+        """The examples without those that were trained on, unless the training split is asked for.
 
         Raises:
             UserError: none is left.
@@ -205,7 +206,7 @@ class Selection:
             content = content_of(examples, inputs)
             is_trained = np.isin(content, record.trained)
             known_leaks = int(np.isin(content, record.splits["train"].content).sum() - is_trained.sum())
-            if name == "train":
+            if is_asked_for:
                 seen = int(np.isin(content, record.splits["train"].content).sum())
                 self.notes.append(
                     f"{seen:,} of these {total:,} examples were trained on: the metrics do not say how the model does "
@@ -213,7 +214,7 @@ class Selection:
                 )
             elif is_trained.any():
                 examples = self._leave_out(name, examples, inputs, is_trained)
-            if name != "train" and known_leaks:
+            if not is_asked_for and known_leaks:
                 self.notes.append(
                     f"{known_leaks:,} examples that the run held out also occur in its training data; drop_leaks: true "
                     "keeps them from being trained on."

@@ -150,8 +150,13 @@ def _roles(
     target = f"label {', '.join(map(repr, targets))}: {kinds[labels.problem_type]}"
     pair = len(inputs) == 2 and not keys.text_column_name
     hint = f" (text_column_name: {inputs[0]} reads one)" if pair else ""
-    roles = f"Columns: input {' and '.join(map(repr, inputs))}{hint}; {target}."
-    return [roles, *unread(columns, (*inputs, *targets)), *variant_notes(found.splits, found.name, labels)]
+    groups = f"; groups {keys.split_group_column_name!r}" if keys.split_group_column_name else ""
+    roles = f"Columns: input {' and '.join(map(repr, inputs))}{hint}; {target}{groups}."
+    return [
+        roles,
+        *unread(columns, (*inputs, *targets, keys.split_group_column_name or "")),
+        *variant_notes(found.splits, found.name, labels),
+    ]
 
 
 def _decided(facts: Facts) -> dict[str, Any]:

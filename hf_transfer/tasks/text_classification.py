@@ -68,7 +68,7 @@ class TextClassification(Task):
         for usual in _USUAL:
             if all(n in strings and n not in labels for n in usual):
                 return usual
-        texts = text_candidates(features, ("label", LABELS, *labels))
+        texts = text_candidates(features, ("label", LABELS, args.split_group_column_name, *labels))
         if len(texts) > 1 and not any(isinstance(f, Image) for f in features.values()):
             raise UserError(
                 f"several columns may be the text: {', '.join(texts)}.",

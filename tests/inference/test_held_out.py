@@ -111,6 +111,8 @@ def test_other_data_is_measured_without_what_was_trained_on(drawn, tmp_path):
     Dataset.from_list([{"text": t, "label": label} for t, label in ROWS if t not in held]).save_to_disk(tmp_path / "d")
     with pytest.raises(UserError, match="All 54 examples of the test split were trained on"):
         run.evaluate(test_file=write(tmp_path / "seen.csv", [r for r in ROWS if r[0] not in held]))
+    with pytest.raises(UserError, match="All 54 examples of the train split were trained on"):
+        run.evaluate(str(tmp_path / "d"))  # its only split, which nobody asked for by name
     found = run.evaluate(str(tmp_path / "d"), split="train")
     assert found["num_examples"] == 54 and found["notes"][0].startswith("54 of these 54 examples were trained on")
 
@@ -153,6 +155,27 @@ def test_a_run_trains_with_an_unlabeled_test_file_and_one_of_another_type(tiny_b
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"text": i / 2, "label": "a"}) for i in range(5)))
     with pytest.raises(UserError, match="Column 'text' contains float64 in the test split, but text in the training"):
         run.evaluate()
+
+
+def test_a_run_whose_groups_stay_together(tiny_bert_folder, tmp_path):
+    """The column of the groups is neither text nor label, and is said to be used."""
+    rows = [(f"{t} and what it says at some length", f"viewer {i // 4}", label) for i, (t, label) in enumerate(ROWS)]
+    file = write(tmp_path / "train.csv", rows, ("review", "viewer", "verdict"))
+    keys = dict(split_group_column_name="viewer", train_file=file, output_dir=f"{tmp_path}/o", **KEYS)
+    run = fine_tune(tiny_bert_folder, **keys)
+    assert (run.predictor.data.text_column_name, run.predictor.data.label_column_name) == ("review", "verdict")
+    decided = run.results["data_facts"]["decided"]
+    assert any("groups 'viewer'" in line for line in decided) and not any("Not used" in line for line in decided)
+    held = set(run.predictor._held_out().examples["viewer"])
+    assert run.results["num_train_examples"] == 60 - 4 * len(held) and run.evaluate()["metrics"] == run.metrics
+    write(tmp_path / "train.csv", rows[::-1], ("review", "viewer", "verdict"))
+    again = Predictor.load(run.output_dir)
+    assert set(again._held_out().examples["viewer"]) == held and again._held_out().notes == ()
+    new = [("quite new", "viewer 3", "a"), ("new too", "viewer 99", "b")]
+    test = write(tmp_path / "test.csv", new, ("review", "viewer", "verdict"))
+    run = fine_tune(tiny_bert_folder, **keys, test_file=test, overwrite_output_dir=True)
+    (leak,) = run.results["data_facts"]["group_leaks"]
+    assert (leak["kept"], leak["groups"], leak["examples"], leak["shown"]) == ("test", 1, 1, ("viewer 3",))
 
 
 def test_a_folder_without_the_record_evaluates_with_a_note(drawn, tmp_path):
