@@ -218,7 +218,13 @@ MUTANTS = [
     Mutant(
         "data", "data/rows.py", "elif len(cells) != width:", "elif len(cells) > width:", "tests/data/test_tables.py"
     ),
-    Mutant("data", "data/splits.py", "    if not stratified:\n", "    if True:\n", "tests/data tests/runs/test_run.py"),
+    Mutant(
+        "data",
+        "data/draws.py",
+        "generate_indices(values, ",
+        "generate_indices(values * 0, ",
+        "tests/data/test_draws.py tests/data/test_load.py",
+    ),
     Mutant(
         "data",
         "data/augment.py",

@@ -19,22 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from datasets.arrow_dataset import Column
 
 from hf_transfer.cli import main
 
 
 def hasten() -> None:
-    """Leave out what takes time and changes nothing that a test can see.
-
-    Nothing waits for the disk: no test cuts the power, and what is written outlives any process without being synced.
-    And a column of a dataset becomes an array as a slice: numpy asks for one row after the other, a second for the
-    labels of bundled:rotten-tomatoes, by which each run draws five splits.
-    """
+    """Nothing waits for the disk from now on: no test cuts the power, and what is written outlives any process."""
     os.fsync = os.fstat  # type: ignore[assignment]
-    Column.__array__ = lambda column, *_, **__: np.asarray(column[:])  # type: ignore[attr-defined]
 
 
 def settle() -> None:
