@@ -35,8 +35,9 @@ quickstart: $(VENV)/.installed-quickstart
 	$(OFFLINE) $(LAUNCH) --config recipes/text_classification/quickstart.yaml
 	$(OFFLINE) $(LAUNCH) --config recipes/image_classification/quickstart.yaml
 
-# Two processes with a thread each; a file's tests stay together, so that what they share is made once.
-PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes with a thread each; a file's tests stay together, so that what they share is made once, and the files
+# begin in the order of tests/conftest.py, the longest first.
+PYTEST := $(OFFLINE) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test
 	$(PYTEST)

@@ -29,7 +29,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from hf_transfer import fine_tune
 from hf_transfer.config.values import read_config_file
-from hf_transfer.data.labels import find_labels, infer_labels
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.splits import make_data
 from hf_transfer.evaluation import metrics
@@ -89,7 +90,8 @@ def plain(data: str, rate: float, size: str, seed: int, folder: str) -> dict[str
     set_seed(seed)
     splits = load_splits(config.data)
     task, inputs = choose_task(splits["train"].features, config.data)
-    splits, column = find_labels(splits, inputs, config.data)
+    found = find_labels(splits, inputs, config.data)
+    splits, column = found.splits, found.name
     labels = infer_labels(splits["train"], column, None)
     loaded, processor = task.load(config.model, config.data, labels)
     examples = make_data(splits, inputs, column, loaded.labels, config.data, seed).splits

@@ -67,6 +67,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first names, separated by commas, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
+
+
 def one_line(error: BaseException, most: int = 300) -> str:
     """The message of a library's error on one line, truncated to `most` characters."""
     return " ".join(str(error).split())[:most]

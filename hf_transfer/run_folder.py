@@ -10,6 +10,7 @@ from hf_transfer.config.values import load_yaml
 
 CARD = "README.md"
 RESULTS = "results.json"
+EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -21,3 +22,22 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 NONFINITE = "nonfinite.jsonl"
 RUN_FILE = "run.yaml"
 HISTORY = "history.jsonl"
+# Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "config.json")
+WHOLE = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+PROCESSOR = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+MODEL_FILES = (*ADAPTER, *WHOLE, *PROCESSOR)

@@ -1,12 +1,71 @@
-"""Models in folders, as users have them."""
+"""Models in folders, as users have them; and what makes the tests quicker without a change of what they see."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
 import pytest
+from datasets import DatasetDict
 from transformers import AutoTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
+from tests import warm
 from tests.helpers import PIXELS, tiny_bert, tiny_vit
+
+warm.hasten()
+# Files that take longest, in a thread of two: they begin first, so that both end together.
+LONG = (
+    "distributed/test_two_processes.py",
+    "runs/test_run.py",
+    "hub/test_push.py",
+    "training/test_resuming.py",
+    "inference/test_predictor.py",
+    "training/test_boundary_cache.py",
+    "layers/test_architectures.py",
+    "report/test_depth_map.py",
+    "cli/test_program.py",
+    "adapters/test_adapter_runs.py",
+    "training/test_trainer.py",
+    "inference/test_head_bank.py",
+    "test_docs.py",
+    "data/test_resumed_data.py",
+    "data/test_streaming.py",
+    "cli/test_errors.py",
+    "test_packages.py",
+    "features/test_digests.py",
+    "data/test_inputs_of_runs.py",
+    "data/test_broken_later.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first: `--dist loadfile` hands them out in this order (with `--no-loadscope-reorder`)."""
+    root = Path(__file__).parent
+    place = {root / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bundled_data_is_read_once() -> Iterator[None]:
+    """Each run has its own copy of the splits, whose content nothing can change."""
+
+    def copied(once: Callable[[], DatasetDict]) -> DatasetDict:
+        return DatasetDict({name: copy.copy(split) for name, split in once().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, load in list(bundled.DATASETS.items()):
+            patch.setitem(bundled.DATASETS, name, partial(copied, cache(load)))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What the files before have imported is not looked through again at each training."""
+    warm.settle()
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
     python -m tests.crash FOLDER [--random N] [--seed S]
 
-One process imports everything; each run is a fork of it, or two that talk by gloo, so that a kill and a resumption cost
-a second. Prints one JSON object: {"kills": …, "signals": …, "runs": …, "seconds": …, "differences": [...]}.
+Each run is a fork of a process that has imported everything, or two that talk by gloo, so that a kill and a resumption
+cost a second. Prints one JSON object, what `strike` returns.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import os
 import random
 import shutil
 import signal
-import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,8 @@ import torch
 from transformers import TrainerCallback
 
 from hf_transfer import TransferTrainer
-from hf_transfer.errors import Interrupted
 from hf_transfer.training import checkpoints, run_identity
+from tests import warm
 from tests.helpers import arguments, copy_state, images, pad, ragged_texts, texts, tiny_bert, tiny_timm_resnet
 
 TEXT = {"model": lambda: tiny_bert(layers=2, dropout=0.2), "data": lambda: texts(22)}
@@ -76,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 QUALITY = [0.3, 0.5, 0.5, 0.6, 0.4, 0.2, 0.1]
+LOG = "log.txt"  # what the ranks of a run say
 
 
 class At:
@@ -154,44 +153,6 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
     torch.save(end, folder / f"end-{args.process_index}.pt")
 
 
-def fork(processes: int, function: Callable[..., None], *arguments: Any) -> list[int]:
-    """Run a function in forked processes; their exit statuses, negative for a signal. One that fails ends all."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = {}
-    for rank in range(processes):
-        process = os.fork()
-        if process == 0:
-            if processes > 1:
-                places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-                os.environ.update({k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1")
-            os._exit(_guarded(function, arguments))
-        running[process] = rank
-    statuses = [0] * processes
-    while running:
-        process, status = os.wait()
-        statuses[running.pop(process)] = code = os.waitstatus_to_exitcode(status)
-        if code < 0:  # the others wait for it: what a launcher does
-            for other in running:
-                os.kill(other, signal.SIGKILL)
-    return statuses
-
-
-def _guarded(function: Callable[..., None], arguments: Any) -> int:
-    sys.stdout = sys.stderr = (Path(arguments[1]) / "log.txt").open("a")
-    try:
-        function(*arguments)
-        return 0
-    except Interrupted as interrupted:
-        return int(interrupted.code)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-
-
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
     """Where two ends differ, by so much as a bit."""
     if isinstance(one, dict):
@@ -215,8 +176,8 @@ def ends(folder: Path, processes: int) -> list[Any]:
 
 def reference(case: str, folder: Path, processes: int) -> Any:
     folder.mkdir(parents=True)
-    statuses = fork(processes, train, case, folder, lambda point: None, False)
-    assert not any(statuses), (folder / "log.txt").read_text()[-3000:]
+    statuses = warm.ranks(processes, partial(train, case, folder, lambda point: None, False), folder / LOG)
+    assert not any(statuses), (folder / LOG).read_text()[-3000:]
     return ends(folder, processes)
 
 
@@ -225,11 +186,12 @@ def interrupted_and_resumed(case: str, folder: Path, strikes: list[At], expected
     folder.mkdir(parents=True)
     struck, processes = [], len(expected)
     for i, strike in enumerate([*strikes, None]):
-        statuses = fork(processes, train, case, folder, strike or (lambda point: None), i > 0)
+        run = partial(train, case, folder, strike or (lambda point: None), i > 0)
+        statuses = warm.ranks(processes, run, folder / LOG)
         if strike is not None and (-signal.SIGKILL in statuses or set(statuses) == {128 + strike.sends}):
             struck.append(strike)
         elif any(statuses):
-            why = (folder / "log.txt").read_text()[-1500:]
+            why = (folder / LOG).read_text()[-1500:]
             return struck, [f"{case} on {processes}, {strikes}: a run ended with {statuses}: {why}"]
         else:
             break
@@ -270,40 +232,56 @@ MORE: Strikes = {
 POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate")
 
 
-def random_strikes(draw: random.Random) -> tuple[str, int, list[At]]:
-    """A case, a number of processes, and one or two kills."""
-    case, processes = draw.choice(list(CASES)), draw.choice((1, 1, 1, 2))
-    places = [(draw.choice(POINTS), draw.randrange(8)) for _ in range(draw.choice((1, 1, 2)))]
-    return case, processes, [At(point, number, draw.randrange(processes)) for point, number in places]
+def random_strikes(seed: int) -> Iterator[tuple[str, int, list[At]]]:
+    """A case, a number of processes, and one or two kills, without end."""
+    draw = random.Random(seed)
+    while True:
+        case, processes = draw.choice(list(CASES)), draw.choice((1, 1, 1, 2))
+        places = [(draw.choice(POINTS), draw.randrange(8)) for _ in range(draw.choice((1, 1, 2)))]
+        yield case, processes, [At(point, number, draw.randrange(processes)) for point, number in places]
+
+
+def listed(strikes: Strikes) -> Iterator[tuple[str, int, list[At]]]:
+    """Those of a table, one after the other."""
+    for (case, processes), lists in strikes.items():
+        for several in lists:
+            yield case, processes, several
+
+
+def strike(folder: Path, planned: Iterator[tuple[str, int, list[At]]], enough: int | None = None) -> dict[str, Any]:
+    """What came of the planned runs, or of as many as have `enough` kills; before the first of its kind, each is run
+    twice without any.
+
+    Returns:
+        {"kills": …, "signals": …, "runs": …, "repeated": …, "seconds": …, "differences": [...]}
+    """
+    began, expected, struck = time.perf_counter(), dict[tuple[str, int], Any](), list[At]()
+    runs, found = 0, list[str]()
+    while enough is None or len(struck) < enough:
+        if (one := next(planned, None)) is None:
+            break
+        case, processes, strikes = one
+        if (case, processes) not in expected:
+            whole = reference(case, folder / f"reference {case} {processes}", processes)
+            again = reference(case, folder / f"again {case} {processes}", processes)
+            found += [f"{case} on {processes}, the same twice: {d}" for d in differences(whole, again)[:3]]
+            expected[case, processes] = whole
+        new, different = interrupted_and_resumed(case, folder / f"run {runs}", strikes, expected[case, processes])
+        struck, runs, found = [*struck, *new], runs + 1, [*found, *different]
+    kills = sum(one.sends == signal.SIGKILL for one in struck)
+    counts = {"kills": kills, "signals": len(struck) - kills, "runs": runs, "repeated": len(expected)}
+    return {**counts, "seconds": time.perf_counter() - began, "differences": found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--random", type=int, default=0, help="so many random kills instead of the chosen ones")
-    parser.add_argument("--more", action="store_true", help="the rest of the chosen kills instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # a fork has none of its parent's threads
-    draw, began = random.Random(options.seed), time.perf_counter()
-    expected: dict[tuple[str, int], Any] = {}
-    struck: list[At] = []
-    runs, found = 0, list[str]()
-    planned = [(*where, strikes) for where, lists in (MORE if options.more else CHOSEN).items() for strikes in lists]
-    while len(struck) < options.random if options.random else runs < len(planned):
-        case, processes, strikes = random_strikes(draw) if options.random else planned[runs]
-        if (case, processes) not in expected:
-            whole = reference(case, options.folder / f"reference {case} {processes}", processes)
-            again = reference(case, options.folder / f"again {case} {processes}", processes)
-            found += [f"{case} on {processes}, the same twice: {d}" for d in differences(whole, again)[:3]]
-            expected[case, processes] = whole
-        new, different = interrupted_and_resumed(
-            case, options.folder / f"run {runs}", strikes, expected[case, processes]
-        )
-        struck, runs, found = [*struck, *new], runs + 1, [*found, *different]
-    kills = sum(strike.sends == signal.SIGKILL for strike in struck)
-    counts = {"kills": kills, "signals": len(struck) - kills, "runs": runs, "repeated": len(expected)}
-    print(json.dumps({**counts, "seconds": time.perf_counter() - began, "differences": found}))
+    warm.settle()
+    planned = random_strikes(options.seed) if options.random else listed(CHOSEN)
+    print(json.dumps(strike(options.folder, planned, options.random or None)))
 
 
 if __name__ == "__main__":

@@ -67,10 +67,12 @@ def tiny_timm_vit(labels: int = 2, **model_args: Any) -> Any:
 
 
 def tiny_timm_resnet(labels: int = 2) -> Any:
-    """A real timm ResNet-10-T, with BatchNorm: groups stem, layer1.0 … layer4.0, head."""
+    """A timm ResNet-10-T of few channels, with BatchNorm: groups stem, layer1.0 … layer4.0, head."""
     torch.manual_seed(0)
     return transformers.TimmWrapperForImageClassification(
-        transformers.TimmWrapperConfig(architecture="resnet10t", num_labels=labels)
+        transformers.TimmWrapperConfig(
+            architecture="resnet10t", num_labels=labels, model_args={"channels": (8, 16, 24, 32), "stem_width": 4}
+        )
     )
 
 

@@ -140,7 +140,9 @@ def serve() -> None:
 
     from hf_transfer import hub_client
     from hf_transfer.cli.program import main
+    from tests import warm
 
+    warm.hasten()
     answers, sleep = os.fdopen(os.dup(1), "w"), time.sleep
     os.dup2(2, 1)
     time.sleep = lambda seconds: sleep(min(seconds, 0.01))
@@ -166,6 +168,7 @@ def serve() -> None:
                 found = {"code": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps({**found, "out": out.getvalue(), "err": err.getvalue()}) + "\n")
         answers.flush()
+        warm.settle()
 
 
 if __name__ == "__main__":

@@ -215,7 +215,9 @@ MUTANTS = [
         "tests/hub/test_push.py -k 'recipe or private'",
     ),
     # ---- data
-    Mutant("data", "data/load.py", '"keep_default_na": False', '"keep_default_na": True', "tests/data"),
+    Mutant(
+        "data", "data/rows.py", "elif len(cells) != width:", "elif len(cells) > width:", "tests/data/test_tables.py"
+    ),
     Mutant("data", "data/splits.py", "    if not stratified:\n", "    if True:\n", "tests/data tests/runs/test_run.py"),
     Mutant(
         "data",

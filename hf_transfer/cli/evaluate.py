@@ -13,8 +13,8 @@ from hf_transfer.config.fields import setting
 from hf_transfer.errors import UserError
 
 HELP = (
-    "Metrics of a trained model on labelled data, with 95% intervals; by default on what the run held out. RUN is the "
-    "folder of a run or of any saved model, or a hub id."
+    "Metrics of a trained model on labeled data, with 95% intervals; by default on what the run held out. Examples "
+    "that the run trained on are left out. RUN is the folder of a run or of any saved model, or a hub id."
 )
 
 
@@ -27,7 +27,10 @@ class EvaluateArguments:
         None, "hub id, image folder, file or folder, save_to_disk folder, or bundled:<name>"
     )
     dataset_config_name: str | None = setting(None, "the hub data set's configuration")
-    split: str | None = setting(None, "split of the data (default: test, else validation, else the only one)")
+    split: str | None = setting(
+        None,
+        "split of the data (default: test, else validation, else the only one); train: measure what was trained on",
+    )
     label_column_name: str | list[str] | None = setting(
         None, "label column, or several of 0 and 1 (default: the run's, label, labels, or the only class column)"
     )
@@ -53,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
     if values["dataset_config_name"] and not values["dataset_name"]:
         raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
-    from hf_transfer.evaluation.measure import finite, format_metrics
+    from hf_transfer.evaluation.measure import format_metrics
+    from hf_transfer.files import as_json
     from hf_transfer.inference.predictor import Predictor
 
     own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
@@ -63,9 +67,12 @@ def run(argv: Sequence[str]) -> int:
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
     measured = predictor.evaluate(data, values["split"], values["max_predict_samples"])
     if values["json"]:
-        print(json.dumps(finite(measured)))
+        print(json.dumps(as_json(measured)))
     else:
         split = f"{measured['metrics_split']} of {measured['dataset']}"
         print(f"{words[0]} on {split} ({measured['num_examples']:,} examples):")
+        print("\n".join(f"  Note: {note}" for note in measured["notes"]), end="\n" if measured["notes"] else "")
         print("\n".join(format_metrics(measured["metrics"], measured["intervals"])))
+        if measured.get("clipped_images"):
+            print(f"Images with values beyond the training range, which were clipped: {measured['clipped_images']:,}")
     return 0

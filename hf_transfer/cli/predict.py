@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
 
     from tqdm.auto import tqdm
 
-    from hf_transfer.evaluation.measure import finite
+    from hf_transfer.files import as_json
     from hf_transfer.inference.predictor import Predictor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         for answer in bar:
             count += 1
             wrong += [answer] if "error" in answer else []
-            write(json.dumps(finite(answer), ensure_ascii=False, default=str))
+            write(json.dumps(as_json(answer), ensure_ascii=False))
     if wrong:
         first = f"{wrong[0]['input']!r}: {wrong[0]['error']}"
         raise WorkFailed(

@@ -33,6 +33,9 @@ class InputArguments:
     image_column_name: str | None = setting(
         None, "column of a table that holds images or their paths (default: the run's)"
     )
+    pixel_range: list[float] | None = setting(
+        None, "lowest and highest value of float and 32-bit images (default: the run's)"
+    )
     per_device_eval_batch_size: int | None = setting(None, "examples per forward pass (default: the run's)")
     trust_remote_code: bool = setting(False, "run code from the model's repository")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from hf_transfer.data.draws import stratified
 from hf_transfer.errors import UserError, nearest
 
 TEST_SPLIT_SEED = 0
@@ -131,7 +132,8 @@ def load_dataset(name: str) -> DatasetDict:
 
 
 def _fixed_test_split(data: Dataset, size: int) -> DatasetDict:
-    return data.train_test_split(test_size=size, seed=TEST_SPLIT_SEED, stratify_by_column="label")
+    train, test = stratified(data, "label", size, TEST_SPLIT_SEED)
+    return DatasetDict({"train": train, "test": test})
 
 
 def _reviews(source: str, test_size: int) -> DatasetDict:

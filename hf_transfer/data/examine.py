@@ -24,7 +24,8 @@ from hf_transfer.data.facts import Facts, SplitFacts
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.data.leaks import HELD_OUT_FIRST, ExaminedSplit, compare
-from hf_transfer.data.splits import BadExample, Data
+from hf_transfer.data.raw import BadExample
+from hf_transfer.data.splits import Data, name_of, with_every_class
 from hf_transfer.errors import UserError
 
 SAMPLE = 100_000
@@ -62,7 +63,45 @@ def examine(
             f"No examples are left in the {empty[0]} split.",
             "Set drop_leaks: false to keep examples that appear in several splits.",
         )
-    return replace(data, **kept, skipped=tuple(facts.bad)), facts
+    usable = replace(data, **kept, skipped=tuple(facts.bad))
+    whole = with_every_class(usable, args.split_group_column_name)
+    if whole is not usable:
+        for name in ("train", "validation"):
+            counts = _counts(whole.splits[name], whole.labels)
+            facts.splits[name].examples, facts.splits[name].classes = counts.examples, counts.classes
+    return whole, facts
+
+
+def without_bad(
+    split: Dataset,
+    name: str,
+    inputs: tuple[str, ...],
+    trace: TraceFunction,
+    args: DataArguments,
+    skipped: Sequence[BadExample] = (),
+) -> tuple[Dataset, list[BadExample]]:
+    """(a split of other data without the examples that training would not use, all examples left out).
+
+    Args:
+        split: with encoded labels.
+        name: of the split.
+        inputs: names of the input columns.
+        trace: the task's `trace`.
+        args: data keys.
+        skipped: examples that were left out before, because of their labels.
+
+    Raises:
+        UserError: there are bad examples and `on_bad_example` is not `skip`, there are more of them than
+            `max_bad_fraction` allows, or no example is left.
+    """
+    skips = args.on_bad_example == "skip"
+    examined = _examine_split(split, inputs, trace, None if skips else SAMPLE, 0, skips)
+    bad = [BadExample(name, name_of(split, inputs, i), reason) for i, reason in examined.bad.items()]
+    bad = [*skipped, *bad]
+    if bad and len(examined.bad) == len(split):
+        raise UserError(f"No usable examples in the {name} split (the first one: {bad[0].reason}).")
+    _check_bad(bad, len(split) + len(skipped), args)
+    return split.select([i for i in range(len(split)) if i not in examined.bad]) if examined.bad else split, bad
 
 
 def counts_only(data: Data) -> Facts:
@@ -94,7 +133,7 @@ def _examine(
     skips = args.on_bad_example == "skip"
     limit = None if skips or args.drop_leaks else SAMPLE
     examined = {
-        name: _examine_split(data, name, trace, limit, seed, skips)
+        name: _examine_split(data.splits[name], data.inputs, trace, limit, seed, skips)
         for name in HELD_OUT_FIRST
         if name in data.splits and name in only
     }
@@ -116,19 +155,18 @@ def _examine(
 
 
 def _examine_split(
-    data: Data, name: str, trace: TraceFunction, limit: int | None, seed: int, strict: bool
+    split: Dataset, inputs: Sequence[str], trace: TraceFunction, limit: int | None, seed: int, strict: bool
 ) -> ExaminedSplit:
-    split = data.splits[name]
     rows = np.arange(len(split))
     if limit is not None and len(split) > limit:
         rows = np.sort(np.random.default_rng(seed).choice(len(split), limit, replace=False))
-    inputs = undecoded(split.select(rows), data.inputs)
+    examples = undecoded(split.select(rows), inputs)
     traces: list[Trace] = []
     bad: dict[int, str] = {}
-    has_images = any(isinstance(f, Image) for f in inputs.features.values())  # decoding releases the GIL
+    has_images = any(isinstance(f, Image) for f in examples.features.values())  # decoding releases the GIL
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for batch in inputs.iter(batch_size=_BATCH):
-            values = zip(*(batch[c] for c in data.inputs), strict=True)
+        for batch in examples.iter(batch_size=_BATCH):
+            values = zip(*(batch[c] for c in inputs), strict=True)
             for result in (pool.map if has_images else map)(lambda v: _trace(trace, v, strict), values):
                 if isinstance(result, str):
                     bad[int(rows[len(traces) + len(bad)])] = result

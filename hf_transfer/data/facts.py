@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_transfer.data.splits import BadExample
+from hf_transfer.data.groups import GroupLeak
+from hf_transfer.data.raw import BadExample
 
 _MAX_LISTED = 1000  # bad examples listed in `to_dict`
 _MAX_PRINTED = 10  # bad examples or class names printed
@@ -59,6 +60,21 @@ class Leak:
 
 
 @dataclass
+class PixelFacts:
+    """The range of float and 32-bit images.
+
+    Attributes:
+        range: (lowest, highest) value, which become black and white.
+        deep: number of such images in each split.
+        clipped: number of them with values beyond the range, which are clipped.
+    """
+
+    range: tuple[float, float]
+    deep: dict[str, int]
+    clipped: dict[str, int]
+
+
+@dataclass
 class Facts:
     """Everything `train` and `plan` report about the data before training.
 
@@ -67,7 +83,10 @@ class Facts:
         leaks: examples shared between splits.
         bad: unusable examples, all of them skipped.
         dropped: number of leaked examples removed from each split.
+        group_leaks: groups with examples in several splits, see `split_group_column_name`.
         cut: (fraction of a sample of texts that is truncated, maximum length in tokens); None if nothing is truncated.
+        decided: how the data was read: what each column is taken for, and whatever its files left open.
+        pixels: range of float and 32-bit images; None if there are none.
         seconds: time spent examining the data.
     """
 
@@ -75,7 +94,10 @@ class Facts:
     leaks: list[Leak] = field(default_factory=list)
     bad: list[BadExample] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    group_leaks: list[GroupLeak] = field(default_factory=list)
     cut: tuple[float, int] | None = None
+    decided: list[str] = field(default_factory=list)
+    pixels: PixelFacts | None = None
     seconds: float = 0.0
 
     @property
@@ -90,6 +112,7 @@ class Facts:
 
     def lines(self) -> Iterator[str]:
         """The report, line by line."""
+        yield from (f"  {text}" for text in self.decided)
         for name, split in self.splits.items():
             yield f"  {name:<10} {split.examples:,} examples{_distribution(split)}"
         examined = [s for s in self.splits.values() if s.examined]
@@ -97,6 +120,9 @@ class Facts:
             yield f"  examined   {', '.join(f'{s.examined:,} of {s.examples:,}' for s in examined)}"
         for size, (low, median, p95, high) in self.splits["train"].sizes.items():
             yield f"  {size:<10} {low:,.0f} to {high:,.0f}, median {median:,.0f}, 95th percentile {p95:,.0f}"
+        if self.pixels:
+            (low, high), deep = self.pixels.range, _counts(self.pixels.deep)
+            yield f"  pixels     {low:g} to {high:g} in float and 32-bit images ({deep}), for every image alike"
         for name, split in self.splits.items():
             if sum(split.duplicates.values()):
                 conflicts = f"; {split.conflicts:,} with conflicting labels" if split.conflicts else ""
@@ -120,9 +146,18 @@ class Facts:
                 f"{leak.exact + leak.near:,} {leak.kept} examples also appear in {leak.other} ({leak.exact:,} exact, "
                 f"{leak.near:,} near-duplicates), for example {pairs}{fix}."
             )
+        for group_leak in self.group_leaks:
+            yield (
+                f"{group_leak.groups:,} values of split_group_column_name occur in both {group_leak.kept} and "
+                f"{group_leak.other} ({group_leak.examples:,} {group_leak.kept} examples), for example "
+                f"{', '.join(group_leak.shown)}; the data makes these splits, so they are left as they are."
+            )
         if self.cut and self.cut[0]:
             fraction, limit = self.cut
             yield f"{fraction:.1%} of sampled texts exceed the maximum length of {limit:,} tokens and are truncated."
+        if self.pixels and any(self.pixels.clipped.values()):
+            low, high = self.pixels.range
+            yield f"images with values beyond {low:g} to {high:g}, which are clipped: {_counts(self.pixels.clipped)}."
         if self.imbalance > _IMBALANCED:
             yield (
                 f"the largest class has {self.imbalance:.0f} times as many examples as the smallest; class_weights: "
@@ -130,6 +165,10 @@ class Facts:
             )
         if empty := [name for name, count in self.splits["train"].classes.items() if not count]:
             yield f"no training examples for {', '.join(empty[:_MAX_PRINTED])}."
+
+
+def _counts(of_splits: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in of_splits.items() if n)
 
 
 def _distribution(split: SplitFacts) -> str:

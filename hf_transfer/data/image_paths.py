@@ -1,4 +1,4 @@
-"""Tables with a column of image paths, which are relative to the table's folder."""
+"""Which files are images, and tables with a column of their paths, which are relative to the table's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from hf_transfer.config.arguments.data import DataArguments
 
 # Column names that are recognized without `image_column_name`.
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "image_path", "file_name", "filename", "file", "path")
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+# What PIL opens, without documents (pdf, ps, eps), video (mpg), and data that PIL only identifies (h5, grib, wmf).
+_OPENED = (
+    "apng avif avifs blp bmp bw cur dcx dds dib fit fits flc fli ftc ftu gbr gif icb icns ico iim im j2c j2k jfif "
+    "jp2 jpc jpe jpeg jpf jpg jpx mpo msp pbm pcd pcx pfm pgm png pnm ppm psd pxr qoi ras rgb rgba sgi tga tif "
+    "tiff vda vst webp xbm xpm"
+)
+_RAW = "3fr arw cr2 cr3 crw dcr dng erf iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+_REMEDIES = {
+    "heic heif hif": "Convert HEIC images with `heif-convert IMAGE IMAGE.jpg` (libheif).",
+    _RAW: "Convert raw images with `darktable-cli IMAGE IMAGE.jpg`.",
+    "dcm exr hdr jxl jxr svg wdp": "Convert them with `magick mogrify -format png FILES` (ImageMagick).",
+}
+IMAGE_SUFFIXES = frozenset(f".{name}" for name in _OPENED.split())
+# Suffix of images that PIL does not open → what converts them.
+UNREADABLE_IMAGES = {f".{name}": remedy for names, remedy in _REMEDIES.items() for name in names.split()}
 
 
 def with_images(table: Dataset, file: Path, args: DataArguments) -> Dataset:

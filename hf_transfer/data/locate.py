@@ -15,12 +15,14 @@ from datasets.exceptions import DatasetsError
 
 from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.image_paths import IMAGE_SUFFIXES
+from hf_transfer.data.image_tree import is_hidden, walk
+from hf_transfer.data.rows import FORMATS, format_of, remedy
+from hf_transfer.data.run_outputs import is_run_file
+from hf_transfer.data.split_names import VALIDATION_NAMES, split_roles, standard_name
 from hf_transfer.errors import UserError, nearest
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 IN_MEMORY = "in memory"  # `dataset_name` of data that was passed as a Python object
-_VALIDATION_NAMES = ("validation", "valid", "val", "dev", "eval")
-_SPLIT_NAMES = ("train", "training", "test", "testing", *_VALIDATION_NAMES)
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 
@@ -38,21 +40,19 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables of one format.
+    """Tables, those of a split in one format.
 
     Attributes:
         key: the key that names them, for messages.
-        format: name of their loader in `datasets`.
         paths: files by split.
     """
 
     key: str
-    format: str
     paths: Mapping[str, Sequence[Path]]
 
-    @property
-    def first(self) -> Path:
-        return next(path for paths in self.paths.values() for path in paths)
+    def format_of(self, split: str) -> str | None:
+        """`csv`, `json` or `parquet`."""
+        return format_of(self.paths[split][0])
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ class Source:
         kind: what `dataset_name` refers to.
         name: `dataset_name`: a path, a hub id or a bundled name.
         tables: the tables of `Kind.TABLES`.
-        patterns: file patterns by split of `Kind.IMAGE_FOLDER`.
         files: the tables of `train_file`, `validation_file` and `test_file` by split; they replace splits of
             `dataset_name`.
         origin: license and language that the repository of `Kind.HUB` states.
@@ -72,7 +71,6 @@ class Source:
     kind: Kind
     name: str = ""
     tables: Tables | None = None
-    patterns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Mapping[str, Tables] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,17 +86,19 @@ def locate(args: DataArguments) -> Source:
         UserError: a file, folder or repository does not exist, or a file has an unsupported format.
         WorkFailed: the hub cannot be reached.
     """
+    for key in ("dataset_name", *_FILE_KEYS.values()):
+        if str(getattr(args, key) or "").startswith(("http://", "https://", "s3://", "gs://", "hf://")):
+            raise UserError(
+                f"{getattr(args, key)!r} is an address, and data is read from files, folders and the hub.",
+                "Download it first (`curl -LO ADDRESS`), or give the hub id alone.",
+                key=key,
+            )
     named = _locate_named(args)
     given = {split: getattr(args, key) for split, key in _FILE_KEYS.items() if getattr(args, key)}
     files = {
         split: _tables({split: _matching(file, _FILE_KEYS[split])}, _FILE_KEYS[split]) for split, file in given.items()
     }
     return replace(named, files=files)
-
-
-def standard_name(split: str) -> str:
-    """`train`, `validation` or `test` for their usual aliases; other names unchanged."""
-    return "validation" if split in _VALIDATION_NAMES else {"training": "train", "testing": "test"}.get(split, split)
 
 
 @contextlib.contextmanager
@@ -144,7 +144,7 @@ def _locate_named(args: DataArguments) -> Source:
             return _locate_in_folder(path, name)
     if path.is_file() or _is_pattern(name):
         return Source(Kind.TABLES, name, _tables({"train": _matching(name, "dataset_name")}, "dataset_name"))
-    if path.suffix.lower() in FORMATS or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if format_of(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"file or folder {name!r} does not exist.", _similar_file(path), key="dataset_name")
     return Source(Kind.HUB, name, origin=hub_client.find("dataset_name", name, "dataset").origin)
 
@@ -153,23 +153,40 @@ def _locate_in_folder(folder: Path, name: str) -> Source:
     if any((folder / file).is_file() for file in ("dataset_dict.json", "dataset_info.json")):
         return Source(Kind.SAVED, name)
     if files := _split_files(folder):
-        return Source(Kind.TABLES, name, _tables(files, "dataset_name"))
-    return Source(Kind.IMAGE_FOLDER, name, patterns=_split_folders(folder))
+        tables = _tables(files, "dataset_name")
+        _check_no_classes(folder, tables)
+        return Source(Kind.TABLES, name, tables)
+    return Source(Kind.IMAGE_FOLDER, name)
 
 
-def _split_folders(folder: Path) -> dict[str, list[str]]:
-    """File patterns of an image folder by split: its subfolders if all of them are named after splits, else one split.
-
-    `datasets` itself infers a split wherever its name occurs in a path: a class `test_tube` would become the test
-    split.
+def _check_no_classes(folder: Path, tables: Tables) -> None:
+    """Raises:
+    UserError: the tables name no images, and there are folders of images next to them.
     """
-    subfolders = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    if any(p.name.lower() not in _SPLIT_NAMES for p in subfolders):
-        subfolders = []
-    patterns: dict[str, list[str]] = {}
-    for subfolder in subfolders:
-        patterns.setdefault(standard_name(subfolder.name.lower()), []).append(f"{glob.escape(str(subfolder))}/**")
-    return patterns or {"train": [f"{glob.escape(str(folder))}/**"]}
+    every = [path for paths in tables.paths.values() for path in paths]
+    first = every[0]
+    if any(map(_names_images, every)):
+        return
+    inside = walk(folder).with_images
+    roles = split_roles(f.name for f in inside)
+    classes = [f for f in inside if f.name not in roles] or [f for top in inside for f in top.with_images]
+    if len(classes) > 1:
+        names = ", ".join(f.name for f in classes[:3])
+        raise UserError(
+            f"folder {str(folder)!r} contains folders of images ({names}) and a table ({first.name}).",
+            f"To train on the table, set dataset_name to {str(first)!r}; to train on the images, move the table "
+            "elsewhere.",
+            key="dataset_name",
+        )
+
+
+def _names_images(table: Path) -> bool:
+    """Whether file names of images occur at the beginning of a table; a Parquet file may hold images."""
+    with table.open("rb") as file:
+        beginning = file.read(1 << 16).lower()
+    return (
+        beginning[:2] == b"\x1f\x8b" or beginning[:4] == b"par1" or any(s.encode() in beginning for s in IMAGE_SUFFIXES)
+    )
 
 
 def _split_files(folder: Path) -> dict[str, list[str]]:
@@ -179,11 +196,12 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
         UserError: some names contain a split and others do not.
     """
     by_split: dict[str, list[str]] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in FORMATS and file.stem != "metadata":  # a metadata file belongs to an image folder
+    for file in sorted(file for file in folder.iterdir() if not is_run_file(file)):
+        # A metadata file belongs to an image folder.
+        if format_of(file) and file.stem != "metadata" and not is_hidden(file.name):
             words = re.split(r"[-_. ]+", file.stem.lower())
-            named = [s for s in ("train", "test", *_VALIDATION_NAMES) if s in words]
-            by_split.setdefault(named[0] if named else "", []).append(str(file))
+            named = [s for s in ("train", "test", *VALIDATION_NAMES) if s in words]
+            by_split.setdefault(standard_name(named[0]) if named else "", []).append(str(file))
     if "" in by_split and len(by_split) > 1:
         raise UserError(
             f"some file names in folder {str(folder)!r} contain a split, but {Path(by_split[''][0]).name!r} does not.",
@@ -195,16 +213,22 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
 
 def _tables(files: Mapping[str, Sequence[str]], key: str) -> Tables:
     """Raises:
-    UserError: a file does not exist, or the first one has an unsupported format.
+    UserError: a file does not exist or is no table, or the files of a split have different formats.
     """
     paths = {split: [Path(name).expanduser() for name in names] for split, names in files.items()}
-    every = [path for split in paths.values() for path in split]
-    table_format = FORMATS.get(every[0].suffix.lower())
-    if table_format is None:
-        raise UserError(f"unsupported file format: {str(every[0])!r}.", f"Use one of {', '.join(FORMATS)}.", key=key)
-    if missing := [path for path in every if not path.is_file()]:
-        raise UserError(f"file {str(missing[0])!r} does not exist.", _similar_file(missing[0]), key=key)
-    return Tables(key, table_format, paths)
+    for path in (path for split in paths.values() for path in split):
+        if format_of(path) is None:
+            raise UserError(f"unsupported file format: {str(path)!r}.", remedy(path), key=key)
+        if not path.is_file():
+            raise UserError(f"file {str(path)!r} does not exist.", _similar_file(path), key=key)
+    for split, members in paths.items():
+        if len(formats := {format_of(path) for path in members}) > 1:
+            raise UserError(
+                f"the files of the {split} split have different formats ({', '.join(sorted(map(str, formats)))}).",
+                "Use files of one format.",
+                key=key,
+            )
+    return Tables(key, paths)
 
 
 def _is_pattern(name: str) -> bool:
@@ -220,11 +244,11 @@ def _matching(name: str, key: str) -> list[str]:
     if not _is_pattern(name):
         return [name]
     matches = glob.glob(str(Path(name).expanduser()), recursive=True)  # noqa: PTH207 - the pattern may be absolute
-    files = sorted(p for p in matches if Path(p).is_file())
+    files = sorted(p for p in matches if Path(p).is_file() and not is_run_file(Path(p)))
     if not files:
         raise UserError(f"no file matches {name!r}.", "Quote the pattern, and check that the folder exists.", key=key)
-    suffixes = sorted({Path(p).suffix.lower() for p in files})
-    if len({FORMATS.get(suffix) for suffix in suffixes}) > 1:
+    if len({format_of(Path(p)) for p in files}) > 1:
+        suffixes = sorted({Path(p).suffix.lower() for p in files})
         raise UserError(
             f"{name!r} matches files of different formats ({', '.join(suffixes)}).",
             "Use a pattern that matches one format.",

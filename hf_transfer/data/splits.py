@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+import numpy as np
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.draws import Array, class_counts, draw
+from hf_transfer.data.groups import check_column, draw_groups, groups_of, without_group
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels, unknown_label
-from hf_transfer.errors import UserError
+from hf_transfer.data.raw import BadExample, RawSplits
+from hf_transfer.errors import UserError, listed
 
 ROW = "__row__"  # column holding an example's row in the input data
-
-
-@dataclass(frozen=True)
-class BadExample:
-    """An unusable example.
-
-    Attributes:
-        split: split of the input data that it belongs to.
-        example: its row or file name.
-        reason: what is wrong with it.
-    """
-
-    split: str
-    example: str
-    reason: str
+Choose = Callable[[Dataset], Array]
 
 
 @dataclass(frozen=True)
@@ -65,27 +56,58 @@ class Data:
         return (self.drawn_from or name) if name == "validation" else name
 
     def name_of(self, split: str, position: int) -> str:
-        """How to find an example in the input data: its row, with the file name of an image or the start of a text."""
-        row = self.splits[split].select([position]).select_columns([self.inputs[0], ROW])
-        if isinstance(row.features[self.inputs[0]], Image):
-            row = row.cast_column(self.inputs[0], Image(decode=False))
-        example = row[0]
-        value = example[self.inputs[0]]
-        path = value.get("path") if isinstance(value, dict) else None
-        text = f" ({value[:40]!r})" if isinstance(value, str) and value.strip() else ""
-        return f"{Path(path).name} (row {example[ROW]})" if path else f"row {example[ROW]}{text}"
+        """How to find an example in the input data; see `name_of`."""
+        return name_of(self.splits[split], self.inputs, position)
+
+
+def name_of(split: Dataset, inputs: Sequence[str], position: int) -> str:
+    """How to find an example in the input data: its row, with the file name of an image or the start of a text.
+
+    Args:
+        split: with the column `ROW`.
+        inputs: names of the input columns.
+        position: of the example in `split`.
+    """
+    row = split.select([position]).select_columns([inputs[0], ROW])
+    if isinstance(row.features[inputs[0]], Image):
+        row = row.cast_column(inputs[0], Image(decode=False))
+    example = row[0]
+    value = example[inputs[0]]
+    path = value.get("path") if isinstance(value, dict) else None
+    text = f" ({value[:40]!r})" if isinstance(value, str) and value.strip() else ""
+    return f"{Path(path).name} (row {example[ROW]})" if path else f"row {example[ROW]}{text}"
 
 
 def make_data(
-    splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments, seed: int
+    splits: DatasetDict,
+    inputs: tuple[str, ...],
+    column: str,
+    labels: Labels,
+    args: DataArguments,
+    seed: int,
+    choose: Choose | None = None,
 ) -> Data:
     """Encode the labels, hold out a validation split if there is none, and draw the requested numbers of examples.
 
+    Args:
+        splits: raw splits.
+        inputs: names of the input columns.
+        column: raw label column.
+        labels: problem type and classes.
+        args: data keys.
+        seed: of the draws.
+        choose: the positions of the training examples that are held out for validation, instead of a draw.
+
     Raises:
-        UserError: a split lacks a column, has missing or unknown labels that are not skipped, or would be empty.
+        UserError: a split lacks a column, has missing or unknown labels that are not skipped, or would be empty, or a
+            class or a group makes a draw impossible.
     """
+    left_out = RawSplits.of(splits).bad
     splits, notes = _without_unlabeled_test(splits, column)
+    if args.split_group_column_name:
+        check_column(splits["train"], args.split_group_column_name, column)
     encoded, skipped = _encode_splits(splits, inputs, column, labels, args)
+    skipped = [*left_out, *skipped]
     encoded, untrained = _without_untrained_classes(encoded, labels, args)
     skipped += untrained
     for name, split in encoded.items():
@@ -93,13 +115,12 @@ def make_data(
             reason = next(bad.reason for bad in skipped if bad.split == name)
             raise UserError(f"No examples are left in the {name} split: all were skipped (the first one: {reason}).")
     drawn_from = None if "validation" in encoded else "train"
-    if drawn_from:
+    if drawn_from and choose is not None:
+        encoded |= _divided(encoded["train"], choose(encoded["train"]))
+    elif drawn_from:
         encoded, note = _hold_out(encoded, labels, args, seed)
         notes.append(note)
-    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
-    for name, limit in limits.items():
-        if limit is not None and name in encoded and limit < len(encoded[name]):
-            encoded[name] = draw(encoded[name], limit, labels, seed)[1]
+    encoded = _limited(encoded, labels, args, seed)
     return Data(
         encoded["train"],
         encoded["validation"],
@@ -112,10 +133,28 @@ def make_data(
     )
 
 
+def encode_split(
+    split: Dataset, name: str, column: str, labels: Labels, args: DataArguments
+) -> tuple[Dataset, list[BadExample]]:
+    """(`split` with the columns `labels` and `ROW`, the examples skipped because of their label).
+
+    Raises:
+        UserError: it has missing or unknown labels, and they are not skipped.
+    """
+    rows, skipped = list(range(len(split))), list[BadExample]()
+    if args.on_bad_example == "skip":
+        bad = bad_labels(split, name, column, labels)
+        skipped = [BadExample(name, f"row {row}", reason) for row, reason in bad.items()]
+        rows = [row for row in rows if row not in bad]
+        split = split.select(rows) if bad else split
+    split = encode(split, name, column, labels, "`on_bad_example: skip` leaves such examples out.")
+    return split.add_column(ROW, rows), skipped
+
+
 def _encode_splits(
     splits: DatasetDict, inputs: tuple[str, ...], column: str, labels: Labels, args: DataArguments
 ) -> tuple[dict[str, Dataset], list[BadExample]]:
-    """(splits with the columns `labels` and `ROW`, examples skipped because of their label)."""
+    """(encoded splits, examples skipped because of their label or because they belong to no group)."""
     for name, split in splits.items():
         if missing := [c for c in inputs if c not in split.features]:
             raise UserError(
@@ -125,15 +164,41 @@ def _encode_splits(
     encoded, skipped = {}, list[BadExample]()
     for name in ("train", "validation", "test"):
         if name in splits:
-            split, rows = splits[name], list(range(len(splits[name])))
-            if args.on_bad_example == "skip":
-                bad = bad_labels(split, name, column, labels)
-                skipped += [BadExample(name, f"row {row}", reason) for row, reason in bad.items()]
-                rows = [row for row in rows if row not in bad]
-                split = split.select(rows) if bad else split
-            encoded[name] = encode(split, name, column, labels, "`on_bad_example: skip` leaves such examples out.")
-            encoded[name] = encoded[name].add_column(ROW, rows)
+            split = _typed_as(splits["train"], splits[name], name, inputs)
+            encoded[name], bad = encode_split(split, name, column, labels, args)
+            skipped += bad
+    if args.split_group_column_name and "validation" not in encoded:
+        split = encoded["train"]
+        lost = without_group(split, args.split_group_column_name, args.on_bad_example == "skip")
+        rows = split[ROW][:]
+        skipped += [BadExample("train", f"row {rows[i]}", reason) for i, reason in lost.items()]
+        encoded["train"] = split.select([i for i in range(len(split)) if i not in lost]) if lost else split
     return encoded, skipped
+
+
+def _typed_as(train: Dataset, split: Dataset, name: str, inputs: Sequence[str]) -> Dataset:
+    """`split` with texts where the training split has texts: a file whose texts are all whole numbers, or all missing,
+    has columns of another type.
+
+    Raises:
+        UserError: a column of another type cannot become text as it was written.
+    """
+    for column in inputs:
+        wanted, feature = train.features[column], split.features[column]
+        if not _is_text(wanted) or _is_text(feature):
+            continue
+        if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "null"))):
+            raise UserError(
+                f"Column {column!r} contains {getattr(feature, 'dtype', 'no text')} in the {name} split, but text in "
+                "the training split.",
+                "Write its values as text.",
+            )
+        split = split.cast_column(column, Value("string"))
+    return split
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _without_untrained_classes(
@@ -167,39 +232,108 @@ def _without_untrained_classes(
 def _hold_out(
     encoded: dict[str, Dataset], labels: Labels, args: DataArguments, seed: int
 ) -> tuple[dict[str, Dataset], str]:
-    """(the splits with a validation split drawn from the training split, a note about it)."""
-    total = len(encoded["train"])
+    """(the splits with a validation split drawn from the training split, a note about it).
+
+    Raises:
+        UserError: no example can be held out.
+    """
+    train, column = encoded["train"], args.split_group_column_name
+    total = len(train)
     size = math.ceil(total * args.train_val_split)
     if size >= total:
         raise UserError(
             f"The training split has {total} examples, too few to hold some out for validation.",
             "Provide more examples, or a validation split.",
         )
-    rest, held_out, stratified = draw(encoded["train"], size, labels, seed)
+    if column:
+        parts, how = _divided(train, draw_groups(train, column, size, labels, seed)), "sample of whole groups"
+    else:
+        drawn = draw(train, size, labels, seed, keep="rest")
+        parts, how = {"train": drawn.rest, "validation": drawn.sample}, "random sample"
+        how = "stratified sample" if drawn.stratified else how
+    size = len(parts["validation"])
+    if not size:
+        raise UserError(
+            f"No class of the training split has two examples ({total:,} examples), so none can be held out for "
+            "validation.",
+            "Provide more examples, or a validation split.",
+        )
     note = (
         f"No validation split: {size} of {total} training examples are held out for validation "
-        f"({'stratified' if stratified else 'random'} sample, train_val_split: {args.train_val_split:g}, seed {seed})."
+        f"({how}, train_val_split: {args.train_val_split:g}, seed {seed})."
     )
-    return encoded | {"train": rest, "validation": held_out}, note
+    if column:
+        held, every = (len(set(groups_of(s, column))) for s in (parts["validation"], train))
+        note += f" They are all examples of {held:,} of {every:,} values of {column!r}."
+    single = [labels.names[i] for i in np.flatnonzero(class_counts(train, labels) == 1)]
+    if single:
+        note += f" Classes with a single example, which stays in training: {listed(single)}."
+    return encoded | parts, note
+
+
+def with_every_class(data: Data, group_column: str | None) -> Data:
+    """`data` with held-out examples returned to training where a class would have none: those that the draw had left to
+    it turned out to be unusable.
+
+    Args:
+        data: the splits; nothing is changed if the validation split is the data's own.
+        group_column: their groups are returned with them.
+    """
+    lost = class_counts(data.train, data.labels) == 0
+    if not (data.drawn_from and lost.any()):
+        return data
+    rows = np.array(data.validation[LABELS][:])
+    members = rows[:, lost].any(1) if rows.ndim > 1 else np.isin(rows, np.flatnonzero(lost))
+    if group_column:
+        groups = np.array(groups_of(data.validation, group_column))
+        members = np.isin(groups, groups[members])
+    if not members.any() or members.all():
+        return data
+    returned = data.validation.select(np.flatnonzero(members))
+    note = (
+        f"{len(returned):,} examples drawn for validation train after all: no other usable example of "
+        f"{listed(data.labels.names[i] for i in np.flatnonzero(lost))} is left."
+    )
+    return replace(
+        data,
+        train=concatenate_datasets([data.train, returned]),
+        validation=data.validation.select(np.flatnonzero(~members)),
+        notes=(*data.notes, note),
+    )
+
+
+def _divided(train: Dataset, held_out: Array) -> dict[str, Dataset]:
+    """The training split without the examples at some positions, and these as validation split."""
+    rest = np.setdiff1d(np.arange(len(train)), held_out)
+    return {"train": train.select(rest), "validation": train.select(held_out)}
+
+
+def _limited(encoded: dict[str, Dataset], labels: Labels, args: DataArguments, seed: int) -> dict[str, Dataset]:
+    """The splits with at most the requested numbers of examples.
+
+    Raises:
+        UserError: `max_train_samples` is too small to keep every class.
+    """
+    limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
+    limited = dict(encoded)
+    for name, limit in limits.items():
+        if limit is not None and name in encoded and limit < len(encoded[name]):
+            limited[name] = draw(encoded[name], limit, labels, seed, keep="sample" if name == "train" else None).sample
+    lost = (class_counts(encoded["train"], labels) > 0) & (class_counts(limited["train"], labels) == 0)
+    if lost.any():
+        count = int((class_counts(encoded["train"], labels) > 0).sum())
+        raise UserError(
+            f"{args.max_train_samples} examples cannot include all {count:,} classes of the training split.",
+            f"Use at least {count:,}.",
+            key="max_train_samples",
+        )
+    return limited
 
 
 def _without_unlabeled_test(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
-    """(splits without a test split that has no labels at all, as benchmarks publish them, notes)."""
+    """(splits without a test split that has no labels at all, as competitions publish them, notes)."""
     test = splits.get("test")
-    if test is None or column not in test.features or len(missing_labels(test, column)) < len(test):
+    if test is None or (column in test.features and len(missing_labels(test, column)) < len(test)):
         return splits, []
     rest = DatasetDict({name: split for name, split in splits.items() if name != "test"})
-    return rest, ["The test split has no labels and is ignored."]
-
-
-def draw(split: Dataset, size: int, labels: Labels, seed: int) -> tuple[Dataset, Dataset, bool]:
-    """(the rest, a sample of `size` examples, whether it is stratified): by class where the class counts allow it."""
-    counts = Counter(split[LABELS][:]) if labels.problem_type == SINGLE_LABEL else Counter()
-    stratified = bool(counts) and min(counts.values()) > 1 and len(counts) <= min(size, len(split) - size)
-    if not stratified:
-        parts = split.train_test_split(test_size=size, seed=seed)
-        return parts["train"], parts["test"], False
-    features = split.features.copy()
-    features[LABELS] = ClassLabel(names=list(labels.names))
-    parts = split.cast(features).train_test_split(test_size=size, seed=seed, stratify_by_column=LABELS)
-    return parts["train"], parts["test"], True
+    return rest, [f"The test split has no labels: its {len(test):,} examples are left out."]

@@ -13,22 +13,26 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from datasets import Dataset, DatasetDict, Features, Image
+from datasets import Dataset, Features, Image
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.duplicates import content_hash
-from hf_transfer.data.image_paths import with_images
+from hf_transfer.data.groups import NO_GROUP, group_of, groups_of
+from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.images import undecoded
-from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode, find_labels
-from hf_transfer.data.load import table_options
-from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate, standard_name
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import LABELS, Labels, bad_labels, encode
+from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
+from hf_transfer.data.raw import BadExample, RawSplits, Streams
+from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data
+from hf_transfer.data.stream_order import check_order, interleaved
+from hf_transfer.data.table_streams import PLACE, REASON, table_stream
 from hf_transfer.errors import UserError, one_line
 
 LOOK_TEXTS, LOOK_IMAGES = 10_000, 1_000  # minimum number of examples read in advance
@@ -41,7 +45,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 # ---- the examples read in advance ----------------------------------------------------------------------------------
 
 
-def beginning(args: DataArguments, source: Source | None = None) -> DatasetDict:
+def beginning(args: DataArguments, source: Source | None = None) -> RawSplits:
     """The splits that are read in advance: validation and test, and the first examples of the training stream.
 
     Args:
@@ -51,16 +55,29 @@ def beginning(args: DataArguments, source: Source | None = None) -> DatasetDict:
     Raises:
         UserError: the data does not exist, cannot be streamed, or has an empty split.
     """
+    source = source or locate(args)
     streams = open_streams(args, source)
-    splits = {"train": _take(streams["train"], _num_training_examples(streams, args))}
-    if "validation" in streams:
-        splits["validation"] = _take(streams["validation"], args.max_eval_samples)
-    if "test" in streams and args.max_predict_samples:
-        splits["test"] = _take(streams["test"], args.max_predict_samples)
-    for name, split in splits.items():
-        if not len(split):
-            raise UserError(f"The {name} split has no examples.")
-    return DatasetDict(splits)
+    numbers = {"train": _num_training_examples(streams, args), "validation": args.max_eval_samples}
+    if args.max_predict_samples:
+        numbers["test"] = args.max_predict_samples
+    raw = RawSplits({}, streams.notes, _written(source, streams))
+    for name, number in numbers.items():
+        if name in streams:
+            raw[name], bad = _take(name, streams[name], number, args)
+            raw.bad += bad
+            if not len(raw[name]):
+                raise UserError(f"The {name} split has no examples.")
+    check_order(raw["train"], len(raw["train"]) + len(raw.bad) < (numbers["train"] or 0), args)
+    raw.notes += [f"Not used: the {name} split of the stream." for name in streams if name not in raw]
+    return raw
+
+
+def _written(source: Source, streams: Streams) -> frozenset[str]:
+    """The columns of the training stream that were read as text; see `RawSplits`."""
+    tables = source.files.get("train", source.tables)
+    if tables is None or "train" not in tables.paths or tables.format_of("train") != "csv":
+        return streams.written
+    return frozenset(streams["train"].features) - {PLACE, REASON}
 
 
 def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
@@ -71,13 +88,29 @@ def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
     return least if "validation" in streams else max(least, math.ceil(args.max_eval_samples / args.train_val_split))
 
 
-def _take(stream: Any, number: int | None) -> Dataset:
-    rows = list(_explained(itertools.islice(stream, number)))
-    return Dataset.from_list(rows, features=stream.features)
+def _take(name: str, stream: Any, number: int | None, args: DataArguments) -> tuple[Dataset, list[BadExample]]:
+    """(the first rows of a stream, the rows left out).
+
+    Raises:
+        UserError: a row does not fit, and such rows are not left out.
+    """
+    rows, bad = [], list[BadExample]()
+    for row in _explained(itertools.islice(stream, number)):
+        place, reason = row.pop(PLACE, ""), row.pop(REASON, None)
+        if reason is None:
+            rows.append(row)
+        elif args.on_bad_example == "skip":
+            bad.append(BadExample(name, place, reason))
+        else:
+            raise UserError(f"{place}: {reason}.", "Correct the file, or set on_bad_example: skip.")
+    features = stream.features
+    if features is not None:
+        features = Features({c: f for c, f in features.items() if c not in (PLACE, REASON)})
+    return Dataset.from_list(rows, features=features), bad
 
 
-def open_streams(args: DataArguments, source: Source | None = None) -> dict[str, Any]:
-    """`datasets.IterableDataset`s by split, with undecoded images.
+def open_streams(args: DataArguments, source: Source | None = None) -> Streams:
+    """The streams of the data by split, with undecoded images.
 
     Args:
         args: data keys.
@@ -87,12 +120,13 @@ def open_streams(args: DataArguments, source: Source | None = None) -> dict[str,
         UserError: the data does not exist, cannot be streamed, or has no training split.
     """
     source = source or locate(args)
-    streams = {standard_name(name): stream for name, stream in _open_named(source, args).items()}
+    named = _open_named(source, args)
+    streams = Streams({standard_name(name): stream for name, stream in named.items()}, named.notes, named.written)
     for split, tables in source.files.items():
         streams[split] = _open_tables(tables, args)[split]
     if "train" not in streams:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
-    return {name: _undecoded(stream) for name, stream in streams.items()}
+    return Streams({name: _undecoded(stream) for name, stream in streams.items()}, streams.notes, streams.written)
 
 
 def _undecoded(stream: Any) -> Any:
@@ -102,39 +136,33 @@ def _undecoded(stream: Any) -> Any:
     return stream
 
 
-def _open_named(source: Source, args: DataArguments) -> dict[str, Any]:
+def _open_named(source: Source, args: DataArguments) -> Streams:
     """The streams of `dataset_name` by split."""
     if source.kind is Kind.NOTHING:
-        return {}
+        return Streams({})
     if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED):
         raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
     if source.tables is not None:
-        return _open_tables(source.tables, args)
+        return Streams(_open_tables(source.tables, args))
     if source.kind is Kind.IMAGE_FOLDER:
         with folder_errors(source.path):
-            return dict(datasets.load_dataset("imagefolder", data_files=source.patterns, streaming=True))
+            raw = read_image_folder(source.path, args)
+        streams = {name: interleaved(split) for name, split in raw.items()}
+        return Streams(streams, raw.notes, raw.written)
     try:
-        return dict(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
+        return Streams(datasets.load_dataset(source.name, args.dataset_config_name, streaming=True))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"dataset_name: {source.name!r} cannot be streamed ({one_line(error)}).") from error
 
 
 def _open_tables(tables: Tables, args: DataArguments) -> dict[str, Any]:
-    streams = dict(datasets.load_dataset(tables.format, streaming=True, **table_options(tables, args)))
-    return {name: _with_features(stream, tables.first, args) for name, stream in streams.items()}
-
-
-def _with_features(stream: Any, file: Path, args: DataArguments) -> Any:
-    """`stream` with column types: its own, else those of its first rows, to which later rows are cast.
-
-    Raises:
-        UserError: a column holds image paths.
-    """
-    rows = list(_explained(itertools.islice(_undecoded(stream), LOOK_IMAGES)))
-    first = Dataset.from_list(rows, features=stream.features) if rows else None
-    if first is not None and with_images(first, file, args) is not first:
-        raise UserError("streaming: the images listed in a table are already on disk.", "Remove streaming.")
-    return stream if stream.features is not None or first is None else stream.cast(first.features)
+    streams = {}
+    for split, paths in tables.paths.items():
+        try:
+            streams[split] = table_stream(paths, args)
+        except UserError as error:
+            raise (error if error.key else error.with_key(tables.key)) from error
+    return streams
 
 
 def _explained(rows: Iterator[Any]) -> Iterator[Any]:
@@ -197,6 +225,7 @@ class Reader:
         held: marks of the held-out examples, see `mark`.
         read: the task's `read`, which raises `ValueError` for an unusable input.
         change: turns a batch of inputs into model inputs, see `Task.change`.
+        held_groups: groups of the validation examples that were held out of the stream; None if groups do not matter.
         seen: number of training examples read so far.
         bad: number of examples skipped so far.
     """
@@ -208,6 +237,7 @@ class Reader:
     held: frozenset[bytes]
     read: Callable[[Any], Any]
     change: Change
+    held_groups: frozenset[str] | None = None
     seen: int = 0
     bad: int = 0
 
@@ -224,13 +254,15 @@ class Reader:
         usable: dict[str, list[Any]] = {name: [] for name in (*self.inputs, LABELS, EXAMPLE)}
         for row, (label, reason) in zip(rows, self._labels(rows), strict=True):
             raw = [row[c] for c in self.inputs]
-            row_mark = mark(raw)
-            if row_mark in self.held:
+            row_mark, group = mark(raw), self._group(row)
+            if row_mark in self.held or (self.held_groups and group in self.held_groups):
                 continue
+            reason = row.get(REASON) or reason
+            reason = reason or (NO_GROUP if self.held_groups is not None and group is None else "")
             values, reason = ([], reason) if reason else self._values(raw)
             self.seen += 1
             if reason:
-                self._skip(raw, reason)
+                self._skip(raw, reason, row.get(PLACE, ""))
                 continue
             for column, value in zip(self.inputs, values, strict=True):
                 usable[column].append(value)
@@ -242,6 +274,11 @@ class Reader:
             columns = self.change(usable)
             for i in range(len(usable[LABELS])):
                 yield {name: column[i] for name, column in columns.items()}
+
+    def _group(self, row: dict[str, Any]) -> str | None:
+        """The group of an example; None if it has none, or groups do not matter."""
+        column = self.args.split_group_column_name
+        return None if self.held_groups is None or column is None else group_of(row[column], self.features[column])
 
     def _values(self, raw: Sequence[Any]) -> tuple[list[Any], str]:
         """(the inputs as the task reads them, the reason why they are unusable or an empty string)."""
@@ -259,8 +296,8 @@ class Reader:
         table = Dataset.from_list(
             [{c: row[c] for c in columns} for row in rows], features=Features({c: self.features[c] for c in columns})
         )
-        splits, column = find_labels({"train": table}, (), self.args)
-        split = splits["train"]
+        found = find_labels({"train": table}, (), self.args, self.labels)
+        split, column = found.splits["train"], found.name
         reasons = bad_labels(split, "train", column, self.labels)
         usable = [i for i in range(len(rows)) if i not in reasons]
         if not usable:
@@ -268,10 +305,10 @@ class Reader:
         numbers = iter(encode(split.select(usable), "train", column, self.labels)[LABELS][:])
         return [(None, reasons[i]) if i in reasons else (next(numbers), "") for i in range(len(rows))]
 
-    def _skip(self, raw: Sequence[Any], reason: str) -> None:
+    def _skip(self, raw: Sequence[Any], reason: str, place: str) -> None:
         cell = raw[0]
         text = cell.get("path") if isinstance(cell, dict) else cell
-        name = repr(str(text)[:40]) if text else "unnamed"
+        name = ", ".join(filter(None, (place, repr(str(text)[:40]) if text else ""))) or "unnamed"
         if self.args.on_bad_example != "skip":
             raise UserError(
                 f"Unusable example in the stream ({name}): {reason}.",
@@ -305,3 +342,10 @@ def held_out(data: Data) -> frozenset[bytes]:
                 for batch in batches:
                     marks |= {mark(row) for row in zip(*(batch[c] for c in data.inputs), strict=True)}
     return frozenset(marks)
+
+
+def held_groups(data: Data, args: DataArguments) -> frozenset[str] | None:
+    """The groups of a validation split that was drawn from the training split; None without such groups."""
+    if not (args.split_group_column_name and data.drawn_from):
+        return None
+    return frozenset(g for g in groups_of(data.validation, args.split_group_column_name) if g is not None)

@@ -1,5 +1,25 @@
 """Metrics with confidence intervals, calibration and thresholds, as `evaluate.Metric` classes that work offline."""
 
-from hf_transfer.evaluation.metrics import METRICS, MultiLabelMetrics, RegressionMetrics, SingleLabelMetrics, compute
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_transfer.evaluation.metrics import (
+        METRICS,
+        MultiLabelMetrics,
+        RegressionMetrics,
+        SingleLabelMetrics,
+        compute,
+    )
 
 __all__ = ["METRICS", "MultiLabelMetrics", "RegressionMetrics", "SingleLabelMetrics", "compute"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a metric when it is first used: whoever asks for a metric's direction must not wait for scikit-learn."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.metrics"), name)

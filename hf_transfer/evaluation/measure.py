@@ -12,12 +12,24 @@ from scipy.special import logit
 from transformers import EvalPrediction, Trainer
 
 from hf_transfer.evaluation import metrics
+from hf_transfer.evaluation.metric_table import LOSS, METRIC_TABLE
 from hf_transfer.evaluation.thresholds import logits_of, thresholds_of
 
 
-def metrics_of(problem_type: str, prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` of a Trainer."""
-    return metrics.compute(problem_type, logits_of(prediction.predictions), prediction.label_ids)
+def metrics_of(problem_type: str, prediction: EvalPrediction, decides: str | None = None) -> dict[str, float]:
+    """`compute_metrics` of a Trainer.
+
+    Args:
+        problem_type: as in `transformers` configurations.
+        prediction: logits and labels.
+        decides: `metric_for_best_model`. Where it is undefined (a correlation of constant predictions), it is NaN,
+            which is never the best; Trainer would end the run if it were missing.
+    """
+    values = metrics.compute(problem_type, logits_of(prediction.predictions), prediction.label_ids)
+    name = (decides or "").removeprefix("eval_")
+    if name in METRIC_TABLE and name != LOSS:
+        values.setdefault(name, math.nan)
+    return values
 
 
 def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> dict[str, Any]:
@@ -36,13 +48,13 @@ def measured(
     problem_type: str, values: dict[str, float], logits: Any, labels: Any, thresholds: Sequence[float]
 ) -> dict[str, Any]:
     """The metrics `values`, recomputed with tuned thresholds if there are any, and their confidence intervals."""
+    limits = logit(np.array(thresholds)) if thresholds else 0.0
     if thresholds:
-        logits = logits - logit(np.array(thresholds))  # moves the threshold to 0 and keeps the order within a label
-        values = values | metrics.compute(problem_type, logits, labels)
+        values = values | metrics.compute(problem_type, logits, labels, limits)
     return {
         "metrics": values,
-        "intervals": metrics.intervals(problem_type, logits, labels),
-        "confusion": metrics.confusion(problem_type, logits, labels),
+        "intervals": metrics.intervals(problem_type, logits, labels, limits=limits),
+        "confusion": metrics.confusion(problem_type, logits, labels, limits),
         "num_examples": len(labels),
     }
 
@@ -51,15 +63,6 @@ def without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
     """A Trainer's metrics without their prefix, and without runtime and speed."""
     hidden = ("runtime", "per_second", "epoch", "preparation_time")
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinity replaced by None, since JSON cannot represent them."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_metrics(values: dict[str, float], intervals: dict[str, list[float]]) -> Iterator[str]:

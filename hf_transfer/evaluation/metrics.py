@@ -1,8 +1,8 @@
-"""Metrics of predictions, with confidence intervals.
+"""Metrics of predictions.
 
-Each problem type has one `evaluate.Metric`, which uses scikit-learn's functions. They are defined here because
-`evaluate.load` downloads metrics from the hub and runs code from the working directory. `compute` gives the same values
-from arrays without writing files, and is used during training.
+Each problem type has one `evaluate.Metric`. They are defined here because `evaluate.load` downloads metrics from the
+hub and runs code from the working directory. `compute` gives the same values from arrays without writing files, and is
+used during training. Their names and directions are in `metric_table`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,29 @@ from typing import Any, ClassVar
 import evaluate
 import numpy as np
 from datasets import Features, Sequence, Value
-from scipy import stats
-from scipy.special import expit, softmax
-from sklearn import metrics as sk
+from scipy.special import expit
 
-Array = np.ndarray[Any, Any]
-BOOTSTRAP_SAMPLES = 1000
-SLOW_BOOTSTRAP_SAMPLES = 200  # for metrics that are computed separately for each sample
-CONFIDENCE = 0.95
-CALIBRATION_BINS = 15  # as in Guo et al. 2017
-TOP = 5
+from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from hf_transfer.evaluation import scores
+from hf_transfer.evaluation.intervals import intervals
+from hf_transfer.evaluation.metric_table import METRIC_TABLE, names
+from hf_transfer.evaluation.scores import Array, calibration_error
+
+__all__ = [
+    "METRICS",
+    "Array",
+    "MultiLabelMetrics",
+    "RegressionMetrics",
+    "SingleLabelMetrics",
+    "baseline",
+    "best_thresholds",
+    "calibration_error",
+    "compute",
+    "confusion",
+    "intervals",
+    "names",
+]
+MATRIX_CLASSES = 100  # above this, the pairs of classes that occur take less space than a matrix
 
 
 class _OfLogits(evaluate.Metric, ABC):
@@ -44,8 +57,8 @@ class _OfLogits(evaluate.Metric, ABC):
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        scores = self.of(np.asarray(predictions), np.asarray(references))
-        return {k: float(v) for k, v in scores.items()}
+        values = self.of(np.asarray(predictions), np.asarray(references))
+        return {k: float(v) for k, v in values.items()}
 
     @staticmethod
     @abstractmethod
@@ -61,22 +74,7 @@ class SingleLabelMetrics(_OfLogits):
 
     description = "Metrics of single-label classification."
     references = Value("int64")
-
-    @staticmethod
-    def of(logits: Array, labels: Array) -> dict[str, Any]:
-        predicted = logits.argmax(-1)
-        average = {"average": "macro", "zero_division": 0}
-        scores = {
-            "accuracy": sk.accuracy_score(labels, predicted),
-            "f1_macro": sk.f1_score(labels, predicted, **average),
-            "precision_macro": sk.precision_score(labels, predicted, **average),
-            "recall_macro": sk.recall_score(labels, predicted, **average),
-            "mcc": sk.matthews_corrcoef(labels, predicted),
-            "ece": calibration_error(*_confidence(logits, labels)),
-        }
-        if logits.shape[-1] > TOP:
-            scores["top_5_accuracy"] = _in_top(logits, labels).mean()
-        return scores
+    of = staticmethod(scores.single_label)
 
 
 class MultiLabelMetrics(_OfLogits):
@@ -87,18 +85,7 @@ class MultiLabelMetrics(_OfLogits):
 
     description = "Metrics of multi-label classification."
     references = Sequence(Value("float64"))
-
-    @staticmethod
-    def of(logits: Array, labels: Array) -> dict[str, Any]:
-        predicted, present = (logits > 0).astype(int), labels.any(axis=0)
-        scores = {
-            "f1_macro": sk.f1_score(labels, predicted, average="macro", zero_division=0),
-            "f1_micro": sk.f1_score(labels, predicted, average="micro", zero_division=0),
-            "accuracy": sk.accuracy_score(labels, predicted),
-        }
-        if present.any() and np.isfinite(logits).all():  # average precision is undefined without positives
-            scores["map"] = sk.average_precision_score(labels[:, present], logits[:, present], average="macro")
-        return scores
+    of = staticmethod(scores.multi_label)
 
 
 class RegressionMetrics(_OfLogits):
@@ -109,38 +96,30 @@ class RegressionMetrics(_OfLogits):
 
     description = "Metrics of regression."
     predictions = references = Value("float64")
-
-    @staticmethod
-    def of(logits: Array, labels: Array) -> dict[str, Any]:
-        values = logits.reshape(labels.shape)
-        scores = {
-            "mae": np.abs(values - labels).mean(),  # scikit-learn rejects NaN, which a diverged run may predict
-            "rmse": np.sqrt(np.square(values - labels).mean()),
-        }
-        if len(labels) > 1 and np.ptp(values) > 0 and np.ptp(labels) > 0:  # undefined for constants
-            scores |= {
-                "pearson": stats.pearsonr(values, labels).statistic,
-                "spearman": stats.spearmanr(values, labels).statistic,
-            }
-        return scores
+    of = staticmethod(scores.regression)
 
 
 METRICS: dict[str, type[_OfLogits]] = {
-    "single_label_classification": SingleLabelMetrics,
-    "multi_label_classification": MultiLabelMetrics,
-    "regression": RegressionMetrics,
+    SINGLE_LABEL: SingleLabelMetrics,
+    MULTI_LABEL: MultiLabelMetrics,
+    REGRESSION: RegressionMetrics,
 }
 
 
-def compute(problem_type: str, logits: Array, labels: Array) -> dict[str, float]:
+def compute(problem_type: str, logits: Array, labels: Array, limits: Array | float = 0.0) -> dict[str, float]:
     """The same metrics as `METRICS[problem_type]().compute`.
 
     Args:
         problem_type: as in `transformers` configurations.
         logits: (examples, outputs) logits.
         labels: (examples,) class indices, (examples, classes) of 0 and 1, or (examples,) values.
+        limits: multi-label classification: the logit above which a label is predicted, one for all or (classes,).
     """
-    return {k: float(v) for k, v in METRICS[problem_type].of(logits, labels).items()}
+    if problem_type == MULTI_LABEL:
+        values = scores.multi_label(logits, labels, limits)
+    else:
+        values = METRICS[problem_type].of(logits, labels)
+    return {k: float(v) for k, v in values.items()}
 
 
 def baseline(problem_type: str, train: Array, held_out: Array, num_labels: int) -> dict[str, float]:
@@ -155,38 +134,45 @@ def baseline(problem_type: str, train: Array, held_out: Array, num_labels: int) 
         held_out: labels of the evaluated examples.
         num_labels: number of outputs of the model.
     """
-    kept: tuple[str, ...]
-    if problem_type == "regression":
-        constant, kept = np.full((1, 1), train.mean()), ("mae", "rmse")
-    elif problem_type == "multi_label_classification":
-        constant, kept = 2.0 * (train.mean(axis=0) > 0.5)[None] - 1, ("f1_macro", "f1_micro", "accuracy")
+    count = len(held_out)
+    if problem_type == REGRESSION:
+        values = scores.regression(np.full(count, train.mean()), held_out)
+    elif problem_type == MULTI_LABEL:
+        constant = np.broadcast_to(2.0 * (train.mean(axis=0) > 0.5) - 1, (count, num_labels))
+        exact = scores.exact_matches(constant, held_out).mean()
+        values = scores.from_label_counts(*scores.label_counts(constant, held_out), exact)
     else:
-        constant = np.eye(num_labels)[[np.bincount(train, minlength=num_labels).argmax()]]
-        kept = ("accuracy", "f1_macro", "precision_macro", "recall_macro", "mcc")
-    scores = compute(problem_type, constant.repeat(len(held_out), axis=0), held_out)
-    return {name: scores[name] for name in kept}
+        most = np.full(count, np.bincount(train, minlength=num_labels).argmax())
+        values = scores.from_counts(*scores.class_counts(held_out, most, num_labels))
+    return {name: float(value) for name, value in values.items() if METRIC_TABLE[name].of_constants}
 
 
-def confusion(problem_type: str, logits: Array, labels: Array) -> list[list[int]]:
+def confusion(problem_type: str, logits: Array, labels: Array, limits: Array | float = 0.0) -> Any:
     """Confusion counts.
 
     Args:
         problem_type: as in `transformers` configurations.
         logits: (examples, classes) logits.
         labels: (examples,) class indices, or (examples, classes) of 0 and 1.
+        limits: as in `compute`.
 
     Returns:
-        For single-label classification the confusion matrix, (true class, predicted class). For multi-label
-        classification (classes, 3): true positives, false positives and false negatives. Empty for regression.
+        For single-label classification the confusion matrix as nested lists, (true class, predicted class). With more
+        than 100 classes, `{"pairs": [[true class, predicted class, count], ...]}` of the pairs that occur. For
+        multi-label classification (classes, 3): true positives, false positives and false negatives. Empty for
+        regression.
     """
-    if problem_type == "single_label_classification":
-        table = sk.confusion_matrix(labels, logits.argmax(-1), labels=np.arange(logits.shape[-1]))
-    elif problem_type == "multi_label_classification":
-        predicted, true = logits > 0, labels > 0
-        table = np.stack([(predicted & true).sum(0), (predicted & ~true).sum(0), (~predicted & true).sum(0)], axis=1)
-    else:
-        return []
-    return table.tolist()
+    if problem_type == SINGLE_LABEL:
+        classes = logits.shape[-1]
+        cells = labels.astype(np.int64) * classes + logits.argmax(-1)
+        if classes <= MATRIX_CLASSES:
+            return np.bincount(cells, minlength=classes**2).reshape(classes, classes).tolist()
+        pairs, counts = np.unique(cells, return_counts=True)
+        return {"pairs": np.stack([pairs // classes, pairs % classes, counts], axis=1).tolist()}
+    if problem_type == MULTI_LABEL:
+        hits, true, predicted = scores.label_counts(logits, labels, limits)
+        return np.stack([hits, predicted - hits, true - hits], axis=1).tolist()
+    return []
 
 
 def best_thresholds(logits: Array, labels: Array, least: int = 5) -> list[float]:
@@ -201,9 +187,9 @@ def best_thresholds(logits: Array, labels: Array, least: int = 5) -> list[float]
         least: minimum number of positives, and of negatives.
     """
     thresholds = []
-    for z, y in zip(logits.T.astype(np.float64), labels.T, strict=True):
-        order = np.argsort(-z, kind="stable")
-        z, y = z[order], y[order]
+    for z, y in scores.columns(logits, labels):
+        order = np.argsort(-z)
+        z, y = z[order].astype(np.float64), y[order]
         true_positives, positives = np.cumsum(y), np.arange(1, len(y) + 1)
         f1 = 2 * true_positives / (positives + y.sum())
         f1[:-1][z[:-1] == z[1:]] = -1.0  # no threshold separates equal logits
@@ -213,116 +199,3 @@ def best_thresholds(logits: Array, labels: Array, least: int = 5) -> list[float]
         enough = least <= y.sum() <= len(y) - least and np.isfinite(z).all()
         thresholds.append(float((probability[best] + below) / 2) if enough else 0.5)
     return thresholds
-
-
-def names(problem_type: str, num_labels: int) -> tuple[str, ...]:
-    """Names of the metrics of a problem type."""
-    if problem_type == "regression":
-        return tuple(RegressionMetrics.of(np.array([[1.0], [2.0]]), np.array([1.0, 2.0])))
-    labels = np.eye(num_labels)[:2] if problem_type == "multi_label_classification" else np.arange(2) % num_labels
-    return tuple(METRICS[problem_type].of(np.eye(num_labels)[:2], labels))
-
-
-def calibration_error(confidence: Array, correct: Array) -> Array:
-    """Expected calibration error: mean gap between confidence and accuracy over equal-width bins of confidence.
-
-    Guo et al. 2017, equation 3.
-
-    Args:
-        confidence: (..., examples) probability of the predicted class, from 0 to 1.
-        correct: (..., examples) of 0 and 1.
-
-    Returns:
-        (...) errors.
-    """
-    confidence = np.nan_to_num(confidence)  # NaN if the run diverged
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [np.abs(((correct - confidence) * (bins == b)).sum(-1)) for b in range(CALIBRATION_BINS)]
-    return np.sum(gaps, axis=0) / confidence.shape[-1]
-
-
-def _confidence(logits: Array, labels: Array) -> tuple[Array, Array]:
-    return softmax(logits.astype(np.float64), axis=-1).max(-1), (logits.argmax(-1) == labels).astype(float)
-
-
-def _in_top(logits: Array, labels: Array) -> Array:
-    """Whether the true class is among the five with the highest logits, (examples,); ties are broken by index."""
-    own = np.take_along_axis(logits, labels[:, None], axis=-1)
-    earlier = np.arange(logits.shape[-1]) < labels[:, None]
-    return ((logits > own) | ((logits == own) & earlier)).sum(-1) < TOP
-
-
-def intervals(problem_type: str, logits: Array, labels: Array, seed: int = 0) -> dict[str, list[float]]:
-    """95% confidence interval of each metric.
-
-    Wilson's score interval (Wilson 1927) for accuracies, the percentile bootstrap for all others (Efron and Tibshirani
-    1993, chapter 13). The intervals account for the sampling of held-out examples, not for the variation between
-    training seeds.
-
-    Args:
-        problem_type: as in `transformers` configurations.
-        logits: (examples, outputs) logits.
-        labels: as in `compute`.
-        seed: seed of the bootstrap.
-
-    Returns:
-        [low, high] by metric.
-    """
-    rng = np.random.default_rng(seed)
-    bounds: dict[str, list[float]] = {}
-    if problem_type == "single_label_classification":
-        # Resampling examples is equivalent to a multinomial draw over the cells of the confusion matrix, which avoids
-        # calling scikit-learn a thousand times.
-        table = sk.confusion_matrix(labels, logits.argmax(-1), labels=np.arange(logits.shape[-1]))
-        draws = rng.multinomial(len(labels), table.ravel() / len(labels), BOOTSTRAP_SAMPLES)
-        samples = from_confusion(draws.reshape(BOOTSTRAP_SAMPLES, *table.shape))
-        confidence, correct = _confidence(logits, labels)
-        resampled = (rng.integers(0, len(labels), len(labels)) for _ in range(SLOW_BOOTSTRAP_SAMPLES))
-        samples["ece"] = np.array([calibration_error(confidence[i], correct[i]) for i in resampled])
-        # Without any errors, no bootstrap sample has one, and the interval of the accuracy would be [1, 1].
-        samples.pop("accuracy")
-        bounds["accuracy"] = _wilson(np.trace(table), len(labels))
-        if logits.shape[-1] > TOP:
-            bounds["top_5_accuracy"] = _wilson(_in_top(logits, labels).sum(), len(labels))
-    else:
-        indices = rng.integers(0, len(labels), (SLOW_BOOTSTRAP_SAMPLES, len(labels)))
-        scores = [compute(problem_type, logits[i], labels[i]) for i in indices]
-        samples = {name: np.array([s[name] for s in scores if name in s]) for name in scores[0]}
-    tail = 100 * (1 - CONFIDENCE) / 2
-    quantiles = {name: np.percentile(values, [tail, 100 - tail]) for name, values in samples.items()}
-    return bounds | {name: [float(low), float(high)] for name, (low, high) in quantiles.items()}
-
-
-def _wilson(hits: Any, count: int) -> list[float]:
-    low, high = stats.binomtest(int(hits), count).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(low), float(high)]
-
-
-def from_confusion(table: Array) -> dict[str, Array]:
-    """Single-label metrics of confusion matrices, as defined by scikit-learn.
-
-    Macro averages are over the classes that occur as a label or a prediction. MCC: Gorodkin 2004, equation 8.
-
-    Args:
-        table: (..., true class, predicted class) counts.
-
-    Returns:
-        (...) values by metric.
-    """
-    table = table.astype(float)
-    total, hits = table.sum((-2, -1)), np.diagonal(table, axis1=-2, axis2=-1)
-    true, predicted = table.sum(-1), table.sum(-2)
-    occurs = true + predicted > 0
-    precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
-    recall = np.divide(hits, true, out=np.zeros_like(hits), where=true > 0)
-    f1 = np.divide(2 * hits, true + predicted, out=np.zeros_like(hits), where=occurs)
-    correct = hits.sum(-1)
-    deviation = np.sqrt((total**2 - (predicted**2).sum(-1)) * (total**2 - (true**2).sum(-1)))
-    covariance = correct * total - (true * predicted).sum(-1)
-    return {
-        "accuracy": correct / total,
-        "f1_macro": f1.sum(-1) / occurs.sum(-1),
-        "precision_macro": precision.sum(-1) / occurs.sum(-1),
-        "recall_macro": recall.sum(-1) / occurs.sum(-1),
-        "mcc": np.divide(covariance, deviation, out=np.zeros_like(covariance), where=deviation > 0),
-    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
@@ -97,12 +98,20 @@ def confusion(results: Mapping[str, Any]) -> list[str]:
     if len(names) <= _MAX_CLASSES:
         columns = ("true \\ predicted", *names)
         return table(columns, [(name, *row) for name, row in zip(names, counts, strict=True)])
-    errors = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
-    largest = sorted(errors, key=lambda entry: -entry[0])[:_MAX_CONFUSIONS]
-    rows = [(names[i], names[j], n, sum(counts[i])) for n, i, j in largest]
+    pairs = counts["pairs"] if isinstance(counts, Mapping) else _pairs(counts)
+    totals: Counter[int] = Counter()
+    for i, _, n in pairs:
+        totals[i] += n
+    largest = sorted(((i, j, n) for i, j, n in pairs if i != j), key=lambda pair: -pair[2])[:_MAX_CONFUSIONS]
+    rows = [(names[i], names[j], n, totals[i]) for i, j, n in largest]
     if not rows:
         return ["All predictions are correct."]
     return ["The most frequent errors:", "", *table(("true", "predicted", "errors", "examples"), rows)]
+
+
+def _pairs(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """[(true class, predicted class, count)] of the pairs that occur."""
+    return [(i, j, n) for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
 
 
 # ---- labels and data -----------------------------------------------------------------------------------------------
@@ -165,9 +174,8 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         )
         groups = stage["groups"]
         trained = ", ".join(groups) if len(groups) < 4 else f"{len(groups)} groups, {groups[0]} … {groups[-1]}"
-        rows.append(
-            (escape(stage["name"]), f"{stage['epochs']:g}", escape(trained), f"{stage['trainable_parameters']:,}", span)
-        )
+        size = f"{stage['trainable_parameters']:,}"
+        rows.append((escape(stage["name"]), _epochs(stage, results), escape(trained), size, span))
     columns = ("stage", "epochs", "trained groups", "trainable parameters", "learning rate")
     lines = table(columns, rows) if rows else []
     if probe := results.get("probe"):
@@ -180,6 +188,13 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         )
     values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
     return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
+
+
+def _epochs(stage: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """The length of a stage; None in the results if plateaus end stages, and the last one takes what is left."""
+    if stage["epochs"] is not None:
+        return f"{stage['epochs']:g}"
+    return "remaining" if stage is results["plan"][-1] else "until a plateau"
 
 
 def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

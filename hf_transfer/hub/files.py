@@ -20,29 +20,12 @@ from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.hub import card
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.forward_pass import example
-from hf_transfer.run_folder import RUN_FILE
+from hf_transfer.run_folder import ADAPTER, MODEL_FILES, PROCESSOR, RUN_FILE, WHOLE
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "config.json")
-WHOLE = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-PROCESSOR = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 _LOCAL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file")
 _LOCAL_OPTIONS = ("is_local", "local_files_only")  # how a tokenizer was loaded on this machine
 TOLERANCE = 1e-4  # relative difference of logits if weights were merged or come from other files
-KNOWN = (*ADAPTER, *WHOLE, *PROCESSOR)
+KNOWN = MODEL_FILES
 
 
 def refuse_local(base: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Value
+from datasets import Value
 from scipy.special import expit, softmax
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -17,7 +17,7 @@ from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
-from hf_transfer.inference.inputs import Example, check_inputs, example, read_inputs
+from hf_transfer.inference.inputs import Example, check_inputs, example, items_of, read_inputs
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.views import pooled
@@ -55,22 +55,23 @@ class Answering:
         """An answer per input, in order.
 
         Args:
-            inputs: texts (tuples of two for pairs), or pictures: paths, arrays or PIL images; or one of them.
+            inputs: one text (a tuple of two for a pair), one image (a path, bytes, an array or a PIL image), a row as a
+                dict; or several of them in anything that can be iterated over: a list, a generator, a `datasets`
+                column or dataset, a pandas Series or DataFrame, an array of texts, (N, H, W, C) or (N, H, W) pixels.
             top_k: only so many scores, the highest first; None gives all, in the order of the labels.
             features: add what the head receives: one vector per example.
 
         Returns:
             `{"input", "label", "score", "scores": {label: probability}}`; for several labels `labels` instead of
-            `label` and `score`; for a regression `value`.
+            `label` and `score`; for a regression `value`. Where float or 32-bit images have values beyond the range of
+            the training data, `clipped_pixels` counts them.
 
         Raises:
             UserError: an input cannot be read.
         """
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k: {top_k} is not positive.")
-        several = isinstance(inputs, list | Dataset) or (isinstance(inputs, tuple) and not self.is_pair)
-        items = list(inputs) if several else [inputs]
-        examples = [self._example(item) for item in items]
+        examples = [self._example(item) for item in items_of(inputs, self.is_pair)]
         for i, read in enumerate(examples):
             if wrong := self._wrong(read):
                 raise UserError(f"inputs[{i}]: {wrong}.")
@@ -80,7 +81,7 @@ class Answering:
         columns = self.columns
         if isinstance(item, dict) and columns and all(c in item for c in columns):
             item = tuple(item[c] for c in columns)
-        elif isinstance(item, dict) and not columns:
+        elif isinstance(item, dict) and not columns and "bytes" not in item:  # how `datasets` stores an image
             texts = {k: Value("string") for k, v in item.items() if isinstance(v, str)}
             inputs = self.task.input_columns(texts, self.data)
             item = tuple(item[c] for c in inputs) if inputs else item
@@ -138,7 +139,10 @@ class Answering:
     def _answers(self, batch: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
         whole = [e for e in batch if not self._wrong(e)]
         logits, vectors = self.logits([e.values for e in whole if e.values], features) if whole else ([], None)
-        answers = {id(e): self.answer(z, top_k) for e, z in zip(whole, logits, strict=True)}
+        answers = {
+            id(e): {**self.answer(z, top_k), **self.task.remarks(e.values or (), self.processor)}
+            for e, z in zip(whole, logits, strict=True)
+        }
         if vectors is not None:
             for e, vector in zip(whole, vectors, strict=True):
                 answers[id(e)]["features"] = vector.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,29 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.examine import examine
+from hf_transfer.data.draws import draw
 from hf_transfer.data.images import undecoded
-from hf_transfer.data.labels import LABELS, encode, find_labels
-from hf_transfer.data.load import load_held_out, load_splits
-from hf_transfer.data.locate import standard_name
-from hf_transfer.data.splits import draw, make_data
-from hf_transfer.data.streaming import beginning
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.data.labels import LABELS
+from hf_transfer.data.record import Record
+from hf_transfer.errors import UserError
 from hf_transfer.evaluation import metrics
 from hf_transfer.evaluation.measure import held_out_metrics, measured, metrics_of
 from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.inference.answering import Answering
+from hf_transfer.inference.held_out import HeldOut, Selection
 from hf_transfer.inference.inputs import example
 from hf_transfer.objectives.losses import Loss
 
 
 @dataclass
 class Evaluating(Answering):
-    """A model that is measured on labeled data; see `Predictor`."""
+    """A model that is measured on labeled data; see `Predictor`.
+
+    Attributes:
+        record: the examples that its run trained on and held out, by content; None if they are not known.
+    """
+
+    record: Record | None = field(default=None, repr=False)
 
     def evaluate(
         self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
@@ -43,17 +47,23 @@ class Evaluating(Answering):
             max_examples: only so many of them, drawn by class.
 
         Returns:
-            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset"}`.
+            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset", "notes", "left_out"}`; `notes` are
+            messages for the user, and `left_out` counts examples by the reason why they were not measured on:
+            `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have values beyond the
+            range of the training data.
 
         Raises:
-            UserError: there is no such data, or its labels are not the model's.
+            UserError: there is no such data, its labels are missing or not the model's, or nothing is left that was not
+                trained on.
         """
-        name, examples, inputs = self._held_out(data, split, max_examples)
+        name, examples, inputs, notes, left_out = self._held_out(data, split, max_examples)
+        clipped = self.task.clipped(examples, inputs, self.processor)
         if self.views.several:
             results = self._measure_looks(examples, inputs)
         else:
             results = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
-        return {**results, "metrics_split": name, "dataset": _name_of(data or self.data)}
+        about = {"metrics_split": name, "dataset": _name_of(data or self.data)}
+        return {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
@@ -64,44 +74,15 @@ class Evaluating(Answering):
 
     def _held_out(
         self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
-    ) -> tuple[str, Dataset, tuple[str, ...]]:
-        """(name, examples with encoded labels, input columns) of the split to evaluate on."""
-        own = data is None
-        args = self.data if data is None else data
-        if own and not (args.dataset_name or args.train_file):
-            raise UserError(
-                "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
-            )
-        if own:
-            splits = (beginning if args.streaming else load_splits)(args)
-            features = splits["train"].features
-        else:
-            name, examples = load_held_out(args, split)
-            features = examples.features
-        inputs = self.task.input_columns(features, args)
-        if not inputs:
-            raise UserError(
-                f"{self.task.input_key}: the data has no input column for {self.task.name}.",
-                f"Name one of {', '.join(features)}.",
-            )
-        splits, column = find_labels(splits if own else {name: examples}, inputs, args)
-        if own:
-            whole = make_data(splits, inputs, column, labels=self.labels, args=args, seed=self.seed)
-            if args.on_bad_example == "skip" or args.drop_leaks:  # as the run did, for what it held out
-                whole, _ = examine(whole, self.task.trace, args, self.seed, ("test", "validation"))
-            available = whole.splits
-            name = standard_name(split) if split else "test" if "test" in available else "validation"
-            if name not in available:
-                raise UserError(
-                    f"split: the data has no split {split!r}.",
-                    f"It has {', '.join(available)}.{nearest(name, available)}",
-                )
-            examples = available[name]
-        else:
-            examples = encode(splits[name], name, column, self.labels)
-        if max_examples is not None and max_examples < len(examples):
-            examples = draw(examples, max_examples, self.labels, self.seed)[1]
-        return name, examples, inputs
+    ) -> HeldOut:
+        """The examples to measure on, with encoded labels."""
+        is_run = bool(self.data.dataset_name or self.data.train_file)
+        selection = Selection(self.task, self.labels, data or self.data, self.seed, self.record, is_run)
+        chosen = selection.of_run(split) if data is None else selection.of_other_data(split)
+        if max_examples is not None and max_examples < len(chosen.examples):
+            sample = draw(chosen.examples, max_examples, self.labels, self.seed).sample
+            return chosen._replace(examples=sample)
+        return chosen
 
     def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
         """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""

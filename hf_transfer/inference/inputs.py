@@ -1,32 +1,33 @@
 """What `predict` is given: texts, files, folders and lines of standard input, as a stream of examples.
 
-Nothing is held but the example at hand. Tables are read as they stand, not through pandas: the text `NA` is a text.
+Nothing is held but the example at hand. Tables are read by the reader of training (`data.rows`).
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.image_paths import IMAGE_COLUMNS
-from hf_transfer.data.load import convert
+from hf_transfer.data.dialect import convert
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, UNREADABLE_IMAGES
+from hf_transfer.data.image_tree import visible_files
+from hf_transfer.data.rows import FORMATS, BadRow, format_of, read_rows
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.tasks.base import Task
 
-TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".parquet"))
+TABLES = frozenset(FORMATS)
 LINES = frozenset((".txt",))
 STANDARD_INPUT = "-"
-_FIELD_LIMIT = 2**31 - 1  # characters of a CSV cell; the csv module's own limit is 131,072
+_MOST_CHANNELS = 4  # an array of (height, width, up to so many) is one image
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,36 @@ class Example:
 def example(task: Task, shown: Any, raw: Sequence[Any]) -> Example:
     """An example of raw values, or of the reason why they cannot be read."""
     try:
-        return Example(shown, tuple(task.read(value) for value in raw))
+        values = tuple(task.read(value) for value in raw)
+        return Example(shown, None, reason) if (reason := task.wrong(values)) else Example(shown, values)
     except ValueError as error:
         if isinstance(shown, str):  # half a character cannot be printed
             shown = shown.encode("utf-8", "backslashreplace").decode()
         return Example(shown, None, str(error))
+
+
+def items_of(inputs: Any, is_pair: bool) -> list[Any]:
+    """The inputs that `Predictor.predict` is given: one as a list of one, several as a list.
+
+    Args:
+        inputs: see `Predictor.predict`.
+        is_pair: whether a tuple is one input.
+    """
+    if isinstance(inputs, str | bytes | bytearray | Path | Mapping) or (isinstance(inputs, tuple) and is_pair):
+        return [inputs]
+    if isinstance(inputs, np.ndarray):
+        return _rows_of_array(inputs)
+    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):  # a pandas DataFrame
+        return list(inputs.to_dict("records"))
+    return list(inputs) if hasattr(inputs, "__iter__") and not hasattr(inputs, "__array_interface__") else [inputs]
+
+
+def _rows_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
+    """Texts (rows of two are pairs), objects, or images of (N, height, width) or (N, height, width, channels)."""
+    if array.dtype.kind in "OUS":
+        return [tuple(row) if isinstance(row, list) else row for row in np.atleast_1d(array).tolist()]
+    several = array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _MOST_CHANNELS)
+    return list(array) if several else [array]
 
 
 def check_inputs(words: Sequence[str], task: Task) -> None:
@@ -68,10 +94,10 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
         if _is_pipe(word) and not task.suffixes:
             continue
         if os.path.isfile(word):
-            if path.suffix.lower() not in supported:
+            if path.suffix.lower() not in supported and format_of(path) is None:
                 raise UserError(
                     f"INPUT: {word!r} has an unsupported file type.",
-                    f"Supported: {', '.join(sorted(supported))} and folders.",
+                    _supported(task, path.suffix.lower()),
                 )
             if path.suffix.lower() in LINES and task.suffixes:
                 raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
@@ -97,6 +123,15 @@ def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterat
             yield example(task, word, [word])
 
 
+def _supported(task: Task, suffix: str = "") -> str:
+    """The files that can be read, or what makes an image readable."""
+    if task.suffixes and suffix in UNREADABLE_IMAGES:
+        return UNREADABLE_IMAGES[suffix]
+    kinds = TABLES if task.suffixes else TABLES | LINES
+    images = "images that PIL opens (.jpg, .png, .webp, .tif, …), " if task.suffixes else ""
+    return f"Supported: {images}{', '.join(sorted(kinds))} and folders."
+
+
 def _is_pipe(word: str) -> bool:
     """Whether it names what a shell's `<(...)` gives."""
     return os.path.exists(word) and not os.path.isfile(word) and not os.path.isdir(word)
@@ -104,16 +139,15 @@ def _is_pipe(word: str) -> bool:
 
 def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
     kinds = task.suffixes or TABLES | LINES
-    files = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in kinds and not name.startswith(".")
-    )
+    unreadable = UNREADABLE_IMAGES if task.suffixes else {}
+    files = [p for p in visible_files(folder) if p.suffix.lower() in kinds or p.suffix.lower() in unreadable]
     if not files:
-        raise UserError(f"INPUT: the folder {str(folder)!r} holds no {', '.join(sorted(kinds))} files.")
+        raise UserError(f"INPUT: the folder {str(folder)!r} holds no file to read.", _supported(task))
     for path in files:
-        yield from _file(path, task, args)
+        if remedy := unreadable.get(path.suffix.lower()):
+            yield Example(str(path), None, f"{path.suffix} images cannot be read. {remedy}")
+        else:
+            yield from _file(path, task, args)
 
 
 def _file(path: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
@@ -151,7 +185,11 @@ def _has_more(source: int) -> bool:
 
 
 def _line(line: bytes, task: Task) -> Example:
-    text = line.rstrip(b"\r").decode("utf-8", errors="replace")
+    line = line.rstrip(b"\r")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Example(line.decode("utf-8", errors="replace"), None, "not valid UTF-8")
     return example(task, text, [text])
 
 
@@ -160,9 +198,9 @@ def _line(line: bytes, task: Task) -> Example:
 
 def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
     columns: tuple[str, ...] = ()
-    for number, row in enumerate(_numbered(path, _rows(path)), 1):
-        if None in row:  # csv's name for what the header does not cover
-            yield Example(f"{path}:{number}", None, "it has more cells than the header")
+    for number, row in enumerate(_told(path, read_rows(path)), 1):
+        if isinstance(row, BadRow):
+            yield Example(row.place, None, row.reason)
             continue
         columns = columns or _columns(row, path, task, args)
         missing = [name for name in columns if name not in row]
@@ -177,6 +215,18 @@ def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
         yield example(task, shown, raw)
     if not columns:
         raise UserError(f"INPUT: {str(path)!r} holds no examples.")
+
+
+def _told(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
+    """The rows; an error of reading them is one about the input.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        yield from rows
+    except UserError as error:
+        raise (error if error.key else error.with_key("INPUT")) from error
 
 
 def _beside(path: Path, value: Any, task: Task) -> Any:
@@ -200,47 +250,13 @@ def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -
         columns = [name for name in IMAGE_COLUMNS if name in row] or (list(row) if len(row) == 1 else [])
         columns = columns[:1]
     else:
-        texts = {name: Value("string") for name, value in row.items() if isinstance(value, str)}
+        texts = {name: Value("string") for name, value in row.items() if value is None or isinstance(value, str)}
         columns = list(task.input_columns(texts, args))
     if not columns:
         raise UserError(
             f"{task.input_key}: the input column of {str(path)!r} is not plain.", f"Name one of {', '.join(row)}."
         )
     return tuple(columns)
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        csv.field_size_limit(_FIELD_LIMIT)
-        with _open(path, newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            names = reader.fieldnames or []
-            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-                raise UserError(f"INPUT: {str(path)!r} has two columns {twice[0]!r}.", "Rename one of them.")
-            yield from reader
-    elif suffix == ".parquet":
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
-    else:
-        yield from _json_rows(path)
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects, one per line, or one list of them."""
-    with _open(path) as file:
-        first = file.read(1)
-        while first.isspace():
-            first = file.read(1)
-        file.seek(0)
-        rows: Iterable[Any] = json.load(file) if first == "[" else (json.loads(x) for x in file if x.strip())
-        for row in rows:
-            if not isinstance(row, dict):
-                raise ValueError(f"{json.dumps(row)[:60]} is not an object with named values")
-            yield row
 
 
 def _open(path: Path, newline: str | None = None) -> Any:
@@ -264,5 +280,5 @@ def _numbered(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
             f"INPUT: {str(path)!r} is not text in UTF-8 (after row {number}).",
             convert(path),
         ) from error
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"INPUT: {str(path)!r} cannot be read after row {number} ({one_line(error, 150)}).") from error

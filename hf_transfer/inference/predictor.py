@@ -16,12 +16,13 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.values import coerce, read_config_file
 from hf_transfer.data.labels import Labels
+from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.inference.answering import BATCH_SIZE
 from hf_transfer.inference.evaluating import Evaluating
 from hf_transfer.layers.forward_pass import example as example_of
 from hf_transfer.models.load import read_config
-from hf_transfer.run_folder import RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, RUN_FILE
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS, task_of
 
@@ -40,6 +41,7 @@ class Predictor(Evaluating):
         precision: `bf16` or `fp16` where it was trained and evaluated under autocast, else None.
         seed: of the run's splits.
         views: how it looks at an example.
+        record: the examples that its run trained on and held out, by content; None if they are not known.
     """
 
     @classmethod
@@ -78,6 +80,11 @@ class Predictor(Evaluating):
                 f"RUN: {run!r} holds no trained head ({', '.join(loaded.fresh[:2])} would be random).",
                 f"Train one with `hf-transfer train --model_name_or_path {run}`.",
             )
+        if loaded.grown:
+            raise UserError(
+                f"RUN: the tokenizer of {run!r} has {loaded.grown} more tokens than the model has embeddings.",
+                "Train it with its tokenizer (`hf-transfer train` adds embeddings), or restore the tokenizer's files.",
+            )
         precision = next((p for p in ("bf16", "fp16") if values.get(p)), None)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(
@@ -90,6 +97,7 @@ class Predictor(Evaluating):
             precision=precision,
             seed=int(next((values[k] for k in ("data_seed", "seed") if values.get(k) is not None), 0)),
             views=Views.of(changes),
+            record=Record.load(Path(run) / EXAMPLES),
         )
 
     def looking(self, **views: Any) -> Predictor:

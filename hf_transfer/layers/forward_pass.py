@@ -76,7 +76,7 @@ def example(model: Any, padded: bool = False) -> dict[str, torch.Tensor] | None:
         if config.model_type == "timm_wrapper":
             size = ((values.get("pretrained_cfg") or {}).get("input_size") or (3, 0))[1] or _timm_size(core)
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        shape = (1, values.get("num_channels") or 3, height, width)
+        shape = (1, input_channels(config), height, width)
         return {"pixel_values": torch.linspace(-1, 1, math.prod(shape), device=device).sin().view(shape)}
     if core.main_input_name != "input_ids":
         return None
@@ -87,6 +87,15 @@ def example(model: Any, padded: bool = False) -> dict[str, torch.Tensor] | None:
     if padded:
         mask[1, 5:], ids[1, 5:] = 0, config.pad_token_id or 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def input_channels(config: Any) -> int:
+    """Number of channels of the images that an image model reads, from its configuration."""
+    values = config.to_dict()
+    if config.model_type == "timm_wrapper":
+        given = (config.model_args or {}).get("in_chans")
+        return int(given or ((values.get("pretrained_cfg") or {}).get("input_size") or [3])[0])
+    return int(values.get("num_channels") or (values.get("vision_config") or {}).get("num_channels") or 3)
 
 
 def _timm_size(core: Any) -> int:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from hf_transfer.errors import UserError, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
 _KEY = "model_name_or_path"
@@ -42,6 +44,7 @@ class Loaded:
         fresh: names of newly initialized parameters that the checkpoint does not contain; they train with the head.
         notes: messages for the user.
         origin: license and language of the hub repository that the weights come from, if it states them.
+        grown: number of embeddings that were added for tokens beyond the checkpoint's last one.
     """
 
     model: PreTrainedModel
@@ -49,6 +52,7 @@ class Loaded:
     fresh: tuple[str, ...]
     notes: tuple[str, ...]
     origin: dict[str, Any] = field(default_factory=dict)
+    grown: int = 0
 
     @property
     def layer_rules(self) -> list[tuple[str, str]]:
@@ -63,11 +67,13 @@ class Weights(NamedTuple):
         model: in fp32.
         missing: names of the parameters missing from the checkpoint.
         origin: see `Loaded`; for an adapter, of its backbone.
+        resized: those of `missing` that the checkpoint holds in another shape.
     """
 
     model: PreTrainedModel
     missing: set[str]
     origin: dict[str, Any]
+    resized: frozenset[str] = frozenset()
 
 
 def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
@@ -164,6 +170,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         WorkFailed: the hub cannot be reached.
     """
     before, own = _label_names(config), set((config.id2label or {}).values())
+    generic = labels.generic(config)
     labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
         setattr(config, key, value)
@@ -173,21 +180,25 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, missing, origin = _from_checkpoint(args, auto_class, config)
+        weights = _from_checkpoint(args, auto_class, config)
+        model, missing, origin = weights.model, weights.missing, weights.origin
         notes = []
         if args.from_scratch:
             return Loaded(model, labels, (), ("Training from scratch: all weights are randomly initialized.",))
         plain = plain_names(model)
         head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
-        if not missing & head and set(labels.names) not in (before, own):
+        has_head = not missing & head or bool(weights.resized & head)
+        if not missing & head and set(labels.names) not in (before, own) and not generic:
             missing |= _fresh_head(model, auto_class, head)
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing & head:
         notes.append(
             f"Newly initialized head with {len(labels.names)} outputs ({_some(labels.names)}); "
-            f"{'the checkpoint has none' if not before else f'the checkpoint predicts {_some(sorted(before))}'}."
+            f"{f'the checkpoint predicts {_some(sorted(own))}' if before or has_head else 'the checkpoint has none'}."
         )
+    elif generic:
+        notes.append(f"The checkpoint's head is kept: its {_some(sorted(own))} are taken for {_some(labels.names)}.")
     body = sorted(missing - head)
     if body:
         notes.append(f"Missing from the checkpoint and trained with the head: {_some(body)}.")
@@ -209,16 +220,16 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
     place, options = source(args)
     if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
         return _with_adapter(args, auto_class, config, adapter, place, options)
+    load = partial(
+        auto_class.from_pretrained,
+        place,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        use_safetensors=None if args.allow_pickle else True,
+        **options,
+    )
     try:
-        model, info = auto_class.from_pretrained(
-            place,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            use_safetensors=None if args.allow_pickle else True,
-            **options,
-        )
+        model, info = load(config=config, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(name, error) from error
     if "labels" not in inspect.signature(model.forward).parameters:
@@ -230,9 +241,11 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
     for parameter in model.parameters():  # memory-mapped weights may be unaligned, which changes sums in the last bit
         parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
-    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    mismatched = {entry[0] for entry in info["mismatched_keys"]} & parameters
+    mismatched -= fill_resampled(model, sorted(mismatched), load)
     origin = {} if Path(place).is_dir() else _repository(args).origin
-    return Weights(model, (set(info["missing_keys"]) | mismatched) & parameters, origin)
+    missing = (set(info["missing_keys"]) & parameters) | mismatched
+    return Weights(model, missing, origin, frozenset(mismatched))
 
 
 def _with_adapter(
@@ -245,7 +258,8 @@ def _with_adapter(
         model_revision=adapter.revision or "main",
     )
     shared = _SHARED.get()
-    model, missing, origin = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    weights = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    model, missing, origin = weights.model, weights.missing, weights.origin
     model, loaded = put_on(model, place, options, args.restart_adapter)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
         loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
@@ -304,7 +318,7 @@ class SharedBackbone:
                 + f"; the bank's backbone is {self.name!r}.",
                 "Use one bank per backbone.",
             )
-        model, missing, origin = self._loaded
+        model, missing, origin = self._loaded.model, self._loaded.missing, self._loaded.origin
         shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
         own = copy.deepcopy(model, shared)
         for name, value in Labels.of(config).config_kwargs.items():

@@ -29,7 +29,7 @@ def conclude(result: Result, task: Task) -> None:
         say(line)
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
-    if any(not math.isfinite(v) for v in results["metrics"].values()):
+    if not math.isfinite(results["metrics"]["loss"]):
         say("The loss is not a number: training diverged. Try a lower learning_rate.")
     python = shlex.quote(_python())
     ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"

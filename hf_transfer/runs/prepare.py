@@ -13,25 +13,27 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from hf_transfer.data.bucketing import describe
+from hf_transfer.data.columns import Columns, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
-from hf_transfer.data.labels import Labels, find_labels, infer_labels
+from hf_transfer.data.groups import shared_groups
+from hf_transfer.data.label_columns import LabelColumn, find_labels, variant_notes
+from hf_transfer.data.labels import Labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
-from hf_transfer.data.streaming import Reader, Stream, beginning, held_out, open_streams
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.data.streaming import Reader, Stream, beginning, held_groups, held_out, open_streams
+from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
-from hf_transfer.evaluation.metrics import names as metric_names
 from hf_transfer.features.examples import Views
 from hf_transfer.files import say
 from hf_transfer.models.load import Loaded
+from hf_transfer.runs.checks import check_batches, check_best, check_grown
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
-from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.linear_probe import note as note_on_head
 from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
@@ -82,20 +84,26 @@ def prepare(config: Config) -> Prepared:
     with args.main_process_first(desc="data"):
         source = locate(keys)
         splits = (beginning if keys.streaming else load_splits)(keys, source)
-    task, inputs = choose_task(splits["train"].features, keys)
-    splits, column = find_labels(splits, inputs, keys)
-    labels = infer_labels(splits["train"], column, keys.problem_type, keys.on_bad_example == "skip")
+    columns = Columns(splits["train"], splits.written, keys.text_column_name)
+    task, inputs = choose_task(columns, keys)
+    found = find_labels(splits, inputs, keys)
+    labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
     loaded, processor = task.load(config.model, keys, labels)
+    check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
         processor.model_max_length -= spare
-    data = make_data(splits, inputs, column, labels=loaded.labels, args=keys, seed=config.split_seed)
+    data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
+    if keys.split_group_column_name:
+        facts.group_leaks = shared_groups(data.splits, keys.split_group_column_name)
+    facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
+    facts.pixels = task.settle(data, loaded.model, processor, keys)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
-    _check_best(args, loaded.labels)
+    check_best(args, loaded.labels)
     if stream is None:
-        _check_batches(args, len(data.train))
+        check_batches(args, len(data.train))
     config = with_decisions(
-        config.resolved(**_inferred(task, inputs, column, keys, loaded.labels.problem_type)),
+        config.resolved(**_inferred(task, inputs, found, keys, loaded.labels.problem_type), **_decided(facts)),
         choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
         {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
     )
@@ -114,17 +122,41 @@ def prepare(config: Config) -> Prepared:
 
 
 def _inferred(
-    task: Task, inputs: tuple[str, ...], column: str, keys: DataArguments, problem_type: str
+    task: Task, inputs: tuple[str, ...], found: LabelColumn, keys: DataArguments, problem_type: str
 ) -> dict[str, Any]:
     """Data keys with what was inferred from the data."""
     inferred: dict[str, Any] = {
         "task": task.name,
         "problem_type": problem_type,
-        "label_column_name": keys.label_column_name or column,
+        "label_column_name": keys.label_column_name or found.name,
+        "label_delimiter": found.delimiter,
     }
     if task.input_key:
         inferred[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
     return inferred
+
+
+def _roles(
+    columns: Columns, inputs: tuple[str, ...], found: LabelColumn, labels: Labels, keys: DataArguments
+) -> list[str]:
+    """What each column of the data is taken for, as notes."""
+    given = keys.label_column_name or found.name
+    targets = given if isinstance(given, list) else [given]
+    kinds = {
+        "regression": "numbers",
+        "single_label_classification": f"{len(labels.names):,} classes",
+        "multi_label_classification": f"{len(labels.names):,} labels, several per example",
+    }
+    target = f"label {', '.join(map(repr, targets))}: {kinds[labels.problem_type]}"
+    pair = len(inputs) == 2 and not keys.text_column_name
+    hint = f" (text_column_name: {inputs[0]} reads one)" if pair else ""
+    roles = f"Columns: input {' and '.join(map(repr, inputs))}{hint}; {target}."
+    return [roles, *unread(columns, (*inputs, *targets)), *variant_notes(found.splits, found.name, labels)]
+
+
+def _decided(facts: Facts) -> dict[str, Any]:
+    """Data keys that the training split decided."""
+    return {"pixel_range": list(facts.pixels.range)} if facts.pixels else {}
 
 
 def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int) -> tuple[Data, Facts]:
@@ -158,6 +190,7 @@ def training_stream(prepared: Prepared) -> Stream:
         labels=prepared.loaded.labels,
         args=args,
         held=held_out(prepared.data),
+        held_groups=held_groups(prepared.data, args),
         read=task.read,
         change=task.change(prepared.inputs, prepared.processor, args, prepared.chance),
     )
@@ -180,7 +213,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             eval_dataset=validation,
             processing_class=prepared.processor,
             data_collator=_collator(prepared),
-            compute_metrics=lambda p: metrics_of(labels.problem_type, p),
+            compute_metrics=lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model),
         )
         trainer.data_keys = _course(prepared)
         trainer.add_callback(Epochs(prepared.chance))
@@ -287,33 +320,3 @@ def _trainer_errors(output_dir: Path) -> Iterator[None]:
         raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(one_line(error)) from error
-
-
-def _check_best(args: TransferArguments, labels: Labels) -> None:
-    """Check `metric_for_best_model`, which Trainer reads only after the first epoch.
-
-    Raises:
-        UserError: there is no such metric.
-    """
-    available = ("loss", *metric_names(labels.problem_type, len(labels.names)))
-    wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if wanted not in available:
-        raise UserError(
-            f"unknown metric {args.metric_for_best_model!r} for {labels.problem_type}.",
-            f"Available metrics: {', '.join(available)}.{nearest(wanted, available)}",
-            key="metric_for_best_model",
-        )
-
-
-def _check_batches(args: TransferArguments, examples: int) -> None:
-    """Raises:
-    UserError: an epoch would have no batch.
-    """
-    size = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and examples < size:
-        raise UserError(
-            f"{args.per_device_train_batch_size} gives a global batch size of {size}, there are only {examples} "
-            "training examples, and dataloader_drop_last drops incomplete batches.",
-            "Use a smaller batch size, or remove dataloader_drop_last.",
-            key="per_device_train_batch_size",
-        )

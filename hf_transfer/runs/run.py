@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
@@ -20,15 +19,16 @@ from hf_transfer.adapters.attach import is_adapted, name_of
 from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.locate import IN_MEMORY
+from hf_transfer.data.record import Record
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.evaluation.measure import finite, held_out_metrics, without_speed
+from hf_transfer.evaluation.measure import held_out_metrics, without_speed
 from hf_transfer.evaluation.thresholds import tune_thresholds
-from hf_transfer.files import say, write_json
+from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import (
@@ -69,7 +69,7 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
     if dataset_name is None or isinstance(dataset_name, str | Path):
         return run(Config.from_sources({}, {**given, "dataset_name": dataset_name}))
     config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY})
-    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name))))
+    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name, config.data))))
 
 
 def run(config: Config) -> Result:
@@ -152,8 +152,16 @@ def _prepare(config: Config) -> _Ready:
             say(line)
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
-        write_json(output_dir / RUN_FILE, prepared.config.to_yaml())
+        write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
+        _record(prepared, output_dir, is_resumed=checkpoint is not None)
     return ready
+
+
+def _record(prepared: Prepared, output_dir: Path, is_resumed: bool) -> None:
+    """Write what the examples are, before any of them is trained on."""
+    path, record = output_dir / EXAMPLES, Record.of(prepared.data, prepared.config.data)
+    earlier = Record.load(path) if is_resumed else None
+    (record if earlier is None else record.including(earlier)).save(path)
 
 
 def _train(ready: _Ready) -> None:
@@ -187,7 +195,7 @@ def _finish(ready: _Ready) -> Result:
     check_saved(trainer, task, config, labels)
     end_workers(trainer)
     if trainer.is_world_process_zero():  # last: it marks a finished run
-        write_json(output_dir / RESULTS, json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+        write_json(output_dir / RESULTS, results)
         card.write(output_dir)
     predictor = Predictor(
         task=task,
@@ -198,6 +206,7 @@ def _finish(ready: _Ready) -> Result:
         batch_size=args.per_device_eval_batch_size,
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         seed=config.split_seed,
+        record=Record.load(output_dir / EXAMPLES),
     )
     return Result(output_dir, results, trainer.plan, trainer, predictor)
 
@@ -232,7 +241,7 @@ def _talks(args: TransferArguments) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, HISTORY, NONFINITE):
+    for name in (RESULTS, EXAMPLES, HISTORY, NONFINITE):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)

@@ -14,7 +14,9 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import Chance
 from hf_transfer.data.duplicates import Trace, content_hash
+from hf_transfer.data.facts import PixelFacts
 from hf_transfer.data.labels import LABELS, Labels
+from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError
 from hf_transfer.models.load import Loaded
 
@@ -89,6 +91,14 @@ class Task(ABC):
         """
         return value
 
+    def wrong(self, values: Sequence[Any]) -> str:
+        """Why an example cannot be used, in training, evaluation and prediction alike; empty if it can.
+
+        Args:
+            values: what `read` returned for each input column.
+        """
+        return ""
+
     def trace(self, values: Sequence[Any]) -> Trace:
         """Hashes and sizes of an example, to find its duplicates; takes one value per input column.
 
@@ -96,7 +106,28 @@ class Task(ABC):
             ValueError: the example is unusable; the message says why.
         """
         read = [self.read(value) for value in values]
+        if reason := self.wrong(read):
+            raise ValueError(reason)
         return Trace(content_hash(*(repr(value).encode() for value in read)), None, {})
+
+    def settle(self, data: Data, model: Any, processor: Any, args: DataArguments) -> PixelFacts | None:
+        """Decide what preprocessing takes from the training split, and write it into the model's configuration.
+
+        Returns:
+            What was decided; None if nothing had to be.
+
+        Raises:
+            UserError: a key has a wrong value.
+        """
+        return None
+
+    def clipped(self, split: Dataset, inputs: tuple[str, ...], processor: Any) -> dict[str, int]:
+        """Number of examples of which preprocessing clips values, as an entry of an evaluation's results."""
+        return {}
+
+    def remarks(self, values: Sequence[Any], processor: Any) -> dict[str, Any]:
+        """What an answer says beyond the prediction, for example that pixels were clipped; takes what `read` gave."""
+        return {}
 
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int] | None:
         """(fraction of the examples that are truncated, maximum length); None if nothing is ever truncated."""

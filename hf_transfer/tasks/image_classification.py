@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from datasets import Dataset, Image, Value
+from transformers import AutoModelForImageClassification
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
 from hf_transfer.data.duplicates import Trace, content_hash, look_hash
-from hf_transfer.data.image_paths import IMAGE_SUFFIXES
-from hf_transfer.data.images import glance, open_image, to_channels
+from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES
+from hf_transfer.data.images import (
+    DEFAULT_RANGE,
+    Range,
+    encoded,
+    extremes,
+    glance,
+    is_deep,
+    num_beyond,
+    open_image,
+    to_channels,
+)
 from hf_transfer.data.labels import LABELS, Labels
-from hf_transfer.errors import UserError, nearest, one_line
-from hf_transfer.models.load import Loaded, load_config, load_model, source
+from hf_transfer.data.pixel_range import checked_range, decide_range, deep_extremes, num_clipped
+from hf_transfer.data.splits import Data
+from hf_transfer.errors import UserError, nearest
+from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
+from hf_transfer.models.image_size import with_image_size
+from hf_transfer.models.load import Loaded, load_config, load_model
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.views import looks, most_looks
 
@@ -43,19 +56,24 @@ class ImageClassification(Task):
                     f"The columns are {', '.join(features)}.{nearest(args.image_column_name, features)}",
                 )
             return (args.image_column_name,)
-        images = [n for n, f in features.items() if isinstance(f, Image)]
+        images = [n for n, f in features.items() if isinstance(f, Image)] or _columns_of_bytes(features, args)
         if len(images) > 1:
             raise UserError("image_column_name: several columns contain images.", f"Name one of {', '.join(images)}.")
         return tuple(images)
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForImageClassification)
-        if data_args.image_size and config.model_type == "timm_wrapper":
-            _set_timm_size(config, data_args.image_size)
-        loaded = load_model(model_args, AutoModelForImageClassification, config, labels)
-        if data_args.image_size and config.model_type != "timm_wrapper":
-            _set_size(loaded.model, data_args.image_size)
-        return loaded, _load_processor(model_args, config, data_args.image_size)
+        check_channels(config, str(model_args.model_name_or_path))
+        if config.model_type == "timm_wrapper":
+            complete_timm_config(config)
+        if data_args.image_size:
+            build = partial(AutoModelForImageClassification.from_config, trust_remote_code=model_args.trust_remote_code)
+            config = with_image_size(config, data_args.image_size, build)
+        processor = load_processor(model_args, config, data_args.image_size)
+        pixel_range = checked_range(data_args.pixel_range) or getattr(config, "pixel_range", None)
+        if pixel_range is not None:
+            _set_range(config, processor, pixel_range)
+        return load_model(model_args, AutoModelForImageClassification, config, labels), processor
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         (column,) = inputs
@@ -84,7 +102,7 @@ class ImageClassification(Task):
 
     def _changed(self, column: str, processor: Any, augment: Augmentation, batch: dict[str, Any]) -> dict[str, Any]:
         read = self._read(batch[column], batch[EXAMPLE])
-        images = [to_channels(image, channels_of(processor)) for image in read]
+        images = [_eight_bits(image, processor) for image in read]
         pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
         return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
 
@@ -113,16 +131,55 @@ class ImageClassification(Task):
 
     def trace(self, values: Sequence[Any]) -> Trace:
         (cell,) = values
-        stored, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, cell)
-        try:
-            content = stored if stored is not None else Path(str(path)).read_bytes()
-        except (OSError, TypeError) as error:
-            raise ValueError(f"cannot be read as an image ({one_line(error, 100)})") from error
+        content = encoded(cell)
         image, (width, height) = glance(content)
-        return Trace(content_hash(content), look_hash(to_channels(image, 3)), {"width": width, "height": height})
+        own = extremes(image) if is_deep(image) else None  # compared by its contrasts only
+        look = look_hash(to_channels(image, 3, own))
+        return Trace(content_hash(content), look, {"width": width, "height": height})
+
+    def settle(self, data: Data, model: Any, processor: Any, args: DataArguments) -> PixelFacts | None:
+        (column,) = data.inputs
+        measured = {name: deep_extremes(split, column) for name, split in data.splits.items()}
+        if not any(map(len, measured.values())):
+            return None
+        pixel_range = checked_range(args.pixel_range) or decide_range(measured["train"]) or range_of(processor)
+        if pixel_range is None:
+            name = next(name for name, pairs in measured.items() if len(pairs))
+            raise UserError(
+                f"the {name} split has float or 32-bit images and the training split has none.",
+                "Give the lowest and the highest value of such images, for example [0, 1].",
+                key="pixel_range",
+            )
+        _set_range(model.config, processor, pixel_range)
+        deep = {name: len(pairs) for name, pairs in measured.items()}
+        return PixelFacts(pixel_range, deep, {name: num_clipped(p, pixel_range) for name, p in measured.items()})
+
+    def clipped(self, split: Dataset, inputs: tuple[str, ...], processor: Any) -> dict[str, int]:
+        (column,) = inputs
+        measured = deep_extremes(split, column)
+        pixel_range = range_of(processor)
+        if not len(measured):
+            return {}
+        if pixel_range is None:
+            raise UserError(
+                "the data has float or 32-bit images, and the model does not say their range.",
+                "Give their lowest and highest value, for example [0, 1].",
+                key="pixel_range",
+            )
+        return {"clipped_images": num_clipped(measured, pixel_range)}
+
+    def remarks(self, values: Sequence[Any], processor: Any) -> dict[str, Any]:
+        (image,) = values
+        if not is_deep(image):
+            return {}
+        given = range_of(processor)
+        low, high = given or DEFAULT_RANGE[image.mode]
+        said = {} if given else {"pixel_range": f"unknown to the model, {low:g} to {high:g} assumed"}
+        beyond = num_beyond(image, given)
+        return said | ({"clipped_pixels": beyond} if beyond else {})
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> dict[str, Any]:
-        images = [to_channels(image, channels_of(processor)) for image in columns[0]]
+        images = [_eight_bits(image, processor) for image in columns[0]]
         return {"pixel_values": processor(images, return_tensors="pt")["pixel_values"]}
 
     def look(
@@ -141,89 +198,32 @@ class ImageClassification(Task):
         return _collate
 
 
+def _columns_of_bytes(features: Mapping[str, Any], args: DataArguments) -> list[str]:
+    """Columns of encoded images, or of what `datasets` stores for one; by their name, unless images are asked for."""
+    binary = [n for n, f in features.items() if _is_binary(f.get("bytes") if isinstance(f, dict) else f)]
+    named = [n for n in binary if n in IMAGE_COLUMNS or isinstance(features[n], dict)]
+    return named or (binary if args.task == ImageClassification.name else [])
+
+
+def _is_binary(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     batch = {"pixel_values": torch.stack([e["pixel_values"] for e in examples])}
     return batch | ({LABELS: torch.tensor([e[LABELS] for e in examples])} if LABELS in examples[0] else {})
 
 
-def _set_timm_size(config: PreTrainedConfig, size: int) -> None:
-    """Set the input size of a timm model in its configuration, so that the saved model loads with it."""
-    pretrained = config.to_dict().get("pretrained_cfg") or {}
-    config.pretrained_cfg = {**pretrained, "input_size": [_timm_channels(config, pretrained), size, size]}
-    if config.pretrained_cfg.get("fixed_input_size"):
-        config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
+def range_of(processor: Any) -> Range | None:
+    """(lowest, highest) value of float and 32-bit images; None if the model's training data had none."""
+    given = getattr(processor, "pixel_range", None)
+    return (float(given[0]), float(given[1])) if given else None
 
 
-def _set_size(model: PreTrainedModel, size: int) -> None:
-    """Set the input size of a Hugging Face model.
-
-    Raises:
-        UserError: the model has learned position embeddings for another size.
-    """
-    config = model.config
-    if not hasattr(config, "image_size") or config.image_size == size:
-        return
-    if any("position_embedding" in name for name, _ in model.named_parameters()):
-        raise UserError(
-            f"image_size: {size} does not match the position embeddings of {config.model_type}, which are for "
-            f"{config.image_size} pixels.",
-            "Remove image_size, or use a convolutional or timm model.",
-        )
-    config.image_size = size
+def _set_range(config: Any, processor: Any, pixel_range: Sequence[float]) -> None:
+    """The configuration is saved with the model, and timm's processors are not saved at all."""
+    config.pixel_range = processor.pixel_range = [float(v) for v in pixel_range]
 
 
-def _load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | None) -> Any:
-    if config.model_type == "timm_wrapper":
-        import timm
-        from transformers import TimmWrapperImageProcessor
-
-        # It warns at every save that its configuration is already in config.json, which is intended here.
-        logging.getLogger(TimmWrapperImageProcessor.__module__).setLevel(logging.ERROR)
-        # A model created from a bare architecture name has no input configuration; timm's default is used.
-        default = timm.get_pretrained_cfg(config.architecture, allow_unregistered=True)
-        pretrained = config.to_dict().get("pretrained_cfg") or (default.to_dict() if default else {})
-        if "input_size" in pretrained:
-            channels = _timm_channels(config, pretrained)
-            pretrained = {**pretrained, "input_size": [channels, *pretrained["input_size"][1:]]}
-            pretrained |= {k: _for_channels(pretrained[k], channels) for k in ("mean", "std") if pretrained.get(k)}
-        return TimmWrapperImageProcessor(pretrained, architecture=config.architecture)
-    place, options = source(args)
-    try:
-        processor = AutoImageProcessor.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load an image processor from {args.model_name_or_path!r} ({one_line(error)}).",
-            key="model_name_or_path",
-        ) from error
-    if config.to_dict().get("num_channels") and getattr(processor, "image_mean", None):
-        channels = int(config.num_channels)
-        processor.image_mean = _for_channels(processor.image_mean, channels)
-        processor.image_std = _for_channels(processor.image_std, channels)
-        if channels == 1 and getattr(processor, "do_convert_rgb", None):
-            processor.do_convert_rgb = False
-    if size:
-        resize_to = (
-            {"shortest_edge": size} if "shortest_edge" in (processor.size or {}) else {"height": size, "width": size}
-        )
-        processor.size = resize_to
-        if getattr(processor, "do_center_crop", None):
-            processor.crop_size = {"height": size, "width": size}
-    return processor
-
-
-def channels_of(processor: Any) -> int:
-    """Number of input channels: 1 for grayscale, 3 for RGB; as many as the processor has channel means."""
-    if hasattr(processor, "data_config"):  # timm's
-        return int(processor.data_config["input_size"][0])
-    mean = getattr(processor, "image_mean", None)
-    return len(mean) if isinstance(mean, list | tuple) else 3
-
-
-def _timm_channels(config: PreTrainedConfig, pretrained: Mapping[str, Any]) -> int:
-    given = (config.model_args or {}).get("in_chans")
-    return int(given or (pretrained.get("input_size") or [3])[0])
-
-
-def _for_channels(values: Sequence[float], channels: int) -> list[float]:
-    """Per-channel means or standard deviations for another number of channels, as their average."""
-    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
+def _eight_bits(image: Any, processor: Any) -> Any:
+    return to_channels(image, channels_of(processor), range_of(processor))

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, Value
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedConfig
+from datasets import Dataset, Image, Value
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
+from hf_transfer.data.columns import text_candidates
 from hf_transfer.data.duplicates import Trace, content_hash, normalized
 from hf_transfer.data.labels import LABELS, Labels
+from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.tokenizer_fit import check_tokenizer, grow_embeddings, max_tokens, settle
 
-# Usual column names of GLUE and other hub datasets, tried before "the only text column".
+# Usual column names of GLUE and other hub datasets, tried before "the only text column"; pairs before their parts.
 _USUAL = (
-    ("text",),
-    ("sentence",),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
     ("question1", "question2"),
+    ("question", "answer"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("title", "text"),
+    ("text",),
+    ("sentence",),
 )
-_UNBOUNDED = 10**9  # tokenizers without a limit report 1e30
-_DEFAULT_LENGTH = 512
 _CHARACTERS = 100  # characters read per token at most: tokenizing 10 MB only to truncate it would take minutes
 
 
@@ -57,39 +63,50 @@ class TextClassification(Task):
                     f"text_column_name: expected one column or a pair, got {len(given)}: {', '.join(given)}."
                 )
             return tuple(given)
-        texts = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
+        labels = args.label_column_name if isinstance(args.label_column_name, list) else [args.label_column_name]
+        strings = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
         for usual in _USUAL:
-            if all(n in texts for n in usual):
+            if all(n in strings and n not in labels for n in usual):
                 return usual
-        texts = [n for n in texts if n not in ("label", LABELS, args.label_column_name)]
-        if len(texts) > 1 and (args.task == self.name):
+        texts = text_candidates(features, ("label", LABELS, *labels))
+        if len(texts) > 1 and not any(isinstance(f, Image) for f in features.values()):
             raise UserError(
-                "text_column_name: several columns contain text.", f"Name one, or a pair, of {', '.join(texts)}."
+                f"several columns may be the text: {', '.join(texts)}.",
+                f"Set text_column_name: {texts[0]} for one, or text_column_name: [{texts[0]}, {texts[1]}] for a pair.",
+                key="text_column_name",
             )
         return tuple(texts) if len(texts) == 1 else ()
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForSequenceClassification)
         tokenizer = _load_tokenizer(model_args)
-        if config.pad_token_id is None:  # decoders classify the last non-padding token
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
+        notes = check_tokenizer(tokenizer, str(model_args.model_name_or_path))
+        if not 0 <= (-1 if config.pad_token_id is None else config.pad_token_id) < len(tokenizer):
             config.pad_token_id = tokenizer.pad_token_id
-        limit = data_args.max_seq_length or _readable(tokenizer, config)
-        if limit > _readable(tokenizer, config):
-            raise UserError(
-                f"max_seq_length: {limit} exceeds the model's maximum of {_readable(tokenizer, config)} tokens."
-            )
+        loaded = load_model(model_args, AutoModelForSequenceClassification, config, labels)
+        longest = max_tokens(loaded.model, tokenizer)
+        limit = data_args.max_seq_length or longest
+        if limit > longest:
+            raise UserError(f"max_seq_length: {limit} exceeds the model's maximum of {longest} tokens.")
         tokenizer.model_max_length = limit
         if data_args.truncation_side:
             tokenizer.truncation_side = data_args.truncation_side
-        return load_model(model_args, AutoModelForSequenceClassification, config, labels), tokenizer
+        grown = grow_embeddings(loaded.model, tokenizer)
+        if grown:
+            notes.append(
+                f"Added {grown} embeddings for tokens beyond the checkpoint's: each starts as the mean of all."
+            )
+        notes += settle(loaded.model, tokenizer)
+        return replace(loaded, notes=(*loaded.notes, *notes), grown=grown), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
-        for column in inputs:
-            empty = [i for i, text in enumerate(split[column]) if text is None]
-            if empty:
-                raise UserError(f"{len(empty)} examples have no text in column {column!r} (first: row {empty[0]}).")
+        rows = zip(*(split[column][:] for column in inputs), strict=True)
+        if empty := [i for i, values in enumerate(rows) if self.wrong(values)]:
+            row = split[ROW][empty[0]] if ROW in split.column_names else empty[0]
+            raise UserError(
+                f"{len(empty):,} examples have no text in {' and '.join(map(repr, inputs))} (first: row {row}).",
+                "Fix or remove them, or set on_bad_example: skip to leave them out.",
+            )
         return self._tokenized(split, inputs, processor, (LABELS,))
 
     def _tokenized(self, split: Dataset, inputs: tuple[str, ...], processor: Any, kept: Sequence[str]) -> Dataset:
@@ -114,6 +131,8 @@ class TextClassification(Task):
         return plain if mask is None else partial(_both, plain, mask)
 
     def read(self, value: Any) -> str:
+        if value is None:
+            raise ValueError("no text")
         if not isinstance(value, str):
             raise ValueError(f"{value!r} is not a string")
         try:
@@ -122,13 +141,16 @@ class TextClassification(Task):
             raise ValueError("not valid Unicode") from error
         return value
 
+    def wrong(self, values: Sequence[Any]) -> str:
+        is_empty = any(text is None for text in values) or not any(text.strip() for text in values)
+        return "empty text" if is_empty else ""
+
     def trace(self, values: Sequence[Any]) -> Trace:
-        texts = [value for value in values if value is not None]
-        if len(texts) < len(values) or not any(text.strip() for text in texts):
-            raise ValueError("empty text")
-        near = content_hash(*(normalized(text).encode() for text in texts))
-        sizes = {"characters": sum(len(text) for text in texts)}
-        return Trace(content_hash(*(text.encode() for text in texts)), near, sizes)
+        if reason := self.wrong(values):
+            raise ValueError(reason)
+        near = content_hash(*(normalized(text).encode() for text in values))
+        sizes = {"characters": sum(len(text) for text in values)}
+        return Trace(content_hash(*(text.encode() for text in values)), near, sizes)
 
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int]:
         limit = processor.model_max_length
@@ -236,12 +258,3 @@ def _readable_part(text: str, tokenizer: Any) -> str:
     """The part of a text that can fit into the maximum length, from the end that truncation keeps."""
     most = tokenizer.model_max_length * _CHARACTERS
     return text[-most:] if tokenizer.truncation_side == "left" else text[:most]
-
-
-def _readable(tokenizer: Any, config: PreTrainedConfig) -> int:
-    """Maximum number of tokens of model and tokenizer; RoBERTa's positions start after the padding index."""
-    positions = getattr(config, "max_position_embeddings", None) or _UNBOUNDED
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2
-    limit = min(tokenizer.model_max_length, positions)
-    return _DEFAULT_LENGTH if limit >= _UNBOUNDED else limit

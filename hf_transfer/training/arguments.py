@@ -21,6 +21,7 @@ from hf_transfer.errors import UserErrors
 from hf_transfer.objectives import losses
 from hf_transfer.plan import checks
 from hf_transfer.training import linear_probe
+from hf_transfer.training.best_metric import set_direction
 from hf_transfer.training.schedules import LR_SCHEDULER_TYPES, SCHEDULES
 
 
@@ -39,7 +40,8 @@ class TransferArguments(
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. A `learning_rate` that is not
     given is the strategy's: 1e-3 for a linear probe, 5e-4 with an adapter, else `TrainingArguments`' own 5e-5.
     `stages` sets `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in
-    `schedules.SCHEDULES`.
+    `schedules.SCHEDULES`. `greater_is_better`, where it is not given, is the direction of a metric that this package
+    computes (smaller is better for `mae`, `rmse` and `ece`), else Trainer's.
 
     Raises:
         UserErrors: all problems of the plan keys at once.
@@ -70,6 +72,8 @@ class TransferArguments(
         self.use_cpu |= not torch.accelerator.is_available()
         if schedule in SCHEDULES:  # TrainingArguments knows transformers' own only
             self.lr_scheduler_type = SchedulerType.CONSTANT
+        self.has_own_direction = self.greater_is_better is not None  # else Trainer's rule or ours fills it in
         super().__post_init__()
         if schedule in SCHEDULES:
             self.lr_scheduler_type = schedule
+        set_direction(self, self.has_own_direction)

@@ -9,6 +9,7 @@ import torch
 from hf_transfer.adapters import attach
 from hf_transfer.errors import UserError
 from hf_transfer.plan.plan import Plan
+from hf_transfer.training.best_metric import check_metric
 from hf_transfer.training.running import RunningTrainer
 
 
@@ -28,6 +29,7 @@ def check_backend(trainer: RunningTrainer, plan: Plan) -> None:
         _check_stages(trainer, plan)
     if plan.waits and args.eval_strategy == "no":
         raise UserError("unfreeze_trigger: plateau needs evaluations, and there are none.", "Set eval_strategy: epoch.")
+    check_metric(trainer, plan)
     if plan.waits and args.unfreeze_restore_best and trainer.is_fsdp_enabled:
         raise UserError(
             "unfreeze_restore_best keeps a copy of the weights, which FSDP shards.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,12 +13,12 @@ import torch
 from torch import nn
 
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation import metric_table
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Head, Problem
 
 FOLDS = 5
 # Weaker strengths take longest, and are not tried after so many without improvement of the metric or the loss.
 PATIENCE = 3
-_LESS_IS_BETTER = ("mae", "rmse", "ece")
 
 Examples = tuple[torch.Tensor, torch.Tensor]  # (features, labels)
 
@@ -75,24 +76,22 @@ class Measure:
     """
 
     def __init__(self, kind: str, outputs: int, metric_for_best_model: str | None):
-        from hf_transfer.evaluation import metrics  # slow to import
-
         self.kind = kind
         given = (metric_for_best_model or "").removeprefix("eval_")
-        is_ours = given in metrics.names(kind, outputs)
+        is_ours = given in metric_table.names(kind, outputs)
         self.metric = given if is_ours else "accuracy" if kind == SINGLE and given != "loss" else ""
-        self.sign = -1.0 if self.metric in _LESS_IS_BETTER else 1.0
-        self.name = self.metric or "loss"
+        self.name = self.metric or metric_table.LOSS
+        self.sign = 1.0 if metric_table.greater_is_better(self.name) else -1.0
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, float]:
         """(value for display, value to maximize, negative loss to break ties)."""
-        from hf_transfer.evaluation import metrics
+        from hf_transfer.evaluation import metrics  # slow to import
 
         loss = self._loss(logits, labels)
         if not self.metric:
             return loss, -loss, -loss
         truth = labels[:, 0] if self.kind == REGRESSION and labels.shape[1] == 1 else labels
-        value = metrics.compute(self.kind, logits.numpy(), truth.numpy()).get(self.metric, float("-inf"))
+        value = metrics.compute(self.kind, logits.numpy(), truth.numpy()).get(self.metric, self.sign * -math.inf)
         return value, self.sign * value, -loss
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:

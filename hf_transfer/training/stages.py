@@ -18,13 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import frozen_modules
 from hf_transfer.plan import plateau
 from hf_transfer.plan.optimizer_groups import current_rates
 from hf_transfer.plan.plan import Plan, Stage
 from hf_transfer.plan.stage_records import StageRecord, stage_records
 from hf_transfer.training import ddp
+from hf_transfer.training.best_metric import check_evaluated, evaluation_sets, watched
 from hf_transfer.training.running import RunningTrainer
 from hf_transfer.training.side_effects import without_side_effects
 
@@ -59,6 +60,7 @@ class Unfreezing(TrainerCallback):
         self.seconds_before: dict[int, float] = {}
         self._reducer_is_stale = False
         self._idle: dict[str, nn.Parameter] = {}
+        self._evaluated = (-1, set[str]())  # (optimizer step, names of the metrics that were computed there)
 
     @property
     def plan(self) -> Plan:
@@ -222,15 +224,8 @@ class Unfreezing(TrainerCallback):
 
     # ---- plateaus ----
 
-    @property
-    def _watched(self) -> tuple[str, bool]:
-        """(name of the metric in the logs, whether greater is better)"""
-        args = self.trainer.args
-        name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-        return f"eval_{name}", bool(args.metric_for_best_model and args.greater_is_better)
-
     def _progress(self, stage: int) -> plateau.Progress:
-        return plateau.progress(self.trainer.state.log_history, stage, *self._watched)
+        return plateau.progress(self.trainer.state.log_history, stage, *watched(self.trainer.args))
 
     def _note_evaluation(self, metrics: dict[str, float]) -> None:
         """Keep the best weights of a stage that ends at a plateau, and begin the next stage once it has been reached.
@@ -241,14 +236,12 @@ class Unfreezing(TrainerCallback):
         patience = self.plan.stages[self.stage].patience if self.stage is not None else None
         if self.stage is None or patience is None:
             return
-        name = self._watched[0].removeprefix("eval_")
-        available = [key.removeprefix("eval_") for key in metrics if key.startswith("eval_")]
-        if name not in available and not isinstance(self.trainer.eval_dataset, dict):
-            raise UserError(
-                f"metric_for_best_model: the evaluation has no {name!r}, it has {', '.join(available)}."
-                f"{nearest(name, available)}"
-            )
         step = self.trainer.state.global_step
+        before = self._evaluated[1] if self._evaluated[0] == step else set()  # several sets are evaluated one by one
+        self._evaluated = step, before | set(metrics)
+        check_evaluated(self._evaluated[1], self.trainer.args, evaluation_sets(self.trainer))
+        if watched(self.trainer.args)[0] not in metrics:
+            return
         # Rank 0 decides: a custom metric may differ in its last bit between ranks.
         (progress,) = broadcast_object_list([self._progress(self.stage)])
         if self.trainer.args.unfreeze_restore_best and progress.best_step == step:
@@ -270,7 +263,7 @@ class Unfreezing(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.stage, self._idle, self.seconds_before = None, {}, {}
         if self.plan.waits:
-            self.trainer.plan = plateau.begun(self.plan, state.log_history, *self._watched)
+            self.trainer.plan = plateau.begun(self.plan, state.log_history, *watched(self.trainer.args))
         for module in self.model.modules():
             # For reentrant activation checkpointing, which is refused here, transformers makes the output of the
             # embeddings require a gradient; frozen layers above would be recomputed and back-propagated needlessly.

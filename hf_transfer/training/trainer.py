@@ -47,6 +47,7 @@ from hf_transfer.plan.stage_records import StageRecord
 from hf_transfer.training import adalora, linear_probe
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
+from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.loading import Loading
 from hf_transfer.training.schedules import SCHEDULES, run_schedule
@@ -89,6 +90,7 @@ class TransferMixin(Loading):
         self.objective = Objective()
         self.boundary = BoundaryCache(self)
         if isinstance(self.args, TransferArguments):
+            set_direction(self.args, self.args.has_own_direction, evaluation_sets(self))
             has_plan = plan.is_wanted(self.args)
             self._set_objective(has_plan)
             if has_plan:
@@ -225,6 +227,7 @@ class TransferMixin(Loading):
             num_epochs = max_steps / steps_per_epoch if args.max_steps > 0 else None
             new_plan = make_plan(self.args, self.layer_groups, num_train_epochs=num_epochs)
             self.plan = new_plan.resolve(steps_per_epoch, max_steps)
+            check_early_stopping(self.callback_handler.callbacks, args, self.plan, steps_per_epoch, max_steps)
             if self._solves:  # without a training step
                 stage = replace(new_plan.stages[0], start=0, epochs=0.0)
                 self.plan = replace(self.plan, stages=(stage,), num_train_epochs=0.0)

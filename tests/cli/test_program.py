@@ -154,8 +154,10 @@ def test_quiet_says_nothing(tmp_path, capfd):
     assert (tmp_path / "o" / "results.json").is_file()
 
 
-def test_verbose_lets_the_libraries_speak(tmp_path):
-    argv = ["train", *SMALL, "--verbose", "--output_dir", str(tmp_path / "o")]
+def test_verbose_lets_the_libraries_speak(tiny_bert_folder, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(20)))
+    argv = ["train", "--model_name_or_path", tiny_bert_folder, "--train_file", str(tmp_path / "a.csv")]
+    argv += [*SMALL[-4:], "--verbose", "--output_dir", str(tmp_path / "o")]
     done = subprocess.run([sys.executable, "-m", "hf_transfer", *argv], capture_output=True, text=True, check=True)
     assert "***** Running training *****" in done.stderr and "Plan: linear-probe" in done.stdout
 

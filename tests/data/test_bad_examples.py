@@ -161,7 +161,7 @@ def test_bytes_that_are_no_utf8(form, tiny_bert_folder, tmp_path):
     }[form]
     (tmp_path / f"t.{form}").write_bytes("\n".join(lines).encode("latin-1"))
     keys = {"train_file": f"{tmp_path}/t.{form}", "output_dir": f"{tmp_path}/o", **KEYS}
-    with pytest.raises(UserError, match="read as UTF-8"):
+    with pytest.raises(UserError, match="is not text in UTF-8"):
         fine_tune(tiny_bert_folder, **keys)
     run = fine_tune(tiny_bert_folder, **keys, on_bad_example="skip")
     (bad,) = run.results["data_facts"]["bad"]

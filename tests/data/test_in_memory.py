@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from PIL import Image as Pixels
 
 from hf_transfer import Predictor, UserError, fine_tune
+from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.images import undecoded
 from hf_transfer.data.in_memory import splits_of
+from hf_transfer.data.labels import LABELS
+from hf_transfer.tasks import choose_task
+from hf_transfer.tasks.image_classification import ImageClassification
 
 ROWS = {"text": [f"words {i}" for i in range(20)], "label": ["no", "yes"] * 10}
 
@@ -28,6 +33,71 @@ def test_a_frame_of_categories_and_pictures():
     made = splits_of(pd.DataFrame({"image": pictures, "kind": kinds}))["train"]
     assert made.features["kind"] == ClassLabel(names=["b", "a", "never"]) and made["kind"][:] == [0, 1, 0]
     assert made[2]["image"].getpixel((0, 0)) == (2, 2, 2)
+
+
+# ---- images ----
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Pixels.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return [folder / f"{i}.png" for i in range(12)]
+
+
+FORMS = {
+    "paths": lambda files: pd.DataFrame({"image": [str(f) for f in files]}),
+    "Path objects": lambda files: pd.DataFrame({"file": files}),
+    "bytes": lambda files: pd.DataFrame({"image": [f.read_bytes() for f in files]}),
+    "cells": lambda files: pd.DataFrame({"photo": [{"bytes": f.read_bytes(), "path": None} for f in files]}),
+    "images": lambda files: pd.DataFrame({"photo": [Pixels.open(f) for f in files]}),
+    "arrays": lambda files: pd.DataFrame({"photo": [np.asarray(Pixels.open(f)) for f in files]}),
+    "a dataset of paths": lambda files: Dataset.from_dict({"image": [str(f) for f in files]}),
+    "a dataset of bytes": lambda files: Dataset.from_dict({"image": [f.read_bytes() for f in files]}),
+    "a dataset of images": lambda files: Dataset.from_dict({"photo": [Pixels.open(f) for f in files]}),
+}
+
+
+def with_labels(table):
+    labels = ["no", "yes"] * 6
+    return table.assign(label=labels) if isinstance(table, pd.DataFrame) else table.add_column("label", labels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_images_is_read_alike(form, images):
+    splits = splits_of(with_labels(FORMS[form](images)))
+    task, inputs = choose_task(splits["train"].features, DataArguments())
+    assert task.name == "image-classification"
+    read = undecoded(task.prepare(splits["train"].rename_column("label", LABELS), inputs, None, None), inputs)
+    for cell, file in zip(read.with_format(None)[inputs[0]], images, strict=True):
+        assert np.array_equal(np.asarray(task.read(cell)), np.asarray(Pixels.open(file)))
+        assert task.trace([cell]).sizes == {"width": 16, "height": 16}
+
+
+def test_a_frame_of_bytes_and_a_parquet_file_of_bytes_train_alike(images, tiny_vit_folder, tmp_path):
+    """Examined before training; the run reads such a file again."""
+    frame = with_labels(FORMS["bytes"](images))
+    frame.to_parquet(tmp_path / "d.parquet")
+    keys = dict(num_train_epochs=1, save_strategy="no", log_level="error", on_bad_example="skip")
+    run = fine_tune(tiny_vit_folder, frame, output_dir=str(tmp_path / "a"), **keys)
+    same = fine_tune(tiny_vit_folder, train_file=str(tmp_path / "d.parquet"), output_dir=str(tmp_path / "b"), **keys)
+    assert run.metrics == same.metrics and same.evaluate()["metrics"] == same.metrics
+    assert run.results["data_facts"]["splits"]["train"]["examined"] == 10
+    assert [a["scores"] for a in run.predict(images)] == [a["scores"] for a in run.predict(frame)]
+
+
+def test_columns_that_hold_no_images():
+    """Bytes of another name are images only if images are asked for."""
+    features = {"data": Value("binary"), "label": Value("string")}
+    assert ImageClassification().input_columns(features, DataArguments()) == ()
+    assert ImageClassification().input_columns(features, DataArguments(task="image-classification")) == ("data",)
+    texts = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["x", "y"]})
+    (split,) = splits_of(texts, DataArguments(task="text-classification")).values()
+    assert split.features["path"].dtype in ("string", "large_string")
+    with pytest.raises(UserError, match="row 1 of column 'photo' of the train DataFrame cannot be read as an image"):
+        splits_of(pd.DataFrame({"photo": [np.zeros((2, 2)), np.zeros((2, 2, 2, 2))]}))
 
 
 @pytest.mark.parametrize(
@@ -52,3 +122,9 @@ def test_a_run_on_a_frame(tiny_bert_folder, tmp_path):
     assert run.evaluate()["metrics"]["accuracy"] == run.metrics["accuracy"]
     with pytest.raises(UserError, match="the run's data was a Python object"):
         Predictor.load(run.output_dir).evaluate()
+
+
+def test_a_column_of_several_kinds_is_refused_by_name():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": [1, "1"]})
+    with pytest.raises(UserError, match="column 'label' of the train DataFrame mixes int and str"):
+        splits_of(frame)

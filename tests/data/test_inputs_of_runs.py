@@ -141,6 +141,27 @@ def test_whole_numbers_as_a_regression_of_pairs(tiny_bert_folder, tmp_path):
     assert run.results["problem_type"] == "regression" and {"mae", "rmse"} <= set(run.metrics)
     assert set(run.predict([("one", "two")])[0]) == {"input", "value"}
     assert Predictor.load(run.output_dir).columns == ("sentence1", "sentence2")
-    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({**r, "label": str(r["label"])}) for r in rows))
-    with pytest.raises(UserError, match="regression expects numbers, but column 'label' contains '0'"):
+    (tmp_path / "s.jsonl").write_text("\n".join(json.dumps({**r, "label": f"n{r['label']}"}) for r in rows))
+    with pytest.raises(UserError, match="regression expects numbers, but column 'label' contains 'n0'"):
         fine_tune(tiny_bert_folder, str(tmp_path / "s.jsonl"), **keys | {"output_dir": str(tmp_path / "p")})
+
+
+def test_codes_are_read_alike_by_train_evaluate_and_predict(tiny_bert_folder, tmp_path):
+    """Texts and labels that look like numbers, in files that look different on their own."""
+    codes = ["01", "1", "1E2"]
+    rows = [(f"{1000 + i}", codes[i % 3]) for i in range(30)]
+    body = "text;label\n" + "".join(f"{text};{label}\n" for text, label in rows)
+    (tmp_path / "train.csv").write_text(body, encoding="utf-16")
+    (tmp_path / "test.csv").write_text("label,text\n" + "".join(f"1,{text}\n" for text, _ in rows[1:30:3]))
+    run = fine_tune(tiny_bert_folder, str(tmp_path), output_dir=str(tmp_path / "o"), train_val_split=0.3, **KEYS)
+    assert run.results["labels"] == ["01", "1", "1E2"] and run.results["metrics_split"] == "test"
+    decided = run.results["data_facts"]["decided"]
+    assert "train.csv: the cells are separated by semicolons." in decided and "train.csv: read as UTF-16." in decided
+    assert "Columns: input 'text'; label 'label': 3 classes." in decided
+    predictor = Predictor.load(run.output_dir)
+    other = predictor.evaluate(predictor.other_data(test_file=f"{tmp_path}/test.csv"))
+    assert other["metrics"] == pytest.approx(run.metrics)
+    answers = list(predictor.stream(predictor.read([f"{tmp_path}/test.csv"])))
+    assert [a["input"] for a in answers] == [text for text, _ in rows[1:30:3]]
+    right = sum(a["label"] == "1" for a in answers)
+    assert right / len(answers) == pytest.approx(run.metrics["accuracy"])

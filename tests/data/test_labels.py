@@ -7,7 +7,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.labels import encode, find_labels, infer_labels
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.labels import encode, infer_labels
 from hf_transfer.data.splits import make_data
 
 TEXTS = [f"t{i}" for i in range(6)]
@@ -32,7 +33,8 @@ FORMS = {
 def test_several_labels_in_three_forms(form):
     columns, keys = FORMS[form]
     splits = DatasetDict({"train": Dataset.from_dict({"text": TEXTS, **columns})})
-    splits, column = find_labels(splits, ("text",), DataArguments(**keys))
+    found = find_labels(splits, ("text",), DataArguments(**keys))
+    splits, column = found.splits, found.name
     labels = infer_labels(splits["train"], column, None)
     assert labels.problem_type == "multi_label_classification" and labels.names == ("red", "round")
     encoded = encode(splits["train"], "train", column, labels)
@@ -42,8 +44,8 @@ def test_several_labels_in_three_forms(form):
 def test_a_label_column_per_class_keeps_their_order_and_the_ones_that_never_occur():
     data = DatasetDict({"train": Dataset.from_dict({"text": ["a", "b"], "z": [1, 0], "y": [0, 0], "x": [1, 1]})})
     args = DataArguments(label_column_name=["z", "y", "x"])
-    splits, column = find_labels(data, ("text",), args)
-    assert infer_labels(splits["train"], column, None).names == ("z", "y", "x")
+    found = find_labels(data, ("text",), args)
+    assert infer_labels(found.splits["train"], found.name, None).names == ("z", "y", "x")
 
 
 @pytest.mark.parametrize(

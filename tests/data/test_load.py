@@ -10,7 +10,8 @@ from PIL import Image
 
 from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.labels import infer_labels, label_column
+from hf_transfer.data.label_columns import label_column
+from hf_transfer.data.labels import infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.splits import make_data
 
@@ -140,12 +141,13 @@ def test_files_beside_a_named_data_set(tmp_path):
     assert set(splits) == {"train", "validation", "test"} and splits["validation"].to_list() == ROWS
 
 
-def test_where_classes_cannot_be_drawn_in_proportion_it_is_at_random_and_said():
+def test_where_a_class_has_one_example_it_trains_and_that_is_said():
     rows = [{"text": str(i), "label": "rare" if i == 0 else "ab"[i % 2]} for i in range(20)]
     splits = DatasetDict({"train": Dataset.from_list(rows)})
     labels = infer_labels(splits["train"], "label", None)
     made = make_data(splits, ("text",), "label", labels, DataArguments(max_eval_samples=1), 0)
-    assert (len(made.train), len(made.validation)) == (18, 1) and "random sample" in made.notes[0]
+    assert (len(made.train), len(made.validation)) == (18, 1) and 0 in made.train["__row__"]
+    assert "stays in training: rare." in made.notes[0]
     with pytest.raises(UserError, match="too few to hold some out"):
         make_data(DatasetDict({"train": Dataset.from_list(rows[:1])}), ("text",), "label", labels, DataArguments(), 0)
 
@@ -204,10 +206,11 @@ def test_names_of_files_say_their_split(tmp_path):
     for name in ("train_data", "reviews-test", "my.valid.2", "EVAL_x".lower()):
         (tmp_path / f"{name}.csv").write_text("text,label\na,x\nb,y\n")
     splits = load_splits(DataArguments(dataset_name=str(tmp_path)))
-    assert {name: len(split) for name, split in splits.items()} in (
-        {"train": 2, "test": 2, "validation": 2},
-        {"train": 2, "test": 2, "validation": 4},
-    )
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 2,
+        "test": 2,
+        "validation": 4,
+    }
 
 
 def test_paths_as_people_have_them(tmp_path, monkeypatch):

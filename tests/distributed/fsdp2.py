@@ -1,13 +1,12 @@
-"""Run by `accelerate launch` with two processes: gradual unfreezing of a model that FSDP 2 has in shards.
+"""Gradual unfreezing of a model that FSDP 2 has in shards.
 
-torch shards on a CPU; accelerate offers FSDP on accelerators only, so that it is told otherwise here. Writes the logged
-losses, also of a run resumed in the middle, and which layers moved in each stage.
+torch shards on a CPU; accelerate offers FSDP on accelerators only, so that it is told otherwise here.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +83,11 @@ def allow_on_a_cpu() -> None:
     FullyShardedDataParallelPlugin.__init__ = version_2
 
 
-if __name__ == "__main__":
-    import os
-
+def in_shards(folder: Path) -> None:
+    """On each of two ranks. Writes the logged losses, also of a run resumed in the middle, and which layers moved in
+    each stage."""
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     allow_on_a_cpu()
-    folder = Path(sys.argv[1])
     outcome = run(folder, 4)
     outcome["resumed"] = run(folder, 4, str(folder / "checkpoint-8"))["losses"]
     if dist.get_rank() == 0:

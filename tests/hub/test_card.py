@@ -153,12 +153,21 @@ def test_other_problem_types_and_many_classes(made):
     page = rendered(card.text({**results, "labels": many, "confusion": table.tolist()}, keys))
     assert "And 20 more, in <code>config.json</code>" in page
     assert "<td>class 3</td>\n<td>class 7</td>\n<td>4</td>\n<td>9</td>" in page
+    pairs = [[i, j, int(table[i, j])] for i, j in np.argwhere(table)]
+    assert rendered(card.text({**results, "labels": many, "confusion": {"pairs": pairs}}, keys)) == page
     several = {**results, "problem_type": "multi_label_classification", "confusion": [[3, 1, 2], [4, 0, 0]]}
     page = rendered(card.text(several, keys))
     assert "<td>no</td>\n<td>3</td>\n<td>1</td>\n<td>2</td>" in page and "sigmoid()" in page
     value = {**results, "problem_type": "regression", "labels": ["price"], "confusion": []}
     page = rendered(card.text(value, keys))
     assert "One value, price." in page and "logits.item()" in page and "Confusion matrix" not in page
+
+
+def test_stages_that_end_at_plateaus_have_no_number_of_epochs(made):
+    results, keys = made
+    head = {**results["plan"][0], "epochs": None}
+    page = card.text({**results, "plan": [{**head, "name": "first"}, {**head, "name": "last"}]}, keys)
+    assert "| first | until a plateau |" in page and "| last | remaining |" in page
 
 
 def test_an_adapter_that_peft_does_not_know_says_so(made):

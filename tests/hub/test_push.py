@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
+from hf_transfer.run_folder import EXAMPLES
 from tests.hub_client import READER, ROOT, TOKEN, Client, Hub
 
 COMMON = {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
@@ -118,6 +119,7 @@ def whole(lfs, place, data, tiny_bert_folder) -> Path:
 def test_the_recipe_pushed_exactly_the_run(hub, run):
     files = hub.files("alice/recipe")
     assert set(files) == ADAPTER_FILES and hub.repo("alice/recipe")["private"]
+    assert (run / EXAMPLES).is_file(), "hashes of the examples stay in the run's folder"
     assert files["README.md"] == (run / "README.md").read_bytes()
     assert files["adapter_model.safetensors"] == (run / "adapter_model.safetensors").read_bytes()
     assert len(hub.commits("alice/recipe")) == 2  # the empty repository, and one commit of everything
@@ -370,14 +372,18 @@ def test_a_stranger_gets_the_same_logits(hub, lfs, xet, run, whole, place):
         assert logits == pytest.approx(lfs.python(code.format(str(folder))), abs=1e-6) and labels == ["no", "yes"]
 
 
-def test_predict_evaluate_and_bank_take_hub_ids(hub, client, run, data):
+def test_predict_evaluate_and_bank_take_hub_ids(hub, client, run, place):
     name = f"alice/pull-{client.home.name}"
     assert client.run("push", run, "--hub_model_id", name)[0] == 0
     texts = ("word1 of yes", "word2 of no")
     code, pulled, err = client.run("predict", name, *texts, fresh=True)
     assert code == 0 and pulled == client.run("predict", run, *texts)[1], err
+    new = place / "new.csv"  # the run knows what it was trained on, and the hub does not
+    new.write_text(
+        "text,label\n" + "\n".join(f"new{i} of {label},{label}" for i in range(16) for label in ("no", "yes"))
+    )
     found = [
-        json.loads(client.run("evaluate", where, "--test_file", data, "--json", fresh=where == name)[1])["metrics"]
+        json.loads(client.run("evaluate", where, "--test_file", new, "--json", fresh=where == name)[1])["metrics"]
         for where in (name, run)
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-6)  # in batches of another size

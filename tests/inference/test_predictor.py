@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from hf_transfer.data import bundled
 from hf_transfer.data.labels import LABELS
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.models import bundled as bundled_models
+from tests import warm
 from tests.helpers import tiny_bert
 
 TEXTS = [
@@ -82,16 +84,8 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-def command(*argv, stdin: bytes | None = None) -> tuple[int, list[dict], str]:
-    """(exit code, answers, standard error) of a fresh process; every line of standard output is JSON."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_transfer", *map(str, argv)], capture_output=True, input=stdin, check=False
-    )
-    return done.returncode, [json.loads(line) for line in done.stdout.decode().splitlines()], done.stderr.decode()
-
-
 def answers(capsys, *argv) -> list[dict]:
-    """The same in this process."""
+    """What the command answers in this process; every line of standard output is JSON."""
     assert main([*map(str, argv)]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -101,8 +95,8 @@ def answers(capsys, *argv) -> list[dict]:
 
 def held_out(predictor):
     """What a run held out, as the model reads it."""
-    _, examples, inputs = predictor._held_out(None, None)
-    return predictor.task.prepare(examples, inputs, predictor.processor, predictor.data)
+    held_out = predictor._held_out()
+    return predictor.task.prepare(held_out.examples, held_out.inputs, predictor.processor, predictor.data)
 
 
 @pytest.mark.parametrize("which", ["text_run", "image_run"])
@@ -134,7 +128,7 @@ def test_evaluate_repeats_the_results_of_training(which, request, capsys):
     assert main(["evaluate", str(run.output_dir), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"] == run.metrics and found["intervals"] == run.results["intervals"]
-    assert found["metrics_split"] == "test" and found["num_examples"] == len(run.predictor._held_out(None, None)[1])
+    assert found["metrics_split"] == "test" and found["num_examples"] == len(run.predictor._held_out().examples)
     assert run.evaluate()["metrics"] == run.metrics
     assert run.evaluate(split="validation")["metrics"] == run.results["validation_metrics"]
 
@@ -204,9 +198,10 @@ def test_every_form_of_text_gives_the_same_answers(text_run, tmp_path, capsys):
 
 def test_a_fresh_process_gives_them_too_and_says_nothing_else(text_run):
     """The batches of standard input are those of the list where it comes at once."""
-    lines = "\n".join(TEXTS).encode()
-    code, found, err = command("predict", text_run.output_dir, "-", stdin=lines)
-    assert (code, err) == (0, "")
+    argv = [sys.executable, "-m", "hf_transfer", "predict", str(text_run.output_dir), "-"]
+    done = subprocess.run(argv, capture_output=True, input="\n".join(TEXTS).encode(), check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = [json.loads(line) for line in done.stdout.decode().splitlines()]
     for answer, ours in zip(found, text_run.predict(TEXTS), strict=True):
         assert answer["scores"] == pytest.approx(ours["scores"], rel=1e-5)
         assert [answer[k] for k in ("input", "label")] == [ours[k] for k in ("input", "label")]
@@ -214,18 +209,26 @@ def test_a_fresh_process_gives_them_too_and_says_nothing_else(text_run):
 
 def test_standard_input_is_answered_line_by_line(text_run):
     """A writer that waits for each answer gets it: nothing waits for a full batch."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hf_transfer", "predict", str(text_run.output_dir), "-"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for text in ("fine", "not fine"):
-        process.stdin.write(f"{text}\n")
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["input"] == text
-    process.stdin.close()
-    assert process.stdout.read() == "" and process.wait(60) == 0
+    (theirs, ours), (answers, told) = os.pipe(), os.pipe()
+
+    def connect():
+        os.dup2(theirs, 0)
+        os.dup2(told, 1)
+        for end in (ours, told):
+            os.close(end)
+
+    process = warm.start("predict", text_run.output_dir, "-", first=connect)
+    os.close(theirs)
+    os.close(told)
+    with os.fdopen(ours, "w") as given, os.fdopen(answers) as answered:
+        for text in ("fine", "not fine"):
+            given.write(f"{text}\n")
+            given.flush()
+            line = answered.readline()
+            assert line, process.wait()
+            assert json.loads(line)["input"] == text
+        given.close()
+        assert answered.read() == "" and process.wait().returncode == 0
 
 
 def test_every_form_of_picture_gives_the_same_answers(image_run, pictures, tmp_path, capsys):
@@ -400,10 +403,15 @@ def test_words_that_are_hard_to_tell_from_files(text_run, tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("not to be read")
     long = "a text longer than any name of a file may be, " * 20
-    assert [a["input"] for a in answers(capsys, "predict", run, "", long)] == ["", long]
-    code = f"{sys.executable} -m hf_transfer predict {run} <(printf 'one\\ntwo')"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
-    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == ["one", "two"]
+    assert [a["input"] for a in answers(capsys, "predict", run, long, long)] == [long, long]
+    assert main(["predict", str(run), "", "x"]) == 1
+    nothing, one = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert nothing == {"input": "", "error": "empty text"} and one["input"] == "x"
+    end, ours = os.pipe()  # what a shell makes of <(printf 'one\ntwo')
+    os.write(ours, b"one\ntwo")
+    os.close(ours)
+    assert [a["input"] for a in answers(capsys, "predict", run, f"/dev/fd/{end}")] == ["one", "two"]
+    os.close(end)
 
 
 def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
@@ -412,7 +420,13 @@ def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
     (tmp_path / "x.csv").write_text("text,id\na,1,2\nb,2\n")
     assert main(["predict", str(text_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    wrong = ["not valid Unicode", None, "7 is not a string", "it has more cells than the header", None]
+    wrong = [
+        "not valid Unicode",
+        None,
+        "7 is not a string",
+        "it has 3 cells, and the header has 2; a cell that contains a ',' has to stand in double quotes",
+        None,
+    ]
     assert [a.get("error") for a in found] == wrong
 
 

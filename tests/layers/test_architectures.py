@@ -72,11 +72,17 @@ def test_hugging_face(name):
         assert not torch.equal(model(**inputs).logits, base(**inputs).logits)
 
 
-@pytest.mark.parametrize("name", arch.TIMM)
-def test_timm(name):
-    if not timm.is_model(name):
-        pytest.skip(f"timm {timm.__version__} has no {name}")
-    model = arch.from_timm(name)
+@pytest.fixture(scope="module")
+def of_timm(request):
+    """(name, model): pytest puts the tests of a model one after the other, so that it is made once."""
+    if not timm.is_model(request.param):
+        pytest.skip(f"timm {timm.__version__} has no {request.param}")
+    return request.param, arch.from_timm(request.param)
+
+
+@pytest.mark.parametrize("of_timm", arch.TIMM, indirect=True)
+def test_timm(of_timm):
+    name, model = of_timm
     groups = layer_groups(model)
     assert_covers(model, groups)
     assert_order(name, groups, arch.first_uses(model, lambda: model(arch.timm_input(model))))
@@ -86,12 +92,10 @@ def test_timm(name):
     assert all(any(n.startswith(f"{d}.") for d in declared) for n in groups[-1].parameters), "timm's own classifier"
 
 
-@pytest.mark.parametrize("name", [n for n in arch.TIMM if n not in arch.UNDECLARED_BY_TIMM])
-def test_rates_are_timms_own(name, decay=0.75):
+@pytest.mark.parametrize("of_timm", [n for n in arch.TIMM if n not in arch.UNDECLARED_BY_TIMM], indirect=True)
+def test_rates_are_timms_own(of_timm, decay=0.75):
     """`param_groups_layer_decay` gives its last block `decay` and the head 1; we give both 1 (see `as_ours`)."""
-    if not timm.is_model(name):
-        pytest.skip(f"timm {timm.__version__} has no {name}")
-    model = arch.from_timm(name)
+    _, model = of_timm
     theirs = arch.timm_scales(model, decay)
     ours = arch.our_scales(layer_groups(model), decay)
     assert ours == pytest.approx({n: arch.as_ours(s, decay) for n, s in theirs.items()}, rel=1e-12)

@@ -24,8 +24,6 @@ from transformers import (
     ResNetForImageClassification,
     RobertaPreLayerNormConfig,
     RobertaPreLayerNormForSequenceClassification,
-    SiglipConfig,
-    SiglipForImageClassification,
     ViTImageProcessor,
 )
 
@@ -35,6 +33,7 @@ from hf_transfer.runs import preflight, preflight_saving
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
+from hf_transfer.tasks import text_classification
 from hf_transfer.training.side_effects import untouched
 from tests.helpers import PIXELS, tiny_bert
 
@@ -273,7 +272,18 @@ def test_out_of_memory_names_the_batch(bert, tmp_path, monkeypatch):
 # ---- tokens --------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_that_the_model_has_no_embeddings_for(bert, tmp_path):
+@pytest.fixture
+def unfitted(monkeypatch):
+    """Models are left as they are: no embeddings are added, and positions are as many as the configuration says."""
+    monkeypatch.setattr(text_classification, "grow_embeddings", lambda *_: 0)
+
+    def as_configured(model, tokenizer):
+        return min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+    monkeypatch.setattr(text_classification, "max_tokens", as_configured)
+
+
+def test_tokens_that_the_model_has_no_embeddings_for(bert, unfitted, tmp_path):
     """In the test split alone, in pairs, and for padding."""
     tokenizer = words_tokenizer()
     data = table(tmp_path / "a.csv")
@@ -301,7 +311,7 @@ def test_tokens_that_the_model_has_no_embeddings_for(bert, tmp_path):
         attempt(with_tokens(tmp_path / "padded", tokenizer), data, tmp_path / "o")
 
 
-def test_a_text_longer_than_the_positions(bert, tmp_path):
+def test_a_text_longer_than_the_positions(bert, unfitted, tmp_path):
     """RoBERTa's positions start behind the padding token's, also in models that are not called RoBERTa."""
     tokenizer = words_tokenizer(64)
     sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -450,13 +460,20 @@ def test_a_signal_leaves_no_files(bert, tmp_path, monkeypatch):
 # ---- images, streams, verbs ----------------------------------------------------------------------------------------
 
 
-def test_images_of_a_size_that_the_model_does_not_take(tmp_path):
-    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    vision = dict(**sizes, image_size=PIXELS, patch_size=16)
-    siglip = SiglipForImageClassification(SiglipConfig(vision_config=vision, text_config=sizes))
-    model, data = saved(siglip, tmp_path / "m"), pictures(tmp_path / "d", 6)
-    with pytest.raises(UserError) as error:
-        attempt(model, data, tmp_path / "o", image_size=48)
+def test_images_of_a_size_that_the_model_does_not_take(resnet, tmp_path):
+    def narrow(trainer):
+        forward = trainer.model.forward
+
+        def limited(pixel_values, **inputs):
+            if pixel_values.shape[-1] != PIXELS:
+                raise ValueError("wrong size")
+            return forward(pixel_values, **inputs)
+
+        trainer.model.forward = limited
+
+    data = pictures(tmp_path / "d", 6)
+    with pytest.raises(UserError, match="wrong size") as error:
+        attempt(resnet, data, tmp_path / "o", change=narrow, image_size=48)
     assert error.value.key == "image_size"
 
 
@@ -466,7 +483,7 @@ def test_an_adapter_that_cannot_answer(bert, tmp_path):
     assert error.value.key == "adapter"
 
 
-def test_a_stream_is_tried_on_its_beginning(bert, tmp_path):
+def test_a_stream_is_tried_on_its_beginning(bert, unfitted, tmp_path):
     tokenizer = words_tokenizer()
     tokenizer.add_tokens(["<user>"])
     data = table(tmp_path / "a.csv", [*TEXTS, "<user>"])
@@ -477,7 +494,7 @@ def test_a_stream_is_tried_on_its_beginning(bert, tmp_path):
         attempt(with_tokens(tmp_path / "m", tokenizer), data, tmp_path / "o", **keys)
 
 
-def test_plan_tries_all_but_saving(bert, tmp_path, monkeypatch, capsys):
+def test_plan_tries_all_but_saving(bert, unfitted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preflight, "check_saving", None)
     keys = QUIET | dict(model_name_or_path=bert, train_file=table(tmp_path / "a.csv"))
     config = Config.from_sources({}, keys | dict(output_dir=str(tmp_path / "o")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -34,6 +35,7 @@ from hf_transfer.data import bundled
 from hf_transfer.data.load import load_splits
 from hf_transfer.errors import WorkFailed
 from hf_transfer.models import bundled as bundled_models
+from tests import warm
 
 TEXT = dict(
     model_name_or_path="bundled:minilm-l6",
@@ -110,6 +112,7 @@ def test_the_folder_holds_what_it_should(text_run, image_run):
         "run.yaml",
         "results.json",
         "history.jsonl",
+        "examples.npz",
         "model.safetensors",
         "config.json",
         "tokenizer.json",
@@ -181,11 +184,14 @@ def test_run_yaml_repeats_the_run(text_run, tmp_path, capsys):
     assert "Result on test" in out
     said = {"predict": '"label": ', "evaluate": "95% CI", "train": "", "-c": "{0: 'negative', 1: 'positive'}\n"}
     for command in out.split("Next:\n")[1].splitlines():  # as printed, and the run only as far as its keys
-        argv = shlex.split(command.split("   #")[0])
+        program, *argv = shlex.split(command.split("   #")[0])
         (verb,) = set(argv) & set(said)
-        done = subprocess.run(
-            [*argv, *(["--seed", "x"] if verb == "train" else [])], capture_output=True, text=True, input="fine\n"
-        )
+        assert shutil.which(program)
+        if argv[0] == "-c":
+            done = warm.fork(lambda code=argv[1]: exec(code, {}))
+        else:
+            assert argv[:2] == ["-m", "hf_transfer"]
+            done = warm.hf_transfer(*argv[2:], *(["--seed", "x"] if verb == "train" else []), stdin=b"fine\n")
         assert said.pop(verb) in done.stdout and (done.returncode == 0 or "seed: 'x'" in done.stderr)
     assert not said
     assert out.index("Plan: gradual") < out.index("step 2/8") < out.index("Result on test")
@@ -226,8 +232,6 @@ def test_a_finished_folder_is_refused(text_run):
 
 def test_an_unfinished_run_is_continued(text_run, tmp_path):
     """From its checkpoint, to the same weights, and the history has neither gaps nor repeats."""
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(text_run.output_dir, out)
     (out / "results.json").unlink()
@@ -243,8 +247,6 @@ def test_an_unfinished_run_is_continued(text_run, tmp_path):
 
 def test_overwriting_leaves_nothing_of_the_run_before(text_run, tmp_path):
     """Else its checkpoints would be resumed, and its results read, as this run's."""
-    import shutil
-
     out = tmp_path / "my run's"
     shutil.copytree(text_run.output_dir, out)
     keys = TEXT | {"strategy": "linear-probe", "groups_per_unfreeze": 1, "num_train_epochs": 1, "save_strategy": "no"}
@@ -282,7 +284,7 @@ def test_stages_repeat_from_their_run_yaml(tmp_path):
 
 
 def test_image_size_of_hugging_face_models(tmp_path):
-    """A convolution takes any size; learnt positions do not."""
+    """A convolution takes any size; learned positions are interpolated, for whole patches."""
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     convolution = ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=32)
     positions = ViTConfig(
@@ -306,8 +308,8 @@ def test_image_size_of_hugging_face_models(tmp_path):
     run = fine_tune(str(tmp_path / "c"), output_dir=str(tmp_path / "o"), **keys)
     assert run.model.config.image_size == 64
     assert AutoImageProcessor.from_pretrained(run.output_dir).size["height"] == 64
-    with pytest.raises(UserError, match="64 does not match the position embeddings"):
-        fine_tune(str(tmp_path / "v"), output_dir=str(tmp_path / "p"), **keys)
+    with pytest.raises(UserError, match=r"60 is not possible for a vit model\. Sizes that work: 32, 48, 64"):
+        fine_tune(str(tmp_path / "v"), output_dir=str(tmp_path / "p"), **keys | {"image_size": 60})
 
 
 def test_a_distilled_deit_is_refused_before_training(tmp_path):

@@ -139,7 +139,7 @@ def test_metrics_are_of_the_pooled_logits(kind, views, request):
     run = request.getfixturevalue(f"{kind}_run")
     found = run.evaluate(**views)
     predictor = run.predictor.looking(**views)
-    _, examples, (column,) = predictor._held_out()
+    _, examples, (column,), *_ = predictor._held_out()
     rows = [predictor.task.read(value) for value in examples[column]]
     logits = torch.tensor(np.concatenate([logits_of(predictor, row) for row in rows]))
     labels = torch.tensor(examples["labels"][:])

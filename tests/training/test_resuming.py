@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,36 +18,28 @@ from hf_transfer import TransferTrainer, UserError
 from hf_transfer.errors import WorkFailed
 from hf_transfer.run_folder import NONFINITE
 from hf_transfer.training import checkpoints
-from tests import crash
+from tests import crash, warm
 from tests.helpers import arguments, changed, copy_state, images, texts, tiny_bert, tiny_vit
-
-ROOT = Path(__file__).parents[2]
-
 
 # ---- kills ---------------------------------------------------------------------------------------------------------
 
 
-def killed(folder, *options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.crash", str(folder), *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(("case", "processes"), crash.CHOSEN)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(case, processes, tmp_path):
     """SIGKILL in each stage, in accumulation, evaluation, and at each point of saving, also of one rank of two; SIGTERM
     and SIGINT on one rank: weights, optimizer by name, rates, plateaus, best metric, history, random numbers. And the
     same seed twice gives the same bits."""
-    check_kills(killed(tmp_path), crash.CHOSEN)
+    check_kills(tmp_path, {(case, processes): crash.CHOSEN[case, processes]})
 
 
 @pytest.mark.slow
-def test_more_chosen_kills(tmp_path):
-    check_kills(killed(tmp_path, "--more"), crash.MORE)
+@pytest.mark.parametrize(("case", "processes"), crash.MORE)
+def test_more_chosen_kills(case, processes, tmp_path):
+    check_kills(tmp_path, {(case, processes): crash.MORE[case, processes]})
 
 
-def check_kills(report, strikes):
+def check_kills(folder, strikes):
+    report = crash.strike(folder, crash.listed(strikes))
     chosen = [several for lists in strikes.values() for several in lists]
     assert report["differences"] == []
     assert report["runs"] == len(chosen) and report["kills"] + report["signals"] == sum(map(len, chosen))
@@ -59,7 +49,7 @@ def check_kills(report, strikes):
 
 @pytest.mark.slow
 def test_two_hundred_random_kills(tmp_path):
-    found = killed(tmp_path, "--random", "200")
+    found = crash.strike(tmp_path, crash.random_strikes(0), enough=200)
     assert found["differences"] == [] and found["kills"] >= 200
 
 
@@ -366,26 +356,27 @@ def test_without_a_policy_it_is_trainer(tmp_path):
 
 # ---- signals -------------------------------------------------------------------------------------------------------
 
-SCRIPT = """
-import os, signal, sys, time
-from transformers import TrainerCallback
-from tests.training.test_resuming import trained
 
 class Send(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        for number in {numbers} if state.global_step == 5 else ():
-            os.kill(os.getpid(), number)
-            time.sleep({pause})
+    """Sends these signals to its process before the sixth step, so many seconds apart."""
 
-trained(sys.argv[1], callbacks=[Send()])
-"""
+    def __init__(self, numbers, pause):
+        self.numbers, self.pause = numbers, pause
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        for number in self.numbers if state.global_step == 5 else ():
+            os.kill(os.getpid(), number)
+            time.sleep(self.pause)
+
+
+def signalled(folder, numbers, pause):
+    return warm.fork(lambda: trained(folder, callbacks=[Send(numbers, pause)]) and 0)
 
 
 @pytest.mark.parametrize(("numbers", "code"), [([15, 15], 143), ([2], 130)])
 def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
     """Also one that a launcher sends on at once."""
-    script = SCRIPT.format(numbers=numbers, pause=0.01)
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = signalled(tmp_path, numbers, 0.01)
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert "checkpoint-6 was saved" in done.stderr and "--resume_from_checkpoint auto" in done.stderr
@@ -395,8 +386,7 @@ def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    script = SCRIPT.format(numbers=[15, 15], pause=1.1)
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
+    done = signalled(tmp_path, [15, 15], 1.1)
     assert done.returncode == -15 and [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
@@ -419,30 +409,26 @@ def test_the_command_is_interrupted_and_goes_on(tiny_bert_folder, tmp_path):
         num_train_epochs=8, per_device_train_batch_size=4, logging_steps=1, save_strategy="steps", save_steps=20,
         max_seq_length=16, eval_strategy="no",
     )  # fmt: skip
-    command = [sys.executable, "-m", "hf_transfer", "train", "--resume_from_checkpoint", "auto"]
-    command += [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     out = tmp_path / "out"
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen([*command, "--output_dir", str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = ["train", "--resume_from_checkpoint", "auto", "--output_dir", out]
+    command += [word for key, value in keys.items() for word in (f"--{key}", value)]
 
     def steps() -> list[int]:
         lines = (out / "history.jsonl").read_text().splitlines() if (out / "history.jsonl").exists() else []
         logs = [json.loads(line) for line in lines if line.endswith("}")]
         return [log["step"] for log in logs if "loss" in log]
 
-    first = start()
+    first = warm.start(*command)
     while first.poll() is None and len(steps()) < 10:
         time.sleep(0.05)
-    first.terminate()
-    told = first.communicate(timeout=120)[1]
-    assert first.returncode == 143, told
-    assert "Traceback" not in told and "--resume_from_checkpoint auto" in told
+    first.send(signal.SIGTERM)
+    told = first.wait()
+    assert told.returncode == 143, told
+    assert "Traceback" not in told.stderr and "--resume_from_checkpoint auto" in told.stderr
     reached = steps()[-1]
     assert checkpoints.problem(out / f"checkpoint-{reached}") is None and not (out / "results.json").exists()
-    second = start()
-    told = second.communicate(timeout=120)[1]
-    assert second.returncode == 0, told
+    told = warm.hf_transfer(*command)
+    assert told.returncode == 0, told
     results = json.loads((out / "results.json").read_text())
     assert steps() == list(range(1, sum(stage["steps"] for stage in results["stages"]) + 1))
     assert min(steps()) == 1 and reached < len(steps())

@@ -42,6 +42,9 @@ class DataArguments:
     label_delimiter: str | None = setting(
         None, "separator between the labels of an example that has several", resume="fixed"
     )
+    merge_label_variants: bool = setting(
+        False, "make labels one that differ in case, spaces or Unicode form alone", resume="fixed"
+    )
     on_bad_example: str = setting(
         "error",
         "what to do if an input is unreadable or empty, or a label is missing or unknown",
@@ -62,8 +65,18 @@ class DataArguments:
         below=1,
         resume="fixed",
     )
+    split_group_column_name: str | None = setting(
+        None,
+        "column that says which examples belong together, such as a patient, user or document; a validation split that "
+        "is held out divides no group",
+        resume="fixed",
+    )
     max_train_samples: int | None = setting(
-        None, "maximum number of training examples (stratified sample)", above=0, resume="fixed", card="changed"
+        None,
+        "maximum number of training examples (stratified sample that keeps every class)",
+        above=0,
+        resume="fixed",
+        card="changed",
     )
     max_eval_samples: int | None = setting(
         None, "maximum number of validation examples (stratified sample)", above=0, resume="free"
@@ -89,6 +102,12 @@ class DataArguments:
         None,
         "side of the square input in pixels (default: the checkpoint's own)",
         above=0,
+        resume="fixed",
+        card="changed",
+    )
+    pixel_range: list[float] | None = setting(
+        None,
+        "lowest and highest value of float and 32-bit images (default: those of the training split)",
         resume="fixed",
         card="changed",
     )

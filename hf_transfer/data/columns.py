@@ -1,0 +1,133 @@
+"""What the columns of a table look like (texts, categories, identifiers, numbers), to infer what they are for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+_SAMPLE = 1000  # rows that are looked at
+_FEW = 20  # a column with at most this many values may be classes, however few rows there are
+_WORDS, _CHARACTERS = 3.0, 30.0  # mean length from which on a column of strings is text
+_NUMBER = re.compile(r"[-+]?(\d+[.,]?\d*|\.\d+)([eE][-+]?\d+)?|true|false", re.IGNORECASE)
+# Names under which texts are found, whatever their cells look like.
+TEXT_NAMES = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "question1",
+              "question2", "text_pair", "title")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the beginning of a column holds.
+
+    Attributes:
+        rows: cells that are not missing.
+        distinct: how many of them are different.
+        words: mean number of words.
+        characters: mean number of characters.
+        numeric: whether all of them are numbers or truth values.
+    """
+
+    rows: int
+    distinct: int
+    words: float
+    characters: float
+    numeric: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the cells read like texts: long, and mostly different."""
+        is_long = self.words >= _WORDS or self.characters >= _CHARACTERS
+        return not self.numeric and is_long and self.distinct > self.rows / 5
+
+    @property
+    def is_category(self) -> bool:
+        """Whether few values repeat."""
+        return self.rows > self.distinct and self.distinct <= max(_FEW, self.rows // 10)
+
+    @property
+    def is_identifier(self) -> bool:
+        """Whether (nearly) every cell has a value of its own, in one word."""
+        return self.words < 1.5 and self.distinct > 0.9 * self.rows
+
+
+class Columns(dict[str, Any]):
+    """The features of a split, with the looks of its columns.
+
+    A column that was written as text and holds numbers alone is shown as numbers, unless its name is that of a text.
+
+    Attributes:
+        looks: by name of the column, for strings and numbers.
+    """
+
+    looks: dict[str, Look]
+
+    def __init__(self, split: Dataset, written: frozenset[str] = frozenset(), texts: str | Sequence[str] | None = None):
+        super().__init__(split.features)
+        beginning = split.select(range(min(len(split), _SAMPLE)))
+        plain = [n for n, f in split.features.items() if isinstance(f, Value)]
+        self.looks = {name: look(beginning[name][:]) for name in plain}
+        named = [texts] if isinstance(texts, str) else list(texts or ())
+        for name in written & set(plain):
+            if self.looks[name].numeric and name not in (*TEXT_NAMES, *named):
+                self[name] = Value("float64")
+
+
+def look(cells: Sequence[Any]) -> Look:
+    """What the cells of a column look like."""
+    given = [str(c) for c in cells if c is not None and str(c).strip()]
+    if not given:
+        return Look(0, 0, 0.0, 0.0, False)
+    words = sum(len(c.split()) for c in given) / len(given)
+    characters = sum(map(len, given)) / len(given)
+    numeric = all(_NUMBER.fullmatch(c.strip()) for c in given)
+    return Look(len(given), len(set(given)), words, characters, numeric)
+
+
+def text_candidates(features: Mapping[str, Any], not_texts: Sequence[Any]) -> list[str]:
+    """The columns that may hold the text.
+
+    Columns of strings; where there are several, those that read like texts, else those that are neither categories nor
+    identifiers.
+
+    Args:
+        features: `Columns`, or features without looks.
+        not_texts: columns that are known to hold something else.
+    """
+    strings = [n for n, f in features.items() if isinstance(f, Value) and f.dtype in ("string", "large_string")]
+    strings = [n for n in strings if n not in not_texts]
+    if len(strings) < 2 or not isinstance(features, Columns):
+        return strings
+    looks = {n: features.looks[n] for n in strings}
+    return (
+        [n for n in strings if looks[n].is_text]
+        or [n for n in strings if not looks[n].is_category and not looks[n].is_identifier]
+        or strings
+    )
+
+
+def label_candidates(split: Dataset, columns: Sequence[str]) -> list[str]:
+    """Those of `columns` in which few values repeat; all of them if there is none."""
+    looks = Columns(split).looks
+    is_class = {n: isinstance(split.features[n], ClassLabel) for n in columns}
+    return [n for n in columns if is_class[n] or (n in looks and looks[n].is_category)] or list(columns)
+
+
+def unread(features: Columns, used: Sequence[str]) -> list[str]:
+    """Notes on columns that are not used; those that read like texts are named as such."""
+    rest = [n for n in features if n not in used]
+    texts = [n for n in rest if n in features.looks and features.looks[n].is_text]
+    others = [n for n in rest if n not in texts]
+    notes = []
+    if texts:
+        notes.append(f"Not read, although it looks like text: column {_listed(texts)} (--text_column_name).")
+    if others:
+        notes.append(f"Not used: column {_listed(others)}.")
+    return notes
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

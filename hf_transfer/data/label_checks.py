@@ -1,0 +1,85 @@
+"""What cannot be learnt from labels, told before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_transfer.data.label_cells import name_of
+from hf_transfer.errors import UserError
+
+_OWN_CLASS, _FEW_EXAMPLES = 0.8, 20  # from this share of classes to examples on, and this many examples, they are none
+
+
+def check_classes(column: str, values: Sequence[Any], names: Sequence[str], checked: bool) -> None:
+    """Check that there is something to learn.
+
+    Args:
+        column: name of the label column, for messages.
+        values: labels of the training split.
+        names: the classes.
+        checked: whether the user, or the data's own feature, says that these are classes.
+
+    Raises:
+        UserError: fewer than two classes occur, one is -100, or nearly every example has a class of its own.
+    """
+    different = {tuple(v) if isinstance(v, list) else v for v in values}
+    if len(names) < 2 or len(different) < 2:
+        only = ", ".join(names) if len(names) < 2 else _shown(values[0], names)
+        raise UserError(
+            f"Column {column!r} has only one class ({only}) in the training split; classification needs at least two."
+        )
+    if "-100" in names:
+        raise UserError(
+            f"column {column!r} contains the label -100, which stands for `no label` in PyTorch and is never trained.",
+            "Remove these examples, or give the class another name.",
+        )
+    few = len(different) < _OWN_CLASS * len(values) or len(values) < _FEW_EXAMPLES
+    if not checked and not few and not any(isinstance(v, list) for v in values):
+        raise UserError(
+            f"column {column!r} has {len(different):,} different values in {len(values):,} rows, such as "
+            f"{', '.join(repr(name_of(v))[:40] for v in values[:3])}: nearly every row would be a class of its own.",
+            "Set label_column_name to the column with the classes, problem_type: regression if these are numbers to "
+            "predict, or problem_type: single_label_classification if they are classes all the same.",
+            key="label_column_name",
+        )
+
+
+def check_lists(column: str, values: Sequence[Any]) -> None:
+    """Check lists of labels that have no names of their own.
+
+    Raises:
+        UserError: they are multi-hot vectors without names, or hold the share of each class.
+    """
+    check_shares(column, values)
+    if _is_many_hot(values):
+        raise UserError(
+            f"Column {column!r} contains multi-hot vectors such as {values[0]}, without class names.",
+            "Use lists of class names instead, for example ['red', 'round'].",
+        )
+
+
+def check_shares(column: str, values: Sequence[Any]) -> None:
+    """Raises:
+    UserError: the lists hold fractions, such as the share of each class.
+    """
+    if any(isinstance(x, float) and not x.is_integer() for v in values for x in v):
+        raise UserError(
+            f"column {column!r} holds vectors of fractions such as {values[0]}: neither one class nor several.",
+            "Training on soft labels is not supported; write the most probable class into the column.",
+            key="label_column_name",
+        )
+
+
+def _shown(value: Any, names: Sequence[str]) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values) or "none"
+
+
+def _is_many_hot(values: Sequence[Any]) -> bool:
+    lengths = {len(v) for v in values}
+    return (
+        len(lengths) == 1
+        and min(lengths) > 1
+        and all(x in (0, 1) and not isinstance(x, str) for v in values for x in v)
+    )
