@@ -128,7 +128,7 @@ class _Attempt:
 
     def _evaluate(self, split: Examples) -> None:
         """An evaluation batch with the longest and the shortest text, and its metrics."""
-        numbers = split.first(self._batch_size(self.trainer.args.eval_batch_size))
+        numbers = split.first(self._batch_size(self.trainer.args.per_device_eval_batch_size))
         batch = split.batch(numbers)
         with explained(split, numbers, batch, "an evaluation batch"):
             loss, logits, labels = self._predict(batch)
@@ -151,7 +151,10 @@ class _Attempt:
         return convert_to_fp32(predicted)
 
     def _batch_size(self, wanted: int) -> int:
-        return min(wanted, _MOST_ON_CPU) if self.trainer.args.device.type == "cpu" else wanted
+        """At most what one device gets; DataParallel splits a batch among several."""
+        args = self.trainer.args
+        most = _MOST_ON_CPU if args.device.type == "cpu" else wanted
+        return min(wanted, most, args.per_device_train_batch_size if args.n_gpu > 1 else wanted)
 
     # ---- training ----
 
@@ -181,7 +184,11 @@ class _Attempt:
     def _fills_memory(self) -> bool:
         """Whether a whole batch shows what memory training takes."""
         args = self.trainer.args
-        return args.device.type != "cpu" and not (args.auto_find_batch_size or checkpoints_activations(args))
+        return (
+            args.device.type != "cpu"
+            and args.n_gpu <= 1
+            and not (args.auto_find_batch_size or checkpoints_activations(args))
+        )
 
     def _train_on_last(self, train: Examples, sizes: BatchSizes, steps: Sequence[Step]) -> None:
         """The last batch of an epoch, if it is smaller than the others, or if all batches are of one example.

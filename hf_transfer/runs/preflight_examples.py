@@ -55,10 +55,10 @@ class Examples:
 
     @property
     def extremes(self) -> list[int]:
-        """Numbers of the longest and the shortest text; of the first two examples if they are images."""
-        if self.lengths is None:
+        """Numbers of the longest and the shortest text; of the first two examples if all are of one length."""
+        if self.lengths is None or self.lengths.min() == self.lengths.max():
             return list(range(min(2, len(self))))
-        return list(dict.fromkeys((int(self.lengths.argmax()), int(self.lengths.argmin()))))
+        return [int(self.lengths.argmax()), int(self.lengths.argmin())]
 
     def first(self, count: int) -> list[int]:
         """Numbers of `count` examples, the longest and the shortest among them."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.adapters.files import logits_of, reload_difference, same_logits
-from hf_transfer.errors import Interrupted, UserError, one_line
+from hf_transfer.errors import Interrupted, UserError, chain, one_line
 from hf_transfer.runs.preflight_errors import FAILURES, is_out_of_memory
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.saving import probe, reloaded, save_model
@@ -55,24 +55,34 @@ def check_saving(prepared: Prepared, trainer: TransferTrainer, output_dir: Path)
     with _terminable(), _temporary(folder), _other_values(trainable(trainer)) as originals:
         try:
             save_model(trainer, folder)
+        except FAILURES as error:
+            if any(isinstance(cause, OSError) for cause in chain(error)):  # the disk's own error is clearer
+                raise
+            raise _cannot(prepared, trainer, error) from error
+        try:
             if is_adapted(trainer.model) and _bytes(trainer.model.parameters()) > MOST_BYTES:
                 difference = _reload_adapter_alone(trainer.model, folder, originals, batch)
             else:
                 again = reloaded(trainer, prepared.task, prepared.config, prepared.loaded.labels, str(folder))
                 difference = reload_difference(trainer.model, again, batch)
         except (*FAILURES, OSError) as error:
-            if is_out_of_memory(error):
-                raise UserError(
-                    "out of memory: a second copy of the model does not fit, and the end of the run needs one to check "
-                    "what it saved.",
-                    "Use a smaller model, or a device with more memory.",
-                    key="model_name_or_path",
-                ) from error
-            why = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error, 200)}"
-            raise _would_fail(prepared, trainer, f"the model cannot be saved and loaded again ({why})") from error
+            raise _cannot(prepared, trainer, error) from error
     if difference:
         what = f"the model gives different logits after it was saved and loaded again ({difference})"
         raise _would_fail(prepared, trainer, what)
+
+
+def _cannot(prepared: Prepared, trainer: TransferTrainer, error: Exception) -> UserError:
+    """The error for a model that cannot be saved or loaded."""
+    if is_out_of_memory(error):
+        return UserError(
+            "out of memory: a second copy of the model does not fit, and the end of the run needs one to check what it "
+            "saved.",
+            "Use a smaller model, or a device with more memory.",
+            key="model_name_or_path",
+        )
+    why = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error, 200)}"
+    return _would_fail(prepared, trainer, f"the model cannot be saved and loaded again ({why.rstrip('.')})")
 
 
 def _would_fail(prepared: Prepared, trainer: TransferTrainer, what: str) -> UserError:

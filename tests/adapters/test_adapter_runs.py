@@ -149,7 +149,9 @@ def test_a_run_whose_files_do_not_hold_it_fails(change, said, base, data, tmp_pa
     monkeypatch.setattr(TransferTrainer, "_save", forgetful)
     keys = {**QUICK, "model_name_or_path": base, "dataset_name": data, "adapter": "lora", "output_dir": tmp_path / "o"}
     argv = [word for name, value in keys.items() for word in (f"--{name}", str(value))]
-    assert main(["train", *argv]) == 1
+    assert main(["train", *argv]) == 2 and not (tmp_path / "o").exists()  # before it trains
+    assert "so the run would fail when it has trained" in capsys.readouterr().err
+    assert main(["train", *argv, "--preflight", "false"]) == 1
     error = capsys.readouterr().err
     assert said in error and "bert.pooler.dense" in error
     assert not (tmp_path / "o" / "results.json").exists() and (tmp_path / "o" / "adapter_config.json").exists()

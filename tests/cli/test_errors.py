@@ -374,8 +374,8 @@ def test_a_folder_that_may_not_be_read(world, tmp_path):
     assert "UserError: dataset_name: folder" in done.stderr and "cannot be read (Permission denied)" in done.stderr
 
 
-def _full_disk(folder: Path, world: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    argv = words(f"{GOOD} --num_train_epochs 1 --save_strategy no --output_dir {folder}", world)
+def _full_disk(folder: Path, world: Path, limit: int | None = None, more: str = "") -> subprocess.CompletedProcess[str]:
+    argv = words(f"{GOOD} --num_train_epochs 1 --save_strategy no --output_dir {folder} {more}", world)
     return warm.hf_transfer(
         *argv, first=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else int
     )
@@ -384,13 +384,16 @@ def _full_disk(folder: Path, world: Path, limit: int | None = None) -> subproces
 def _is_clean(done: subprocess.CompletedProcess[str], folder: Path) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "The disk is full" in done.stderr and "Make room" in done.stderr, done.stderr
-    names = {p.name for p in folder.iterdir()}
+    names = {p.name for p in folder.glob("*")}
     assert "results.json" not in names and "model.safetensors" not in names and ".saving" not in names, names
 
 
-def test_a_file_that_may_not_grow(world, tmp_path):
+@pytest.mark.parametrize("preflight", ["true", "false"])
+def test_a_file_that_may_not_grow(preflight, world, tmp_path):
     """A quota: the operating system refuses the bytes of the model, of which there are about a million."""
-    _is_clean(_full_disk(tmp_path / "out", world, 300_000), tmp_path / "out")
+    done = _full_disk(tmp_path / "out", world, 300_000, f"--preflight {preflight}")
+    _is_clean(done, tmp_path / "out")
+    assert (tmp_path / "out").exists() == (preflight == "false"), "the preflight comes before anything is written"
 
 
 def test_a_full_disk(world, tmp_path):
