@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
+from hf_transfer.data.raw import RawSplits
+
 _SAMPLE = 1000  # rows that are looked at
 _FEW = 20  # a column with at most this many values may be classes, however few rows there are
 _WORDS, _CHARACTERS = 3.0, 30.0  # mean length from which on a column of strings is text
@@ -73,6 +75,19 @@ class Columns(dict[str, Any]):
         for name in written & set(plain):
             if self.looks[name].numeric and name not in (*TEXT_NAMES, *named):
                 self[name] = Value("float64")
+
+
+def as_shown(splits: RawSplits, columns: Columns, inputs: Sequence[str]) -> RawSplits:
+    """The splits with numbers in the input columns that were written as text and are shown as numbers."""
+    numbers = [n for n in inputs if n in splits.written and columns[n] == Value("float64")]
+    if not numbers:
+        return splits
+    changed = {}
+    for name, split in splits.items():
+        for column in numbers:
+            split = split.cast_column(column, Value("float64"))
+        changed[name] = split
+    return splits.but(changed)
 
 
 def look(cells: Sequence[Any]) -> Look:

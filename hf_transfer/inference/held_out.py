@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data.columns import Columns
+from hf_transfer.data.columns import Columns, as_shown
 from hf_transfer.data.draws import Array
 from hf_transfer.data.examine import examine, without_bad
 from hf_transfer.data.label_columns import find_labels
@@ -84,7 +84,7 @@ class Selection:
                 "test_file or dataset_name is missing: what to evaluate on.", "The run does not say what it held out."
             )
         splits = (beginning if self.args.streaming else load_splits)(self.args)
-        inputs = self._inputs(splits, "train")
+        splits, inputs = self._with_inputs(splits, "train")
         found = find_labels(splits, inputs, self.args, self.labels)
         make = partial(
             make_data, found.splits, inputs, found.name, labels=self.labels, args=self.args, seed=self.seed
@@ -105,7 +105,7 @@ class Selection:
                 trained on.
         """
         name, splits = load_held_out(self.args, split)
-        inputs = self._inputs(splits, name)
+        splits, inputs = self._with_inputs(splits, name)
         self._check_labeled(name, splits[name])
         found = find_labels(splits, inputs, self.args, self.labels)
         examples, skipped = encode_split(found.splits[name], name, found.name, self.labels, self.args)
@@ -119,15 +119,16 @@ class Selection:
         is_asked_for = split is not None and name == "train"
         return self._without_trained(name, examples, inputs, is_asked_for)
 
-    def _inputs(self, splits: RawSplits, name: str) -> tuple[str, ...]:
-        split = splits[name]
-        inputs = self.task.input_columns(Columns(split, splits.written, self.args.text_column_name), self.args)
+    def _with_inputs(self, splits: RawSplits, name: str) -> tuple[RawSplits, tuple[str, ...]]:
+        """(the splits with inputs of the right type, the input columns), as the split `name` shows them."""
+        columns = Columns(splits[name], splits.written, self.args.text_column_name)
+        inputs = self.task.input_columns(columns, self.args)
         if not inputs:
             raise UserError(
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",
-                f"Name one of {', '.join(split.features)}.",
+                f"Name one of {', '.join(columns)}.",
             )
-        return inputs
+        return as_shown(splits, columns, inputs), inputs
 
     def _check_labeled(self, name: str, examples: Dataset) -> None:
         """Raises:

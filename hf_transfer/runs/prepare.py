@@ -13,7 +13,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from hf_transfer.data.bucketing import describe
-from hf_transfer.data.columns import Columns, unread
+from hf_transfer.data.columns import Columns, as_shown, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
 from hf_transfer.data.groups import shared_groups
@@ -86,7 +86,7 @@ def prepare(config: Config) -> Prepared:
         splits = (beginning if keys.streaming else load_splits)(keys, source)
     columns = Columns(splits["train"], splits.written, keys.text_column_name)
     task, inputs = choose_task(columns, keys)
-    found = find_labels(splits, inputs, keys)
+    found = find_labels(as_shown(splits, columns, inputs), inputs, keys)
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)

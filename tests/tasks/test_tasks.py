@@ -109,4 +109,6 @@ def test_the_task_is_seen_from_the_columns(features, task, columns):
 
 def test_columns_that_show_no_task_are_explained():
     with pytest.raises(UserError, match="cannot infer the task"):
+        choose_task({"a": Value("int64"), "b": Value("bool"), "label": Value("int64")}, DataArguments())
+    with pytest.raises(UserError, match="several columns may be the text: a, b"):
         choose_task({"a": Value("string"), "b": Value("string"), "label": Value("int64")}, DataArguments())
