@@ -311,22 +311,13 @@ def _divided(train: Dataset, held_out: Array) -> dict[str, Dataset]:
 def _limited(encoded: dict[str, Dataset], labels: Labels, args: DataArguments, seed: int) -> dict[str, Dataset]:
     """The splits with at most the requested numbers of examples.
 
-    Raises:
-        UserError: `max_train_samples` is too small to keep every class.
+    The training sample keeps every class, as far as it has examples for them; the data facts warn of the others.
     """
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_predict_samples}
     limited = dict(encoded)
     for name, limit in limits.items():
         if limit is not None and name in encoded and limit < len(encoded[name]):
             limited[name] = draw(encoded[name], limit, labels, seed, keep="sample" if name == "train" else None).sample
-    lost = (class_counts(encoded["train"], labels) > 0) & (class_counts(limited["train"], labels) == 0)
-    if lost.any():
-        count = int((class_counts(encoded["train"], labels) > 0).sum())
-        raise UserError(
-            f"{args.max_train_samples} examples cannot include all {count:,} classes of the training split.",
-            f"Use at least {count:,}.",
-            key="max_train_samples",
-        )
     return limited
 
 

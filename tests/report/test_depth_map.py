@@ -268,7 +268,7 @@ def test_layer_rules_from_a_recipe(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(declared, "ARCHITECTURE_RULES", {})
     monkeypatch.setattr(declared, "_blocks", lambda core: [])
     argv = ["plan", "--model_name_or_path", str(tmp_path / "m"), "--json"]
-    monkeypatch.setattr("hf_transfer.tasks.image_classification._load_processor", lambda *_: None)
+    monkeypatch.setattr("hf_transfer.tasks.image_classification.load_processor", lambda *_: None)
     assert main(argv) == 2 and "Add ordered rules" in capsys.readouterr().err
     rules = "[['embedder', stem], ['stages\\.(\\d+)\\.layers\\.(\\d+)', null], ['^classifier', head]]"
     assert main([*argv, "--layer_rules", rules]) == 0
