@@ -1,7 +1,8 @@
 """A process with the real client, which a test tells what to do: a case per line in, its outcome per line out.
 
 The client reads HF_ENDPOINT, HF_HOME and HF_TOKEN once, so that a hub needs a process of its own; importing takes
-seconds, so that all cases share it. Nothing is patched but `time.sleep`: retries wait for seconds.
+seconds, so that all cases share it. Nothing is patched but `time.sleep`: retries wait for seconds. Whether Xet is used
+is what HF_HUB_DISABLE_XET became, which is read at each use.
 """
 
 from __future__ import annotations
@@ -82,10 +83,12 @@ class Hub:
 
 
 class Client:
-    """The client's process."""
+    """The client's process, which uploads by LFS."""
 
-    def __init__(self, endpoint: str, home: Path, **environment: str):
-        self.home, self.errors, self.said = home, home.with_suffix(".stderr"), list[str]()
+    name = "lfs"
+
+    def __init__(self, endpoint: str, home: Path):
+        self.errors, self.said = home.with_suffix(".stderr"), list[str]()
         home.mkdir(parents=True)
         own = {
             "HF_ENDPOINT": endpoint,
@@ -93,8 +96,9 @@ class Client:
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
             "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": str(ROOT),
+            "TOKENIZERS_PARALLELISM": "false",
         }
-        own |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", **environment}
         kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_CACHE", "HF_TOKEN_PATH", "TRANSFORMERS_CACHE")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.hub_client"],
@@ -108,7 +112,7 @@ class Client:
 
     def ask(self, **case: Any) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
+        self.process.stdin.write(json.dumps({"by": self.name, **case}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, self.errors.read_text()[-2000:]
@@ -132,6 +136,15 @@ class Client:
         self.process.wait(timeout=60)
 
 
+class XetClient(Client):
+    """The same process, which uploads and downloads by Xet when this one asks."""
+
+    name = "xet"
+
+    def __init__(self, other: Client):
+        self.errors, self.said, self.process = other.errors, other.said, other.process
+
+
 # ---- in the client's process ---------------------------------------------------------------------------------------
 
 
@@ -151,6 +164,7 @@ def serve() -> None:
         case = json.loads(line)
         if case.get("fresh"):
             shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
+        constants.HF_HUB_DISABLE_XET = case["by"] != "xet"
         for key, value in case.get("env", {}).items():
             os.environ[key] = value
         hub_client.find.cache_clear()

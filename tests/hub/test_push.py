@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
 from hf_transfer.run_folder import EXAMPLES
-from tests.hub_client import READER, ROOT, TOKEN, Client, Hub
+from tests.hub_client import READER, ROOT, TOKEN, Client, Hub, XetClient
 
 COMMON = {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
 ADAPTER_FILES = COMMON | {"adapter_config.json", "adapter_model.safetensors"}
@@ -53,25 +53,15 @@ def hub(place, tiny_bert_folder):
 
 
 @pytest.fixture(scope="module")
-def clients(hub, place):
-    """Both at once: each imports for seconds."""
-    made = {
-        "lfs": Client(hub.endpoint, place / "lfs-home", HF_HUB_DISABLE_XET="1"),
-        "xet": Client(hub.endpoint, place / "xet-home", HF_HUB_DISABLE_XET="0"),
-    }
+def lfs(hub, place):
+    made = Client(hub.endpoint, place / "home")
     yield made
-    for client in made.values():
-        client.close()
+    made.close()
 
 
 @pytest.fixture(scope="module")
-def lfs(clients):
-    return clients["lfs"]
-
-
-@pytest.fixture(scope="module")
-def xet(clients):
-    return clients["xet"]
+def xet(lfs):
+    return XetClient(lfs)
 
 
 @pytest.fixture(params=["lfs", "xet"])
@@ -127,7 +117,7 @@ def test_the_recipe_pushed_exactly_the_run(hub, run):
 
 
 def test_push_and_push_again(hub, client, run):
-    name = f"alice/again-{client.home.name}"
+    name = f"alice/again-{client.name}"
     code, out, err = client.run("push", run, "--hub_model_id", name)
     assert (code, err) == (0, "") and f"Pushed 6 files to {hub.endpoint}/{name} (private)" in out
     is_xet = "xet" in name
@@ -180,7 +170,7 @@ def test_what_lies_beside_the_model_stays_here(hub, lfs, run, place):
 
 def test_merged_to_a_branch_with_a_message(hub, client, run):
     """A plain model takes the place of the adapter, whose files would be loaded too."""
-    name = f"alice/merged-{client.home.name}"
+    name = f"alice/merged-{client.name}"
     assert client.run("push", run, "--hub_model_id", name)[0] == 0
     own = ("--revision", "plain", "--commit_message", "Merged, at last")
     code, _, err = client.run("push", run, "--hub_model_id", name, "--merged", *own)
@@ -373,7 +363,7 @@ def test_a_stranger_gets_the_same_logits(hub, lfs, xet, run, whole, place):
 
 
 def test_predict_evaluate_and_bank_take_hub_ids(hub, client, run, place):
-    name = f"alice/pull-{client.home.name}"
+    name = f"alice/pull-{client.name}"
     assert client.run("push", run, "--hub_model_id", name)[0] == 0
     texts = ("word1 of yes", "word2 of no")
     code, pulled, err = client.run("predict", name, *texts, fresh=True)
@@ -513,7 +503,7 @@ def test_a_fault_that_passes_is_not_seen(kind, hub, lfs, run):
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, client, run):
-    name = f"alice/lost-{client.home.name}"
+    name = f"alice/lost-{client.name}"
     hub.fail({"path": "/commit/", "lose": True})
     code, out, err = client.run("push", run, "--hub_model_id", name)
     assert code == 0 and "already contains this run" in out, err
@@ -622,9 +612,9 @@ def test_a_hub_that_repeats_the_token_is_not_repeated(hub, lfs, run):
     assert code == 1 and "who is Bearer ***?" in err
 
 
-def test_no_token_anywhere(hub, lfs, xet, place):
+def test_no_token_anywhere(hub, lfs, place):
     """In nothing that was stored, written or said by all of the above."""
-    for said in (*lfs.said, *xet.said):
+    for said in lfs.said:
         assert TOKEN not in said and READER not in said
     paths = [p for p in place.rglob("*") if p.is_file()]
     assert len(paths) > 100 and any("objects" in p.parts for p in paths)
