@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.command_line import describe
 from hf_transfer.config.values import load_yaml
 from hf_transfer.settings import COMMAND_LINE_ONLY, TOPICS, Config, keys
+from tests import warm
 
 SMALL = [
     *("--model_name_or_path", "bundled:minilm-l6", "--dataset_name", "bundled:rotten-tomatoes"),
@@ -158,7 +160,15 @@ def test_verbose_lets_the_libraries_speak(tiny_bert_folder, tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(20)))
     argv = ["train", "--model_name_or_path", tiny_bert_folder, "--train_file", str(tmp_path / "a.csv")]
     argv += [*SMALL[-4:], "--verbose", "--output_dir", str(tmp_path / "o")]
-    done = subprocess.run([sys.executable, "-m", "hf_transfer", *argv], capture_output=True, text=True, check=True)
+
+    def run() -> int:
+        for handler in logging.getLogger("transformers").handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)  # as in a process that imports it anew
+        return main(argv)
+
+    done = warm.fork(run)
+    assert done.returncode == 0, done.stderr
     assert "***** Running training *****" in done.stderr and "Plan: linear-probe" in done.stdout
 
 

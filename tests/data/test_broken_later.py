@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value
@@ -15,8 +10,9 @@ from PIL import Image as Pixels
 from hf_transfer import UserError, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.errors import WorkFailed
+from hf_transfer.runs import prepare
+from tests import warm
 
-ROOT = Path(__file__).parents[2]
 KEYS = dict(num_train_epochs=1, save_strategy="no", strategy="full", log_level="error", train_val_split=0.25)
 
 
@@ -43,32 +39,21 @@ def test_a_picture_that_nobody_looked_at(workers, folder, tiny_vit_folder, tmp_p
     assert "Traceback" not in said and "Caught" not in said
 
 
-VANISH = """
-import sys
-from pathlib import Path
-from hf_transfer.runs import prepare
-from hf_transfer.cli import main
-
-ordinary = prepare.know
-
-def know(*rest):
-    found = ordinary(*rest)
-    Path(sys.argv[1]).unlink()  # after the look at the data, before training
-    return found
-
-prepare.know = know
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 def test_a_picture_that_vanishes_while_a_worker_reads(folder, tiny_vit_folder, tmp_path):
     keys = {**KEYS, "dataloader_num_workers": 2, "train_val_split": 0.05, "num_train_epochs": 3}
     words = [w for k, v in keys.items() for w in (f"--{k}", str(v))]
     name = ["--model_name_or_path", tiny_vit_folder, "--dataset_name", str(folder), "--output_dir", f"{tmp_path}/o"]
-    done = subprocess.run(
-        [sys.executable, "-c", VANISH, str(folder / "dog" / "7.jpg"), "train", *name, *words],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    ordinary = prepare.know
+
+    def know(*rest):
+        found = ordinary(*rest)
+        (folder / "dog" / "7.jpg").unlink()  # after the look at the data, before training
+        return found
+
+    def vanish() -> None:
+        prepare.know = know
+
+    done = warm.hf_transfer("train", *name, *words, first=vanish)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "7.jpg: cannot be read as an image" in done.stderr and "No such file" in done.stderr
     assert "Traceback" not in done.stderr

@@ -209,11 +209,12 @@ def test_plan_prints_what_train_would_do(tmp_path, capsys, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"map.svg"}, "it writes nothing else"
 
 
-def test_plan_as_json_is_the_plan_that_train_executes(tmp_path, capsys):
-    assert main(["plan", *RUN, "--json"]) == 0
+def test_plan_as_json_is_the_plan_that_train_executes(tiny_bert_folder, tmp_path, capsys):
+    run = ["--model_name_or_path", tiny_bert_folder, *RUN[2:], "--groups_per_unfreeze", "2"]
+    assert main(["plan", *run, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     small = ["--max_eval_samples", "8", "--max_predict_samples", "8", "--save_strategy", "no", "--logging_steps", "1"]
-    assert main(["train", *RUN, *small, "--quiet", "--output_dir", str(tmp_path / "o")]) == 0
+    assert main(["train", *run, *small, "--quiet", "--output_dir", str(tmp_path / "o")]) == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     stages = [{k: v for k, v in s.items() if k != "start_step"} for s in found["stages"]]
     assert stages == results["plan"] and found["total_parameters"] == results["total_parameters"]
@@ -244,12 +245,12 @@ def test_plan_of_a_model_alone(capsys):
         (["plan", *RUN, "--depth_map", "nowhere/map.png"], "folder 'nowhere' does not exist"),
         (["plan", *RUN, "--freeze", "[layer.7]"], "Did you mean 'layer."),
         (["plan", *RUN, "--freeze", "layer.2-7"], "no group 'layer.6' in 'layer.2-7'"),
-        (["plan", *RUN[:4], "--strategy", "partial", "--unfrozen_groups", "9"], "Cannot unfreeze 9 groups"),
-        (["plan", *RUN[:4], "--layer_lr_decay", "1.2"], "layer_lr_decay: 1.2 is over 1"),
-        (["plan", *RUN[:4], "--layer_lr_decay", "0"], "layer_lr_decay: expected a positive number, got 0"),
-        (["plan", *RUN[:4], "--layer_learning_rates", "{layr: 1}"], "pattern 'layr' matches no group"),
-        (["plan", *RUN[:4], "--layer_rules", "[[^bert, nexxt]]"], "Did you mean 'next'?"),
-        (["plan", *RUN[:4], "--strategy", "null"], "so there is no plan"),
+        (["plan", *RUN[:6], "--strategy", "partial", "--unfrozen_groups", "9"], "Cannot unfreeze 9 groups"),
+        (["plan", *RUN[:6], "--layer_lr_decay", "1.2"], "layer_lr_decay: 1.2 is over 1"),
+        (["plan", *RUN[:6], "--layer_lr_decay", "0"], "layer_lr_decay: expected a positive number, got 0"),
+        (["plan", *RUN[:6], "--layer_learning_rates", "{layr: 1}"], "pattern 'layr' matches no group"),
+        (["plan", *RUN[:6], "--layer_rules", "[[^bert, nexxt]]"], "Did you mean 'next'?"),
+        (["plan", *RUN[:6], "--strategy", "null"], "so there is no plan"),
     ],
 )
 def test_what_cannot_be_planned(argv, said, capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A run end to end on the bundled real weights and data: what it leaves behind, and that it loads anywhere."""
+"""A run end to end, on real weights and data where they matter: what it leaves behind, and that it loads anywhere."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ from hf_transfer.data.load import load_splits
 from hf_transfer.errors import WorkFailed
 from hf_transfer.models import bundled as bundled_models
 from tests import warm
+from tests.conftest import TOKENS
+from tests.helpers import tiny_bert
 
 TEXT = dict(
     model_name_or_path="bundled:minilm-l6",
@@ -67,6 +69,20 @@ IMAGE = dict(
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     return fine_tune(**TEXT, output_dir=str(tmp_path_factory.mktemp("text") / "out"))
+
+
+@pytest.fixture(scope="module")
+def small(tiny_bert_folder, tmp_path_factory):
+    """Keys of the same run of a small model with dropout: for what does not depend on the weights."""
+    folder = tmp_path_factory.mktemp("small") / "bert"
+    shutil.copytree(tiny_bert_folder, folder)
+    tiny_bert(vocab_size=TOKENS, dropout=0.1).save_pretrained(folder)
+    return TEXT | {"model_name_or_path": str(folder), "groups_per_unfreeze": 2, "head_learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def small_run(small, tmp_path_factory):
+    return fine_tune(**small, output_dir=str(tmp_path_factory.mktemp("small") / "out"))
 
 
 @pytest.fixture(scope="module")
@@ -230,40 +246,40 @@ def test_a_finished_folder_is_refused(text_run):
         fine_tune(**TEXT, output_dir=str(text_run.output_dir))
 
 
-def test_an_unfinished_run_is_continued(text_run, tmp_path):
+def test_an_unfinished_run_is_continued(small, small_run, tmp_path):
     """From its checkpoint, to the same weights, and the history has neither gaps nor repeats."""
     out = tmp_path / "out"
-    shutil.copytree(text_run.output_dir, out)
+    shutil.copytree(small_run.output_dir, out)
     (out / "results.json").unlink()
     shutil.rmtree(out / "checkpoint-8")
     with pytest.raises(UserError, match="--resume_from_checkpoint auto"):
-        fine_tune(**TEXT, output_dir=str(out))
-    fine_tune(**TEXT, output_dir=str(out), resume_from_checkpoint="auto")
-    ours, theirs = (load_file(f / "model.safetensors") for f in (text_run.output_dir, out))
+        fine_tune(**small, output_dir=str(out))
+    fine_tune(**small, output_dir=str(out), resume_from_checkpoint="auto")
+    ours, theirs = (load_file(f / "model.safetensors") for f in (small_run.output_dir, out))
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     steps = [json.loads(line)["step"] for line in (out / "history.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 4, 6, 8, 8]
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(text_run, tmp_path):
+def test_overwriting_leaves_nothing_of_the_run_before(small, small_run, tmp_path):
     """Else its checkpoints would be resumed, and its results read, as this run's."""
     out = tmp_path / "my run's"
-    shutil.copytree(text_run.output_dir, out)
-    keys = TEXT | {"strategy": "linear-probe", "groups_per_unfreeze": 1, "num_train_epochs": 1, "save_strategy": "no"}
+    shutil.copytree(small_run.output_dir, out)
+    keys = small | {"strategy": "linear-probe", "groups_per_unfreeze": 1, "num_train_epochs": 1, "save_strategy": "no"}
     run = fine_tune(**keys, output_dir=str(out), overwrite_output_dir=True)
     assert not list(out.glob("checkpoint-*"))
     assert json.loads((out / "results.json").read_text())["strategy"] == "linear-probe" == run.plan.strategy
     assert len((out / "history.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_run_that_diverges_says_so_and_writes_json(tmp_path, capsys):
+def test_a_run_that_diverges_says_so_and_writes_json(tiny_bert_folder, tmp_path, capsys):
     data = csv(tmp_path / "a.csv", [(f"words {i}", "xy"[i % 2]) for i in range(16)])
     keys = dict(
         learning_rate=1e30, strategy="full", num_train_epochs=2, save_strategy="no", per_device_train_batch_size=4
     )
     with pytest.raises(WorkFailed, match="NaN or infinite at optimizer step 1"):
-        fine_tune("bundled:minilm-l6", data, output_dir=str(tmp_path / "stopped"), **keys)
-    run = fine_tune("bundled:minilm-l6", data, output_dir=str(tmp_path / "o"), on_nonfinite=None, **keys)
+        fine_tune(tiny_bert_folder, data, output_dir=str(tmp_path / "stopped"), **keys)
+    run = fine_tune(tiny_bert_folder, data, output_dir=str(tmp_path / "o"), on_nonfinite=None, **keys)
     assert "training diverged" in capsys.readouterr().out
 
     def no_constant(text):
@@ -273,9 +289,9 @@ def test_a_run_that_diverges_says_so_and_writes_json(tmp_path, capsys):
     assert json.loads(text, parse_constant=no_constant)["metrics"]["loss"] is None
 
 
-def test_stages_repeat_from_their_run_yaml(tmp_path):
-    stages = [{"epochs": 1, "train": "head"}, {"epochs": 0.5, "train": ["layer.5", "head"]}]
-    keys = {k: v for k, v in TEXT.items() if k not in ("strategy", "groups_per_unfreeze", "num_train_epochs")}
+def test_stages_repeat_from_their_run_yaml(small, tmp_path):
+    stages = [{"epochs": 1, "train": "head"}, {"epochs": 0.5, "train": ["layer.1", "head"]}]
+    keys = {k: v for k, v in small.items() if k not in ("strategy", "groups_per_unfreeze", "num_train_epochs")}
     run = fine_tune(**keys, stages=stages, output_dir=str(tmp_path / "a"), save_strategy="no")
     assert [s["steps"] for s in run.results["stages"]] == [4, 2]
     assert main(["train", "--config", str(tmp_path / "a" / "run.yaml"), "--output_dir", str(tmp_path / "b")]) == 0
@@ -328,9 +344,9 @@ def csv(path, rows):
     return str(path)
 
 
-def test_other_labels_get_a_fresh_head_and_the_same_labels_keep_it(text_run, tmp_path, capsys):
+def test_other_labels_get_a_fresh_head_and_the_same_labels_keep_it(small_run, tmp_path, capsys):
     keys = dict(
-        model_name_or_path=str(text_run.output_dir),
+        model_name_or_path=str(small_run.output_dir),
         num_train_epochs=1,
         save_strategy="no",
         learning_rate=0.0,
@@ -347,7 +363,7 @@ def test_other_labels_get_a_fresh_head_and_the_same_labels_keep_it(text_run, tmp
 
     two = csv(tmp_path / "b.csv", [(f"words {i}", ("yes", "no")[i % 2]) for i in range(12)])
     run = fine_tune(dataset_name=two, output_dir=str(tmp_path / "b"), **keys | {"learning_rate": 1e-9})
-    trained = load_file(text_run.output_dir / "model.safetensors")["classifier.weight"]
+    trained = load_file(small_run.output_dir / "model.safetensors")["classifier.weight"]
     assert not torch.allclose(run.model.classifier.weight, trained, atol=1e-3)
     assert "Newly initialized head with 2 outputs (no, yes)" in capsys.readouterr().out
 
