@@ -1,9 +1,9 @@
 """Length bucketing: batches of texts of similar length, which reduces padding.
 
-Each epoch, the examples are shuffled and dealt into chunks of 100 to 200 batches. Each chunk is sorted by jittered length and
-cut into batches, and all batches are shuffled. Because examples are shuffled first and lengths are jittered, texts of
-the same or similar length are combined differently in each epoch, and data sorted by label is mixed within batches. A
-label that correlates with length stays correlated within a batch; no length bucketing can avoid that.
+Each epoch, the examples are shuffled and dealt into chunks of 100 to 200 batches. Each chunk is sorted by jittered
+length and cut into batches, and all batches are shuffled. Because examples are shuffled first and lengths are jittered,
+texts of the same or similar length are combined differently in each epoch, and data sorted by label is mixed within
+batches. A label that correlates with length stays correlated within a batch; no length bucketing can avoid that.
 """
 
 from __future__ import annotations
