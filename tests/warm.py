@@ -141,7 +141,9 @@ def ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = {rank: Fork(run, first=partial(_be_rank, rank, processes, port, places[rank:])) for rank in range(processes)}
+    running = {
+        rank: Fork(run, first=partial(_be_rank, rank, processes, port, places[rank:])) for rank in range(processes)
+    }
     codes: dict[int, int] = {}
     while running:
         for rank, process in list(running.items()):
