@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset, Image, Value
+from datasets.fingerprint import Hasher
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hf_transfer import __version__
@@ -117,7 +118,7 @@ class TextClassification(Task):
             lambda batch: self.encode([batch[c] for c in inputs], processor),
             batched=True,
             remove_columns=[c for c in split.column_names if c not in kept],
-            new_fingerprint=digest(processor, type(self), __version__, split._fingerprint, inputs, kept),
+            new_fingerprint=digest(processor, Hasher.hash(self), __version__, split._fingerprint, inputs, kept),
         )
 
     def prepare_training(

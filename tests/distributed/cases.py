@@ -1,4 +1,5 @@
-"""Run in several processes, by `accelerate launch` or in forks: staged unfreezing, compared between ranks and with one.
+"""Run in several processes, by `accelerate launch` or as it launches: staged unfreezing, compared between ranks and
+with one process.
 
 Writes a JSON file for the quick or the slow cases, {case: what was seen}, and rank 0's weights. What was broken without
 us, each seen by taking the fix out:
