@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -476,6 +477,11 @@ def test_a_changed_file_is_not_used(tmp_path):
         bundled.verify(path, "0" * 64)
     with pytest.raises(UserError, match="cannot be read"):
         bundled.verify(tmp_path / "none", "0" * 64)
+    whole = hashlib.sha256(b"other").hexdigest()
+    assert bundled.verify(path, whole) == bundled.verify(path, whole) == path
+    path.write_bytes(b"0ther")  # as long, after it was found whole
+    with pytest.raises(UserError, match="Checksum mismatch"):
+        bundled.verify(path, whole)
 
 
 def test_the_efficientnet_weights_are_the_real_ones():
