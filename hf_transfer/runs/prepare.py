@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hf_transfer.data.columns import Columns, as_shown, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
 from hf_transfer.data.groups import shared_groups
-from hf_transfer.data.label_columns import LabelColumn, find_labels, variant_notes
+from hf_transfer.data.label_columns import LabelColumn, find_labels
+from hf_transfer.data.label_variants import variant_notes
 from hf_transfer.data.labels import Labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
@@ -27,7 +29,7 @@ from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features.examples import Views
 from hf_transfer.files import say
-from hf_transfer.models.load import Loaded
+from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.runs.checks import check_batches, check_best, check_grown
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
@@ -86,8 +88,12 @@ def prepare(config: Config) -> Prepared:
         splits = (beginning if keys.streaming else load_splits)(keys, source)
     columns = Columns(splits["train"], splits.written, keys.text_column_name)
     task, inputs = choose_task(columns, keys)
-    found = find_labels(as_shown(splits, columns, inputs), inputs, keys)
-    labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
+    found = find_labels(
+        as_shown(splits, columns, inputs), inputs, keys, checkpoint=partial(names_in_checkpoint, config.model)
+    )
+    labels = infer_labels(
+        found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip", found.entries
+    )
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
@@ -130,6 +136,7 @@ def _inferred(
         "problem_type": problem_type,
         "label_column_name": keys.label_column_name or found.name,
         "label_delimiter": found.delimiter,
+        "label_vector_names": list(found.entries) or None,
     }
     if task.input_key:
         inferred[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
