@@ -10,6 +10,7 @@ from hf_transfer.config.values import load_yaml
 
 CARD = "README.md"
 RESULTS = "results.json"
+PASSED = ".stream"  # while a stream trains: what it gave, see `data.stream_record`
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 

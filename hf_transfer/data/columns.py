@@ -9,7 +9,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hf_transfer.data.raw import RawSplits
+from hf_transfer.data.raw import BadExample, RawSplits, replaced
+from hf_transfer.errors import UserError
 
 _SAMPLE = 1000  # rows that are looked at
 _FEW = 20  # a column with at most this many values may be classes, however few rows there are
@@ -77,17 +78,66 @@ class Columns(dict[str, Any]):
                 self[name] = Value("float64")
 
 
-def as_shown(splits: RawSplits, columns: Columns, inputs: Sequence[str]) -> RawSplits:
-    """The splits with numbers in the input columns that were written as text and are shown as numbers."""
-    numbers = [n for n in inputs if n in splits.written and columns[n] == Value("float64")]
-    if not numbers:
-        return splits
-    changed = {}
-    for name, split in splits.items():
-        for column in numbers:
-            split = split.cast_column(column, Value("float64"))
-        changed[name] = split
-    return splits.but(changed)
+def shown_numbers(splits: RawSplits, columns: Columns, inputs: Sequence[str]) -> frozenset[str]:
+    """The input columns that were written as text and are shown as numbers."""
+    return frozenset(n for n in inputs if n in splits.written and columns[n] == Value("float64"))
+
+
+def as_shown(splits: RawSplits, columns: Columns, inputs: Sequence[str], skip_bad: bool) -> RawSplits:
+    """The splits with numbers in the input columns that were written as text and are shown as numbers.
+
+    Args:
+        splits: raw splits.
+        columns: what their columns look like.
+        inputs: the input columns.
+        skip_bad: leave out rows in which one is no number (they are in `bad`) instead of stopping.
+
+    Raises:
+        UserError: a cell is no number.
+    """
+    for column in sorted(shown_numbers(splits, columns, inputs)):
+        typed = {}
+        for name, split in splits.items():
+            typed[name] = split
+            if column in split.features:
+                values, wrong = _numbers(split, column)
+                if wrong and not skip_bad:
+                    row, reason = next(iter(wrong.items()))
+                    raise UserError(
+                        f"{splits.place(name, row)}: column {column!r} contains {reason}.",
+                        "Correct it, or set on_bad_example: skip to leave such rows out.",
+                    )
+                splits.bad += [BadExample(name, splits.place(name, row), why) for row, why in wrong.items()]
+                split = replaced(split, column, values, Value("float64"))
+                typed[name] = split.select([i for i in range(len(split)) if i not in wrong]) if wrong else split
+        splits = splits.but(typed)
+    return splits
+
+
+def _numbers(split: Dataset, column: str) -> tuple[list[float | None], dict[int, str]]:
+    """(the numbers of a column that was written as text, what is wrong with a row that has none)."""
+    values, wrong = list[float | None](), dict[int, str]()
+    for row, cell in enumerate(split[column][:]):
+        try:
+            values.append(number_in(cell))
+        except ValueError as error:
+            values.append(None)
+            wrong[row] = str(error)
+    return values, wrong
+
+
+def number_in(cell: str | None) -> float | None:
+    """The number that a cell holds, a truth value as 0 or 1; None if it is empty.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if cell is None or not cell.strip():
+        return None
+    text = cell.strip().lower()
+    if not _NUMBER.fullmatch(text) or "," in text:
+        raise ValueError(f"{cell[:40]!r}, which is not a number with a decimal point")
+    return float({"false": 0, "true": 1}.get(text, text))
 
 
 def look(cells: Sequence[Any]) -> Look:

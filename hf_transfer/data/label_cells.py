@@ -11,9 +11,8 @@ import datetime
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -28,6 +27,7 @@ _COMMA = re.compile(r"-?\d+,\d+")
 _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+")
 _UNITS = re.compile(r"(?P<before>[$€£¥]\s?)?(?P<number>-?\d+([.,]\d+)?)(?P<after>\s?[%€£¥$])?")
 _DELIMITERS = ("|", ";", ",")
+_VECTOR = re.compile(r"[01](?P<between>\s*[,;|\s]\s*)[01]((?P=between)[01])+")
 _MAX_INT = 2**63 - 1
 
 
@@ -124,8 +124,13 @@ def number(value: Any) -> float | None:
 
 
 def several(value: Any) -> list[Any] | None:
-    """The labels of a list that was written into a cell, as Python, JSON or NumPy print it; None if it is no list."""
+    """The labels of a list that was written into a cell, as Python, JSON or NumPy print it; None if it is no list.
+
+    Three or more zeros and ones with something between them are a list too.
+    """
     text = value.strip() if isinstance(value, str) else ""
+    if _VECTOR.fullmatch(text):
+        return [int(c) for c in text if c in "01"]
     if not (text.startswith(("[", "(", "{")) and text.endswith(("]", ")", "}"))):
         return None
     for parse in (json.loads, ast.literal_eval):
@@ -158,27 +163,3 @@ def delimiter_of(texts: Collection[str]) -> str | None:
         if len(parts) < len(texts) + (len(joined) == len(texts)) and recurring > len(inside) / 2:
             return delimiter
     return None
-
-
-# ---- variants of one name ------------------------------------------------------------------------------------------
-
-
-def variant_key(name: str) -> str:
-    """What variants of one name share: they differ in case, spaces or Unicode form alone."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-
-
-def variants(counts: Mapping[str, int]) -> list[dict[str, int]]:
-    """Groups of names that are variants of one another, each with its counts, the most frequent first."""
-    groups: dict[str, dict[str, int]] = {}
-    for name, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
-        groups.setdefault(variant_key(name), {})[name] = count
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def standard_names(names: Sequence[str]) -> dict[str, str]:
-    """For each key of `variant_key` the first of `names` that has it."""
-    standard: dict[str, str] = {}
-    for name in names:
-        standard.setdefault(variant_key(name), name)
-    return standard

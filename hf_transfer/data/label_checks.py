@@ -45,20 +45,6 @@ def check_classes(column: str, values: Sequence[Any], names: Sequence[str], chec
         )
 
 
-def check_lists(column: str, values: Sequence[Any]) -> None:
-    """Check lists of labels that have no names of their own.
-
-    Raises:
-        UserError: they are multi-hot vectors without names, or hold the share of each class.
-    """
-    check_shares(column, values)
-    if _is_many_hot(values):
-        raise UserError(
-            f"Column {column!r} contains multi-hot vectors such as {values[0]}, without class names.",
-            "Use lists of class names instead, for example ['red', 'round'].",
-        )
-
-
 def check_shares(column: str, values: Sequence[Any]) -> None:
     """Raises:
     UserError: the lists hold fractions, such as the share of each class.
@@ -74,12 +60,3 @@ def check_shares(column: str, values: Sequence[Any]) -> None:
 def _shown(value: Any, names: Sequence[str]) -> str:
     values = value if isinstance(value, list) else [value]
     return ", ".join(names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values) or "none"
-
-
-def _is_many_hot(values: Sequence[Any]) -> bool:
-    lengths = {len(v) for v in values}
-    return (
-        len(lengths) == 1
-        and min(lengths) > 1
-        and all(x in (0, 1) and not isinstance(x, str) for v in values for x in v)
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,12 @@ from hf_transfer.data.label_cells import (
     notation,
     number,
     several,
-    standard_names,
-    variant_key,
-    variants,
 )
 from hf_transfer.data.label_checks import check_shares
-from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
-from hf_transfer.data.raw import RawSplits
+from hf_transfer.data.label_variants import merged
+from hf_transfer.data.label_vectors import named_vectors
+from hf_transfer.data.labels import LABELS, MULTI_LABEL, SINGLE_LABEL, Labels
+from hf_transfer.data.raw import RawSplits, changed, replaced
 from hf_transfer.errors import UserError, nearest
 
 _MAX_SHOWN = 5
@@ -43,32 +41,40 @@ class LabelColumn:
         name: its name.
         delimiter: the character that joined the labels of an example, which `splits` no longer hold; None if there was
             none.
+        entries: what the entries of vectors stood for, which `splits` no longer hold; empty if there were none.
     """
 
     splits: RawSplits
     name: str
     delimiter: str | None = None
+    entries: tuple[str, ...] = ()
 
 
 def find_labels(
-    splits: Mapping[str, Dataset], inputs: Sequence[str], args: DataArguments, known: Labels | None = None
+    splits: Mapping[str, Dataset],
+    inputs: Sequence[str],
+    args: DataArguments,
+    known: Labels | None = None,
+    checkpoint: Callable[[], Sequence[str]] = tuple,
 ) -> LabelColumn:
     """The labels of the data in one column: names, numbers, or lists of names.
 
-    Several 0/1 columns, or one column of delimited names or of written lists, become one column of lists. Numbers that
-    were written as text become numbers where nothing is lost. What was decided is added to the notes of the splits.
+    Several 0/1 columns, or one column of delimited names, of written lists or of 0/1 vectors, become one column of
+    lists. Numbers that were written as text become numbers where nothing is lost. What was decided is added to the
+    notes of the splits.
 
     Args:
         splits: raw splits; what each column is follows from all of them.
         inputs: the input columns.
         args: data keys; with `problem_type`, nothing is left to decide.
         known: the labels of a trained model, whose names variants are merged into.
+        checkpoint: the class names of the checkpoint that is going to be trained, for the entries of vectors.
 
     Raises:
         UserError: the column does not exist, is ambiguous, or holds invalid values.
     """
     raw = RawSplits.of(splits)
-    first = main_split(raw)
+    first = raw.main
     columns = label_column(first, inputs, args)
     if isinstance(columns, list):
         joined = {n: _join(s, n, columns) if _has(s, columns) else s for n, s in raw.items()}
@@ -81,9 +87,12 @@ def find_labels(
         raw = raw.but({n: _divide(s, columns, delimiter) for n, s in raw.items()})
     elif columns in raw.written and known is None:
         raw = _as_numbers(raw, columns, args.problem_type)
+    entries: tuple[str, ...] = ()
+    if _may_be_several(args):
+        raw, entries = named_vectors(raw, columns, args, known.names if known else (), checkpoint)
     if args.merge_label_variants:
-        raw = _merged(raw, columns, known)
-    return LabelColumn(raw, columns, delimiter)
+        raw = merged(raw, columns, known)
+    return LabelColumn(raw, columns, delimiter, entries)
 
 
 def label_column(data: Any, inputs: Sequence[str], args: DataArguments) -> str | list[str]:
@@ -133,11 +142,6 @@ def label_column(data: Any, inputs: Sequence[str], args: DataArguments) -> str |
     )
 
 
-def main_split(raw: Mapping[str, Dataset]) -> Dataset:
-    """The split that decides what the columns are for: training, or the only one to evaluate on."""
-    return raw["train"] if "train" in raw else next(iter(raw.values()))
-
-
 def _has(split: Dataset, columns: Sequence[str]) -> bool:
     return all(c in split.features for c in columns)
 
@@ -179,7 +183,7 @@ def _joined_by(raw: RawSplits, column: str, args: DataArguments) -> str | None:
     Raises:
         UserError: `problem_type` is not given, and the cells may hold several labels each.
     """
-    first = main_split(raw)
+    first = raw.main
     if not _is_text(first, column) or not _may_be_several(args):
         return None
     texts = _distinct(raw, column)
@@ -217,7 +221,7 @@ def _divide(split: Dataset, column: str, delimiter: str) -> Dataset:
             "Remove label_delimiter, or set label_column_name to another column.",
         )
     parts = [[p.strip() for p in str("" if v is None else v).split(delimiter)] for v in split[column][:]]
-    return _replaced(split, column, [[p for p in row if p] for row in parts], datasets.List(Value("string")))
+    return replaced(split, column, [[p for p in row if p] for row in parts], datasets.List(Value("string")))
 
 
 def _as_lists(raw: RawSplits, column: str, is_known: bool) -> RawSplits | None:
@@ -233,17 +237,28 @@ def _as_lists(raw: RawSplits, column: str, is_known: bool) -> RawSplits | None:
     if is_known and any(entry is not None for entry in lists):
         lists = [[t] if entry is None else entry for t, entry in zip(texts, lists, strict=True)]
     if not texts or any(entry is None for entry in lists):
+        if sum(entry is not None for entry in lists) > len(texts) / 2:
+            raise _not_all_lists(raw, column, next(t for t, entry in zip(texts, lists, strict=True) if entry is None))
         return None
     by_text = dict(zip(texts, lists, strict=True))
     values = [v for entry in lists for v in entry or []]
     check_shares(column, [entry or [] for entry in lists])
-    whole = all(isinstance(v, int | float) for v in values)
+    whole = all(v is None or isinstance(v, int | float) for v in values)
     feature = datasets.List(Value("int64" if whole else "string"))
     convert: Callable[[Any], Any] = int if whole else str
-    read = lambda v: None if is_missing(v) else [convert(x) for x in by_text[v] or []]  # noqa: E731
-    raw = raw.but({n: _changed(s, column, read, feature) for n, s in raw.items()})
+    read = lambda v: None if is_missing(v) else [x if x is None else convert(x) for x in by_text[v] or []]  # noqa: E731
+    raw = raw.but({n: changed(s, column, read, feature) for n, s in raw.items()})
     raw.notes.append(f"Column {column!r}: lists written as text, such as {texts[0]}, read as several labels.")
     return raw
+
+
+def _not_all_lists(raw: RawSplits, column: str, odd: str) -> UserError:
+    name, row = next((n, s[column][:].index(odd)) for n, s in raw.items() if odd in s.unique(column))
+    return UserError(
+        f"{raw.place(name, row)}: the label {odd!r} is not a list, unlike most others in column {column!r}.",
+        "Write all of them as lists, or set problem_type: single_label_classification if they are names.",
+        key="label_column_name",
+    )
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
@@ -255,7 +270,7 @@ def _as_numbers(raw: RawSplits, column: str, problem_type: str | None) -> RawSpl
     Classes become numbers only where they are whole, so that 10 comes after 2; a regression reads its own numbers.
     """
     texts = _distinct(raw, column)
-    if not texts or not _is_text(main_split(raw), column):
+    if not texts or not _is_text(raw.main, column):
         return raw
     if problem_type is not None and not (problem_type == SINGLE_LABEL and is_whole(texts)):
         return raw
@@ -274,56 +289,7 @@ def _as_numbers(raw: RawSplits, column: str, problem_type: str | None) -> RawSpl
         )
     whole = kind is Notation.WHOLE
     read = lambda v: None if is_missing(v) else int(v) if whole else number(v)  # noqa: E731
-    return raw.but({n: _changed(s, column, read, Value("int64" if whole else "float64")) for n, s in raw.items()})
-
-
-# ---- variants ------------------------------------------------------------------------------------------------------
-
-
-def _merged(raw: RawSplits, column: str, known: Labels | None) -> RawSplits:
-    """The splits with one name for all variants of a label: the model's, else the most frequent in training."""
-    raw = raw.but({n: _as_names(s, column) for n, s in raw.items()})
-    counts = _name_counts(main_split(raw), column)
-    standard = standard_names(known.names if known else sorted(counts, key=lambda n: (-counts[n], n)))
-    rename = lambda v: standard.get(variant_key(v), v) if isinstance(v, str) else v  # noqa: E731
-    read = lambda v: list(dict.fromkeys(map(rename, v))) if isinstance(v, list) else rename(v)  # noqa: E731
-    if not known:
-        for group in variants(counts):
-            raw.notes.append(f"Labels merged into {next(iter(group))!r}: {_counted(group)}.")
-    return raw.but({n: _changed(s, column, read, s.features.get(column)) for n, s in raw.items()})
-
-
-def variant_notes(raw: RawSplits, column: str, labels: Labels) -> list[str]:
-    """Notes about labels that seem to be variants of one another."""
-    if labels.problem_type == REGRESSION:
-        return []
-    counts = _name_counts(_as_names(main_split(raw), column), column)
-    return [
-        f"Labels that differ in case, spaces or Unicode form alone: {_counted(group)}. "
-        "merge_label_variants: true makes them one."
-        for group in variants({name: counts[name] for name in labels.names})
-    ]
-
-
-def _counted(group: Mapping[str, int]) -> str:
-    return ", ".join(f"{name!r} {count:,}" for name, count in group.items())
-
-
-def _name_counts(split: Dataset, column: str) -> Counter[str]:
-    cells = [v if isinstance(v, list) else [v] for v in split[column][:] if not is_missing(v)]
-    return Counter(str(x) for cell in cells for x in cell)
-
-
-def _as_names(split: Dataset, column: str) -> Dataset:
-    """`split` with names in place of the numbers of a class feature."""
-    feature = split.features.get(column)
-    inner = getattr(feature, "feature", None) or feature
-    if not isinstance(inner, ClassLabel):
-        return split
-    name = lambda i: inner.int2str(i) if i is not None and i >= 0 else None  # noqa: E731
-    if inner is feature:
-        return _changed(split, column, name, Value("string"))
-    return _changed(split, column, lambda v: None if v is None else list(map(name, v)), datasets.List(Value("string")))
+    return raw.but({n: changed(s, column, read, Value("int64" if whole else "float64")) for n, s in raw.items()})
 
 
 # ---- details -------------------------------------------------------------------------------------------------------
@@ -333,14 +299,3 @@ def _distinct(raw: RawSplits, column: str) -> list[str]:
     """The different labels of a text column over all splits, in order of appearance, without the missing ones."""
     cells: Iterable[Any] = (v for s in raw.values() if _is_text(s, column) for v in s.unique(column))
     return list(dict.fromkeys(v for v in cells if not is_missing(v)))
-
-
-def _changed(split: Dataset, column: str, read: Callable[[Any], Any], feature: Any) -> Dataset:
-    if column not in split.features:
-        return split
-    return _replaced(split, column, [read(v) for v in split[column][:]], feature)
-
-
-def _replaced(split: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
-    order = split.column_names
-    return split.remove_columns(column).add_column(column, values, feature=feature).select_columns(order)

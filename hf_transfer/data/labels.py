@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Value
 from transformers import PreTrainedConfig
 
 from hf_transfer.data.label_cells import is_missing, name_of, number
-from hf_transfer.data.label_checks import check_classes, check_lists
+from hf_transfer.data.label_checks import check_classes, check_shares
 from hf_transfer.errors import UserError, nearest
 
 LABELS = "labels"
@@ -38,15 +38,24 @@ def missing_labels(split: Dataset, column: str) -> list[int]:
     ]
 
 
-def infer_labels(train: Dataset, column: str, problem_type: str | None, skip_missing: bool = False) -> Labels:
+def infer_labels(
+    train: Dataset, column: str, problem_type: str | None, skip_missing: bool = False, names: tuple[str, ...] = ()
+) -> Labels:
     """Infer problem type and classes from the label column of the training split.
 
     Lists are multi-label classification and floats are regression, unless they are few distinct whole numbers, or whole
     numbers beside missing ones (which turn integers into floats); everything else is single-label classification.
 
+    Args:
+        train: training split.
+        column: its label column.
+        problem_type: the key.
+        skip_missing: whether examples without a label are left out later.
+        names: the classes, where they are known already.
+
     Raises:
-        UserError: missing labels that are not skipped, labels that do not fit `problem_type`, multi-hot vectors
-            without class names, fewer than two classes, or as many classes as examples.
+        UserError: missing labels that are not skipped, labels that do not fit `problem_type`, lists of fractions, fewer
+            than two classes, or as many classes as examples.
     """
     missing = missing_labels(train, column)
     if missing and (not skip_missing or len(missing) == len(train)):
@@ -64,8 +73,8 @@ def infer_labels(train: Dataset, column: str, problem_type: str | None, skip_mis
             raise UserError(f"row {row} of the train split: {reason}.", "Correct it, or set on_bad_example: skip.")
         return Labels(inferred, (column,))
     if inferred == MULTI_LABEL and not _named(feature):
-        check_lists(column, values)
-    names = _class_names(feature, values, inferred)
+        check_shares(column, values)
+    names = names or _class_names(feature, values, inferred)
     check_classes(column, values, names, checked=problem_type is not None or _named(feature))
     return Labels(inferred, names)
 

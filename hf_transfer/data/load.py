@@ -93,6 +93,7 @@ def _read(source: Source, args: DataArguments) -> RawSplits:
         read[split_name] = one[split_name]
         read.notes += one.notes
         read.bad += one.bad
+        read.files |= one.files
         read.written = one.written if split_name == "train" else read.written or one.written
     return read
 
@@ -136,6 +137,7 @@ def _read_files(tables: Tables, args: DataArguments) -> RawSplits:
             raise (error if error.key else error.with_key(tables.key)) from error
         parts = [with_images(file.table, file.path, args) for file in files]
         read[split] = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        read.files[split] = [(file.path, len(file.table)) for file in files]
         if len(files) > 1:
             read.notes.append(f"The {split} split has {len(files)} files: {_listed([f.path.name for f in files])}.")
         read.notes += [note for file in files for note in file.notes]

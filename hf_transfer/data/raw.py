@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+
+from hf_transfer.data.rows import place_of
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class RawSplits(DatasetDict):
         written: columns that were read as text because their file knows no types (CSV). What a label of such a column
             is, a number or a name, is decided from all of its cells (`data.labels`).
         bad: rows that were left out under `on_bad_example: skip`.
+        files: the tables of each split, each with its number of rows; empty if it was not read from tables.
     """
 
     notes: list[str]
     written: frozenset[str]
     bad: list[BadExample]
+    files: dict[str, list[tuple[Path, int]]]
 
     def __init__(
         self,
@@ -44,9 +49,10 @@ class RawSplits(DatasetDict):
         notes: Sequence[str] = (),
         written: Iterable[str] = (),
         bad: Sequence[BadExample] = (),
+        files: Mapping[str, list[tuple[Path, int]]] | None = None,
     ):
         super().__init__(splits)
-        self.notes, self.written, self.bad = list(notes), frozenset(written), list(bad)
+        self.notes, self.written, self.bad, self.files = list(notes), frozenset(written), list(bad), dict(files or {})
 
     @classmethod
     def of(cls, splits: Mapping[str, Dataset]) -> RawSplits:
@@ -55,7 +61,33 @@ class RawSplits(DatasetDict):
 
     def but(self, splits: Mapping[str, Dataset]) -> RawSplits:
         """Other splits with the same notes."""
-        return RawSplits(splits, self.notes, self.written, self.bad)
+        return RawSplits(splits, self.notes, self.written, self.bad, self.files)
+
+    @property
+    def main(self) -> Dataset:
+        """The split that decides what the columns are for: training, or the only one to evaluate on."""
+        return self["train"] if "train" in self else next(iter(self.values()))
+
+    def place(self, split: str, row: int) -> str:
+        """Where an example stands in the data: its file and line, or its row in the split."""
+        for path, rows in self.files.get(split, ()):
+            if row < rows:
+                return place_of(path, row)
+            row -= rows
+        return f"row {row} of the {split} split"
+
+
+def replaced(split: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
+    """`split` with other values in a column, which stays where it is."""
+    order = split.column_names
+    return split.remove_columns(column).add_column(column, values, feature=feature).select_columns(order)
+
+
+def changed(split: Dataset, column: str, read: Callable[[Any], Any], feature: Any) -> Dataset:
+    """`split` with `read` of each value in a column, if it has the column."""
+    if column not in split.features:
+        return split
+    return replaced(split, column, [read(v) for v in split[column][:]], feature)
 
 
 class Streams(dict[str, Any]):

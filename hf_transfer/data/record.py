@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 VERSION = 1
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 _BATCH = 256
+_STREAMED = "streamed"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,14 @@ class Record:
         inputs: names of the input columns that were hashed.
         limits: `max_train_samples` and its like by split.
         splits: by name; a training set that was a stream is missing.
+        streamed: (examples,) uint64, hash of each example that a stream gave to training; None if there was no stream,
+            or the run has not read it to the end.
     """
 
     inputs: tuple[str, ...]
     limits: Mapping[str, int | None]
     splits: Mapping[str, SplitRecord]
+    streamed: Array | None = None
 
     @classmethod
     def of(cls, data: Data, args: DataArguments) -> Record:
@@ -101,11 +105,18 @@ class Record:
     def trained(self) -> Array:
         """Hashes of the examples that were trained on, without those that were held out too: known leaks."""
         held_out = [s.content for name, s in self.splits.items() if name != "train"]
-        return np.setdiff1d(self.splits["train"].content, np.concatenate(held_out)) if self.has_train else np.empty(0)
+        return np.setdiff1d(self.train, np.concatenate(held_out))
+
+    @property
+    def train(self) -> Array:
+        """Hashes of the training examples; empty if they are not known."""
+        if "train" in self.splits:
+            return self.splits["train"].content
+        return np.empty(0, np.uint64) if self.streamed is None else self.streamed
 
     @property
     def has_train(self) -> bool:
-        return "train" in self.splits
+        return "train" in self.splits or self.streamed is not None
 
     def is_limited_alike(self, name: str, args: DataArguments) -> bool:
         """Whether the run drew as many examples of a split as `args` asks for."""
@@ -119,7 +130,7 @@ class Record:
 
     def including(self, earlier: Record) -> Record:
         """This record with the training examples of an earlier part of the same run."""
-        if not (self.has_train and earlier.has_train):
+        if not ("train" in self.splits and "train" in earlier.splits):  # a resumed stream is read again from its start
             return self
         now, then = self.splits["train"], earlier.splits["train"]
         more = ~np.isin(then.content, now.content)
@@ -129,6 +140,8 @@ class Record:
     def save(self, path: Path) -> None:
         about = json.dumps({"version": VERSION, "inputs": self.inputs, "limits": self.limits})
         arrays = {f"{name}.{f}": getattr(s, f) for name, s in self.splits.items() for f in ("content", "labels")}
+        if self.streamed is not None:
+            arrays[_STREAMED] = self.streamed
         buffer = BytesIO()
         np.savez(buffer, about=np.array(about), **arrays)
         write_bytes(path, buffer.getvalue())
@@ -153,9 +166,10 @@ class Record:
             ) from error
         if about["version"] != VERSION:
             return None
+        streamed = arrays.pop(_STREAMED, None)
         names = dict.fromkeys(name.partition(".")[0] for name in arrays)
         splits = {name: SplitRecord(arrays[f"{name}.content"], arrays[f"{name}.labels"]) for name in names}
-        return cls(tuple(about["inputs"]), about["limits"], splits)
+        return cls(tuple(about["inputs"]), about["limits"], splits, streamed)
 
 
 def content_of(split: Dataset, inputs: Sequence[str]) -> Array:
@@ -180,10 +194,11 @@ def positions(content: Array, wanted: Array) -> Array:
 
 def _hashes(plain: Dataset, inputs: Sequence[str], run: Any) -> Iterator[bytes]:
     for batch in plain.iter(batch_size=_BATCH):
-        yield from run(_content, zip(*(batch[c] for c in inputs), strict=True))
+        yield from run(hash_of, zip(*(batch[c] for c in inputs), strict=True))
 
 
-def _content(values: Sequence[Any]) -> bytes:
+def hash_of(values: Sequence[Any]) -> bytes:
+    """8-byte hash of an example, the values of its input columns: the texts, or the bytes of the image files."""
     return content_hash(*map(_bytes_of, values))
 
 

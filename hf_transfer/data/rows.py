@@ -112,17 +112,25 @@ class DelimitedFile:
         Raises:
             UserError: the file cannot be read.
         """
-        width = len(self.names)
         with explained(self.path):
             for line, cells in islice(self._lines(), 1, None):
-                if isinstance(cells, str):
-                    yield BadRow(f"{self.path.name} line {line}", cells)
-                elif len(cells) != width:
-                    yield BadRow(f"{self.path.name} line {line}", self._width_reason(len(cells)))
-                elif cells == self.header:
-                    yield BadRow(f"{self.path.name} line {line}", "it repeats the header")
+                if reason := self._reason(cells):
+                    yield BadRow(f"{self.path.name} line {line}", reason)
                 else:
                     yield [cell or None for cell in cells]
+
+    def line_of(self, row: int) -> int:
+        """The line on which a row begins, the rows that do not fit not counted."""
+        good = (line for line, cells in islice(self._lines(), 1, None) if not self._reason(cells))
+        return next(islice(good, row, None))
+
+    def _reason(self, cells: list[str] | str) -> str:
+        """Why a row does not fit; empty if it does."""
+        if isinstance(cells, str):
+            return cells
+        if len(cells) != len(self.names):
+            return self._width_reason(len(cells))
+        return "it repeats the header" if cells == self.header else ""
 
     def _width_reason(self, cells: int) -> str:
         few = cells < len(self.names)
@@ -147,6 +155,13 @@ def read_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | B
     else:
         with explained(path):
             yield from _parquet_rows(path)
+
+
+def place_of(path: Path, row: int) -> str:
+    """Where a row of a file stands, the rows that do not fit not counted: its line in CSV, else its number from 1."""
+    if format_of(path) == "csv":
+        return f"{path.name} line {DelimitedFile(path, skip_bad=True).line_of(row)}"
+    return f"{path.name} row {row + 1}"
 
 
 def json_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | BadRow]:

@@ -23,7 +23,9 @@ from datasets import Dataset
 from hf_transfer.data.rows import BadRow, DelimitedFile, explained, format_of, json_rows
 from hf_transfer.errors import UserError
 
-CHUNK = 10_000  # rows converted at a time
+CHUNK = 10_000  # rows converted at a time at most
+_CHUNK_CHARACTERS = 8 << 20  # and about as many characters: documents can be long
+_BLOCK = 100  # rows after which they are counted
 _IN_MEMORY = 256 << 20
 _VERSION = "1"  # of the cached files
 _MAX_SHOWN = 3
@@ -122,7 +124,16 @@ class _Chunks:
 
 
 def _chunked(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(islice(rows, CHUNK)):
+    chunk: list[Any] = []
+    characters = 0
+    while block := list(islice(rows, _BLOCK)):
+        chunk += block
+        cells = (cell for row in block for cell in (row.values() if isinstance(row, dict) else row))
+        characters += sum(len(cell) for cell in cells if isinstance(cell, str))
+        if len(chunk) >= CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 

@@ -13,7 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.errors import UserError, nearest
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.models.load import SharedBackbone, sharing
+from hf_transfer.models.shared import SharedBackbone, sharing
 
 Answers = list[dict[str, Any]]
 

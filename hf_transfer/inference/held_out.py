@@ -128,7 +128,7 @@ class Selection:
                 f"{self.task.input_key}: the data has no input column for {self.task.name}.",
                 f"Name one of {', '.join(columns)}.",
             )
-        return as_shown(splits, columns, inputs), inputs
+        return as_shown(splits, columns, inputs, self.args.on_bad_example == "skip"), inputs
 
     def _check_labeled(self, name: str, examples: Dataset) -> None:
         """Raises:
@@ -206,9 +206,9 @@ class Selection:
         else:
             content = content_of(examples, inputs)
             is_trained = np.isin(content, record.trained)
-            known_leaks = int(np.isin(content, record.splits["train"].content).sum() - is_trained.sum())
+            known_leaks = int(np.isin(content, record.train).sum() - is_trained.sum())
             if is_asked_for:
-                seen = int(np.isin(content, record.splits["train"].content).sum())
+                seen = int(np.isin(content, record.train).sum())
                 self.notes.append(
                     f"{seen:,} of these {total:,} examples were trained on: the metrics do not say how the model does "
                     "on new data."
@@ -245,7 +245,7 @@ class Selection:
         if record is None:
             reason = "the run's folder has no record of them"
         elif not record.has_train:
-            reason = "the training set was a stream"
+            reason = "the training set was a stream, and the run has not finished"
         else:
             reason = f"the run read {' and '.join(record.inputs)}"
         self.notes.append(f"Examples that were trained on are not recognized: {reason}.")

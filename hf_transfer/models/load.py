@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import inspect
-import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -74,6 +71,12 @@ class Weights(NamedTuple):
     missing: set[str]
     origin: dict[str, Any]
     resized: frozenset[str] = frozenset()
+
+
+# What loads the backbones of adapters; None loads each from its checkpoint.
+BACKBONES: ContextVar[Callable[[ModelArguments, Any, PreTrainedConfig], Weights] | None] = ContextVar(
+    "backbones", default=None
+)
 
 
 def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
@@ -169,7 +172,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         UserError: the model cannot be loaded, its weights are not safetensors, or it cannot be trained.
         WorkFailed: the hub cannot be reached.
     """
-    before, own = _label_names(config), set((config.id2label or {}).values())
+    before, own = set(_label_names(config)), set((config.id2label or {}).values())
     generic = labels.generic(config)
     labels = labels.in_order_of(config)
     for key, value in labels.config_kwargs.items():
@@ -180,7 +183,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        weights = _from_checkpoint(args, auto_class, config)
+        weights = from_checkpoint(args, auto_class, config)
         model, missing, origin = weights.model, weights.missing, weights.origin
         notes = []
         if args.from_scratch:
@@ -205,7 +208,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
     return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin)
 
 
-def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
+def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
     """Load a checkpoint; an adapter is loaded with its backbone."""
     name = _name(args)
     if args.from_scratch:
@@ -251,86 +254,18 @@ def _from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCo
 def _with_adapter(
     args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str, options: Any
 ) -> Weights:
-    """Load the adapter in `place` on its backbone; see `_from_checkpoint`."""
+    """Load the adapter in `place` on its backbone; see `from_checkpoint`."""
     base = replace(
         args,
         model_name_or_path=adapter.base_model_name_or_path,
         model_revision=adapter.revision or "main",
     )
-    shared = _SHARED.get()
-    weights = (shared.load if shared is not None else _from_checkpoint)(base, auto_class, config)
+    weights = (BACKBONES.get() or from_checkpoint)(base, auto_class, config)
     model, missing, origin = weights.model, weights.missing, weights.origin
     model, loaded = put_on(model, place, options, args.restart_adapter)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
         loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
     return Weights(model, missing - loaded, origin)
-
-
-_LABEL_KEYS = (
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
-    "label_names",
-    "num_classes",
-    "architectures",
-    "_name_or_path",
-)
-_SHARED: ContextVar[SharedBackbone | None] = ContextVar("shared backbone", default=None)
-
-
-@contextlib.contextmanager
-def sharing(backbone: SharedBackbone) -> Iterator[None]:
-    """Context in which adapters are loaded on `backbone` instead of separate backbones."""
-    token = _SHARED.set(backbone)
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
-
-
-class SharedBackbone:
-    """A backbone that is loaded once; every use gets its own modules around the same tensors."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        self._key: Any = None
-        self._loaded: Weights | None = None
-
-    def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
-        """A model around the shared tensors, with a head for the labels of `config`.
-
-        Raises:
-            UserError: the backbone differs from the one that was loaded first.
-        """
-        plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
-        key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
-        if self._loaded is None:
-            loaded = _from_checkpoint(args, auto_class, config)
-            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-            loaded.model.to(device)
-            self._loaded, self._key, self.name = loaded, key, _name(args)
-        elif key != self._key:
-            same = key[:2] == self._key[:2]
-            raise UserError(
-                f"bank: cannot add backbone {_name(args)!r}"
-                + (" with a different configuration" if same else "")
-                + f"; the bank's backbone is {self.name!r}.",
-                "Use one bank per backbone.",
-            )
-        model, missing, origin = self._loaded.model, self._loaded.missing, self._loaded.origin
-        shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        own = copy.deepcopy(model, shared)
-        for name, value in Labels.of(config).config_kwargs.items():
-            setattr(own.config, name, value)
-        if "num_labels" in vars(own):  # many models keep a copy outside their configuration, for the loss
-            own.num_labels = config.num_labels
-        with torch.device("meta"):
-            blank = auto_class.from_config(config)
-        head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
-        for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
-            own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
-        return Weights(own, missing, origin)
 
 
 def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
@@ -346,10 +281,20 @@ def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) 
     return replaced
 
 
-def _label_names(config: PreTrainedConfig) -> set[str]:
+def names_in_checkpoint(args: ModelArguments) -> tuple[str, ...]:
+    """The checkpoint's class names in the order of its outputs; empty if it has none.
+
+    Raises:
+        UserError: the model does not exist or its configuration cannot be read.
+        WorkFailed: the hub cannot be reached.
+    """
+    return _label_names(read_config(args))
+
+
+def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """The checkpoint's class names; empty if they are only `LABEL_0`, `LABEL_1`, …"""
-    names = {str(n) for n in (config.id2label or {}).values()}
-    return set() if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
+    names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    return () if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
 
 
 def _name(args: ModelArguments) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,25 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
 from hf_transfer.data.bucketing import describe
-from hf_transfer.data.columns import Columns, as_shown, unread
+from hf_transfer.data.columns import Columns, as_shown, shown_numbers, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
 from hf_transfer.data.groups import shared_groups
-from hf_transfer.data.label_columns import LabelColumn, find_labels, variant_notes
+from hf_transfer.data.label_columns import LabelColumn, find_labels
+from hf_transfer.data.label_variants import variant_notes
 from hf_transfer.data.labels import Labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
 from hf_transfer.data.splits import Data, make_data
-from hf_transfer.data.streaming import Reader, Stream, beginning, held_groups, held_out, open_streams
+from hf_transfer.data.stream_record import Passed
+from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_out
+from hf_transfer.data.streaming import beginning, open_streams
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features.examples import Views
 from hf_transfer.files import say
-from hf_transfer.models.load import Loaded
+from hf_transfer.models.load import Loaded, names_in_checkpoint
+from hf_transfer.run_folder import PASSED
 from hf_transfer.runs.checks import check_batches, check_best, check_grown
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
@@ -49,6 +54,7 @@ class Prepared:
         config: completed with what was inferred from the data and decided for the machine.
         source: where the data is.
         stream: raw training stream of a run with `streaming`, else None.
+        numbers: inputs that were written as text and that the data showed to be numbers.
         task: what the model reads.
         inputs: the input columns.
         data: the splits.
@@ -61,6 +67,7 @@ class Prepared:
     config: Config
     source: Source
     stream: Any
+    numbers: frozenset[str]
     task: Task
     inputs: tuple[str, ...]
     data: Data
@@ -86,8 +93,10 @@ def prepare(config: Config) -> Prepared:
         splits = (beginning if keys.streaming else load_splits)(keys, source)
     columns = Columns(splits["train"], splits.written, keys.text_column_name)
     task, inputs = choose_task(columns, keys)
-    found = find_labels(as_shown(splits, columns, inputs), inputs, keys)
-    labels = infer_labels(found.splits["train"], found.name, keys.problem_type, keys.on_bad_example == "skip")
+    skips, numbers = keys.on_bad_example == "skip", shown_numbers(splits, columns, inputs)
+    splits = as_shown(splits, columns, inputs, skips)
+    found = find_labels(splits, inputs, keys, checkpoint=partial(names_in_checkpoint, config.model))
+    labels = infer_labels(found.splits["train"], found.name, keys.problem_type, skips, found.entries)
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
@@ -111,6 +120,7 @@ def prepare(config: Config) -> Prepared:
         config=config,
         source=source,
         stream=stream,
+        numbers=numbers,
         task=task,
         inputs=inputs,
         data=data,
@@ -130,6 +140,7 @@ def _inferred(
         "problem_type": problem_type,
         "label_column_name": keys.label_column_name or found.name,
         "label_delimiter": found.delimiter,
+        "label_vector_names": list(found.entries) or None,
     }
     if task.input_key:
         inferred[task.input_key] = list(inputs) if len(inputs) > 1 else inputs[0]
@@ -188,7 +199,9 @@ def prepare_splits(prepared: Prepared) -> dict[str, Any]:
 
 def training_stream(prepared: Prepared) -> Stream:
     """The training set of a run with `streaming`, without held-out examples."""
-    task, args = prepared.task, prepared.config.data
+    task, args, training = prepared.task, prepared.config.data, prepared.config.training
+    # Each process reads all of the stream, of which it trains on its share.
+    passed = Passed(Path(str(training.output_dir)) / PASSED) if training.process_index == 0 else None
     reader = Reader(
         inputs=prepared.inputs,
         features=prepared.stream.features,
@@ -196,6 +209,8 @@ def training_stream(prepared: Prepared) -> Stream:
         args=args,
         held=held_out(prepared.data),
         held_groups=held_groups(prepared.data, args),
+        numbers=prepared.numbers,
+        passed=passed,
         read=task.read,
         change=task.change(prepared.inputs, prepared.processor, args, prepared.chance),
     )

@@ -42,7 +42,7 @@ from hf_transfer.runs.machine import (
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
-from hf_transfer.runs.saving import check_saved, save_model
+from hf_transfer.runs.saving import check_saved, record_examples, recorded_stream, save_model
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
 from hf_transfer.training import checkpoints
@@ -153,20 +153,14 @@ def _prepare(config: Config) -> _Ready:
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
         write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
-        _record(prepared, output_dir, is_resumed=checkpoint is not None)
+        record_examples(prepared, output_dir, is_resumed=checkpoint is not None)
     return ready
-
-
-def _record(prepared: Prepared, output_dir: Path, is_resumed: bool) -> None:
-    """Write what the examples are, before any of them is trained on."""
-    path, record = output_dir / EXAMPLES, Record.of(prepared.data, prepared.config.data)
-    earlier = Record.load(path) if is_resumed else None
-    (record if earlier is None else record.including(earlier)).save(path)
 
 
 def _train(ready: _Ready) -> None:
     """Train, and save the model before it is evaluated: what fails there does not cost the training."""
-    ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
+    with recorded_stream(ready.splits["train"], ready.output_dir):
+        ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
     save_model(ready.trainer, ready.output_dir)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,38 @@ import torch
 
 from hf_transfer.adapters.files import check_reload
 from hf_transfer.data.labels import Labels
+from hf_transfer.data.record import Record
+from hf_transfer.data.stream_training import Stream
 from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.run_folder import EXAMPLES
+from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
 from hf_transfer.training.trainer import TransferTrainer
+
+
+def record_examples(prepared: Prepared, output_dir: Path, is_resumed: bool) -> None:
+    """Write what the examples are, before any of them is trained on."""
+    path, record = output_dir / EXAMPLES, Record.of(prepared.data, prepared.config.data)
+    earlier = Record.load(path) if is_resumed else None
+    (record if earlier is None else record.including(earlier)).save(path)
+
+
+@contextlib.contextmanager
+def recorded_stream(train: Any, output_dir: Path) -> Iterator[None]:
+    """Context of training; what a stream gave to it is added to the record of the examples."""
+    passed = train.read.passed if isinstance(train, Stream) else None
+    if passed is None:
+        yield
+        return
+    passed.begin()
+    try:
+        yield
+        record = Record.load(output_dir / EXAMPLES)
+        assert record is not None, "written before training"
+        replace(record, streamed=passed.contents()).save(output_dir / EXAMPLES)
+    finally:
+        passed.end()
 
 
 def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: Labels) -> None:

@@ -13,7 +13,8 @@ from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import Columns, unread
 from hf_transfer.data.label_cells import Notation, delimiter_of, notation, number, several
-from hf_transfer.data.label_columns import find_labels, variant_notes
+from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.label_variants import variant_notes
 from hf_transfer.data.labels import Labels, encode, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.raw import RawSplits
@@ -165,7 +166,6 @@ def test_text_of_a_typed_file_stays_a_name():
         (["-100", "1"], {}, "the label -100, which stands for `no label`"),
         (["a", "a"], {}, "only one class"),
         (["[0.9, 0.1]", "[0.2, 0.8]"], {}, "vectors of fractions"),
-        (["[1, 0]", "[0, 1]"], {}, "multi-hot vectors"),
         ([f"value {i}" for i in range(4)], {}, None),
     ],
 )

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from hf_transfer import Predictor, UserError, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.data import streaming as module
+from hf_transfer.data import stream_training as module
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.load import load_splits
-from hf_transfer.data.streaming import Reader, Stream, mark, open_streams
+from hf_transfer.data.stream_training import Reader, Stream, mark
+from hf_transfer.data.streaming import open_streams
 from hf_transfer.tasks import TASKS
 
 KEYS = dict(streaming=True, max_steps=6, max_eval_samples=10, strategy="full", save_strategy="no", log_level="error")

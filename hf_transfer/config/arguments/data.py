@@ -42,6 +42,12 @@ class DataArguments:
     label_delimiter: str | None = setting(
         None, "separator between the labels of an example that has several", resume="fixed"
     )
+    label_vector_names: list[str] | None = setting(
+        None,
+        "names of the entries of labels given as 0/1 vectors such as [1, 0, 0], in order (default: the checkpoint's "
+        "class names if it has as many, else 0, 1, 2, …)",
+        resume="fixed",
+    )
     merge_label_variants: bool = setting(
         False, "make labels one that differ in case, spaces or Unicode form alone", resume="fixed"
     )
