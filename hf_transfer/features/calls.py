@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.cut import CallKey
 from hf_transfer.features.stand_ins import patched
+from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import LayerGroup
 
 Spot = tuple[CallKey, bool, int]  # (a call, whether its input is meant or its output, index among its leaves)
@@ -61,7 +62,10 @@ class Pass:
 
 
 def outermost_called(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch) -> dict[str, int]:
-    """{module: index of its layer group}: the largest modules within one group that a forward pass calls."""
+    """{module: index of its layer group}: the largest modules within one group that a forward pass calls.
+
+    Of the head these are the modules that hold its parameters: what comes before them (pooling) is not the head's.
+    """
     called: set[int] = set()
     handles = [m.register_forward_pre_hook(lambda module, _: called.add(id(module))) for m in model.modules()]
     try:
@@ -72,11 +76,13 @@ def outermost_called(model: nn.Module, groups: Sequence[LayerGroup], batch: Batc
             handle.remove()
     parameters = dict(model.named_parameters())
     group_of = {id(parameters[name]): i for i, group in enumerate(groups) for name in group.parameters}
+    heads = {len(groups) - 1} if groups[-1].name == HEAD else set()
     found: dict[str, int] = {}
 
     def visit(name: str, module: nn.Module) -> None:
         own = {group_of[id(p)] for p in module.parameters() if id(p) in group_of}
-        if len(own) == 1 and id(module) in called and name:
+        is_whole = not own & heads or any(True for _ in module.parameters(recurse=False))
+        if len(own) == 1 and id(module) in called and name and is_whole:
             found[name] = own.pop()
         elif own:
             for child_name, child in module.named_children():
@@ -139,11 +145,6 @@ def _channel_axis(module: nn.Module, value: torch.Tensor) -> int | None:
         axes = [i for i, size in enumerate(value.shape) if i and size == len(weight)]
         return axes[0] if len(axes) == 1 else None
     return None
-
-
-def value_at(spot: Spot, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """What is at a spot of a call."""
-    return pytree.tree_leaves((args, kwargs) if spot[1] else output)[spot[2]]
 
 
 # ---- the autograd graph ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class Layout:
         batch: axis of the examples.
         channel: axis of the features.
         width: number of features.
+        is_text: whether the positions are those of the tokens.
         skipped: positions that are no patches of the image (class and register tokens), which `mean` and `max` leave
             out. A text's class token is a token like others.
     """
@@ -27,6 +28,7 @@ class Layout:
     batch: int
     channel: int
     width: int
+    is_text: bool
     skipped: tuple[int, ...] = ()
 
     def rows(self, value: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from hf_transfer.errors import one_line
+from hf_transfer.features import tokens
 from hf_transfer.features.batches import Batch, length_of, resized
 from hf_transfer.features.calls import (
     Pass,
@@ -31,8 +31,10 @@ from hf_transfer.features.calls import (
     watch,
 )
 from hf_transfer.features.cut import Dimension, Refused
-from hf_transfer.features.layouts import HeadInput, Layout, grid
+from hf_transfer.features.layouts import HEAD_INPUT, MAX, MEAN, POOLINGS, HeadInput, Layout, grid
+from hf_transfer.features.tokens import Rows
 from hf_transfer.features.trace import dimension
+from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.forward_pass import REFUSALS
 from hf_transfer.layers.groups import LayerGroup
 
@@ -69,6 +71,13 @@ class Places:
     refused: dict[str, str]
     has_class_token: bool
 
+    def poolings(self, group: str) -> tuple[str, ...]:
+        """How the output of a layer group can be pooled."""
+        layout = self.by_group[group].layout
+        if isinstance(layout, HeadInput):
+            return (HEAD_INPUT,)
+        return POOLINGS if self.has_class_token and (layout.is_text or 0 in layout.skipped) else (MEAN, MAX)
+
 
 def find_places(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch) -> Places:
     """Find the outputs of layer groups.
@@ -81,20 +90,20 @@ def find_places(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch) ->
     Raises:
         Refused: the model computes different things for batches of different sizes.
     """
-    return _Search(model, groups, batch).places()
+    with all_require_gradients(model):
+        return _Search(model, groups, batch).places()
 
 
 class _Search:
     def __init__(self, model: nn.Module, groups: Sequence[LayerGroup], batch: Batch):
         self.model, self.groups, self.batch = model, groups, batch
-        self.head = len(groups) - 1 if groups[-1].name == "head" else None
+        self.head = len(groups) - 1 if groups[-1].name == HEAD else None
         length = length_of(batch)
         shapes = [(_ROWS[0], _LENGTHS[0]), (_ROWS[1], _LENGTHS[0]), *([(_ROWS[0], _LENGTHS[1])] if length else [])]
         batches = [_with_noise(resized(batch, *shape)) for shape in shapes]
         with _explained(batches[0]):
             group_of = outermost_called(model, groups, batches[0])
-            with all_require_gradients(model):
-                self.first = watch(model, group_of, batches[0], gradients=True)
+            self.first = watch(model, group_of, batches[0], gradients=True)
         passes = [self.first]
         for one in batches[1:]:
             with _explained(one):
@@ -135,39 +144,41 @@ class _Search:
 
     def places(self) -> Places:
         backbone = [i for i in range(len(self.groups)) if i != self.head]
-        chosen = {i: self._output(i) for i in backbone}
-        skipped, has_class_token = self._tokens(chosen)
+        chosen = {i: self._outputs(i) for i in backbone}
+        skipped, has_class_token = self._tokens([tensors[0] for tensors in chosen.values() if tensors])
         by_group: dict[str, Place] = {}
         refused: dict[str, str] = {}
         for i in backbone:
-            name, tensor = self.groups[i].name, chosen[i]
-            try:
-                if tensor is None:
-                    raise Refused("none of its modules returns a tensor with one vector per position")
-                layout = self._layout(tensor)
-                by_group[name] = Place(tensor.spot, self._skipping(layout, tensor, skipped), self._depends(i, tensor))
-            except Refused as error:
-                refused[name] = str(error)
+            reasons = ["none of its modules returns a tensor with one vector per position"]
+            for tensor in chosen[i]:
+                try:
+                    layout = self._skipping(self._layout(tensor), tensor, skipped)
+                except Refused as error:
+                    reasons.append(str(error))
+                    continue
+                by_group[self.groups[i].name] = Place(tensor.spot, layout, self._depends(i, tensor))
+                break
+            else:
+                refused[self.groups[i].name] = reasons[min(1, len(reasons) - 1)]
         if self.head is not None:
-            name = self.groups[self.head].name
             try:
-                by_group[name] = self._head_input(self.head)
+                by_group[HEAD] = self._head_input(self.head)
             except Refused as error:
-                refused[name] = str(error)
+                refused[HEAD] = str(error)
         return Places(by_group, refused, has_class_token)
 
-    def _output(self, i: int) -> Tensor | None:
-        """The output of a layer group; None if no tensor has positions."""
+    def _outputs(self, i: int) -> list[Tensor]:
+        """What may be the output of a layer group, the most likely first; empty if no tensor has positions."""
         own = [t for call in self.first.returned for t in _first(call, self._has_positions) if t.group == i]
         following = [t for call in self.first.taken for t in _first(call, self._has_positions) if t.group == i + 1]
-        if not own or not following:
-            return own[-1] if own else (following[0] if following else None)
-        taken = following[0]
-        before = [t for t in own if t.time < taken.time]  # a decoder, say, uses the embeddings again
-        last = before[-1] if before else own[-1]
-        if last.value is taken.value or taken.origin is None:
-            return last
-        return taken if last.origin in ancestors(taken.origin) else last
+        if following:
+            taken = following[0]
+            own = [t for t in own if t.time < taken.time] or own  # a decoder, say, uses the embeddings again
+            if not own or (taken.value is not own[-1].value and own[-1].origin in ancestors(taken.origin)):
+                own.append(taken)
+        # What only the class token or the pooled features pass through (a norm) is less than the output of a block.
+        own.reverse()
+        return sorted(own, key=lambda t: not self.is_text and sum(size > 1 for size in t.value.shape[1:]) < 2)
 
     def _has_positions(self, tensor: Tensor) -> bool:
         sizes = self.dimensions.get(tensor.spot)
@@ -191,7 +202,7 @@ class _Search:
         batch = next(axis for axis, d in enumerate(sizes) if d.per_example)
         others = [axis for axis, d in enumerate(sizes) if not d.per_example and not d.per_position]
         channel = others[0] if len(others) == 1 else self._channel(tensor, others)
-        return Layout(batch, channel, tensor.value.shape[channel])
+        return Layout(batch, channel, tensor.value.shape[channel], self.is_text)
 
     def _channel(self, tensor: Tensor, axes: Sequence[int]) -> int:
         """Which of the axes of an image model's output holds the channels.
@@ -215,32 +226,17 @@ class _Search:
 
     # ---- positions that are no patches, class tokens ----
 
-    def _tokens(self, chosen: dict[int, Tensor | None]) -> tuple[tuple[int, ...], bool]:
+    def _tokens(self, outputs: Sequence[Tensor]) -> tuple[tuple[int, ...], bool]:
         """(positions of an image model's tokens that are no patches, whether the first position is a class token)."""
-        outputs = [tensor for tensor in chosen.values() if tensor is not None]
-        if not outputs:
-            return (), False
-        first, last = outputs[0], outputs[-1]
-        if self.is_text:
-            return (), self._text_class_token(first, last)
-        if first.value.dim() != 3:
+        if not outputs or (not self.is_text and outputs[0].value.dim() != 3):
             return (), False
         try:
-            rows = self._layout(first).rows(first.value)
+            first, last = (Rows(tensor.value, self._layout(tensor)) for tensor in (outputs[0], outputs[-1]))
         except Refused:
             return (), False
-        # The input of the blocks at a position that is no patch is the same for every image.
-        skipped = tuple((rows == rows[:1]).all(-1).all(0).nonzero()[:, 0].tolist())
-        if 0 not in skipped:
-            return skipped, False
-        # A class token is a parameter of one row; register tokens are one parameter of several rows.
-        single = [
-            p for p in self.model.parameters() if p.dim() > 1 and p.shape[-2] == 1 and p.shape[-1] == rows.shape[-1]
-        ]
-        gradients = (
-            torch.autograd.grad(rows[:, 0].sum(), single, allow_unused=True, retain_graph=True) if single else ()
-        )
-        return skipped, any(g is not None and bool(g.any()) for g in gradients)
+        if not self.is_text:
+            return tokens.of_images(self.model, first)
+        return (), tokens.has_class_token(self.batch, self.first.output, first, last)
 
     def _skipping(self, layout: Layout, tensor: Tensor, skipped: tuple[int, ...]) -> Layout:
         """The layout, with the positions that are no patches.
@@ -254,39 +250,6 @@ class _Search:
         if self.image and not grid(positions - len(skipped), *self.image):
             raise Refused(f"its {positions} positions are not {len(skipped)} tokens and a grid of patches of the image")
         return layout.without(skipped)
-
-    def _text_class_token(self, first: Tensor, last: Tensor) -> bool:
-        if (read := self._read_by_the_model(last)) == "first":
-            return True
-        if not self._same_first_token() or read == "last":
-            return False
-        seen = self._layout(last).rows(last.value)[0, 0]
-        (gradient,) = torch.autograd.grad(_projection([seen]), [first.value], allow_unused=True, retain_graph=True)
-        return gradient is not None and bool(self._layout(first).rows(gradient)[0, 1:].any())
-
-    def _same_first_token(self) -> bool:
-        """Whether all of several different texts begin with the same token, which occurs nowhere else in them."""
-        ids, mask = self.batch.get("input_ids"), self.batch.get("attention_mask")
-        if not torch.is_tensor(ids) or ids.dim() != 2:
-            return False
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        texts = {tuple(row[own].tolist()) for row, own in zip(ids, real, strict=True) if own.any()}
-        return len(texts) > 1 and len({t[0] for t in texts}) == 1 and all(t[0] not in t[1:] for t in texts)
-
-    def _read_by_the_model(self, tensor: Tensor) -> str:
-        """Which position of the first text the model's answer depends on: `first`, `last`, or empty for several."""
-        output = self.first.output
-        outputs = pytree.tree_leaves(output["logits"] if isinstance(output, dict) and "logits" in output else output)
-        answers = [x for x in outputs if torch.is_tensor(x) and x.requires_grad]
-        if not answers or not tensor.value.requires_grad:
-            return ""
-        (gradient,) = torch.autograd.grad(
-            _projection(answers[:1]), [tensor.value], allow_unused=True, retain_graph=True
-        )
-        if gradient is None:
-            return ""
-        read = self._layout(tensor).rows(gradient)[0].any(-1).nonzero()[:, 0].tolist()
-        return {(0,): "first", (_LENGTHS[0] - 1,): "last"}.get(tuple(read), "")
 
     # ---- the head ----
 
@@ -303,7 +266,8 @@ class _Search:
                 raise Refused("it reads several tensors")
         token = ""
         if self._has_positions(tensor) and tensor.value.shape[1:].numel() != max(tensor.value.shape[1:]):
-            token = self._read_by_the_model(tensor) if self.is_text else ""
+            rows = Rows(tensor.value, self._layout(tensor))
+            token = tokens.read_by_model(self.first.output, rows) if self.is_text else ""
             if not token:
                 raise Refused("it reads all positions of an example, not one vector")
         width = tensor.value.shape[-1] if token else tensor.value[0].numel()
@@ -331,12 +295,6 @@ def _first(call: Sequence[Tensor], condition: Any) -> list[Tensor]:
 
 def _by_spot(one: Pass) -> dict[Spot, Tensor]:
     return {tensor.spot: tensor for call in (*one.taken, *one.returned) for tensor in call}
-
-
-def _projection(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A weighted sum of all elements, with weights that cancel nothing."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.stack([(x.double() * torch.rand(x.shape, generator=generator).to(x)).sum() for x in values]).sum()
 
 
 def _with_noise(batch: Batch) -> Batch:
