@@ -1,8 +1,8 @@
 """Vectors of examples, found by the content of the example: a store whose rows do not belong to one dataset.
 
 A column holds one vector per example, for example the mean over the tokens after a layer. It is kept in *segments*,
-each a `Store` whose rows also hold the digest of their example. A dataset of which one example changed finds the others'
-vectors; new ones go to rows that are free (after an interrupted run) or to a new segment.
+each a `Store` whose rows also hold the digest of their example. Where one example of a dataset changed, the vectors of
+the others are found; new ones go to rows that are free (after an interrupted run) or to a new segment.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ class Column:
         """Rows that nobody has written, in segments that no other run is writing to."""
         free: list[Row] = []
         for i, segment in enumerate(self._segments):
-            if segment.missing() and self._recording.enter_context(segment.lock_recording()):
-                free += [(i, row) for row in segment.missing()]
+            is_alone = self._recording.enter_context(segment.lock_recording()) if segment.missing() else False
+            free += [(i, row) for row in segment.missing()] if is_alone else []
         return free
 
     def put(self, digests: Sequence[bytes], vectors: torch.Tensor) -> None:
@@ -189,9 +189,10 @@ class Column:
         Args:
             device: that the process group communicates from.
         """
-        for segment in {i for i, _ in self.todo.values()}:
+        for segment in sorted({i for i, _ in self.todo.values()}):
             self._segments[segment].flush()
             self._segments[segment].share(device)
+        self._ranks.gather(None)  # all have written
         self._recording.close()
 
     def get(self, digests: Sequence[bytes]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,29 +38,29 @@ class Layout:
         value = value.permute(self.batch, *positions, self.channel)
         return value.reshape(len(value), -1, self.width).float()
 
-    def pooled(self, value: torch.Tensor, pooling: str, mask: torch.Tensor | None) -> torch.Tensor:
-        """(examples, width) in fp32.
+    def pooled(
+        self, value: torch.Tensor, poolings: Sequence[str], mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """{pooling: (examples, width) in fp32}.
 
         Args:
             value: the output.
-            pooling: one of `POOLINGS`.
+            poolings: of `POOLINGS`.
             mask: (examples, positions), True at tokens; None if every position counts. Texts without a token get zeros.
         """
-        rows = self.rows(value)
-        if pooling == CLS:
-            if mask is None:
-                return rows[:, 0]
-            first = rows[torch.arange(len(rows), device=rows.device), mask.int().argmax(1)]
-            return first * mask.any(1)[:, None]
+        rows, mask = self.rows(value), mask if self.is_text else None
+        pooled = {CLS: token_of(rows, "first", mask)} if CLS in poolings else {}
         if self.skipped:
-            kept = [i for i in range(rows.shape[1]) if i not in self.skipped]
-            rows = rows[:, kept]
+            rows = rows[:, [i for i in range(rows.shape[1]) if i not in self.skipped]]
+        if MEAN in poolings and mask is None:
+            pooled[MEAN] = rows.mean(1)
+        elif MEAN in poolings and mask is not None:
+            pooled[MEAN] = rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+        if MAX in poolings:
+            pooled[MAX] = (rows if mask is None else rows.masked_fill(~mask[..., None], -math.inf)).amax(1)
         if mask is None:
-            return rows.mean(1) if pooling == MEAN else rows.amax(1)
-        if pooling == MEAN:
-            return rows.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1).clamp(min=1)[:, None]
-        best = rows.masked_fill(~mask[..., None], -math.inf).amax(1)
-        return best.masked_fill(~mask.any(1)[:, None], 0)
+            return pooled
+        return {name: x.masked_fill(~mask.any(1)[:, None], 0) for name, x in pooled.items()}
 
     def without(self, skipped: tuple[int, ...]) -> Layout:
         """The layout with positions that are no patches."""
@@ -78,11 +79,12 @@ class HeadInput:
     width: int
     token: str = ""
 
-    def pooled(self, value: torch.Tensor, pooling: str, mask: torch.Tensor | None) -> torch.Tensor:
-        """(examples, width) in fp32."""
-        if not self.token:
-            return value.reshape(len(value), -1).float()
-        return token_of(value, self.token, mask).float()
+    def pooled(
+        self, value: torch.Tensor, poolings: Sequence[str], mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """{`input`: (examples, width) in fp32}."""
+        vectors = token_of(value, self.token, mask) if self.token else value.reshape(len(value), -1)
+        return {HEAD_INPUT: vectors.float()}
 
 
 def token_of(value: torch.Tensor, which: str, mask: torch.Tensor | None) -> torch.Tensor:

@@ -52,7 +52,7 @@ def run_pass(
     stored = StoredInputs()
     loader = DataLoader(
         Numbered(dataset, stored),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=NumberedCollator(collate, stored),
         num_workers=num_workers,
         pin_memory=pin_memory,

@@ -34,6 +34,12 @@ class Ranks:
         local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
         return cls(rank, world, *local)
 
+    def share(self, batches: list[Any], on_disk: bool) -> list[Any]:
+        """This process's part. A disk may belong to one machine: then the processes of each machine do everything."""
+        if on_disk:
+            return batches[self.local_rank :: self.local_world]
+        return batches[self.rank :: self.world]
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all ranks; each must call it."""
         if self.world == 1:
