@@ -33,24 +33,44 @@ def positions_of(batch: Mapping[str, Any]) -> torch.Tensor | None:
 def resized(batch: Batch, rows: int, length: int) -> Batch:
     """The batch with `rows` examples and `length` positions; the last example is padded on the batch's padding side.
 
-    Examples and positions are repeated or dropped as needed.
+    Examples and positions are repeated or dropped as needed. The first and the last token of a text stay first and
+    last: a class token, and the one end token that BART and its kin classify.
     """
     own_length, new_batch = length_of(batch), {}
     picked = torch.arange(rows) % count_of(batch)
-    columns = torch.arange(length) % own_length if own_length else None
+    mask = positions_of(batch)
+    columns, pads_left = None, mask is not None and bool((~mask[:, 0]).any())
+    if own_length:
+        columns = torch.stack([_columns(None if mask is None else mask[i], own_length, length) for i in picked])
+        if mask is not None:
+            short = _columns(mask[picked[-1]], own_length, length - 2)
+            first_pad = (~mask).nonzero()[:1]
+            pad = short[:1] if not len(first_pad) else first_pad[0, 1:].cpu()
+            columns[-1] = torch.cat([pad, pad, short] if pads_left else [short, pad, pad])
+    sources = picked[:, None].expand(rows, length).clone()
+    if mask is not None and not bool(mask.all()):  # the padding of the last example is the one of any padded example
+        sources[-1, slice(0, 2) if pads_left else slice(length - 2, length)] = (~mask).nonzero()[0, 0].cpu()
     for name, value in batch.items():
         if torch.is_tensor(value) and value.dim():
-            value = value[picked.to(value.device)]
             if columns is not None and value.dim() >= 2 and value.shape[1] == own_length:
-                value = value[:, columns.to(value.device)]
+                value = value[sources.to(value.device), columns.to(value.device)]
+            else:
+                value = value[picked.to(value.device)]
         new_batch[name] = value
-    mask = new_batch.get("attention_mask")
-    if columns is not None and torch.is_tensor(mask) and mask.dim() == 2:
-        pads_left = bool((batch["attention_mask"][:, 0] == 0).any())
-        mask = torch.ones_like(mask)
-        mask[-1, slice(0, 2) if pads_left else slice(length - 2, length)] = 0
-        new_batch["attention_mask"] = mask
+    if mask is not None:
+        new_mask = torch.ones(rows, length, dtype=batch["attention_mask"].dtype, device=mask.device)
+        new_mask[-1, slice(0, 2) if pads_left else slice(length - 2, length)] = 0
+        new_batch["attention_mask"] = new_mask
     return new_batch
+
+
+def _columns(mask: torch.Tensor | None, own_length: int, length: int) -> torch.Tensor:
+    """(length,): the positions that a text of `length` tokens is made of, given the mask of its `own_length` ones."""
+    places = torch.arange(own_length) if mask is None or not bool(mask.any()) else mask.nonzero()[:, 0].cpu()
+    inner = max(len(places) - 2, 1)
+    order = 1 + torch.arange(length - 1) % inner if len(places) > 2 else torch.arange(1, length)
+    order = torch.cat([torch.zeros(1, dtype=torch.int64), order[: length - 2], torch.tensor([len(places) - 1])])
+    return places[order % len(places)]
 
 
 def equal(one: Any, other: Any) -> bool:

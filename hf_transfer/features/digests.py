@@ -11,7 +11,7 @@ import inspect
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from hf_transfer import __version__
-from hf_transfer.features.column_digests import ColumnDigests
+from hf_transfer.features.column_digests import ColumnDigests, row_digests
 from hf_transfer.features.hashing import CHUNK, THREADS, Undecidable, hasher, key, tensor_digest, tensor_kind
 from hf_transfer.features.object_digests import object_digest
 
@@ -41,12 +41,17 @@ def weights_digest(model: nn.Module, names: Iterable[str] | None = None) -> str:
         model: that they belong to.
         names: of the parameters and buffers to take; all by default.
     """
+    return key(tensor_digests(model, names))
+
+
+def tensor_digests(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
+    """{name: dtype, shape and digest of the bytes}, as in `weights_digest`."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     chosen = sorted(tensors if names is None else set(names))
     distinct = {id(tensors[name]): tensors[name] for name in chosen}
     with ThreadPoolExecutor(THREADS) as pool:
         digests = dict(zip(distinct, pool.map(tensor_digest, distinct.values()), strict=True))
-    return key({name: f"{tensor_kind(tensors[name])} {digests[id(tensors[name])]}" for name in chosen})
+    return {name: f"{tensor_kind(tensors[name])} {digests[id(tensors[name])]}" for name in chosen}
 
 
 # ---- datasets --------------------------------------------------------------------------------------------------------
@@ -71,39 +76,94 @@ def dataset_digest(dataset: Any) -> str | None:
     return None
 
 
+def example_digests(dataset: Any, without: frozenset[str] = frozenset()) -> list[bytes] | None:
+    """For each example of a map-style dataset, 16 bytes: of what it returns, files that it names, and the transform.
+
+    If one example changes, one digest does. None where it cannot be decided whether an example is the same: items of
+    unknown types, random items. Examples whose transform is of another package are read, and their items digested.
+
+    Args:
+        dataset: of the examples.
+        without: columns, or keys of an item, that do not count.
+    """
+    from datasets import Dataset
+
+    if isinstance(dataset, Dataset):
+        try:
+            names = [name for name in _columns(dataset) if name not in without]
+            shared = key(_reading(dataset, names)).encode()
+            rows = [row for columns in _tables(dataset, names) for row in row_digests(columns, _has_transform(dataset))]
+            return [hashlib.blake2b(shared + row, digest_size=16).digest() for row in rows]
+        except Undecidable:
+            pass
+    try:
+        return [bytes.fromhex(digest) for digest in _item_digests(dataset, without)]
+    except Undecidable:
+        return None
+
+
 def _arrow_digest(dataset: Any) -> str:
-    formatted = sorted(dataset.column_names if dataset._format_columns is None else dataset._format_columns)
-    names = sorted(dataset.column_names) if dataset._output_all_columns else formatted
-    columns = ColumnDigests(texts_may_be_paths=dataset._format_type == "custom")
-    if names:
-        raw = dataset.with_format("arrow", columns=names)
-        row_bytes = dataset.data.nbytes / max(dataset.data.num_rows, 1)
-        step = int(min(max(CHUNK / max(row_bytes, 1), 1), _ROWS))
-        for start in range(0, len(dataset), step):
-            table = raw[start : start + step]
-            for name in names:
-                whole = table.column(name).combine_chunks()
-                for array in getattr(whole, "chunks", [whole]):
-                    columns.add(name, array)
+    names = _columns(dataset)
+    columns = ColumnDigests(_has_transform(dataset))
+    for arrays in _tables(dataset, names):
+        for name, array in arrays.items():
+            columns.add(name, array)
+    parts = {"rows": str(len(dataset)), **_reading(dataset, names)}
+    return key(parts | {f"column {name}": digest for name, digest in columns.digests().items()})
+
+
+def _has_transform(dataset: Any) -> bool:
+    return bool(dataset._format_type == "custom")
+
+
+def _columns(dataset: Any) -> list[str]:
+    """The columns that examples are made from."""
+    formatted = dataset.column_names if dataset._format_columns is None else dataset._format_columns
+    return sorted(dataset.column_names if dataset._output_all_columns else formatted)
+
+
+def _reading(dataset: Any, names: Sequence[str]) -> dict[str, str]:
+    """What examples depend on besides their cells: types, format, transform."""
     features = dataset.features.to_dict()
-    parts = {
-        "rows": str(len(dataset)),
+    formatted = sorted(dataset.column_names if dataset._format_columns is None else dataset._format_columns)
+    return {
         "features": json.dumps({name: features[name] for name in names}, sort_keys=True, default=repr),
         "format": f"{dataset._format_type} {formatted}",
         "transform": object_digest(dataset._format_kwargs),
     }
-    return key(parts | {f"column {name}": digest for name, digest in columns.digests().items()})
+
+
+def _tables(dataset: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """{column: array} of a limited number of rows at a time."""
+    if not names:
+        return
+    raw = dataset.with_format("arrow", columns=list(names))
+    row_bytes = dataset.data.nbytes / max(dataset.data.num_rows, 1)
+    step = int(min(max(CHUNK / max(row_bytes, 1), 1), _ROWS))
+    for start in range(0, len(dataset), step):
+        table = raw[start : start + step].combine_chunks()
+        for batch in table.to_batches():
+            yield {name: batch.column(name) for name in names}
 
 
 def _items_digest(dataset: Any) -> str:
     digest = hasher()
-    with _random_state_restored():
-        for i in range(len(dataset)):
-            item = object_digest(dataset[i])
-            if i < _DRAWN_TWICE and item != object_digest(dataset[i]):
-                raise Undecidable("random items")
-            digest.update(item.encode())
+    for item in _item_digests(dataset):
+        digest.update(item.encode())
     return key({"rows": str(len(dataset)), "items": digest.hexdigest()})
+
+
+def _item_digests(dataset: Any, without: frozenset[str] = frozenset()) -> Iterator[str]:
+    def of(i: int) -> str:
+        item = dataset[i]
+        return object_digest({k: v for k, v in item.items() if k not in without} if isinstance(item, dict) else item)
+
+    for i in range(len(dataset)):
+        with _random_state_restored():
+            item = of(i)
+            if i < _DRAWN_TWICE and item != of(i):
+                raise Undecidable("random items")
+        yield item
 
 
 @contextmanager

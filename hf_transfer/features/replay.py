@@ -45,26 +45,54 @@ def record(model: nn.Module, cuts: Sequence[Cut], batch: Batch) -> list[dict[str
         for name, (key, i, leaf) in cut.stored.items():
             wanted.setdefault(key, []).append((n, name, i, leaf))
     recorded: list[dict[str, torch.Tensor]] = [{} for _ in cuts]
-    missing = set(wanted)
 
-    def keep(key: CallKey, own_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        output = own_forward(*args, **kwargs)
-        if key in missing:
-            leaves = pytree.tree_leaves(output)
-            for n, name, i, leaf in wanted[key]:
-                recorded[n][name] = leaf.rows(leaves[i].detach()).clone()
-            missing.discard(key)
+    def keep(place: tuple[CallKey, bool], leaves: list[Any]) -> None:
+        for n, name, i, leaf in wanted[place[0]]:
+            recorded[n][name] = leaf.rows(leaves[i].detach()).clone()
+
+    observe(model, [(key, False) for key in wanted], batch, keep)
+    return recorded
+
+
+def observe(
+    model: nn.Module,
+    places: Sequence[tuple[CallKey, bool]],
+    batch: Batch,
+    see: Callable[[tuple[CallKey, bool], list[Any]], None],
+) -> None:
+    """Look at inputs and outputs of modules in one forward pass without gradient, which ends with the last of them.
+
+    Args:
+        model: in eval mode.
+        places: (a call, whether its input is meant or its output).
+        batch: on the model's device.
+        see: is called with a place and the leaves of the input or output, as soon as they are there: the model may
+            write into them later.
+
+    Raises:
+        Refused: the model did not call one of the modules for this batch.
+    """
+    missing = set(places)
+
+    def look(place: tuple[CallKey, bool], values: Any) -> None:
+        if place in missing:
+            see(place, pytree.tree_leaves(values))
+            missing.discard(place)
             if not missing:
                 raise _AllRecorded
+
+    def answer(key: CallKey, own_forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        look((key, True), (args, kwargs))
+        output = own_forward(*args, **kwargs)
+        look((key, False), output)
         return output
 
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    names = list(dict.fromkeys(name for name, _ in wanted))
-    with torch.no_grad(), patched(model, names, keep), contextlib.suppress(_AllRecorded):
+    names = list(dict.fromkeys(name for (name, _), _ in places))
+    with torch.no_grad(), patched(model, names, answer), contextlib.suppress(_AllRecorded):
         model(**inputs)
     if missing:
-        raise Refused(f"{next(iter(missing))[0]} was not called for a batch")
-    return recorded
+        raise Refused(f"{next(iter(missing))[0][0]} was not called for a batch")
 
 
 @contextlib.contextmanager

@@ -197,11 +197,11 @@ def _call(key: CallKey, outputs: Sequence[_Output], shapes: Sequence[tuple[int, 
         if any(v.dim() != leaf.dim() for v in values):
             raise Refused(f"the number of dimensions of the output of {key[0]} depends on the batch")
         sizes = zip(*(v.shape for v in values), strict=True)
-        leaves.append(Leaf(tuple(_dimension(key, size, shapes) for size in sizes), leaf.dtype))
+        leaves.append(Leaf(tuple(dimension(key, size, shapes) for size in sizes), leaf.dtype))
     return Call(first.spec, tuple(leaves))
 
 
-def _dimension(key: CallKey, sizes: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Dimension:
+def dimension(key: CallKey, sizes: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Dimension:
     """The rule behind the sizes that one dimension has for batches of `shapes`."""
     by_rows, by_length = sizes[1] - sizes[0], (sizes[2] - sizes[0]) if len(sizes) > 2 else 0
     if not by_rows and not by_length:

@@ -1,0 +1,71 @@
+"""What features depend on, so that no store returns stale ones: the model below a layer, preprocessing, content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_transfer.errors import UserError
+from hf_transfer.features import digests
+from hf_transfer.features.hashing import key
+from hf_transfer.features.inputs import LABELS
+from hf_transfer.features.object_digests import collator_digest
+from hf_transfer.features.places import Places
+
+FORMAT = 1
+
+
+def column_keys(
+    model: nn.Module,
+    collate: Callable[[list[Any]], Any],
+    places: Places,
+    cells: Sequence[tuple[str, str]],
+    precision: str,
+) -> dict[tuple[str, str], str]:
+    """{(group, pooling): key of everything but the example}.
+
+    A key changes with every parameter that the layer's output depends on, with every buffer, and with the code.
+
+    Raises:
+        UserError: a change of the model's code or of the collator would go unnoticed.
+    """
+    code, collator = digests.code_digest(model), collator_digest(collate)
+    for what, digest in (("the model's code", code), ("the collator", collator)):
+        if digest is None:
+            raise _unnoticed(what, "Define it in a module, or use no store.")
+    buffers = [name for name, _ in model.named_buffers()]
+    used = set().union(*(places.by_group[group].parameters for group, _ in cells))
+    tensors = digests.tensor_digests(model, {*used, *buffers})
+    shared = {
+        "code": str(code),
+        "collator": str(collator),
+        "precision": f"{precision} {torch.get_float32_matmul_precision()}",
+        "format": str(FORMAT),
+    }
+    keys = {}
+    for group, pooling in cells:
+        place = places.by_group[group]
+        weights = key({name: tensors[name] for name in sorted({*place.parameters, *buffers})})
+        keys[group, pooling] = key(
+            shared | {"weights": weights, "place": repr((place.spot, place.layout)), "pooling": pooling}
+        )
+    return keys
+
+
+def content_of_examples(dataset: Any) -> list[bytes]:
+    """For each example 16 bytes of its content, its label left out.
+
+    Raises:
+        UserError: a change of an example would go unnoticed.
+    """
+    found = digests.example_digests(dataset, frozenset(LABELS))
+    if found is None:
+        raise _unnoticed("an example", "Use a dataset of tensors, arrays, texts or images, or use no store.")
+    return found
+
+
+def _unnoticed(what: str, fix: str) -> UserError:
+    return UserError(f"A change of {what} would go unnoticed, so features cannot be kept in a store.", fix)
