@@ -296,8 +296,10 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         say(line)
     if is_adapted(trainer.model):
         say(summary(trainer.model))
-    if trainer.args.length_bucketing:
+    if trainer.bucketing.on:
         say(describe(trainer.length_sampler(), trainer.args.world_size))
+    elif line := trainer.bucketing.line():
+        say(line)
     say()
     if trainer.plan is not None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:
