@@ -305,7 +305,7 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:
             say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
         say(str(trainer.plan))
-        if more := note_on_head(config.training):
+        if more := note_on_head(config.training, trainer.below_solution, prepared.loaded.fresh):
             say(more)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
