@@ -242,7 +242,7 @@ class Decision:
         """(bytes of memory for this process, bytes of disk)."""
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if args.boundary_cache_budget is not None:
-            given = int(args.boundary_cache_budget * 1e9)
+            given = round(args.boundary_cache_budget * 1e9)
             return given // processes, given
         try:
             disk = budget.disk_budget(folder_of(self.trainer))

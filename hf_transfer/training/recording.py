@@ -165,7 +165,7 @@ class _Recording:
         given = self.args.boundary_cache_budget
         if is_main:
             try:
-                most = budget.disk_budget(folder) if given is None else int(given * 1e9)
+                most = budget.disk_budget(folder) if given is None else round(given * 1e9)
                 budget.make_room(folder, nbytes(slots, source.lengths, rows), most, place)
                 shelf.stores[source.name] = Store(slots, source.lengths, rows, place)
             except NoRoom as error:
