@@ -54,6 +54,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "on_nonfinite": "stop",
     "dataloader_num_workers": -1,  # chosen for the machine
     "boundary_cache": "auto",
+    "length_bucketing": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -97,6 +98,7 @@ def examine(extras: Sequence[str] = ()) -> Iterator[Check]:
         lambda: extras_installed(extras),
         hub,
         disk,
+        boundary_store,
     )
     for check in checks:
         yield from check()
@@ -264,8 +266,27 @@ def disk() -> Iterator[Check]:
             yield Check(name, OK, f"{free / 1e9:.0f} GB left at {folder}")
 
 
+def boundary_store() -> Iterator[Check]:
+    """The recordings of the boundary cache on disk: where, how large, and how to delete them."""
+    name, folder = "boundary cache", _hub_home() / "hf_transfer" / "boundary"
+    try:
+        files = [path for path in folder.glob("*/*") if path.is_file()]
+        size, entries = sum(path.stat().st_size for path in files), len({path.parent for path in files})
+    except OSError as error:
+        yield Check(name, WRONG, f"{folder} cannot be read ({one_line(error)})", "change its permissions")
+        return
+    if not files:
+        yield Check(name, OK, f"nothing on disk (in {folder}, unless boundary_cache_dir names another folder)")
+        return
+    delete = "Remove-Item -Recurse" if os.name == "nt" else "rm -r"
+    kept = f"{entries} recording{'s' if entries > 1 else ''}, {size / 1e9:.2g} GB in {folder}"
+    yield Check(name, OK, f"{kept}; to delete them while no run uses them: {delete} {shlex.quote(str(folder))}")
+
+
 def _hub_home() -> Path:
-    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    """As huggingface_hub finds it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.path.expandvars(os.environ.get("HF_HOME", f"{cache}/huggingface"))).expanduser()
 
 
 def _move(name: str) -> str:

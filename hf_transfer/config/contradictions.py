@@ -58,7 +58,7 @@ def _streaming(values: Mapping[str, Any]) -> list[str]:
     wants_all = (
         ("drop_leaks", values["drop_leaks"]),
         ("balanced_sampling", values["balanced_sampling"]),
-        ("length_bucketing", values["length_bucketing"]),
+        ("length_bucketing", values["length_bucketing"] is True),
         ("class_weights: auto", values["class_weights"] == "auto"),
         ("max_train_samples", values["max_train_samples"] is not None),
     )

@@ -80,7 +80,9 @@ class _Metadata(dict[str, Any]):
 def setting(default: Any, help: str, **known: Any) -> Any:
     """A dataclass field that is a key; `known` are attributes of `Setting`, and `resume` must be one of them."""
     about = Setting(help, **known)
-    shown = {"help": help, **({"choices": about.choices} if about.choices else {})}  # argparse: empty means "no value"
+    # argparse: empty means "no value"; and it would compare a parsed truth value with the words.
+    has_choices = about.choices and not isinstance(default, bool)
+    shown = {"help": help, **({"choices": about.choices} if has_choices else {})}
     return field(default=default, metadata=_Metadata({**shown, _SETTING: about}))
 
 

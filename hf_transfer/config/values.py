@@ -88,7 +88,7 @@ def coerce(value: Any, key: Key) -> Any:
 
 def _read_text(text: str, key: Key) -> Any:
     """Text as YAML flow where the key is not a text; a word where it may be true or false."""
-    if bool in key.types and str not in key.types and text.lower() in _WORDS:
+    if bool in key.types and (str not in key.types or "true" in key.choices) and text.lower() in _WORDS:
         return _WORDS[text.lower()]
     flow = text.lstrip()[:1] in ("[", "{") and {list, dict} & set(key.types)
     if str in key.types and not flow and text != "null":

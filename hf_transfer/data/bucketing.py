@@ -165,9 +165,11 @@ class LengthSampler(torch.utils.data.Sampler[int]):
 
 def padding(lengths: torch.Tensor, order: torch.Tensor, batch: int) -> float:
     """Fraction of padding tokens when `order` is cut into batches of `batch` examples."""
-    parts = [lengths[part] for part in order.split(batch) if len(part)]
-    padded = sum(float(part.max()) * len(part) for part in parts)
-    return 1 - sum(float(part.sum()) for part in parts) / padded if padded else 0.0
+    ordered, full = lengths[order], len(order) // batch * batch
+    padded = float(ordered[:full].view(-1, batch).amax(1).sum()) * batch
+    if full < len(ordered):
+        padded += float(ordered[full:].max()) * (len(ordered) - full)
+    return 1 - float(ordered.sum()) / padded if padded else 0.0
 
 
 def describe(sampler: LengthSampler, processes: int) -> str:

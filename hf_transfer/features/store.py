@@ -172,13 +172,21 @@ class Store:
         return np.flatnonzero(self._done == _MISSING).tolist()
 
     def flush(self) -> None:
-        """Write what this process marked to the disk, the rows before their marks."""
-        if self._unflushed:
+        """Write what this process marked to the disk, the rows before their marks.
+
+        Raises:
+            NoRoom: it cannot be written.
+        """
+        if not self._unflushed:
+            return
+        rows, self._unflushed = self._unflushed, []
+        try:
             for mapped in self._maps[:-1]:
                 mapped.flush()
-            self._done[self._unflushed] = _FLUSHED
+            self._done[rows] = _FLUSHED
             self._maps[-1].flush()
-            self._unflushed = []
+        except OSError as error:
+            raise NoRoom(f"{self.folder} cannot be written to ({one_line(error)})") from error
 
     def share(self, device: torch.device | str = "cpu") -> None:
         """Give all ranks the rows that any of them marked, if each keeps its own in memory. All ranks must call it.
@@ -205,6 +213,14 @@ class Store:
                 if sent.data_ptr() != chunk.data_ptr():
                     chunk.copy_(sent)
         self._done[owners != nobody] = _WRITTEN
+
+    def discard(self) -> None:
+        """Close, and remove the files if rows are missing and no other process uses them."""
+        has_gaps, self._unflushed = hasattr(self, "_done") and bool(self.missing()), []
+        if self.folder is not None and has_gaps and self._locks and store_files.lock(self._locks[0], exclusive=True):
+            with contextlib.suppress(OSError):
+                store_files.remove(self.folder)
+        self.close()
 
     def close(self) -> None:
         """Flush, and let other processes remove the files. Tensors that were returned stay valid."""

@@ -202,7 +202,9 @@ def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, entry in all_keys().items():
         if name in keys and entry.about.card != "never":
             value = keys[name]
-            if entry.about.card == "always" or value != getattr(entry.default, "value", entry.default):
+            is_default = value == getattr(entry.default, "value", entry.default)
+            declined = value is False and entry.default == "auto"
+            if entry.about.card == "always" or not (is_default or declined):
                 yield name, str(value).lower() if isinstance(value, bool) else value
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hf_transfer.settings import Config
+from hf_transfer.training.checkpoints import newest_valid
+from hf_transfer.training.trainer import TransferTrainer
 
 Decisions = dict[str, Any]
 
@@ -27,3 +30,19 @@ def with_decisions(config: Config, *decisions: Mapping[str, Any]) -> Config:
             assert hasattr(training, name), name
             setattr(training, name, value)
     return replace(config, training=training)
+
+
+def with_bucketing(config: Config, trainer: TransferTrainer, checkpoint: str | None) -> Config:
+    """The configuration with true or false for `length_bucketing: auto`, so that a repeated run decides nothing.
+
+    Args:
+        config: of the run.
+        trainer: decides.
+        checkpoint: the folder to resume from, or "auto", if any: the run that wrote it has decided.
+    """
+    if config.values["length_bucketing"] != "auto":
+        return config
+    found = newest_valid(Path(str(trainer.args.output_dir)))[0] if checkpoint == "auto" else checkpoint
+    if found is not None:
+        trainer.recall_bucketing(found)
+    return replace(config, values={**config.values, "length_bucketing": trainer.bucketing.on})

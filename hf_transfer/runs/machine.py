@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -151,3 +152,10 @@ def check_disk(output_dir: Path, trainer: TransferTrainer) -> None:
             "Free some space, or choose an output_dir on another disk.",
             key="output_dir",
         )
+
+
+def device_name(kind: str) -> str:
+    """The device that trains, for `results.json`; `kind` is its type."""
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{kind} ({torch.get_num_threads()} threads, {platform.machine()})"

@@ -311,14 +311,16 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         say(line)
     if is_adapted(trainer.model):
         say(summary(trainer.model))
-    if trainer.args.length_bucketing:
+    if trainer.bucketing.on:
         say(describe(trainer.length_sampler(), trainer.args.world_size))
+    elif line := trainer.bucketing.line():
+        say(line)
     say()
     if trainer.plan is not None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:
             say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
         say(str(trainer.plan))
-        if more := note_on_head(config.training):
+        if more := note_on_head(config.training, trainer.below_solution, prepared.loaded.fresh):
             say(more)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
@@ -30,9 +29,10 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.conclusion import conclude
-from hf_transfer.runs.decisions import with_decisions
+from hf_transfer.runs.decisions import with_bucketing, with_decisions
 from hf_transfer.runs.machine import (
     check_writable,
+    device_name,
     end_workers,
     pin_memory,
     quiet_libraries,
@@ -126,6 +126,7 @@ def _prepare(config: Config) -> _Ready:
     prepared = prepare(config)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    prepared = replace(prepared, config=with_bucketing(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
     trainer.boundary.decide()
@@ -312,15 +313,14 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         "stages": [
             {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
         ],
+        "length_bucketing": trainer.bucketing.to_dict(),
         "train_seconds": seconds,
         "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
-        "device": torch.cuda.get_device_name()
-        if args.device.type == "cuda"
-        else f"{args.device.type} ({_processor()})",
+        "device": device_name(args.device.type),
         "cost": {"device_hours": seconds * args.world_size / 3600},
     }
 
@@ -337,7 +337,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except ModuleNotFoundError:
         return None
-
-
-def _processor() -> str:
-    return f"{torch.get_num_threads()} threads, {platform.machine()}"

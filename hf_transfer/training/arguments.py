@@ -59,6 +59,8 @@ class TransferArguments(
     def __post_init__(self) -> None:
         self.adapter = with_adapter(self.strategy, self.adapter)
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
+        words = {"true": True, "false": False}
+        self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         problems = [*checks.check(self), *losses.check(self), *linear_probe.check(self), *check_bucketing(vars(self))]
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from hf_transfer.errors import one_line
+from hf_transfer.errors import UserError, one_line
 from hf_transfer.features import budget
 from hf_transfer.features.batches import Batch, equal, length_of
 from hf_transfer.features.cut import Refused
@@ -34,6 +35,12 @@ def lowest_trained(plan: Plan) -> list[int]:
     """For each stage, the index of the lowest layer group that trains."""
     depths = {name: i for i, (name, _) in enumerate(plan.groups)}
     return [min(depths[group] for group in stage.trainable) for stage in plan.stages]
+
+
+def _rounded_up(value: float) -> str:
+    """To two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(value / unit) * unit:.2g}"
 
 
 class Decision:
@@ -187,8 +194,18 @@ class Decision:
                 entry.turn_off(OffReason.NOT_WORTHWHILE, f"{ratio:.2f}x")
 
     def _place(self, entries: Sequence[CachedStage]) -> None:
-        """Memory first, then disk, stage by stage."""
+        """Memory first, then disk, stage by stage.
+
+        Raises:
+            UserError: the cache was asked for, with a budget below one batch.
+        """
         args = self.trainer.args
+        if too_little := self._below_a_batch(min(entry.nbytes for entry in entries)):
+            if args.boundary_cache != "auto":
+                raise too_little
+            for entry in entries:
+                entry.turn_off(OffReason.NO_ROOM, f"boundary_cache_budget: {too_little.problem.rstrip('.')}")
+            return
         memory, disk = self._budgets(args)
         for entry in entries:
             if args.boundary_cache in ("auto", "memory") and entry.nbytes <= memory:
@@ -198,15 +215,39 @@ class Decision:
                 entry.kept = Place.DISK
                 disk -= entry.nbytes
             else:
-                entry.turn_off(OffReason.NO_ROOM, format_bytes(entry.nbytes))
+                room = {"memory": f"{format_bytes(memory)} of memory", "disk": f"{format_bytes(disk)} of disk space"}
+                into = " or ".join(room.values()) if args.boundary_cache == "auto" else room[args.boundary_cache]
+                entry.turn_off(
+                    OffReason.NO_ROOM,
+                    f"{format_bytes(entry.nbytes)} do not fit into {into}; see boundary_cache_budget and "
+                    "boundary_cache_dtype",
+                )
+
+    def _below_a_batch(self, nbytes: int) -> UserError | None:
+        """What to say of a budget that one batch of a stage with `nbytes` exceeds."""
+        given = self.trainer.args.boundary_cache_budget
+        rows = sum(self.sources[name].num_rows for name in self.sources.names)
+        size = min(self.trainer.args.train_batch_size, rows)
+        one = nbytes * size / max(rows, 1)
+        if given is None or one <= given * 1e9:
+            return None
+        return UserError(
+            f"{given:g} GB is less than one batch: {size} examples take about {format_bytes(one)}, all examples "
+            f"{format_bytes(nbytes)}.",
+            f"Set it to at least {_rounded_up(nbytes / 1e9)}, or leave it out.",
+            key="boundary_cache_budget",
+        )
 
     def _budgets(self, args: Any) -> tuple[int, int]:
         """(bytes of memory for this process, bytes of disk)."""
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if args.boundary_cache_budget is not None:
-            given = int(args.boundary_cache_budget * 1e9)
+            given = round(args.boundary_cache_budget * 1e9)
             return given // processes, given
-        disk = budget.disk_budget(folder_of(self.trainer))
+        try:
+            disk = budget.disk_budget(folder_of(self.trainer))
+        except OSError:  # a folder that may not be read
+            disk = 0
         return budget.memory_budget(processes), min(disk, _AUTO_DISK) if args.boundary_cache == "auto" else disk
 
     def _operations_ratio(self, entries: Sequence[CachedStage]) -> float:

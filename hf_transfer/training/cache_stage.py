@@ -52,7 +52,6 @@ _SENTENCES = {
     OffReason.NOT_RUNNABLE: "the model cannot be run on a sample ({})",
     OffReason.NOT_TRACEABLE: "the model cannot be traced ({})",
     OffReason.AS_BEFORE: "it was off when the run began",
-    OffReason.NO_ROOM: "{} do not fit; see boundary_cache_budget and boundary_cache_dtype",
     OffReason.NOT_WORTHWHILE: "it would not pay ({} fewer operations, recording included)",
     OffReason.EXAMPLE_CHANGED: "an example differs from the one that was recorded",
 }

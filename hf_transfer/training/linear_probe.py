@@ -8,7 +8,7 @@ the L2 strength that validates best, and written into the model. `probe_solver: 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,11 +69,30 @@ def check_run(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def note(args: Any) -> str:
-    """A line about the head for a printed plan; empty if no head is solved for."""
-    if args.probe_solver == "lbfgs":
-        return "The head is solved for (probe_solver: lbfgs): epochs, batch size and learning rates have no effect."
-    return "The head begins as the solution on the frozen features (head_init: probe)." if wanted(args) else ""
+def note(args: Any, kept: Sequence[str] = (), fresh: Sequence[str] = ()) -> str:
+    """A line about the head for a printed plan; empty if no head is solved for.
+
+    Args:
+        args: of the run.
+        kept: names of the head's parameters before the layer that is solved for.
+        fresh: names of the parameters that the checkpoint does not contain.
+    """
+    if not wanted(args):
+        return ""
+    solves = args.probe_solver == "lbfgs"
+    said = (
+        "The head is solved for (probe_solver: lbfgs): epochs, batch size and learning rates have no effect."
+        if solves
+        else "The head begins as the solution on the frozen features (head_init: probe)."
+    )
+    if not kept:
+        return said
+    plain = [name.removeprefix("base_model.model.").replace(".modules_to_save.default", "") for name in kept]
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in plain))
+    origin = ", drawn at random," if set(plain) & set(fresh) else ""
+    one, several = ("stays as it is", "stay as they are") if solves else ("trains too", "train too")
+    verb = one if len(layers) == 1 else several
+    return f"{said} That is its last layer; {' and '.join(layers)}{origin} {verb}."
 
 
 def wanted(args: Any) -> bool:
@@ -85,25 +104,51 @@ def wanted(args: Any) -> bool:
 
 
 def find_head(trainer: RunningTrainer) -> nn.Linear:
-    """The linear layer that is the head.
+    """The last linear layer of the head, whose output is the model's.
 
     Raises:
-        UserError: the head has other trainable parameters.
+        UserError: there is no such layer, or several side by side.
     """
-    trainable = [name for name in trainer.layer_groups[-1].parameters if name in trainer.trainable]
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in trainable))
+    return trainer.model.get_submodule(_head_paths(trainer)[-1])
+
+
+def kept_below(trainer: RunningTrainer) -> tuple[str, ...]:
+    """Names of the trainable parameters of the head before its last linear layer."""
+    last = _head_paths(trainer)[-1]
+    return tuple(name for name in _head_parameters(trainer) if name.rpartition(".")[0] != last)
+
+
+def _head_parameters(trainer: RunningTrainer) -> list[str]:
+    own = set(trainer.layer_groups[-1].parameters)
+    return [name for name, _ in trainer.model.named_parameters() if name in own and name in trainer.trainable]
+
+
+def _head_paths(trainer: RunningTrainer) -> list[str]:
+    """The modules of the head with trainable parameters, in order; the last is the linear layer to solve for.
+
+    Raises:
+        UserError: there is no such layer, or several side by side.
+    """
+    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in _head_parameters(trainer)))
     modules = [trainer.model.get_submodule(path) for path in paths]
-    if len(modules) == 1 and isinstance(modules[0], nn.Linear):
-        return modules[0]
+    linear = [module for module in modules if isinstance(module, nn.Linear)]
+    if linear and linear[-1] is modules[-1] and not any(map(_beside(linear[-1]), linear[:-1])):
+        return paths
     solves = trainer.args.probe_solver == "lbfgs"
     named, instead = (
         ("probe_solver: lbfgs", "probe_solver: sgd") if solves else ("head_init: probe", "head_init: random")
     )
     shown = ", ".join(f"{path} ({type(m).__name__})" for path, m in zip(paths, modules, strict=True))
     raise UserError(
-        f"{named} needs a head of one linear layer, and the trainable part of this model's head is {shown or 'empty'}.",
-        f"Use {instead}, or a model whose head is one linear layer.",
+        f"{named} needs a head that ends with one linear layer, and the trainable part of this model's head is "
+        f"{shown or 'empty'}.",
+        f"Use {instead}, or a model whose head ends with one linear layer.",
     )
+
+
+def _beside(last: nn.Linear) -> Callable[[nn.Linear], bool]:
+    """Whether a layer cannot feed `last` and has its shape: the head ends with both (DeiT's teacher)."""
+    return lambda layer: layer.weight.shape == last.weight.shape and layer.out_features != last.in_features
 
 
 def check_trainer(trainer: RunningTrainer, has_own_loss: bool) -> None:

@@ -4,6 +4,7 @@ What is overridden, and why that hook:
 
 - `_get_train_sampler`: balanced classes, or batches of like length.
 - `get_train_dataloader`: Trainer asks for no sampler where the dataset has no length.
+- `_find_checkpoint`: a resumed run keeps what was decided when it began (`length_bucketing: auto`).
 - `_get_dataloader`: batches carry the numbers of their examples (`boundary_cache`).
 - `get_eval_dataloader`, `get_test_dataloader`: a metric is computed over every example.
 - `prediction_step`: the frozen part of an evaluation is replayed.
@@ -14,15 +15,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_transfer.data.bucketing import LengthSampler, lengths_of
+from hf_transfer.data.bucketing_choice import OFF, Choice, choose_for
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
+from hf_transfer.training import run_identity
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.probing import Probing
 
@@ -32,11 +36,44 @@ class Loading(Probing):
 
     data_collator: Any
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
+    _choice: tuple[Any, Choice] | None = None  # (training set, what `length_bucketing: auto` is for it)
 
     # ---- training ----
 
+    @property
+    def bucketing(self) -> Choice:
+        """Whether batches are of similar length. `length_bucketing: auto` is decided once per training set."""
+        if not isinstance(self.args, TransferArguments):
+            return OFF
+        if isinstance(self.args.length_bucketing, bool):
+            return Choice(self.args.length_bucketing)
+        if self._choice is None or self._choice[0] is not self.train_dataset:
+            choice = choose_for(
+                self.train_dataset, vars(self.args), self._main_input, self._global_batch, self.args.world_size
+            )
+            self._choice = self.train_dataset, choice
+        return self._choice[1]
+
+    @property
+    def _decided_keys(self) -> dict[str, Any]:
+        return {**super()._decided_keys, "length_bucketing": self.bucketing.on}
+
+    def recall_bucketing(self, checkpoint: str | Path) -> None:
+        """Let `length_bucketing: auto` be what it was in the run that wrote a checkpoint."""
+        if isinstance(self.args, TransferArguments) and self.args.length_bucketing == "auto":
+            state = run_identity.read(checkpoint)
+            was_on = bool(state and state["facts"]["keys"].get("length_bucketing"))
+            if was_on != self.bucketing.on:
+                self._choice = self.train_dataset, Choice(was_on, "" if was_on else "it was off when the run began")
+
+    def _find_checkpoint(self, wanted: str | bool | None) -> str | None:
+        checkpoint = super()._find_checkpoint(wanted)
+        if checkpoint is not None:
+            self.recall_bucketing(checkpoint)
+        return checkpoint
+
     def get_train_dataloader(self) -> Any:
-        if isinstance(self.args, TransferArguments) and self.args.length_bucketing:
+        if self.bucketing.on:
             self.length_sampler()  # refuses a stream, for which Trainer asks for no sampler
         return super().get_train_dataloader()
 
@@ -48,7 +85,7 @@ class Loading(Probing):
                     "balanced_sampling needs exactly one class per example.", "Use class_weights: auto instead."
                 )
             return BalancedSampler(labels, self._order_seed)
-        if isinstance(self.args, TransferArguments) and self.args.length_bucketing:
+        if self.bucketing.on:
             return self.length_sampler()
         return super()._get_train_sampler(train_dataset)
 
@@ -63,17 +100,24 @@ class Loading(Probing):
             UserError: the training set has no lengths.
         """
         if self._lengths is None or self._lengths[0] is not self.train_dataset:
-            main_input = getattr(self.model, "main_input_name", "input_ids")
-            lengths = lengths_of(self.train_dataset, self.args.length_column_name, main_input)
+            lengths = lengths_of(self.train_dataset, self.args.length_column_name, self._main_input)
             self._lengths = self.train_dataset, lengths
-        loader, processes = self.args.accelerator_config, self.args.world_size
         return LengthSampler(
             self._lengths[1],
-            self._train_batch_size * (1 if loader.split_batches else processes),
+            self._global_batch,
             self._order_seed,
             self.args.dataloader_drop_last,
-            fills_last=processes > 1 and loader.even_batches,
+            fills_last=self.args.world_size > 1 and self.args.accelerator_config.even_batches,
         )
+
+    @property
+    def _main_input(self) -> str:
+        return getattr(self.model, "main_input_name", "input_ids")
+
+    @property
+    def _global_batch(self) -> int:
+        """Examples of a batch over all processes."""
+        return self._train_batch_size * (1 if self.args.accelerator_config.split_batches else self.args.world_size)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         numbered = self.boundary.wrap(dataset, TRAINING if kwargs.get("is_training") else VALIDATION)

@@ -27,15 +27,35 @@ class Probing(Resumable):
 
     Attributes:
         solution: of the head, if `probe_solver` or `head_init` asked for one.
+        below_solution: names of the head's parameters before its last layer, if that is solved for.
     """
 
     control: Any
     solution: Solution | None = None
+    below_solution: tuple[str, ...] = ()
 
     @property
     def _solves(self) -> bool:
         """Whether the head is solved for, and nothing is trained."""
         return isinstance(self.args, ProbeArguments) and self.args.probe_solver == "lbfgs"
+
+    def _keep_below_solution(self) -> bool:
+        """Find what precedes the layer that is solved for; whether it was frozen, since nothing trains it.
+
+        Raises:
+            UserError: the head has no such layer.
+        """
+        self.below_solution = linear_probe.kept_below(self) if linear_probe.wanted(self.args) else ()
+        if not self._solves or not self.below_solution:
+            return False
+        for name in self.below_solution:
+            self.model.get_parameter(name).requires_grad_(False)
+        return True
+
+    def _release_head(self) -> None:
+        """Let train what `_keep_below_solution` froze."""
+        for name in self.below_solution if self._solves else ():
+            self.model.get_parameter(name).requires_grad_(True)
 
     def _inner_training_loop(
         self,

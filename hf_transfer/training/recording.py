@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
+from hf_transfer.errors import one_line
 from hf_transfer.features import budget, digests, replay
 from hf_transfer.features.batches import Batch, positions_of
 from hf_transfer.features.cut import Cut, Refused
@@ -107,6 +108,7 @@ def record(
             except (Refused, NoRoom) as error:
                 failure = str(error)
             if failure := recording.first_failure(failure):
+                recording.discard()
                 return failure
     for shelf in shelves:
         for store in shelf.stores.values():
@@ -124,6 +126,16 @@ class _Recording:
         if self.args.world_size == 1:
             return failure
         return next((reason for reason in gather_object([failure]) if reason), "")
+
+    def discard(self) -> None:
+        """Remove what was recorded in part: the first process of a machine, once the others have closed it."""
+        is_main = self.args.local_process_index == 0
+        for comes_first in (False, True):
+            for shelf in self.shelves if is_main == comes_first else ():
+                for store in shelf.stores.values():
+                    store.discard()
+            if self.args.world_size > 1:
+                self.trainer.accelerator.wait_for_everyone()
 
     # ---- stores ----
 
@@ -153,11 +165,13 @@ class _Recording:
         given = self.args.boundary_cache_budget
         if is_main:
             try:
-                most = budget.disk_budget(folder) if given is None else int(given * 1e9)
+                most = budget.disk_budget(folder) if given is None else round(given * 1e9)
                 budget.make_room(folder, nbytes(slots, source.lengths, rows), most, place)
                 shelf.stores[source.name] = Store(slots, source.lengths, rows, place)
             except NoRoom as error:
                 failure = str(error)
+            except OSError as error:
+                failure = f"{folder} cannot be used ({one_line(error)})"
         if failure := self.first_failure(failure):
             raise NoRoom(failure)
         if not is_main:

@@ -41,6 +41,7 @@ def facts(
     named: Mapping[str, Any],
     data: Any,
     data_keys: Mapping[str, Any],
+    decided: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed.
 
@@ -51,19 +52,21 @@ def facts(
         named: the model's parameters by name.
         data: the training set.
         data_keys: the keys that made examples of it.
+        decided: what the run decided for keys of `args` that are `auto`.
     """
+    values = {**vars(args), **(decided or {})}
     kinds = {name: kind for name, kind in resumed_as(args).items() if kind != "free"}
     planned = [group for group in groups if "rates" in group]
     stages = [] if plan is None else [[s.name, s.epochs, None if plan.waits else s.start] for s in plan.stages]
     return {
-        "keys": {name: _plain(vars(args).get(name)) for name in kinds},
+        "keys": {name: _plain(values.get(name)) for name in kinds},
         "kinds": kinds,
         "stages": stages,
         "rates": [[list(g["layers"]), list(g["rates"]), g["weight_decay"]] for g in planned],
         "members": [optimizer_names([group], named) for group in planned],
         "world_size": args.world_size,
-        "of_one_length": args.train_batch_size * args.world_size if vars(args).get("length_bucketing") else None,
-        "length_order": ORDER if vars(args).get("length_bucketing") else None,
+        "of_one_length": args.train_batch_size * args.world_size if values.get("length_bucketing") else None,
+        "length_order": ORDER if values.get("length_bucketing") else None,
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "examples": len(data) if hasattr(data, "__len__") else None,
         "data": fingerprint(data),

@@ -57,6 +57,11 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         self._seconds_before = self._began = 0.0
 
     @property
+    def _decided_keys(self) -> dict[str, Any]:
+        """What this run decided for keys that are `auto`."""
+        return {}
+
+    @property
     def seconds(self) -> float:
         """Wall time of training in seconds, including the time before the run was resumed."""
         return self._seconds_before + (time.perf_counter() - self._began if self._began else 0.0)
@@ -147,4 +152,12 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     def _identity(self) -> dict[str, Any]:
         named = dict(self.model.named_parameters())
         groups = self.optimizer.param_groups
-        return run_identity.facts(self.args, self.plan, groups, named, self.train_dataset, self.data_keys)
+        return run_identity.facts(
+            self.args,
+            self.plan,
+            groups,
+            named,
+            self.train_dataset,
+            self.data_keys,
+            decided=self._decided_keys,
+        )

@@ -130,6 +130,12 @@ class TransferMixin(Loading):
             self.add_callback(adalora.AdaLora())
 
     def _set_layers(self) -> None:
+        self._release_head()
+        self._find_layers()
+        if self._keep_below_solution():
+            self._find_layers()
+
+    def _find_layers(self) -> None:
         self.layer_groups = layer_groups(self.model, self.args.layer_rules or ())
         self.trainable = tuple(n for n, p in self.model.named_parameters() if p.requires_grad)
 
@@ -245,6 +251,7 @@ class TransferMixin(Loading):
         finally:
             if self.plan is not None:  # what one run froze must not stay frozen for the next
                 self._require_grad()
+                self._release_head()
 
     def _require_grad(self) -> None:
         parameters = dict(self.model.named_parameters())

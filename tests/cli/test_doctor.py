@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_transfer.cli import doctor
 from hf_transfer.cli.doctor import NOTE, OK, WRONG
@@ -142,3 +143,28 @@ def test_it_runs_where_torch_does_not(tmp_path):
 @pytest.mark.gpu
 def test_it_names_the_gpu():
     assert any(c.name.startswith("cuda:") and "bf16" in c.detail for c in doctor.devices())
+
+
+def test_where_the_boundary_cache_is(tmp_path, monkeypatch):
+    """The place is the one that runs write to; its size is that of the files; the command empties it."""
+    from huggingface_hub import constants
+
+    from hf_transfer.features import budget
+    from hf_transfer.features.store import Slot, Store
+
+    assert doctor._hub_home() == Path(constants.HF_HOME)
+    home = tmp_path / "a home"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setattr(constants, "HF_HOME", str(home))
+    (check,) = doctor.boundary_store()
+    assert check.state == OK and "nothing on disk" in check.detail
+    for name in "ab":
+        slot = Slot("x", (1000,), torch.float32, False, torch.float32)
+        Store([slot], None, 1000, budget.default_folder() / name).close()
+    (check,) = doctor.boundary_store()
+    assert f"2 recordings, 0.008 GB in {budget.default_folder()}" in check.detail
+    command = check.detail.partition("uses them: ")[2]
+    assert subprocess.run(command, shell=True, check=False).returncode == 0 and not budget.default_folder().exists()
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert doctor._hub_home() == tmp_path / "cache" / "huggingface"

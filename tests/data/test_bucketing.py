@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_transfer import TransferArguments, TransferTrainer, UserError, fine_tune
+from hf_transfer import TransferArguments, TransferTrainer, UserError
 from hf_transfer.data.bucketing import LengthSampler, describe, lengths_of, padding
 from hf_transfer.data.bundled import load_dataset
 from hf_transfer.models.bundled import plain_folder
@@ -250,16 +250,3 @@ def test_what_contradicts_it_is_found_before_training(tmp_path):
         trainer = TransferTrainer(model, arguments(tmp_path, **args), train_dataset=data)
         with pytest.raises(UserError, match="length_bucketing: "):
             trainer.train()
-
-
-def test_a_run_says_what_it_gains(tiny_bert_folder, tmp_path, capsys):
-    rows = [f"{'good film ' * (1 + i % 6)},{'ab'[i % 2]}" for i in range(48)]
-    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows))
-    keys = dict(strategy="full", num_train_epochs=1, save_strategy="no", per_device_train_batch_size=4)
-    fine_tune(
-        tiny_bert_folder, train_file=str(tmp_path / "train.csv"), output_dir=str(tmp_path / "out"),
-        length_bucketing=True, **keys,
-    )  # fmt: skip
-    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("length_bucketing"))
-    ours, random = (float(word.lstrip("(").rstrip("%")) for word in said.split() if word.endswith("%"))
-    assert ours < 10 < random < 60

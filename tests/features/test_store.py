@@ -195,6 +195,20 @@ def test_what_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
         of_numbers(None, rows=2**20, width=2**40)
 
 
+def test_what_is_incomplete_can_be_discarded_unless_another_uses_it(tmp_path):
+    kept, other = of_numbers(tmp_path / "key"), of_numbers(tmp_path / "key")
+    kept.mark([1])
+    kept.discard()
+    assert (tmp_path / "key" / "manifest.json").is_file() and other.missing() == [0, 2, 3]
+    other.discard()
+    assert list(tmp_path.iterdir()) == []
+    whole = of_numbers(tmp_path / "key")
+    whole.mark(range(4))
+    whole.discard()
+    assert of_numbers(tmp_path / "key").missing() == []
+    of_numbers(None).discard()
+
+
 def test_the_least_recently_used_makes_room(tmp_path):
     for age, name in enumerate(["new", "old", "used", "oldest"]):
         of_numbers(tmp_path / name, rows=1000).close()  # 4000 + 1000 bytes

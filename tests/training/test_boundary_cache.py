@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import signal
 import types
@@ -13,9 +15,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PrinterCallback
 
-from hf_transfer import TransferTrainer, fine_tune
+from hf_transfer import TransferTrainer, UserError, fine_tune
 from hf_transfer.errors import UserErrors
-from hf_transfer.features import replay
+from hf_transfer.features import replay, store_files
+from hf_transfer.features import store as store_module
 from hf_transfer.features.batches import count_of
 from hf_transfer.features.store import Store
 from hf_transfer.runs.prepare import _live_changes, prepare
@@ -35,6 +38,7 @@ from tests.helpers import (
     tiny_timm_vit,
     tiny_vit,
 )
+from tests.warm import Fork
 
 PLANS = {
     "linear-probe": dict(strategy="linear-probe", num_train_epochs=2),
@@ -60,7 +64,7 @@ def train(folder, cache="memory", kind="text", model=None, data=None, collator=N
     model, data = (model or made)(), (data or dataset)()
     keys = {"optim": "sgd", "learning_rate": 0.05, "strategy": "linear-probe", **keys}
     folder.mkdir(exist_ok=True)
-    args = arguments(folder / "out", boundary_cache=cache, boundary_cache_dir=str(folder / "kept"), **keys)
+    args = arguments(folder / "out", boundary_cache=cache, **{"boundary_cache_dir": str(folder / "kept"), **keys})
     trainer = TransferTrainer(
         model, args, train_dataset=data, eval_dataset=data if "eval_strategy" in keys else None,
         data_collator=collator or collate, callbacks=list(callbacks),
@@ -447,10 +451,107 @@ def test_what_does_not_fit_is_off(tmp_path, capsys):
     found = train(tmp_path, boundary_cache_budget=1e-6, **PLANS["gradual"])
     first, *others, _ = found.boundary.entries
     assert not first.why and first.nbytes == 20 * (8 * 4 + 8 + 8) <= 1000 and first.steps == 5
-    assert all("do not fit; see boundary_cache_budget and boundary_cache_dtype" in e.why for e in others)
+    said = "KB do not fit into 40 B of memory; see boundary_cache_budget and boundary_cache_dtype"
+    assert all(said in e.why for e in others)
     assert all(e.store is None and not e.steps for e in others)
-    found = train(tmp_path, "disk", boundary_cache_budget=1e-8)
-    assert "do not fit" in found.boundary.entries[0].why and found.losses
+    found = train(tmp_path, "disk", boundary_cache_budget=5e-7)
+    assert "960 B do not fit into 500 B of disk space" in found.boundary.entries[0].why and found.losses
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "auto"])
+def test_a_budget_below_one_batch(cache, tmp_path):
+    """It is refused, with what would do, where the cache was asked for; else it is off, with the reason."""
+    said = "1e-08 GB is less than one batch: 4 examples take about 192 B, all examples 960 B"
+    if cache != "auto":
+        with pytest.raises(UserError) as error:
+            train(tmp_path, cache, boundary_cache_budget=1e-8)
+        assert error.value.message == f"boundary_cache_budget: {said}."
+        assert error.value.fix == "Set it to at least 9.6e-07, or leave it out."
+        assert not train(tmp_path / "more", cache, boundary_cache_budget=9.6e-7).boundary.entries[0].why
+        return
+    (entry,) = train(tmp_path, "auto", boundary_cache_budget=1e-8, num_train_epochs=4).boundary.entries
+    assert entry.why == f"boundary_cache_budget: {said}" and entry.to_dict()["why"] == entry.why
+
+
+class FullDisk(mmap.mmap):
+    """Pages of a disk that is full after so many writes of all maps together."""
+
+    left = 0
+
+    def flush(self, *args):
+        FullDisk.left -= 1
+        if FullDisk.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().flush(*args)
+
+
+@pytest.mark.parametrize("when", ["before", "while recording"])
+def test_a_full_disk_is_no_end(when, tmp_path, monkeypatch, capsys):
+    """One line, no file left of what is incomplete, and the run is the one without the cache."""
+    keys = dict(PLANS["partial"])
+    if when == "before":
+
+        def full(path, size):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(store_files, "reserve", full)
+    else:
+        monkeypatch.setattr(store_files, "boot_id", lambda: "")  # so that each batch is written at once
+        monkeypatch.setattr(FullDisk, "left", 3)
+        monkeypatch.setattr(store_module, "mmap", types.SimpleNamespace(mmap=FullDisk))
+    found = train(tmp_path / "full", "disk", **keys)
+    monkeypatch.undo()
+    (entry,) = found.boundary.entries
+    assert entry.off.reason == OffReason.NOT_RECORDED and "No space left on device" in entry.why
+    assert entry.to_dict() == {"kept": "off", "why": entry.why} and not entry.steps
+    err = capsys.readouterr().err
+    assert err.count("hf-transfer: boundary_cache is off in stage 'top 1 group': ") == err.count("No space left") == 1
+    assert list((tmp_path / "full" / "kept").rglob("*")) == []
+    assert is_equal(found, train(tmp_path / "off", "off", **keys))
+
+
+def test_a_folder_that_may_not_be_used(tmp_path, capsys):
+    (tmp_path / "kept").write_text("")
+    found = train(tmp_path, "disk", num_train_epochs=1)
+    assert "kept" in found.boundary.entries[0].why and found.losses
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_runs_on_one_store_at_once(tmp_path):
+    """Whoever comes second goes without, or reads what the first has recorded; both are right."""
+    keys = dict(PLANS["partial"], boundary_cache_dir=str(tmp_path / "kept"))
+    without = train(tmp_path / "off", "off", **keys)
+
+    def other(name):
+        def go():
+            found = train(tmp_path / name, "disk", **keys)
+            check(found, without)
+            print(found.boundary.entries[0].why)
+            return 0
+
+        return go
+
+    both = [Fork(other(name)) for name in ("one", "two")]
+    done = [process.wait() for process in both]
+    assert [d.returncode for d in done] == [0, 0], [d.stderr[-500:] for d in done]
+    why = {d.stdout.strip().splitlines()[-1] if d.stdout.strip() else "" for d in done}
+    assert "" in why, "one of them has recorded"
+    assert all(not w or "another run is" in w for w in why)
+    (place,) = (tmp_path / "kept").iterdir()
+    assert (place / "manifest.json").is_file()
+
+
+def test_a_store_of_another_version_is_recorded_anew(recorded, tmp_path):
+    """Whatever its values are, they are not read: its name tells the version, and so does its manifest."""
+    first = train(tmp_path, "disk", num_train_epochs=1)
+    (place,) = (tmp_path / "kept").iterdir()
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"format": manifest["format"] + 1}))
+    (place / "0.bin").write_bytes(b"\x7f" * (place / "0.bin").stat().st_size)
+    recorded.clear()
+    again = train(tmp_path, "disk", num_train_epochs=1)
+    assert len(recorded) == 3 and is_equal(first, again) and not again.boundary.entries[0].why
+    assert json.loads((place / "manifest.json").read_text()) == manifest
 
 
 def test_auto_keeps_what_pays(tmp_path, monkeypatch):

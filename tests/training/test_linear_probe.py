@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_transfer import TransferTrainer, UserError, fine_tune
 from hf_transfer.errors import UserErrors
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Problem
+from hf_transfer.training import linear_probe
 from hf_transfer.training.probe_selection import Measure
 from tests.helpers import (
     arguments,
@@ -233,14 +234,104 @@ def test_a_decoder_reads_the_last_token_and_has_no_bias(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.solution.score, rel=1e-4)
 
 
-# ---- the beginning of a longer training ------------------------------------------------------------------------------
-
-
 class Begun(transformers.TrainerCallback):
     """The weights before the first step."""
 
     def on_train_begin(self, args, state, control, model=None, **_):
         self.state = copy_state(model)
+
+
+# ---- heads of several layers -----------------------------------------------------------------------------------------
+
+DENSE = {"classifier.dense"}
+SMALL = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+# (model, configuration, the layer that is solved for, the layers before it)
+HEADS = {
+    "roberta": ("RobertaFor", "RobertaConfig", SMALL, "classifier.out_proj", DENSE),
+    "deberta": ("DebertaV2For", "DebertaV2Config", SMALL, "classifier", {"pooler.dense"}),
+    "electra": ("ElectraFor", "ElectraConfig", {**SMALL, "embedding_size": 8}, "classifier.out_proj", DENSE),
+    "distilbert": (
+        "DistilBertFor",
+        "DistilBertConfig",
+        {"vocab_size": 40, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16},
+        "classifier",
+        {"pre_classifier"},
+    ),
+    "modernbert": (
+        "ModernBertFor",
+        "ModernBertConfig",
+        {**SMALL, "pad_token_id": 0},
+        "classifier",
+        {"head.dense", "head.norm"},
+    ),
+}  # fmt: skip
+
+
+def of_two_layers(name: str, kind: str = SINGLE) -> transformers.PreTrainedModel:
+    model, config, keys, _, _ = HEADS[name]
+    torch.manual_seed(0)
+    made = getattr(transformers, config)(**keys, num_labels=1 if kind == REGRESSION else 3, problem_type=kind)
+    return getattr(transformers, f"{model}SequenceClassification")(made)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, SINGLE) for n in HEADS] + [("roberta", MULTI), ("distilbert", REGRESSION)]
+)
+def test_of_a_head_of_several_layers_the_last_is_solved_for(name, kind, tmp_path):
+    """It is the best for what enters it; what precedes it stays, is frozen in the plan, and is free afterwards."""
+    layer, below = HEADS[name][3:]
+    weights = {} if kind == REGRESSION else {"class_weights": {"LABEL_1": 2.5}}
+    trainer = trainer_of(tmp_path, kind, model=of_two_layers(name, kind), **weights)
+    assert {n.rpartition(".")[0] for n in trainer.below_solution} == below
+    last = trainer.model.get_submodule(layer)
+    size = last.weight.numel() + last.bias.numel()
+    assert trainer.plan.stages[0].num_trainable == size
+    before = copy_state(trainer.model)
+    trainer.train()
+    assert changed(before, copy_state(trainer.model)) == {f"{layer}.weight", f"{layer}.bias"}
+    assert sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]) == size
+    assert all(p.requires_grad for p in trainer.model.parameters())
+    seen: list[torch.Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.model.eval()
+    train = labelled(kind)
+    with torch.no_grad():
+        trainer.model(input_ids=torch.tensor(train["input_ids"][:]))
+    handle.remove()
+    y = torch.tensor(train["labels"])
+    y, each = (y[:, None], None) if kind == REGRESSION else (y, torch.tensor([1.0, 2.5, 1.0]))
+    head = Problem(kind, seen[0], y, last.out_features, each).exact(trainer.solution.l2)
+    assert torch.allclose(last.weight, head.weight.float(), atol=1e-3 * float(head.weight.abs().max()))
+
+
+@pytest.mark.parametrize("keys", [{"strategy": "two-phase"}, {"strategy": "gradual", "adapter": "lora"}])
+def test_all_layers_of_such_a_head_train_from_the_solution(keys, tmp_path):
+    keys = {**keys, "probe_solver": "sgd", "head_init": "probe", "num_train_epochs": 2, "learning_rate": 1e-3}
+    begun = Begun()
+    trainer = trainer_of(tmp_path, model=of_two_layers("roberta"), **keys)
+    start = copy_state(trainer.model)
+    trainer.add_callback(begun)
+    trainer.train()
+    solved = {n for n in trainer.layer_groups[-1].parameters if "out_proj" in n and n in trainer.trainable}
+    assert changed(start, begun.state) == solved and len(solved) == 2
+    dense = {n for n in trainer.layer_groups[-1].parameters if "dense" in n and n in trainer.trainable}
+    assert len(dense) == 2 and dense | solved <= changed(begun.state, copy_state(trainer.model))
+
+
+def test_a_run_says_which_layers_of_its_head_stay(tmp_path):
+    args = arguments(tmp_path, strategy="linear-probe", probe_solver="lbfgs")
+    kept = ("classifier.dense.weight", "classifier.dense.bias")
+    assert linear_probe.note(args, kept, kept).endswith(
+        "That is its last layer; classifier.dense, drawn at random, stays as it is."
+    )
+    assert linear_probe.note(args, kept).endswith("; classifier.dense stays as it is.")
+    args = arguments(tmp_path, strategy="two-phase", head_init="probe")
+    wrapped = ("base_model.model.head.modules_to_save.default.dense.weight", "base_model.model.pooler.dense.weight")
+    assert linear_probe.note(args, wrapped).endswith("; head.dense and pooler.dense train too.")
+    assert linear_probe.note(args).endswith("(head_init: probe).") and not linear_probe.note(arguments(tmp_path))
+
+
+# ---- the beginning of a longer training ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", [{"strategy": "gradual"}, {"strategy": "two-phase", "adapter": "lora"}])
@@ -318,13 +409,18 @@ def test_a_runs_data_must_stand_still(tmp_path):
     assert "augmentation" in str(error.value) and "mixup_alpha" in str(error.value)
 
 
-def test_a_head_of_two_layers_is_refused_with_its_parts(tmp_path):
-    config = transformers.RobertaConfig(
-        vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+def test_a_head_of_layers_side_by_side_is_refused_with_its_parts(tmp_path):
+    config = transformers.DeiTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
     )
-    with pytest.raises(UserError, match=r"classifier\.dense \(Linear\), classifier\.out_proj \(Linear\)") as error:
-        trainer_of(tmp_path, model=transformers.RobertaForSequenceClassification(config))
+    model = transformers.DeiTForImageClassificationWithTeacher(config)
+    with pytest.raises(UserError, match=r"cls_classifier \(Linear\), distillation_classifier \(Linear\)") as error:
+        trainer_of(tmp_path, model=model, train=images(8), validation=None)
     assert "probe_solver: sgd" in str(error.value)
+    model = tiny_bert()
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.LayerNorm(2))
+    with pytest.raises(UserError, match=r"classifier\.0 \(Linear\), classifier\.1 \(LayerNorm\)"):
+        trainer_of(tmp_path, model=model)
 
 
 def test_labels_that_are_shares_and_losses_of_ones_own_are_refused(tmp_path):
