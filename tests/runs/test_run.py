@@ -37,7 +37,7 @@ from hf_transfer.data.load import load_splits
 from hf_transfer.errors import WorkFailed
 from hf_transfer.models import bundled as bundled_models
 from tests import warm
-from tests.conftest import TOKENS
+from tests.fixtures import TOKENS
 from tests.helpers import tiny_bert
 
 TEXT = dict(

@@ -1,0 +1,78 @@
+"""Models in folders, as users have them; and what makes the tests quicker without a change of what they see."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+
+import pytest
+from datasets import DatasetDict
+from transformers import AutoTokenizer, BertTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from hf_transfer.data import bundled
+from hf_transfer.models import bundled as bundled_models
+from tests import warm
+from tests.helpers import PIXELS, tiny_bert, tiny_vit
+
+warm.hasten()
+TOKENS = 5_000  # a run loads its tokenizer three times, which takes 0.2 s with all 30,000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bundled_data_is_read_once() -> Iterator[None]:
+    """Each run has its own copy of the splits, whose content nothing can change."""
+
+    def copied(once: Callable[[], DatasetDict]) -> DatasetDict:
+        return DatasetDict({name: copy.copy(split) for name, split in once().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, load in list(bundled.DATASETS.items()):
+            patch.setitem(bundled.DATASETS, name, partial(copied, cache(load)))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What the files before have imported is not looked through again at each training."""
+    warm.settle()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_folder(tmp_path_factory) -> str:
+    """A random BERT of two layers that reads 16 tokens of the real vocabulary: characters and the commonest words."""
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    whole = AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"))
+    ids = whole.get_vocab()
+    tokens = [token for token in sorted(ids, key=ids.__getitem__) if not token.startswith("[unused")][:TOKENS]
+    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, model_max_length=16)
+    tokenizer.save_pretrained(folder)
+    tiny_bert(vocab_size=TOKENS).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_folder(tmp_path_factory) -> str:
+    """A random ViT of two layers for pictures of 32 pixels."""
+    folder = tmp_path_factory.mktemp("models") / "vit"
+    tiny_vit().save_pretrained(folder)
+    ViTImageProcessor(size={"height": PIXELS, "width": PIXELS}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def gray_vit_folder(tmp_path_factory) -> str:
+    """The same for grey pictures, with the processor's usual three means."""
+    folder = tmp_path_factory.mktemp("models") / "gray"
+    config = ViTConfig(
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        image_size=PIXELS,
+        patch_size=16,
+        num_channels=1,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": PIXELS, "width": PIXELS}).save_pretrained(folder)
+    return str(folder)
