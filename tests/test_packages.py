@@ -86,3 +86,12 @@ def test_the_public_surface():
         "merge",
     ]
     assert all(getattr(hf_transfer, name).__name__ == name for name in hf_transfer.__all__)
+
+
+def test_modules_stay_short():
+    long = {
+        str(p): n
+        for p in (PYPROJECT.parent / "hf_transfer").rglob("*.py")
+        if (n := len(p.read_text().splitlines())) > 350
+    }
+    assert not long

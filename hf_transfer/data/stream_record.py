@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,16 @@ class Passed:
 
     folder: Path
 
-    def add(self, examples: Sequence[Sequence[Any]]) -> None:
-        """Record examples, each the values of its input columns."""
-        hashes = b"".join(map(hash_of, examples))
-        # The folder is there while training lasts; workers also read before it begins and after it has ended.
-        with contextlib.suppress(FileNotFoundError), (self.folder / str(os.getpid())).open("ab") as file:
-            file.write(hashes)
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Callable[[Sequence[Any]], Any]]:
+        """Context with a function that records an example, given the values of its input columns."""
+        try:
+            file = (self.folder / str(os.getpid())).open("ab", buffering=0)  # a process may end without closing it
+        except FileNotFoundError:  # the folder is there while training lasts; workers also read before and after
+            yield lambda example: None
+            return
+        with file:
+            yield lambda example: file.write(hash_of(example))
 
     def begin(self) -> None:
         """Record from now on."""

@@ -140,11 +140,14 @@ class Reader:
             # Random changes depend on the example and the pass.
             number = int.from_bytes(content_hash(row_mark, str(turn).encode()), "little") >> 1
             usable[EXAMPLE].append(number)
-        if self.passed is not None and turn == 0:  # a later pass gives the same examples
-            self.passed.add(contents)
-        if usable[LABELS]:
-            columns = self.change(usable)
-            for i in range(len(usable[LABELS])):
+        if not contents:
+            return
+        columns = self.change(usable)
+        is_first = turn == 0  # a later pass gives the same examples
+        with self.passed.recording() if self.passed and is_first else contextlib.nullcontext() as record:
+            for i, example in enumerate(contents):
+                if record:
+                    record(example)
                 yield {name: column[i] for name, column in columns.items()}
 
     def _inputs(self, row: dict[str, Any]) -> tuple[list[Any], str]:

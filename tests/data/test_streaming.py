@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -22,8 +23,10 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import stream_training as module
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.load import load_splits
+from hf_transfer.data.record import Record, content_of
 from hf_transfer.data.stream_training import Reader, Stream, mark
 from hf_transfer.data.streaming import open_streams
+from hf_transfer.run_folder import EXAMPLES, PASSED
 from hf_transfer.tasks import TASKS
 
 KEYS = dict(streaming=True, max_steps=6, max_eval_samples=10, strategy="full", save_strategy="no", log_level="error")
@@ -139,6 +142,50 @@ def test_a_run_over_a_stream(tiny_bert_folder, tmp_path, capsys):
     again = Predictor.load(run.output_dir).evaluate()
     assert again["metrics"] == pytest.approx(run.metrics) and again["num_examples"] == 10
     assert Predictor.load(run.output_dir).evaluate(Predictor.load(run.output_dir).other_data(dataset_name=name))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_stream_trained_on_is_recorded(workers, tiny_bert_folder, tmp_path):
+    """Six batches of eight, and what was read ahead: a batch, or what two workers prefetch."""
+    name = write(tmp_path / "d", rows=100)
+    run = fine_tune(
+        tiny_bert_folder, name, output_dir=str(tmp_path / "o"), shuffle_buffer_size=0, dataloader_num_workers=workers,
+        **KEYS,
+    )  # fmt: skip
+    record = Record.load(run.output_dir / EXAMPLES)
+    texts = [f"text {f} {i}" for f in range(3) for i in range(100)]
+    passed = [t for t, h in zip(texts, content_of(Dataset.from_dict({"text": texts}), ("text",)), strict=True)
+              if h in record.streamed]  # fmt: skip
+    held = set(run.predictor._held_out(None, "validation").examples["text"])
+    assert not held & set(passed) and not (run.output_dir / PASSED).exists()
+    assert len(passed) == 56 if workers == 0 else 48 <= len(passed) <= 48 + 8 * 2 * 4
+    if workers == 0:
+        assert passed == [t for t in texts if t not in held][:56]
+    found = run.evaluate()
+    assert found["metrics"] == run.metrics and found["notes"] == []
+    part = tmp_path / "d" / "part-0.jsonl"
+    lines = part.read_text().splitlines()
+    part.write_text("\n".join([json.dumps({"text": f"new {i}", "label": "ab"[i % 2]}) for i in range(30)] + lines))
+    again = run.predictor._held_out(None, "validation")
+    assert set(again.examples["text"]) == held, "the examples that were held out are recognized"
+    other = run.predictor.evaluate(run.predictor.other_data(test_file=str(part)))
+    assert other["left_out"] == {"trained_on": sum(t.startswith("text 0") for t in passed)}
+
+
+def test_numbers_of_a_stream_are_typed_by_its_beginning(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["x,label", *(f"{i}.50,{'ab'[i % 2]}" for i in range(20)), "seven,a", "1e3,b"]))
+    args = DataArguments(train_file=str(file), streaming=True, label_column_name="label", max_eval_samples=2)
+    source, same = open_streams(args)["train"], lambda batch: {n: batch[n] for n in ("x", "labels")}
+    held = frozenset([mark([3.5])])
+    read = Reader(("x",), source.features, LABELS, args, held, float, same, numbers=frozenset("x"))
+    given = iter(Stream(source, read, 0, 0))
+    with pytest.raises(UserError, match=r"t\.csv row 21.*: column 'x' contains 'seven', which is not a number"):
+        list(islice(given, 60))
+    read.args = replace(args, on_bad_example="skip")
+    numbers = [e["x"] for e in islice(iter(Stream(source, read, 0, 0)), 20)]
+    assert numbers == [*(i + 0.5 for i in range(20) if i != 3), 1000.0], "3.5 is held out, however it is written"
+    assert "skipped an unusable example in the stream (t.csv row 21" in capsys.readouterr().err
 
 
 def test_what_a_stream_trains_on_is_what_a_data_set_trains_on(tiny_bert_folder, tmp_path):
