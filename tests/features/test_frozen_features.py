@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import transformers
 from datasets import Dataset
 from torch import nn
@@ -22,6 +19,7 @@ from hf_transfer import UserError, layer_groups
 from hf_transfer.errors import WorkFailed
 from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
 from hf_transfer.features.layouts import grid
+from tests import warm
 from tests.architectures import hugging_face
 from tests.helpers import (
     PIXELS,
@@ -315,7 +313,7 @@ def test_where_the_channels_cannot_be_told_they_are_not_guessed():
 
 
 @pytest.mark.parametrize(
-    ("positions", "expected"), [(16, True), (17, False), (1, True), (2, False), (49, False), (64, True)]
+    ("positions", "expected"), [(16, True), (17, False), (1, True), (2, False), (50, False), (64, True)]
 )
 def test_grids_of_patches(positions, expected):
     assert grid(positions, 32, 32) is expected
@@ -424,43 +422,33 @@ def test_equal_examples_are_computed_once():
     assert found.computed == 3 and torch.equal(found.matrix("head")[1], found.matrix("head")[4])
 
 
-SCRIPT = """
-import sys, torch
-from hf_transfer import layer_groups
-from hf_transfer.features import FeatureStore, frozen_features
-from tests.helpers import pad, ragged_texts, tiny_bert
-model = tiny_bert()
-if sys.argv[2] == "slow":
-    def wait(*_):
-        import time
-        print("batch", flush=True)
-        time.sleep(0.05)
-    model.bert.encoder.layer[1].register_forward_hook(wait)
-found = frozen_features(
-    model, layer_groups(model), ragged_texts(100), collate=pad, batch_size=4, store=FeatureStore(sys.argv[1])
-)
-torch.save([found.computed, found.matrix("layer.1", "mean"), found.matrix("head")], sys.argv[3])
-"""
+def record(folder: Path, out: Path, seconds: float = 0.0, counter: Path | None = None) -> None:
+    """Features of 100 texts, a batch of 4 in so many seconds."""
+    model = tiny_bert()
+    if counter is not None:
 
+        def wait(*_: Any) -> None:
+            with counter.open("a") as file:
+                file.write("x")
+            time.sleep(seconds)
 
-def launch(folder: Path, speed: str, out: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", SCRIPT, str(folder), speed, str(out)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        model.bert.encoder.layer[1].register_forward_hook(wait)
+    found = of(model, ragged_texts(100), store=FeatureStore(folder))
+    torch.save([found.computed, found.matrix("layer.1", "mean"), found.matrix("head")], out)
 
 
 def test_a_killed_pass_goes_on_where_it_ended(tmp_path):
     """Between processes; a pass that was killed keeps its complete examples, and fills the same rows."""
-    folder, out = tmp_path / "features", tmp_path / "out.pt"
-    process = launch(folder, "slow", out)
-    assert process.stdout is not None
-    for _ in range(17):  # the trials are among them
-        assert process.stdout.readline() == "batch\n"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not out.exists()
+    folder, out, counter = tmp_path / "features", tmp_path / "out.pt", tmp_path / "counter"
+    counter.touch()
+    process = warm.Fork(lambda: record(folder, out, 0.02, counter))
+    while counter.stat().st_size < 17 and process.poll() is None:  # the trials are among them
+        time.sleep(0.01)
+    process.send(signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL and not out.exists()
     segments = sorted(path.name for path in folder.iterdir())
-    again = launch(folder, "fast", out)
-    assert again.communicate() and again.returncode == 0
+    again = warm.fork(lambda: record(folder, out))
+    assert again.returncode == 0, again.stderr
     computed, mean, head = torch.load(out)
     assert 0 < computed < 100 and sorted(path.name for path in folder.iterdir()) == segments
     found = of(tiny_bert(), ragged_texts(100), store=FeatureStore(folder))
@@ -490,43 +478,37 @@ def test_budgets(tmp_path):
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def _rank(rank: int, port: int, folder: str, results: Any) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    model, counting = tiny_bert(), None
-    data = [dict(row) for row in ragged_texts(30)]
-    counting = Counting(model)
-    answers = []
-    for store in (None, FeatureStore(folder), FeatureStore(folder)):
+def as_rank(folder: Path) -> None:
+    """Features of 30 texts: in memory, on disk, and from disk."""
+    torch.distributed.init_process_group("gloo")
+    model = tiny_bert()
+    data, counting, answers = [dict(row) for row in ragged_texts(30)], Counting(model), []
+    for store in (None, FeatureStore(folder / "features"), FeatureStore(folder / "features")):
         before = counting.rows
         found = of(model, data, store=store)
         answers.append((found.computed, counting.rows - before, found.matrix("layer.1", "max"), found.labels))
-    results[rank] = answers
+    torch.save(answers, folder / f"{torch.distributed.get_rank()}.pt")
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_share_the_pass(tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_rank, (port, str(tmp_path / "features"), results), nprocs=2)
-        answers = dict(results)
-    one = of(tiny_bert(), ragged_texts(30))
-    tried = answers[0][2][1]
+    assert warm.ranks(2, lambda: as_rank(tmp_path), tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    answers = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    one, tried = of(tiny_bert(), ragged_texts(30)), answers[0][2][1]
     for n, computed in enumerate((30, 30, 0)):
         assert sum(answers[rank][n][1] - tried for rank in (0, 1)) == computed
         for rank in (0, 1):
-            count, _, mean, labels = answers[rank][n]
+            count, _, features, labels = answers[rank][n]
             assert count == computed and labels.tolist() == one.labels.tolist()
-            torch.testing.assert_close(mean, one.matrix("layer.1", "max"), **CLOSE)
+            torch.testing.assert_close(features, one.matrix("layer.1", "max"), **CLOSE)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Collate:
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return pad(examples)
 
 
 def test_what_cannot_be_computed_is_refused():
@@ -543,7 +525,7 @@ def test_what_cannot_be_computed_is_refused():
     for keys, message in (
         ({"layers": ["layr.1"]}, "layers: unknown layer group 'layr.1'.*Did you mean 'layer.1'"),
         ({"poolings": ["median"]}, "unknown pooling 'median'"),
-        ({"store": FeatureStore(), "collate": lambda rows: pad(rows)}, "A change of the collator would go unnoticed"),
+        ({"store": FeatureStore(), "collate": Collate().__call__}, "A change of the collator would go unnoticed"),
     ):
         with pytest.raises(UserError, match=message):
             of(model, data, **keys)
