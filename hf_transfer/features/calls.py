@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from hf_transfer.features.batches import Batch
@@ -110,12 +111,12 @@ def watch(model: nn.Module, group_of: Mapping[str, int], batch: Batch, gradients
         record.returned.append(_tensors((key, False), group, output, record.time))
         return output
 
-    def consumer(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and torch.is_tensor(inputs[0]) and (axis := _channel_axis(module, inputs[0])) is not None:
+    def consumer(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs and torch.is_tensor(inputs[0]) and (axis := _channel_axis(module, inputs[0], output)) is not None:
             record.consumers.append((inputs[0], axis))
 
     leaves = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-    handles = [m.register_forward_pre_hook(consumer) for m in leaves]
+    handles = [m.register_forward_hook(consumer) for m in leaves]
     try:
         with torch.set_grad_enabled(gradients), patched(model, list(group_of), keep):
             record.output = model(**batch)
@@ -134,17 +135,27 @@ def _tensors(where: tuple[CallKey, bool], group: int, values: Any, time: int) ->
     ]
 
 
-def _channel_axis(module: nn.Module, value: torch.Tensor) -> int | None:
+def _channel_axis(module: nn.Module, value: torch.Tensor, output: Any) -> int | None:
     """The axis of the channels in a layer's input, from what the layer computes; None if that does not say."""
     if isinstance(module, nn.Linear):
         return value.dim() - 1
     if isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
         return 1
-    weight = getattr(module, "weight", None)  # a layer with one weight per channel: the axis of that size
-    if torch.is_tensor(weight) and weight.dim() == 1:
-        axes = [i for i, size in enumerate(value.shape) if i and size == len(weight)]
-        return axes[0] if len(axes) == 1 else None
-    return None
+    weight = getattr(module, "weight", None)
+    if not torch.is_tensor(weight) or weight.dim() != 1:
+        return None
+    axes = [axis for axis, size in enumerate(value.shape) if axis and size == len(weight)]
+    if isinstance(module, nn.LayerNorm) and len(axes) > 1 and torch.is_tensor(output):
+        axes = [axis for axis in axes if _normalizes(module, value.detach(), output.detach(), axis)]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _normalizes(module: nn.LayerNorm, value: torch.Tensor, output: torch.Tensor, axis: int) -> bool:
+    """Whether a layer norm, or one of its subclasses that take channels first, normalized this axis."""
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    last = functional.layer_norm(value.movedim(axis, -1), (len(weight),), weight, bias, module.eps)
+    expected = last.movedim(-1, axis)
+    return expected.shape == output.shape and torch.allclose(expected, output, rtol=1e-3, atol=1e-4)
 
 
 # ---- the autograd graph ----------------------------------------------------------------------------------------------

@@ -114,8 +114,8 @@ def frozen_features(
     in `store` not at all; texts of like length share a batch, and ranks (`torch.distributed`) share the pass.
 
     Where the output of a layer group is, and which of its axes holds the features, is found by experiment
-    (`features.places`). It is the last output of the group's modules that has positions: the block's, or a final norm's,
-    which belongs to the last group. The poolings are
+    (`features.places`). It is the last output of the group's modules that has positions: that of the block, or of the
+    final norm, which belongs to the last group. The poolings are
 
     - `cls`: the first token, where the model has a class token: an image model whose first position begins as a learned
       vector, or a text model that reads only the first token, or whose texts begin with a token of their own that reads

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import nn
 
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.features.examples import Source, batches_by_length, lengths_of
+from hf_transfer.features.batches import Batch
+from hf_transfer.features.examples import Source, batches_by_length
+from hf_transfer.features.layouts import token_of
+from hf_transfer.features.passes import in_order, run_pass, text_lengths
+from hf_transfer.features.ranks import Ranks
 from hf_transfer.training.running import RunningTrainer
-from hf_transfer.training.side_effects import without_side_effects
 
 
 class _Watch:
@@ -41,10 +42,7 @@ class _Watch:
         vectors, output = self.input, self.output
         if vectors.ndim == 3:
             mask = batch.get("attention_mask")
-            positions = torch.arange(vectors.shape[1], device=vectors.device)
-            last = (positions if mask is None else mask * positions).expand(len(vectors), -1).argmax(-1)
-            rows = torch.arange(len(vectors), device=vectors.device)
-            vectors, output = vectors[rows, last], output[rows, last]
+            vectors, output = token_of(vectors, "last", mask), token_of(output, "last", mask)
         if output.shape != logits.shape or not torch.allclose(output.float(), logits.float(), rtol=1e-3, atol=1e-4):
             raise UserError(
                 "The model's logits are not the output of its head's linear layer: something follows that layer.",
@@ -67,7 +65,7 @@ def features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[t
             "Solving for a head needs all examples at once, and the dataset has no length.",
             "Use a dataset with a length.",
         )
-    vectors, labels = _gathered(trainer, _own_batches(trainer, layer, dataset))
+    vectors, labels = _computed(trainer, layer, dataset)
     non_finite = int((~torch.isfinite(vectors).all(-1)).sum())
     if non_finite:
         raise WorkFailed(
@@ -77,37 +75,34 @@ def features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[t
     return vectors, labels
 
 
-Batch = tuple[list[int], torch.Tensor, torch.Tensor]  # (numbers of the examples, vectors, labels)
-
-
-def _own_batches(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> list[Batch]:
-    """This process's share of the batches."""
-    args, model = trainer.args, trainer.model
-    source = Source.of(trainer, "features", dataset)
-    is_text = isinstance(source.dataset, Dataset) and "input_ids" in source.dataset.column_names
-    lengths = lengths_of(source.dataset) if is_text else None
-    own = batches_by_length(len(dataset), lengths, args.eval_batch_size)[args.process_index :: args.world_size]
-    workers = {"num_workers": max(args.dataloader_num_workers, 0), "pin_memory": args.dataloader_pin_memory}
-    loader = torch.utils.data.DataLoader(source.dataset, batch_sampler=own, collate_fn=source.collate, **workers)
-    batches: list[Batch] = []
-    with without_side_effects(model), torch.no_grad(), _Watch(layer) as watch, trainer.accelerator.autocast():
-        model.eval()
-        for numbers, batch in zip(own, loader, strict=True):
-            inputs = dict(trainer._prepare_inputs(batch))
-            if "labels" not in inputs:
-                raise UserError(
-                    "Solving for a head needs labels, and the examples have none.", "Name the column `labels`."
-                )
-            labels = inputs.pop("labels")
-            output = model(**inputs)
-            vectors = watch.vectors(inputs, output["logits"] if isinstance(output, dict) else output[0])
-            batches.append((numbers, vectors.float().cpu(), labels.cpu()))
-    return batches
-
-
-def _gathered(trainer: RunningTrainer, batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+def _computed(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(vectors, labels) of all processes, in the order of the dataset."""
-    if trainer.args.world_size > 1:
-        batches = gather_object(batches)
-    order = torch.tensor([number for numbers, _, _ in batches for number in numbers]).argsort()
-    return torch.cat([x for _, x, _ in batches])[order], torch.cat([y for _, _, y in batches])[order]
+    args, model = trainer.args, trainer.model
+    source, ranks = Source.of(trainer, "features", dataset), Ranks(args.process_index, args.world_size)
+    batches = batches_by_length(len(dataset), text_lengths(source.dataset), args.eval_batch_size)
+    computed: list[tuple[list[int], tuple[torch.Tensor, torch.Tensor]]] = []
+    watch = _Watch(layer)
+
+    def visit(numbers: list[int], inputs: Batch) -> None:
+        if "labels" not in inputs:
+            raise UserError("Solving for a head needs labels, and the examples have none.", "Name the column `labels`.")
+        labels = inputs.pop("labels")
+        with watch:
+            output = model(**inputs)
+        vectors = watch.vectors(inputs, output["logits"] if isinstance(output, dict) else output[0])
+        computed.append((numbers, (vectors.float().cpu(), labels.cpu())))
+
+    run_pass(
+        model,
+        source.dataset,
+        source.collate,
+        ranks.share(batches, on_disk=False),
+        visit,
+        prepare=lambda batch: dict(trainer._prepare_inputs(batch)),
+        autocast=trainer.accelerator.autocast(),
+        num_workers=max(args.dataloader_num_workers, 0),
+        pin_memory=args.dataloader_pin_memory,
+        shows_progress=trainer.is_world_process_zero() and not args.disable_tqdm,
+    )
+    vectors, labels = in_order(ranks, computed)
+    return vectors, labels
