@@ -285,7 +285,7 @@ def test_what_cannot_be_replayed(how, tmp_path, capsys):
         "no plan": dict(strategy=None),
     }[how]
     found = train(tmp_path, **keys)
-    said = {"stream": "stream, whose examples have no number", "torch_compile": "torch_compile has compiled"}
+    said = {"stream": "stream, whose examples cannot be recognized", "torch_compile": "torch_compile has compiled"}
     assert all(said[how] in entry.why for entry in found.boundary.entries) and found.losses
     assert (how == "no plan") == (not found.boundary.entries)
     assert how == "no plan" or said[how] in capsys.readouterr().err
@@ -344,7 +344,10 @@ def test_what_no_gradient_tells_is_caught_by_computing_both_ways(cls, tmp_path, 
     found = train(tmp_path, model=model, num_train_epochs=2)
     assert "with the cache the logits differ by" in found.boundary.entries[0].why
     assert is_equal(found, train(tmp_path / "off", "off", model=model, num_train_epochs=2))
-    assert "boundary_cache is off in stage 'head': with the cache the logits differ" in capsys.readouterr().err
+    assert (
+        "is off in stage 'head': the frozen part cannot be replayed exactly: with the cache the logits differ"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_wrong_replay_is_caught_at_the_first_batch(tmp_path, monkeypatch, capsys):
@@ -564,9 +567,17 @@ def test_auto_keeps_what_pays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Decision, "_try", tried)
     (entry,) = train(tmp_path, "auto", num_train_epochs=1).boundary.entries
-    assert entry.why == "it would not pay (1.00x fewer operations, recording included)" and not entry.steps
+    assert (
+        entry.why == "it would save only 0% of the operations, recording included, and auto needs 20%"
+        and not entry.steps
+    )
     (entry,) = train(tmp_path, "auto", num_train_epochs=3).boundary.entries
     assert not entry.why and entry.gain == pytest.approx(9 / 5) and entry.kept == "memory" and entry.steps == 15
+    assert entry.line("auto") == "keeps the output of bert in memory, 960 B, about 1.8x faster"
+    first = train(tmp_path, "memory", **PLANS["gradual"]).boundary.entries[0]
+    assert first.line("auto").endswith("x faster over all stages that use it")
+    first.gain = 0.7
+    assert first.line("auto").endswith(", hardly faster by the times of a few examples")
     (entry,) = train(tmp_path, "memory", num_train_epochs=1).boundary.entries
     assert not entry.why and entry.steps == 5, "who asks for it gets it"
 
