@@ -192,7 +192,7 @@ class _Recording:
         for what, digest in parts.items():
             if digest is None:
                 raise NoRoom(
-                    f"a change of {what} would go unnoticed, so nothing is kept on disk; boundary_cache: memory keeps it in memory"
+                    f"a change of {what} would go unnoticed, so nothing is kept on disk; use boundary_cache: memory"
                 )
         buffers = [name for name, _ in model.named_buffers()]
         precision = (self.trainer.accelerator.mixed_precision, self.args.boundary_cache_dtype, self.args.device.type)

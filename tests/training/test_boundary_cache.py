@@ -22,6 +22,7 @@ from hf_transfer.features import store as store_module
 from hf_transfer.features.batches import count_of
 from hf_transfer.features.store import Store
 from hf_transfer.runs.prepare import _live_changes, prepare
+from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from hf_transfer.training import recording
 from hf_transfer.training.cache_decision import Decision
@@ -663,6 +664,24 @@ def test_what_a_run_says_and_notes(tiny_bert_folder, tmp_path, capsys):
     run(tiny_bert_folder, write_texts(tmp_path), tmp_path / "b", token_masking=0.3)
     (stage,) = json.loads((tmp_path / "b" / "results.json").read_text())["stages"]
     assert stage["cache"] == {"kept": "off", "why": "token_masking masks other tokens in each epoch"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "at"),
+    [
+        ({"strategy": "linear-probe"}, "bert"),
+        ({"strategy": "lora", "freeze": ["embeddings", "layer.0"]}, "base_model.model.bert.encoder.layer.0"),
+    ],
+)
+def test_a_plan_says_and_returns_what_is_decided(keys, at, tiny_bert_folder, tmp_path, capsys):
+    values = {"model_name_or_path": tiny_bert_folder, "dataset_name": write_texts(tmp_path), "num_train_epochs": 4}
+    values |= {"train_val_split": 0.25, "data_facts": False, "preflight": False, "output_dir": str(tmp_path / "out")}
+    planned = plan_only(Config.from_sources({}, {**values, "boundary_cache_dtype": "float16", **keys}))
+    (cache,) = planned.boundary_cache
+    assert cache["kept"] == "memory" and cache["at"] == at and cache["expected_gain"] > 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  stage 1 ("))
+    assert f"keeps the output of {at} in memory, " in said and "faster" in said
+    assert said.endswith(" of the largest") and "; in float16 the logits differ by up to " in said
 
 
 def test_views_of_pictures(tiny_vit_folder, tmp_path, capsys):
