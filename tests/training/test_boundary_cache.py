@@ -674,7 +674,7 @@ def test_what_a_run_says_and_notes(tiny_bert_folder, tmp_path, capsys):
     ],
 )
 def test_a_plan_says_and_returns_what_is_decided(keys, at, tiny_bert_folder, tmp_path, capsys):
-    values = {"model_name_or_path": tiny_bert_folder, "dataset_name": write_texts(tmp_path), "num_train_epochs": 4}
+    values = {"model_name_or_path": tiny_bert_folder, "dataset_name": write_texts(tmp_path), "num_train_epochs": 9}
     values |= {"train_val_split": 0.25, "data_facts": False, "preflight": False, "output_dir": str(tmp_path / "out")}
     planned = plan_only(Config.from_sources({}, {**values, "boundary_cache_dtype": "float16", **keys}))
     (cache,) = planned.boundary_cache
