@@ -58,7 +58,7 @@ def make_room(folder: Path, needed: int, budget: float, own: Path | None = None)
         NoRoom: the other stores are in use, or the new one exceeds the budget by itself.
     """
     if needed > budget:
-        raise NoRoom(f"{needed / 1e9:.2f} GB are needed, and the budget is {max(budget, 0) / 1e9:.2f} GB")
+        raise NoRoom(f"{needed / 1e9:.3g} GB are needed, and the budget is {max(budget, 0) / 1e9:.3g} GB")
     for leftover in folder.glob(f"{REMOVED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     others = sorted((path for path in _entries(folder) if path != own), key=_last_used)
@@ -74,7 +74,7 @@ def make_room(folder: Path, needed: int, budget: float, own: Path | None = None)
                     to_remove.append(path)
                     surplus -= _size(path)
         if surplus > 0:
-            raise NoRoom(f"{needed / 1e9:.2f} GB are needed, and the stores in {folder} are in use")
+            raise NoRoom(f"{needed / 1e9:.3g} GB are needed, and the stores in {folder} are in use")
         for path in to_remove:
             with contextlib.suppress(OSError):
                 remove(path)

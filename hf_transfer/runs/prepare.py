@@ -293,6 +293,15 @@ def _live_changes(prepared: Prepared) -> list[str]:
     return reasons
 
 
+def _on_batches(trainer: TransferTrainer) -> str:
+    """What `length_bucketing` saves, or why it is off; empty where there is nothing to say."""
+    if trainer.args.probe_solver == "lbfgs":  # it needs no training batches
+        return ""
+    if trainer.bucketing.on:
+        return describe(trainer.length_sampler(), trainer.args.world_size)
+    return trainer.bucketing.line()
+
+
 def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     """Print what is known before training."""
     config, data = prepared.config, prepared.data
@@ -311,9 +320,7 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         say(line)
     if is_adapted(trainer.model):
         say(summary(trainer.model))
-    if trainer.bucketing.on:
-        say(describe(trainer.length_sampler(), trainer.args.world_size))
-    elif line := trainer.bucketing.line():
+    if line := _on_batches(trainer):
         say(line)
     say()
     if trainer.plan is not None:

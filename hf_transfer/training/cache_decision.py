@@ -27,7 +27,7 @@ from hf_transfer.training.sources import Sources
 
 _SAMPLE = 8  # examples
 _AUTO_DISK = 10 * 10**9  # bytes that `auto` may use on disk if no budget is given
-_WORTHWHILE = 1.25  # `auto` needs so many times fewer operations: deciding and recording take time too
+_WORTHWHILE = 1.25  # `auto` needs so many times fewer operations (20% less): deciding and recording take time too
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
@@ -95,7 +95,7 @@ class Decision:
     def _impossible(self) -> Off | None:
         trainer, args = self.trainer, self.trainer.args
         if self.blocked:
-            return Off(OffReason.NOT_FIXED, " ".join(self.blocked))
+            return Off(OffReason.NOT_FIXED, "; ".join(self.blocked))
         if not is_numbered(trainer.train_dataset):
             return Off(OffReason.STREAM)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -121,7 +121,10 @@ class Decision:
             for one in sources:
                 one.lengths = lengths_of(one.dataset)
         self._operations = trial.operations(self.trainer, batch)
-        for stage, entry in zip(self.plan.stages, self.entries, strict=True):
+        for stage, entry, lowest in zip(self.plan.stages, self.entries, lowest_trained(self.plan), strict=True):
+            if not lowest:
+                entry.turn_off(OffReason.INPUT_TRAINS, self.trainer.layer_groups[0].name)
+                continue
             with self.trainer.unfreezing.training_as_in(stage):
                 try:
                     with self.trainer.accelerator.autocast():
@@ -187,11 +190,11 @@ class Decision:
         possible = self._possible
         gain = self._expected_gain(possible)
         for entry in possible:
-            entry.gain = gain
+            entry.gain, entry.is_shared = gain, len(possible) > 1
         if possible and self.trainer.args.boundary_cache == "auto" and self.recalled is None:
             ratio = self._operations_ratio(possible)
             for entry in possible if ratio < _WORTHWHILE else ():
-                entry.turn_off(OffReason.NOT_WORTHWHILE, f"{ratio:.2f}x")
+                entry.turn_off(OffReason.NOT_WORTHWHILE, f"{max(0.0, 1 - 1 / ratio):.0%}")
 
     def _place(self, entries: Sequence[CachedStage]) -> None:
         """Memory first, then disk, stage by stage.

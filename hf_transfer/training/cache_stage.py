@@ -12,6 +12,7 @@ from hf_transfer.features.cut import Cut
 from hf_transfer.features.examples import TRAINING
 from hf_transfer.features.store import Store
 
+_NOTICEABLE = 1.05  # expected speedup that is worth a number
 Form = tuple[tuple[int, ...], torch.dtype]  # shape of one example, dtype
 
 
@@ -43,16 +44,17 @@ class OffReason(enum.StrEnum):
 
 
 _SENTENCES = {
-    OffReason.STREAM: "the training set is a stream, whose examples have no number",
-    OffReason.SHARDED: "the parameters are sharded over several devices",
+    OffReason.STREAM: "the training set is a stream, whose examples cannot be recognized in the next epoch",
+    OffReason.SHARDED: "FSDP or DeepSpeed shards the parameters over several devices",
     OffReason.DATA_PARALLEL: "one process trains on several GPUs; launch one process per GPU",
     OffReason.COMPILED: "torch_compile has compiled the layers that would be skipped",
     OffReason.INPUT_TRAINS: "{}, the input layer, trains",
     OffReason.RANDOM_EXAMPLES: "the examples differ each time they are read (live augmentation)",
     OffReason.NOT_RUNNABLE: "the model cannot be run on a sample ({})",
-    OffReason.NOT_TRACEABLE: "the model cannot be traced ({})",
+    OffReason.NOT_TRACEABLE: "the frozen part of the model cannot be traced ({})",
+    OffReason.NOT_EXACT: "the frozen part cannot be replayed exactly: {}",
     OffReason.AS_BEFORE: "it was off when the run began",
-    OffReason.NOT_WORTHWHILE: "it would not pay ({} fewer operations, recording included)",
+    OffReason.NOT_WORTHWHILE: "it would save only {} of the operations, recording included, and auto needs 20%",
     OffReason.EXAMPLE_CHANGED: "an example differs from the one that was recorded",
 }
 
@@ -84,7 +86,8 @@ class CachedStage:
         off: that the cache is off, and why; None while it is on.
         kept: memory or disk; None before that is decided.
         nbytes: bytes that the stores take.
-        gain: expected speedup over training without the cache, recording included.
+        gain: expected speedup over training without the cache, recording included, of all stages that use it together.
+        is_shared: whether other stages use the cache too.
         operations: floating-point operations of the frozen part on the sample.
         full: seconds of a training step without the cache, on the sample.
         top: seconds of a training step with the cache, on the sample.
@@ -109,6 +112,7 @@ class CachedStage:
     kept: Place | None = None
     nbytes: int = 0
     gain: float | None = None
+    is_shared: bool = False
     operations: int = 0
     full: float = 0.0
     top: float = 0.0
@@ -182,11 +186,21 @@ class CachedStage:
         if self.off is not None:
             return f"off: {self.why}"
         assert self.cut is not None
-        gain = f", about {self.gain:.1f}x faster with all stages that use it" if self.gain else ""
         error = ""
         if self.error is not None and dtype != "auto":
             error = f"; in {dtype} the logits differ by up to {self.error:.1e} of the largest"
-        return f"keeps the output of {self.cut.where} {self._where}, {format_bytes(self.nbytes)}{gain}{error}"
+        return (
+            f"keeps the output of {self.cut.where} {self._where}, {format_bytes(self.nbytes)}{self._expectation}{error}"
+        )
+
+    @property
+    def _expectation(self) -> str:
+        """The expected speedup, as part of a sentence."""
+        if self.gain is None:
+            return ""
+        if self.gain < _NOTICEABLE:
+            return ", hardly faster by the times of a few examples"
+        return f", about {self.gain:.1f}x faster" + (" over all stages that use it" if self.is_shared else "")
 
     @property
     def _where(self) -> str:

@@ -191,7 +191,9 @@ class _Recording:
         }
         for what, digest in parts.items():
             if digest is None:
-                raise NoRoom(f"a change of {what} would go unnoticed, so nothing is kept on disk; use memory")
+                raise NoRoom(
+                    f"a change of {what} would go unnoticed, so nothing is kept on disk; use boundary_cache: memory"
+                )
         buffers = [name for name, _ in model.named_buffers()]
         precision = (self.trainer.accelerator.mixed_precision, self.args.boundary_cache_dtype, self.args.device.type)
         return key(
@@ -224,7 +226,7 @@ class _Recording:
         with contextlib.ExitStack() as stack:
             for store in stores if self.args.local_process_index == 0 else ():
                 if not stack.enter_context(store.lock_recording()):
-                    raise NoRoom("another run is recording into the same store")
+                    raise NoRoom("another run is recording the same examples at this moment")
             for view in range(views):
                 todo = [b for b in own if any(number * views + view in missing for number in b)]
                 with contextlib.nullcontext() if source.views is None else source.views.fixed(view):

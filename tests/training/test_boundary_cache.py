@@ -22,6 +22,7 @@ from hf_transfer.features import store as store_module
 from hf_transfer.features.batches import count_of
 from hf_transfer.features.store import Store
 from hf_transfer.runs.prepare import _live_changes, prepare
+from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from hf_transfer.training import recording
 from hf_transfer.training.cache_decision import Decision
@@ -285,7 +286,7 @@ def test_what_cannot_be_replayed(how, tmp_path, capsys):
         "no plan": dict(strategy=None),
     }[how]
     found = train(tmp_path, **keys)
-    said = {"stream": "stream, whose examples have no number", "torch_compile": "torch_compile has compiled"}
+    said = {"stream": "stream, whose examples cannot be recognized", "torch_compile": "torch_compile has compiled"}
     assert all(said[how] in entry.why for entry in found.boundary.entries) and found.losses
     assert (how == "no plan") == (not found.boundary.entries)
     assert how == "no plan" or said[how] in capsys.readouterr().err
@@ -344,7 +345,10 @@ def test_what_no_gradient_tells_is_caught_by_computing_both_ways(cls, tmp_path, 
     found = train(tmp_path, model=model, num_train_epochs=2)
     assert "with the cache the logits differ by" in found.boundary.entries[0].why
     assert is_equal(found, train(tmp_path / "off", "off", model=model, num_train_epochs=2))
-    assert "boundary_cache is off in stage 'head': with the cache the logits differ" in capsys.readouterr().err
+    assert (
+        "is off in stage 'head': the frozen part cannot be replayed exactly: with the cache the logits differ"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_wrong_replay_is_caught_at_the_first_batch(tmp_path, monkeypatch, capsys):
@@ -564,9 +568,17 @@ def test_auto_keeps_what_pays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Decision, "_try", tried)
     (entry,) = train(tmp_path, "auto", num_train_epochs=1).boundary.entries
-    assert entry.why == "it would not pay (1.00x fewer operations, recording included)" and not entry.steps
+    assert (
+        entry.why == "it would save only 0% of the operations, recording included, and auto needs 20%"
+        and not entry.steps
+    )
     (entry,) = train(tmp_path, "auto", num_train_epochs=3).boundary.entries
     assert not entry.why and entry.gain == pytest.approx(9 / 5) and entry.kept == "memory" and entry.steps == 15
+    assert entry.line("auto") == "keeps the output of bert in memory, 960 B, about 1.8x faster"
+    first = train(tmp_path, "memory", **PLANS["gradual"]).boundary.entries[0]
+    assert first.line("auto").endswith("x faster over all stages that use it")
+    first.gain = 0.7
+    assert first.line("auto").endswith(", hardly faster by the times of a few examples")
     (entry,) = train(tmp_path, "memory", num_train_epochs=1).boundary.entries
     assert not entry.why and entry.steps == 5, "who asks for it gets it"
 
@@ -652,6 +664,24 @@ def test_what_a_run_says_and_notes(tiny_bert_folder, tmp_path, capsys):
     run(tiny_bert_folder, write_texts(tmp_path), tmp_path / "b", token_masking=0.3)
     (stage,) = json.loads((tmp_path / "b" / "results.json").read_text())["stages"]
     assert stage["cache"] == {"kept": "off", "why": "token_masking masks other tokens in each epoch"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "at"),
+    [
+        ({"strategy": "linear-probe"}, "bert"),
+        ({"strategy": "lora", "freeze": ["embeddings", "layer.0"]}, "base_model.model.bert.encoder.layer.0"),
+    ],
+)
+def test_a_plan_says_and_returns_what_is_decided(keys, at, tiny_bert_folder, tmp_path, capsys):
+    values = {"model_name_or_path": tiny_bert_folder, "dataset_name": write_texts(tmp_path), "num_train_epochs": 9}
+    values |= {"train_val_split": 0.25, "data_facts": False, "preflight": False, "output_dir": str(tmp_path / "out")}
+    planned = plan_only(Config.from_sources({}, {**values, "boundary_cache_dtype": "float16", **keys}))
+    (cache,) = planned.boundary_cache
+    assert cache["kept"] == "memory" and cache["at"] == at and cache["expected_gain"] > 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  stage 1 ("))
+    assert f"keeps the output of {at} in memory, " in said and "faster" in said
+    assert said.endswith(" of the largest") and "; in float16 the logits differ by up to " in said
 
 
 def test_views_of_pictures(tiny_vit_folder, tmp_path, capsys):
