@@ -51,6 +51,9 @@ def test_a_run_tunes_saves_and_uses_them(tiny_bert_folder, tmp_path):
     assert again.evaluate()["metrics"] == pytest.approx(run.metrics)
     for answer in again.predict([r["text"] for r in rows[:8]]):
         assert answer["labels"] == [n for n, p in answer["scores"].items() if p > saved[n]]
+    path = tmp_path / "a" / "config.json"  # whatever was tuned: each label has its own threshold
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_thresholds": {"red": 0.01, "round": 0.99}}))
+    assert [a["labels"] for a in Predictor.load(run.output_dir).predict(["red", "words 3"])] == [["red"], ["red"]]
     plain = fine_tune(tiny_bert_folder, output_dir=str(tmp_path / "b"), tune_thresholds=False, **keys)
     assert "label_thresholds" not in json.loads((tmp_path / "b" / "config.json").read_text())
     assert plain.metrics["loss"] == pytest.approx(run.metrics["loss"])

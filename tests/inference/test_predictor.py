@@ -40,20 +40,29 @@ TEXTS = [
 HUSH = dict(save_strategy="no", log_level="error", num_train_epochs=1)
 
 
+REVIEWS = dict(
+    dataset_name="bundled:rotten-tomatoes",
+    max_train_samples=64,
+    max_eval_samples=16,
+    max_predict_samples=45,
+    per_device_eval_batch_size=4,
+    **HUSH,
+)
+
+
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
     return fine_tune(
-        "bundled:minilm-l6",
-        "bundled:rotten-tomatoes",
-        output_dir=str(tmp_path_factory.mktemp("text") / "out"),
-        strategy="partial",
-        learning_rate=2e-4,
-        max_train_samples=64,
-        max_eval_samples=16,
-        max_predict_samples=45,
-        per_device_eval_batch_size=4,
-        **HUSH,
+        "bundled:minilm-l6", output_dir=str(folder / "out"), strategy="partial", learning_rate=2e-4, **REVIEWS
     )
+
+
+@pytest.fixture(scope="module")
+def light_run(tiny_bert_folder, tmp_path_factory):
+    """For what is about inputs and answers, in many commands: a model that is loaded at once, and trained far."""
+    folder = tmp_path_factory.mktemp("light")
+    return fine_tune(tiny_bert_folder, output_dir=str(folder / "out"), strategy="full", learning_rate=0.02, **REVIEWS)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +148,7 @@ def test_evaluate_in_words(text_run, capsys):
     assert f"accuracy         {text_run.metrics['accuracy']:.4f}   95% CI" in out and "(45 examples)" in out
 
 
-def test_evaluate_takes_labels_by_name(text_run, tmp_path, capsys):
+def test_evaluate_takes_labels_by_name(light_run, tmp_path, capsys):
     """In another order, in every form of data; metrics against scikit-learn on the predictions."""
     rows = [
         {"text": t, "label": "positive" if i % 3 else "negative"}
@@ -152,7 +161,7 @@ def test_evaluate_takes_labels_by_name(text_run, tmp_path, capsys):
     data.to_parquet(tmp_path / "x.parquet")
     data.save_to_disk(str(tmp_path / "disk"))
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    predicted = [a["label"] for a in text_run.predict([r["text"] for r in rows])]
+    predicted = [a["label"] for a in light_run.predict([r["text"] for r in rows])]
     expected = np.mean([p == r["label"] for p, r in zip(predicted, rows, strict=True)])
     for option, place in (
         ("--test_file", tmp_path / "x.csv"),
@@ -160,22 +169,23 @@ def test_evaluate_takes_labels_by_name(text_run, tmp_path, capsys):
         ("--test_file", tmp_path / "x.jsonl"),
         ("--dataset_name", tmp_path / "disk"),
     ):
-        assert main(["evaluate", str(text_run.output_dir), option, str(place), "--json"]) == 0
+        assert main(["evaluate", str(light_run.output_dir), option, str(place), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["metrics"]["accuracy"] == expected and found["num_examples"] == len(rows)
         assert found["dataset"] == str(place)
-    other = text_run.evaluate(test_file=str(tmp_path / "x.csv"))
+    other = light_run.evaluate(test_file=str(tmp_path / "x.csv"))
     assert other["metrics"]["accuracy"] == expected
 
 
 # ---- forms of input ------------------------------------------------------------------------------------------------
 
 
-def test_every_form_of_text_gives_the_same_answers(text_run, tmp_path, capsys):
+def test_every_form_of_text_gives_the_same_answers(light_run, tmp_path, capsys):
     """`NA`, `null`, quotes and accents are texts; tables are not read through pandas."""
-    run = text_run.output_dir
-    expected = text_run.predict(TEXTS)
+    run = light_run.output_dir
+    expected = light_run.predict(TEXTS)
     assert [a["input"] for a in expected] == TEXTS and set(expected[0]) == {"input", "label", "score", "scores"}
+    assert len({a["score"] for a in expected}) == len(TEXTS)
     with (tmp_path / "x.csv").open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows([["id", "text"], *enumerate(TEXTS)])
     with (tmp_path / "x.tsv").open("w", newline="") as file:
@@ -207,7 +217,7 @@ def test_a_fresh_process_gives_them_too_and_says_nothing_else(text_run):
         assert [answer[k] for k in ("input", "label")] == [ours[k] for k in ("input", "label")]
 
 
-def test_standard_input_is_answered_line_by_line(text_run):
+def test_standard_input_is_answered_line_by_line(light_run):
     """A writer that waits for each answer gets it: nothing waits for a full batch."""
     (theirs, ours), (answers, told) = os.pipe(), os.pipe()
 
@@ -217,7 +227,7 @@ def test_standard_input_is_answered_line_by_line(text_run):
         for end in (ours, told):
             os.close(end)
 
-    process = warm.start("predict", text_run.output_dir, "-", first=connect)
+    process = warm.start("predict", light_run.output_dir, "-", first=connect)
     os.close(theirs)
     os.close(told)
     with os.fdopen(ours, "w") as given, os.fdopen(answers) as answered:
@@ -346,12 +356,12 @@ def test_pairs(tmp_path, capsys):
     assert "the model reads premise and hypothesis" in capsys.readouterr().err
 
 
-def test_python_says_which_input_is_wrong(text_run, image_run):
+def test_python_says_which_input_is_wrong(light_run, image_run):
     with pytest.raises(UserError, match=r"inputs\[1\]: 3 is not a string"):
-        text_run.predict(["a", 3])
+        light_run.predict(["a", 3])
     with pytest.raises(UserError, match=r"inputs\[0\]: cannot be read as an image"):
         image_run.predict("nowhere.png")
-    assert text_run.predict([]) == []
+    assert light_run.predict([]) == []
 
 
 # ---- Result --------------------------------------------------------------------------------------------------------
@@ -398,8 +408,8 @@ def test_a_picture_is_turned_as_its_camera_says(image_run, tmp_path):
     assert ours.size == theirs.size == (24, 40) and np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_words_that_are_hard_to_tell_from_files(text_run, tmp_path, capsys, monkeypatch):
-    run = text_run.output_dir
+def test_words_that_are_hard_to_tell_from_files(light_run, tmp_path, capsys, monkeypatch):
+    run = light_run.output_dir
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("not to be read")
     long = "a text longer than any name of a file may be, " * 20
@@ -414,11 +424,11 @@ def test_words_that_are_hard_to_tell_from_files(text_run, tmp_path, capsys, monk
     os.close(end)
 
 
-def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
+def test_a_row_that_cannot_be_read_costs_no_other(light_run, tmp_path, capsys):
     rows = ['{"text": "\\ud800 half a character"}', '{"text": "whole"}', '{"text": 7}']
     (tmp_path / "x.jsonl").write_text("\n".join(rows))
     (tmp_path / "x.csv").write_text("text,id\na,1,2\nb,2\n")
-    assert main(["predict", str(text_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
+    assert main(["predict", str(light_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wrong = [
         "not valid Unicode",
@@ -430,13 +440,13 @@ def test_a_row_that_cannot_be_read_costs_no_other(text_run, tmp_path, capsys):
     assert [a.get("error") for a in found] == wrong
 
 
-def test_answers_go_where_they_are_asked_to(text_run, tmp_path, capsys):
+def test_answers_go_where_they_are_asked_to(light_run, tmp_path, capsys):
     """A link stays a link; a device is written to, not replaced."""
     (tmp_path / "real.jsonl").write_text("old")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
-    assert main(["predict", str(text_run.output_dir), "x", "--output", str(tmp_path / "link.jsonl")]) == 0
+    assert main(["predict", str(light_run.output_dir), "x", "--output", str(tmp_path / "link.jsonl")]) == 0
     assert (tmp_path / "link.jsonl").is_symlink() and json.loads((tmp_path / "real.jsonl").read_text())["input"] == "x"
-    assert main(["predict", str(text_run.output_dir), "x", "--output", "/dev/stderr"]) == 0
+    assert main(["predict", str(light_run.output_dir), "x", "--output", "/dev/stderr"]) == 0
     assert not Path("/dev/stderr").is_file() or Path("/dev/stderr").is_symlink()
     assert {p.name for p in tmp_path.iterdir()} == {"real.jsonl", "link.jsonl"}
 
@@ -456,21 +466,21 @@ def test_texts_and_pairs_for_a_model_that_says_nothing(tmp_path):
     assert found[1]["scores"] == predictor.predict([("b", "c")])[0]["scores"]
 
 
-def test_python_callers_are_checked_too(text_run, tmp_path):
+def test_python_callers_are_checked_too(light_run, tmp_path):
     with pytest.raises(UserError, match="the model reads text: give one"):
-        text_run.predict([("a", "b")])
+        light_run.predict([("a", "b")])
     with pytest.raises(UserError, match="top_k: 0 is not positive"):
-        text_run.predict("a", top_k=0)
+        light_run.predict("a", top_k=0)
     with pytest.raises(UserError, match="Did you mean 'per_device_eval_batch_size'"):
-        Predictor.load(text_run.output_dir, per_device_eval_batch=3)
+        Predictor.load(light_run.output_dir, per_device_eval_batch=3)
     with pytest.raises(UserError, match="Did you mean 'test_file'"):
-        text_run.evaluate(tst_file="x")
-    assert text_run.predict([{"text": "hello", "label": "x"}])[0]["input"] == "hello"
-    assert Predictor.load(text_run.output_dir).seed == 42 and len(repr(text_run.predictor)) < 2000
-    assert text_run.evaluate(max_examples=10)["num_examples"] == 10
-    assert text_run.evaluate(split="val", max_examples=3)["num_examples"] == 3
+        light_run.evaluate(tst_file="x")
+    assert light_run.predict([{"text": "hello", "label": "x"}])[0]["input"] == "hello"
+    assert Predictor.load(light_run.output_dir).seed == 42 and len(repr(light_run.predictor)) < 2000
+    assert light_run.evaluate(max_examples=10)["num_examples"] == 10
+    assert light_run.evaluate(split="val", max_examples=3)["num_examples"] == 3
     with pytest.raises(UserError, match="no split 'tset'"):
-        text_run.evaluate(split="tset")
+        light_run.evaluate(split="tset")
 
 
 def test_a_run_file_that_no_run_wrote(tmp_path):
