@@ -87,7 +87,7 @@ def _entries(split: Dataset, column: str, is_known: bool) -> int | None:
     if len(binary) == len(different) and len(lengths) == 1:
         return len(binary[0])
     repeating = sum(len(set(v)) < len(v) for v in binary)
-    return lengths.most_common(1)[0][0] if repeating > len(different) / 2 else None
+    return lengths.most_common(1)[0][0] if repeating >= len(different) / 2 else None
 
 
 def _converted(raw: RawSplits, column: str, names: tuple[str, ...], is_lenient: bool) -> RawSplits:
