@@ -109,7 +109,8 @@ def _converted(raw: RawSplits, column: str, names: tuple[str, ...], is_lenient: 
                 )
             if fits and not missing:
                 value = [name for name, x in zip(names, value, strict=True) if _BITS[x]]
-            values.append(None if missing else value if fits or are_names else [str(value)])
+            is_kept = fits or (are_names and not (value and all(x.isdigit() for x in value)))
+            values.append(None if missing else value if is_kept else [f"[{', '.join(map(str, value))}]"])
         converted[split_name] = replaced(split, column, values, datasets.List(Value("string")))
     raw = raw.but(converted)
     raw.notes.append(
