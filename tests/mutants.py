@@ -216,7 +216,11 @@ MUTANTS = [
     ),
     # ---- data
     Mutant(
-        "data", "data/rows.py", "elif len(cells) != width:", "elif len(cells) > width:", "tests/data/test_tables.py"
+        "data",
+        "data/rows.py",
+        "if len(cells) != len(self.names):",
+        "if len(cells) > len(self.names):",
+        "tests/data/test_tables.py",
     ),
     Mutant(
         "data",

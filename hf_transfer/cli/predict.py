@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
     if wrong:
         first = f"{wrong[0]['input']!r}: {wrong[0]['error']}"
         raise WorkFailed(
-            f"{len(wrong)} of {count} inputs could not be read; the first is {first}.",
+            f"{len(wrong)} of {count} inputs could not be read; the first is {first.rstrip('.')}.",
             "Their answers hold `error`.",
         )
     return 0

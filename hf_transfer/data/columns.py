@@ -10,7 +10,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Value
 
 from hf_transfer.data.raw import BadExample, RawSplits, replaced
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, listed
 
 _SAMPLE = 1000  # rows that are looked at
 _FEW = 20  # a column with at most this many values may be classes, however few rows there are
@@ -187,12 +187,11 @@ def unread(features: Columns, used: Sequence[str]) -> list[str]:
     others = [n for n in rest if n not in texts]
     notes = []
     if texts:
-        notes.append(f"Not read, although it looks like text: column {_listed(texts)} (--text_column_name).")
+        notes.append(f"Not read, although it looks like text: column {_named(texts)} (--text_column_name).")
     if others:
-        notes.append(f"Not used: column {_listed(others)}.")
+        notes.append(f"Not used: column {_named(others)}.")
     return notes
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
+def _named(columns: Sequence[str]) -> str:
+    return listed(map(repr, columns), 10)

@@ -59,9 +59,10 @@ def examine(
     keep, facts = _on_rank_zero(lambda: _examine(data, trace, args, seed, only))
     kept = {name: split.select(keep[name]) if name in keep else split for name, split in data.splits.items()}
     if empty := [name for name, split in kept.items() if not len(split)]:
+        bad = next((b.reason for b in facts.bad if b.split == data.given_split(empty[0])), "")
         raise UserError(
-            f"No examples are left in the {empty[0]} split.",
-            "Set drop_leaks: false to keep examples that appear in several splits.",
+            f"No examples are left in the {empty[0]} split{f' (the first left out: {bad})' if bad else ''}.",
+            "Set drop_leaks: false to keep examples that appear in several splits." if args.drop_leaks else "",
         )
     usable = replace(data, **kept, skipped=tuple(facts.bad))
     whole = with_every_class(usable, args.split_group_column_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -23,6 +24,7 @@ DEFAULT_RANGE: dict[str, Range] = {"F": (0.0, 1.0), "I": (0.0, 255.0)}
 _DRAFT = 64  # minimum pixels per side
 _MAX_8_BIT, _MAX_16_BIT = 255, 65535
 _ORIENTATION = 0x0112
+_ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")  # in PIL's messages
 _FORMATS_OF_16_BITS = ("PNG", "PPM")  # PIL gives their 16-bit images in its 32-bit mode (PNG: before version 11)
 
 
@@ -189,6 +191,6 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (OSError, SyntaxError, ValueError, TypeError, AttributeError, struct.error, DecompressionBombError) as error:
-        said = one_line(error, 100)
+        said = _ADDRESS.sub("", one_line(error, 100))
         prefix = "cannot be read as an image"
         raise ValueError(said if said.startswith(prefix) else f"{prefix} ({said})") from error

@@ -24,7 +24,7 @@ from hf_transfer.data.label_checks import check_shares
 from hf_transfer.data.label_variants import merged
 from hf_transfer.data.label_vectors import named_vectors
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, SINGLE_LABEL, Labels
-from hf_transfer.data.raw import RawSplits, changed, replaced
+from hf_transfer.data.raw import RawSplits, changed, replaced, with_column
 from hf_transfer.errors import UserError, nearest
 
 _MAX_SHOWN = 5
@@ -158,7 +158,7 @@ def _join(split: Dataset, name: str, columns: list[str]) -> Dataset:
     """`split` with its 0/1 label columns replaced by one column of lists: the names of the columns that are 1."""
     cells = [[_binary(v, name, column) for v in split[column][:]] for column in columns]
     rows = [None if None in row else [i for i, v in enumerate(row) if v] for row in zip(*cells, strict=True)]
-    return split.remove_columns(columns).add_column(LABELS, rows, feature=datasets.List(ClassLabel(names=columns)))
+    return with_column(split, LABELS, rows, datasets.List(ClassLabel(names=columns)), columns)
 
 
 def _binary(value: Any, split: str, column: str) -> int | None:

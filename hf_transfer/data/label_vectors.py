@@ -83,11 +83,10 @@ def _entries(split: Dataset, column: str, is_known: bool) -> int | None:
     binary = [v for v in different if len(v) > 1 and all(x in _BITS for x in v)]
     if not binary:
         return None
-    lengths = Counter(map(len, binary))
-    if len(binary) == len(different) and len(lengths) == 1:
+    if len(binary) == len(different) and len({len(v) for v in binary}) == 1:
         return len(binary[0])
-    repeating = sum(len(set(v)) < len(v) for v in binary)
-    return lengths.most_common(1)[0][0] if repeating > len(different) / 2 else None
+    repeating = [v for v in binary if len(set(v)) < len(v)]
+    return Counter(map(len, repeating)).most_common(1)[0][0] if len(repeating) >= len(different) / 2 else None
 
 
 def _converted(raw: RawSplits, column: str, names: tuple[str, ...], is_lenient: bool) -> RawSplits:
@@ -110,7 +109,8 @@ def _converted(raw: RawSplits, column: str, names: tuple[str, ...], is_lenient: 
                 )
             if fits and not missing:
                 value = [name for name, x in zip(names, value, strict=True) if _BITS[x]]
-            values.append(None if missing else value if fits or are_names else [str(value)])
+            is_kept = fits or (are_names and not (value and all(x.isdigit() for x in value)))
+            values.append(None if missing else value if is_kept else [f"[{', '.join(map(str, value))}]"])
         converted[split_name] = replaced(split, column, values, datasets.List(Value("string")))
     raw = raw.but(converted)
     raw.notes.append(

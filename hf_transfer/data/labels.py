@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from hf_transfer.data.label_cells import is_missing, name_of, number
 from hf_transfer.data.label_checks import check_classes, check_shares
+from hf_transfer.data.raw import with_column
 from hf_transfer.errors import UserError, nearest
 
 LABELS = "labels"
@@ -201,9 +202,7 @@ def encode(split: Dataset, name: str, column: str, labels: Labels, fix: str = ""
         encoded = [[1.0 if i in row else 0.0 for i in range(len(ids))] for row in positives]
     else:
         encoded = [ids[as_name(v)] for v in values]
-    if LABELS in split.column_names:
-        split = split.remove_columns(LABELS)
-    return split.add_column(LABELS, encoded)
+    return with_column(split, LABELS, encoded, None, [LABELS])
 
 
 def _namer(feature: Any, names: Collection[str]) -> Callable[[Any], str]:

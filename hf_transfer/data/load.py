@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import datasets
@@ -16,7 +16,7 @@ from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
 from hf_transfer.data.raw import BadExample, RawSplits
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.tables import read_files
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, listed, nearest, one_line
 
 _USED = ("train", "validation", "test")
 
@@ -139,13 +139,9 @@ def _read_files(tables: Tables, args: DataArguments) -> RawSplits:
         read[split] = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
         read.files[split] = [(file.path, len(file.table)) for file in files]
         if len(files) > 1:
-            read.notes.append(f"The {split} split has {len(files)} files: {_listed([f.path.name for f in files])}.")
+            read.notes.append(f"The {split} split has {len(files)} files: {listed(f.path.name for f in files)}.")
         read.notes += [note for file in files for note in file.notes]
         read.bad += [BadExample(split, bad.place, bad.reason) for file in files for bad in file.bad]
         if tables.format_of(split) == "csv" and (split == "train" or not read.written):
             read.written = frozenset(files[0].table.column_names)
     return read
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features
 
 from hf_transfer.data.rows import place_of
 
@@ -77,10 +77,17 @@ class RawSplits(DatasetDict):
         return f"row {row} of the {split} split"
 
 
+def with_column(split: Dataset, name: str, values: list[Any], feature: Any, instead_of: Sequence[str]) -> Dataset:
+    """`split` with a new column, without others; it may have no other columns."""
+    rest = [column for column in split.column_names if column not in instead_of]
+    if not rest:  # a dataset without columns forgets how many rows it has
+        return Dataset.from_dict({name: values}, features=None if feature is None else Features({name: feature}))
+    return split.select_columns(rest).add_column(name, values, feature=feature)
+
+
 def replaced(split: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
     """`split` with other values in a column, which stays where it is."""
-    order = split.column_names
-    return split.remove_columns(column).add_column(column, values, feature=feature).select_columns(order)
+    return with_column(split, column, values, feature, [column]).select_columns(split.column_names)
 
 
 def changed(split: Dataset, column: str, read: Callable[[Any], Any], feature: Any) -> Dataset:

@@ -93,7 +93,7 @@ class DelimitedFile:
         self.header = header
         self.names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(header)]
         if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise UserError(f"{str(path)!r} has {len(repeated)} column name twice: {repeated[0]!r}.", "Rename one.")
+            raise UserError(f"{str(path)!r} has several columns called {repeated[0]!r}.", "Rename them.")
         rows = [cells for _, cells in beginning[1:] if isinstance(cells, list) and len(cells) == len(header)]
         if reason := _looks_like_data(header, rows):
             raise UserError(

@@ -173,15 +173,21 @@ def _same_columns(reads: list[Read]) -> list[Read]:
     """
     names = reads[0].table.column_names
     for read in reads:
-        if odd := sorted(set(names) ^ set(read.table.column_names)):
-            has = "has" if odd[0] in read.table.column_names else "has not"
-            raise UserError(
-                f"the files of a split have different columns: {read.path.name!r} {has} {odd[0]!r}, unlike "
-                f"{reads[0].path.name!r}.",
-                "Give all of them the same header.",
-            )
+        _check_columns(read.path, read.table.column_names, reads[0].path, names)
         read.table = read.table.select_columns(names)
     return reads
+
+
+def _check_columns(path: Path, names: Sequence[str], first: Path, wanted: Sequence[str]) -> None:
+    """Raises:
+    UserError: a file has other columns than the first one.
+    """
+    if odd := sorted(set(names) ^ set(wanted)):
+        raise UserError(
+            f"the files of a split have different columns: {path.name!r} {'has' if odd[0] in names else 'has not'} "
+            f"{odd[0]!r}, unlike {first.name!r}.",
+            "Give all of them the same columns.",
+        )
 
 
 # ---- types ---------------------------------------------------------------------------------------------------------
@@ -192,15 +198,8 @@ def _parquet_schema(paths: Sequence[Path]) -> pa.Schema:
     for path in paths:
         with explained(path):
             schemas.append(_without_dictionaries(pq.read_schema(path)))
-    names = set(schemas[0].names)
     for path, schema in zip(paths, schemas, strict=True):
-        if odd := sorted(names ^ set(schema.names)):
-            has = "has" if odd[0] in schema.names else "has not"
-            raise UserError(
-                f"the files of a split have different columns: {path.name!r} {has} {odd[0]!r}, unlike "
-                f"{paths[0].name!r}.",
-                "Write all of them with the same columns.",
-            )
+        _check_columns(path, schema.names, paths[0], schemas[0].names)
     try:
         return pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) > 1 else schemas[0]
     except pa.ArrowException as error:
@@ -253,10 +252,7 @@ def _type_of(values: Sequence[Any], name: str, path: Path) -> pa.DataType:
         return pa.array(values).type
     except (pa.ArrowException, OverflowError) as error:
         if any(isinstance(v, list | dict) for v in values):
-            raise UserError(
-                f"column {name!r} of {str(path)!r} mixes lists or objects with other values.",
-                "Write all of its values in one form.",
-            ) from error
+            raise _mixed(name, path) from error
         return pa.string()
 
 
@@ -270,11 +266,15 @@ def _common(a: pa.DataType, b: pa.DataType, name: str, path: Path) -> pa.DataTyp
         return common
     except pa.ArrowException as error:
         if pa.types.is_nested(a) or pa.types.is_nested(b):
-            raise UserError(
-                f"column {name!r} of {str(path)!r} mixes lists or objects with other values.",
-                "Write all of its values in one form.",
-            ) from error
+            raise _mixed(name, path) from error
         return pa.string()
+
+
+def _mixed(name: str, path: Path) -> UserError:
+    return UserError(
+        f"column {name!r} of {str(path)!r} mixes lists or objects with other values.",
+        "Write all of its values in one form.",
+    )
 
 
 def array(values: list[Any], column: pa.Field, path: Path) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from hf_transfer import hub_client
 from hf_transfer.adapters.files import adapter_config, put_on
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.labels import Labels
-from hf_transfer.errors import UserError, one_line
+from hf_transfer.errors import UserError, listed, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
@@ -29,6 +29,7 @@ from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
 _KEY = "model_name_or_path"
+_some = partial(listed, most=4)
 
 
 @dataclass
@@ -313,7 +314,3 @@ def _not_found(name: str, error: Exception) -> UserError:
         "Use a hub id, a local folder, timm/<name> or bundled:<name>.",
         key=_KEY,
     )
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

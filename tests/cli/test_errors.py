@@ -71,7 +71,7 @@ def world(tmp_path_factory) -> Path:
     (root / "broken.png").write_bytes(b"\x89PNG and no more")
     (root / "twice.csv").write_text("text,label,text\nfirst,a,second\n")
     (root / "sentence.csv").write_text("sentence,label\nx,a\ny,b\n")
-    (root / "hot.jsonl").write_text('{"text": "a", "label": [0, 1]}\n{"text": "b", "label": [1, 0]}\n')
+    (root / "hot.jsonl").write_text("".join(f'{{"text": "t{i}", "label": {[0, 0, 1][i:]}}}\n' for i in range(2)))
     (root / "hole.jsonl").write_text('{"text": "a", "label": ["x", null]}\n{"text": "b", "label": ["y"]}\n')
     (root / "deep.jsonl").write_text('{"text": "a", "label": {"x": 1}}\n{"text": "b", "label": {"x": 2}}\n')
     (root / "mixed").mkdir()
@@ -148,7 +148,7 @@ CASES = [
     (f"{GOOD} --layer_rules '[[layer, true]]'", "the depth True is not"),
     # ---- data
     (f"{GOOD} --test_file {{w}}/sentence.csv", "The test split has no column 'text'"),
-    (f"{TRAIN} --train_file {{w}}/hot.jsonl", "without class names"),
+    (f"{TRAIN} --train_file {{w}}/hot.jsonl", "hot.jsonl row 2: the label [0, 1] is not a vector of 3 entries"),
     (f"{TRAIN} --train_file {{w}}/hole.jsonl", "1 training examples have no label"),
     (f"{TRAIN} --train_file {{w}}/deep.jsonl", "expects one class per example"),
     (f"{TRAIN} --dataset_name {{w}}/mixed", "'reviews.csv' does not"),
@@ -229,7 +229,7 @@ CASES = [
     ("predict {w}/bert text --output {w}/empty", "is a folder, not a file"),
     ("predict {w}/bert text --output {w}/none/x.jsonl", "there is no folder"),
     ("predict {w}/vit text", "there is no file or folder 'text'"),
-    ("predict {w}/bert {w}/twice.csv", "column name twice: 'text'"),
+    ("predict {w}/bert {w}/twice.csv", "has several columns called 'text'"),
     ("predict '' text", "RUN: it is empty"),
     ("predict {w}/vit ''", "there is no file or folder ''"),
     ("predict {w}/bert text --features=maybe", "--features: 'maybe' is not true or false"),

@@ -91,6 +91,7 @@ def test_a_model_reads_other_data_as_it_was_trained():
     for cells, encoded, wrong in (
         ([[0, 1]], [[0, 1]], {}),
         (["[0, 1]", "x"], [[0, 1]], {1: "unknown label 'x'"}),
+        (["[0, 1]", "x", "[1]"], [[0, 1]], {1: "unknown label 'x'", 2: "unknown label '[1]'"}),
         (["['joy']", "['anger', 'joy']"], [[1, 0], [1, 1]], {}),
         ([[0, 1, 1], [1, 1]], [[1, 1]], {0: "unknown label '[0, 1, 1]'"}),
     ):

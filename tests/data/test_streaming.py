@@ -172,6 +172,33 @@ def test_what_a_stream_trained_on_is_recorded(workers, tiny_bert_folder, tmp_pat
     assert other["left_out"] == {"trained_on": sum(t.startswith("text 0") for t in passed)}
 
 
+@pytest.mark.parametrize(
+    ("header", "cells", "keys"),
+    [
+        ("label", ['"[1, 0]"', '"[0, 1]"', '"[1, 1]"', '"[0, 0]"'], {"label_vector_names": ["x", "y"]}),
+        ("labels", ["x", "y", "x;y", '""'], {"label_delimiter": ";"}),
+        ("x,y", ["1,0", "0,1", "1,1", "0,0"], {"label_column_name": ["x", "y"]}),
+        ("labels", ["\"['x']\"", "\"['y']\"", "\"['x', 'y']\"", '"[]"'], {}),
+    ],
+)
+def test_several_labels_in_a_stream(header, cells, keys, tmp_path, capsys):
+    """In every form, and what does not fit is one bad example, named with its file and row."""
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join([f"text,{header}", *(f"t {i},{cells[i % 4]}" for i in range(20)), f"odd,{cells[0]}"]))
+    labels = Labels("multi_label_classification", ("x", "y"))
+    args = DataArguments(**{"label_column_name": header, "on_bad_example": "skip", **keys, "streaming": True},
+                         train_file=str(file))  # fmt: skip
+    source = open_streams(args)["train"]
+    keep = lambda batch: {"labels": batch["labels"], "text": batch["text"]}  # noqa: E731
+    read = Reader(("text",), source.features, labels, args, frozenset([mark(["odd"])]), str, keep)
+    made = list(islice(iter(Stream(source, read, 0, 0)), 20))
+    assert [e["labels"] for e in made] == [[1, 0], [0, 1], [1, 1], [0, 0]] * 5
+    odd = {"x,y": "1,"}.get(header, "zzz" if "label_delimiter" in keys else '"[1, 0, 1]"')
+    file.write_text(file.read_text().replace("t 7," + cells[3], "t 7," + odd))
+    assert len(list(islice(iter(Stream(source, read, 0, 0)), 19))) == 19
+    assert "stream (t.csv row 8, 't 7')" in capsys.readouterr().err
+
+
 def test_numbers_of_a_stream_are_typed_by_its_beginning(tmp_path, monkeypatch, capsys):
     file = tmp_path / "t.csv"
     file.write_text("\n".join(["x,label", *(f"{i}.50,{'ab'[i % 2]}" for i in range(20)), "seven,a", "1e3,b"]))

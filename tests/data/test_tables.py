@@ -82,7 +82,7 @@ def test_an_empty_cell_is_missing_and_a_quoted_line_end_is_text(tmp_path):
         ("text,label\na,x\ntext,label\nb,y\n", r"t.csv line 3: it repeats the header"),
         ('text,label\n"a" b,x\nc,y\n', r"t.csv line 2: a quote is not closed or not doubled"),
         ('text,label\n"a,x\nb,y\n', r"t.csv line 2: a quote is not closed or not doubled"),
-        ("text,label,text\na,x,b\n", r"column name twice: 'text'"),
+        ("text,label,text\na,x,b\n", r"has several columns called 'text'"),
         ("fine film,1\npoor film,0\n", r"looks like data, not like column names \('1' is a number\)"),
         ("a very good film,pos\na very bad one,neg\nso so and so,pos\nwhat a lovely film,neg\nand more,pos\n" * 2,
          r"looks like data, .*'pos' also occurs below"),
