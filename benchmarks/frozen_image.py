@@ -35,7 +35,7 @@ RACE = race.Race(
             image.plain(image.freeze_backbone_in_eval, learning_rate=RATE),
         ),
     ),
-    claims=(race.Claim("ours", "frozen", 9, "10"), race.Claim("ours", "eval")),
+    claims=(race.Claim("ours", "eval", 8, "10"), race.Claim("ours", "frozen")),
     held_out=image.HELD_OUT,
     settings={**image.SETTINGS, "rate": RATE},
     add_options=image.add_options,

@@ -37,8 +37,8 @@ RACE = race.Race(
         ),
     ),
     claims=(
-        race.Claim("ours", "frozen", 18, "25 to 31"),
-        race.Claim("ours", "padded", 45, "81"),
+        race.Claim("ours", "frozen", 20, "25 to 31"),
+        race.Claim("ours", "padded", 60, "81"),
         race.Claim("ours", "eval"),
     ),
     settings={**text.SETTINGS, "rate": RATE},

@@ -37,7 +37,7 @@ RACE = race.Race(
         ),
         race.Side("full", "Trainer, full fine-tuning", text.plain(trainers.no_freeze, learning_rate=RATE)),
     ),
-    claims=(race.Claim("ours", "frozen", 1.8), race.Claim("ours", "full", 3.0)),
+    claims=(race.Claim("ours", "frozen", 2.2), race.Claim("ours", "full", 3.8)),
     epochs=5,
     settings={**text.SETTINGS, "rate": RATE, "frozen_layers": FROZEN},
 )

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -172,3 +173,14 @@ def test_the_scripts_run(name, tmp_path):
     rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
     assert {r["side"] for r in rows} == {s.key for s in made.sides if not s.missing()}
     assert all(0 <= r["outcome"]["accuracy"] <= 1 and r["outcome"]["seconds"] > 0 for r in rows)
+
+
+@pytest.mark.slow
+def test_memory_is_measured():
+    """A partial run needs less than full fine-tuning, which keeps gradients and two moments of 22.7 million weights."""
+    command = [sys.executable, str(FOLDER / "memory.py"), "--quick"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.split("|") for line in ran.stdout.splitlines() if line.startswith("| ")][1:]
+    peaks = {row[1].strip(): float(row[2]) for row in rows}
+    assert peaks["Trainer, full fine-tuning"] - peaks["partial, cache"] > 300
+    assert float(rows[3][4]) > 0

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,15 +127,23 @@ def fork(
 # ---- several that talk to each other -------------------------------------------------------------------------------
 
 
-def ranks(processes: int, run: Callable[[], int | None], log: Path) -> list[int]:
+def ranks(
+    processes: int, run: Callable[[], int | None], log: Path, places: Sequence[Mapping[str, str]] = ()
+) -> list[int]:
     """The exit code of each rank; gloo between them where they are several. If one is killed, so are the others.
 
-    What they write is appended to the file `log`.
+    Args:
+        processes: number of ranks.
+        run: what each of them does.
+        log: file to which they append what they write.
+        places: environment of each rank, as a launcher makes it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = {rank: Fork(run, first=partial(_be_rank, rank, processes, port)) for rank in range(processes)}
+    running = {
+        rank: Fork(run, first=partial(_be_rank, rank, processes, port, places[rank:])) for rank in range(processes)
+    }
     codes: dict[int, int] = {}
     while running:
         for rank, process in list(running.items()):
@@ -152,11 +160,15 @@ def ranks(processes: int, run: Callable[[], int | None], log: Path) -> list[int]
     return [codes[rank] for rank in range(processes)]
 
 
-def _be_rank(rank: int, processes: int, port: int) -> None:
+def _be_rank(rank: int, processes: int, port: int, places: Sequence[Mapping[str, str]]) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    if places:
+        os.environ.clear()
+        os.environ.update(places[0])
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # the launcher's, which has ended
     if processes > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        os.environ.update({k: str(v) for k, v in places.items()}, MASTER_ADDR="127.0.0.1")
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        os.environ.update({k: str(v) for k, v in place.items()}, MASTER_ADDR="127.0.0.1")

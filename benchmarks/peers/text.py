@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_collator, set_seed
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -28,15 +28,18 @@ CLOCK = "The clock covers tokenisation, and all that is computed ahead."
 
 
 @cache
-def _reviews() -> DatasetDict:
-    return load_dataset("bundled:rotten-tomatoes")
+def _pool() -> Dataset:
+    """All labelled sentences, of the test split first."""
+    reviews = load_dataset("bundled:rotten-tomatoes")
+    return concatenate_datasets([reviews["test"].shuffle(seed=0), reviews["train"].shuffle(seed=0)])
 
 
 def examples(seed: int, options: argparse.Namespace) -> tuple[Dataset, Dataset]:
     """(to train on, drawn by the seed; held out, always the same), with `text` and `label`."""
-    reviews = _reviews()
-    train = reviews["train"].shuffle(seed=seed).select(range(options.examples)).flatten_indices()
-    return train, reviews["test"].shuffle(seed=0).select(range(options.held_out)).flatten_indices()
+    pool = _pool()
+    held_out = pool.select(range(options.held_out)).flatten_indices()
+    rest = pool.select(range(options.held_out, len(pool)))
+    return rest.shuffle(seed=seed).select(range(options.examples)).flatten_indices(), held_out
 
 
 def fresh(seed: int) -> tuple[PreTrainedModel, Any]:

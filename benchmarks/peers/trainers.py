@@ -28,6 +28,7 @@ def fit(
     batch: int,
     keys: dict[str, Any],
     freeze: Callable[[PreTrainedModel], None] | None = None,
+    finished: Callable[[Any], None] = lambda trainer: None,
     **more: Any,
 ) -> Outcome:
     """Train `model`: with plain Trainer where `freeze` is given, else with ours.
@@ -40,6 +41,7 @@ def fit(
         batch: examples per step.
         keys: of `TrainingArguments` or `TransferArguments`.
         freeze: what a script calls before it makes its Trainer; `no_freeze` for nothing.
+        finished: called with the trainer after the clock has stopped.
         more: for the trainer.
     """
     plain = freeze is not None
@@ -68,6 +70,7 @@ def fit(
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
+        finished(trainer)
         # Of ours what the last stage trained; `train` gives back what it froze.
         trained = trainer.plan.stages[-1].num_trainable if not plain and trainer.plan is not None else _trained(model)
         return {**clock.outcome, "trained": trained, "steps": trainer.state.global_step}

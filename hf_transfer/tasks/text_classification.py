@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset, Image, Value
+from datasets.fingerprint import Hasher
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
+from hf_transfer import __version__
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
@@ -21,6 +23,7 @@ from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
+from hf_transfer.tasks.tokenizer_digest import digest
 from hf_transfer.tasks.tokenizer_fit import check_tokenizer, grow_embeddings, max_tokens, settle
 
 # Usual column names of GLUE and other hub datasets, tried before "the only text column"; pairs before their parts.
@@ -80,7 +83,8 @@ class TextClassification(Task):
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
         config = load_config(model_args, AutoModelForSequenceClassification)
         tokenizer = _load_tokenizer(model_args)
-        notes = check_tokenizer(tokenizer, str(model_args.model_name_or_path))
+        vocabulary = tokenizer.get_vocab()
+        notes = check_tokenizer(tokenizer, vocabulary, str(model_args.model_name_or_path))
         if not 0 <= (-1 if config.pad_token_id is None else config.pad_token_id) < len(tokenizer):
             config.pad_token_id = tokenizer.pad_token_id
         loaded = load_model(model_args, AutoModelForSequenceClassification, config, labels)
@@ -91,12 +95,12 @@ class TextClassification(Task):
         tokenizer.model_max_length = limit
         if data_args.truncation_side:
             tokenizer.truncation_side = data_args.truncation_side
-        grown = grow_embeddings(loaded.model, tokenizer)
+        grown = grow_embeddings(loaded.model, vocabulary)
         if grown:
             notes.append(
                 f"Added {grown} embeddings for tokens beyond the checkpoint's: each starts as the mean of all."
             )
-        notes += settle(loaded.model, tokenizer)
+        notes += settle(loaded.model, tokenizer, vocabulary)
         return replace(loaded, notes=(*loaded.notes, *notes), grown=grown), tokenizer
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
@@ -114,6 +118,7 @@ class TextClassification(Task):
             lambda batch: self.encode([batch[c] for c in inputs], processor),
             batched=True,
             remove_columns=[c for c in split.column_names if c not in kept],
+            new_fingerprint=digest(processor, Hasher.hash(self), __version__, split._fingerprint, inputs, kept),
         )
 
     def prepare_training(

@@ -6,7 +6,7 @@ padding changes its answer, and whether a second end token does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,14 +21,18 @@ _TOLERANCE = 1e-3  # relative to the largest logit; a wrong position or a pad to
 _PROBE, _PADS = 5, 3  # made-up words, and padding tokens beside them
 
 
-def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
+def check_tokenizer(tokenizer: Any, vocabulary: Mapping[str, int], name: str) -> list[str]:
     """Check what can be said without the model, and choose a padding token where there is none; returns notes.
+
+    Args:
+        tokenizer: may get a padding token.
+        vocabulary: ids by token, as `get_vocab` returns them: a copy of all tokens, so that it is asked for once.
+        name: the model's.
 
     Raises:
         UserError: the tokenizer has no vocabulary, or neither a padding nor an end token.
     """
-    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) - set(tokenizer.get_added_vocab())
-    if not words:
+    if vocabulary.keys() <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
         raise UserError(
             f"{name!r} holds no tokenizer: the one that was made for it knows {len(tokenizer)} special tokens and no "
             "words.",
@@ -47,14 +51,14 @@ def check_tokenizer(tokenizer: Any, name: str) -> list[str]:
     return [f"The tokenizer has no padding token; {tokenizer.eos_token!r} pads."]
 
 
-def grow_embeddings(model: Any, tokenizer: Any) -> int:
+def grow_embeddings(model: Any, vocabulary: Mapping[str, int]) -> int:
     """Add embeddings for tokens beyond the last one; returns how many.
 
     A new row is the mean of the others, which changes the model's answers least (Hewitt 2021, "Initializing new word
     embeddings for pretrained language models").
     """
     embeddings = model.get_input_embeddings()
-    rows, needed = int(embeddings.num_embeddings), max(tokenizer.get_vocab().values()) + 1
+    rows, needed = int(embeddings.num_embeddings), max(vocabulary.values()) + 1
     if needed <= rows:
         return 0
     with torch.random.fork_rng(devices=[]):
@@ -80,23 +84,24 @@ def max_tokens(model: Any, tokenizer: Any) -> int:
     return _DEFAULT_LENGTH if limit >= UNBOUNDED else int(limit)
 
 
-def settle(model: Any, tokenizer: Any) -> list[str]:
+def settle(model: Any, tokenizer: Any, vocabulary: Mapping[str, int]) -> list[str]:
     """Set padding and special tokens so that an answer depends on its own text alone; returns notes.
 
     Some models read the padding token's id to find the last token of a text, and models with learned positions count
     the padding on the left. Models whose answer depends on padding whatever is set are left as they are, with a note.
     BART and its kin classify the one end token of a text, so that an end token inside a text is read as characters.
     """
-    if not _runs(model, tokenizer):
+    text = _made_up(tokenizer, vocabulary)
+    if not _runs(model, tokenizer, text):
         return []
     notes = []
-    if _reads_end_tokens(model, tokenizer) and not tokenizer.split_special_tokens:
+    if _reads_end_tokens(model, tokenizer, text) and not tokenizer.split_special_tokens:
         tokenizer.split_special_tokens = True
         notes.append(f"{tokenizer.eos_token!r} in a text is read as characters, not as the end of the text.")
-    return [*notes, *_settle_padding(model, tokenizer)]
+    return [*notes, *_settle_padding(model, tokenizer, text)]
 
 
-def _settle_padding(model: Any, tokenizer: Any) -> list[str]:
+def _settle_padding(model: Any, tokenizer: Any, text: str) -> list[str]:
     config, side = model.config, tokenizer.padding_side
     before = config.pad_token_id
     for pad, padding_side in (
@@ -106,7 +111,7 @@ def _settle_padding(model: Any, tokenizer: Any) -> list[str]:
         (tokenizer.pad_token_id, "right"),
     ):
         config.pad_token_id, tokenizer.padding_side = pad, padding_side
-        if not _depends_on_padding(model, tokenizer):
+        if not _depends_on_padding(model, tokenizer, text):
             notes = []
             if pad != before:
                 notes.append(f"config.pad_token_id is {pad}, the tokenizer's padding token, instead of {before}.")
@@ -117,8 +122,8 @@ def _settle_padding(model: Any, tokenizer: Any) -> list[str]:
     return [f"Answers of {type(model).__name__} depend on the padding of their batch; longer batches change them."]
 
 
-def _depends_on_padding(model: Any, tokenizer: Any) -> bool:
-    ids = _made_up(tokenizer)
+def _depends_on_padding(model: Any, tokenizer: Any, text: str) -> bool:
+    ids = _encoded(tokenizer, text)
     pads, rest, ones = [tokenizer.pad_token_id] * _PADS, [0] * _PADS, [1] * len(ids)
     alone = _logits(model, tokenizer, [ids], [ones])
     if tokenizer.padding_side == "left":
@@ -130,12 +135,12 @@ def _depends_on_padding(model: Any, tokenizer: Any) -> bool:
     return bool((alone - padded).abs().max() > _TOLERANCE * (alone.abs().max() + 1e-6))
 
 
-def _reads_end_tokens(model: Any, tokenizer: Any) -> bool:
+def _reads_end_tokens(model: Any, tokenizer: Any, text: str) -> bool:
     """Whether the model refuses texts with different numbers of end tokens."""
     end = model.config.get_text_config().eos_token_id
     if not isinstance(end, int) or end >= model.get_input_embeddings().num_embeddings:
         return False
-    ids = _made_up(tokenizer)
+    ids = _encoded(tokenizer, text)
     other = next((i for i in ids if i != end), end)
     try:
         _forward(model, tokenizer, [[other, *ids], [end, *ids]], [[1] * (len(ids) + 1)] * 2)
@@ -144,18 +149,22 @@ def _reads_end_tokens(model: Any, tokenizer: Any) -> bool:
     return False
 
 
-def _runs(model: Any, tokenizer: Any) -> bool:
-    """Whether the model answers made-up tokens at all: one that does not cannot be asked here."""
-    ids = _made_up(tokenizer)
+def _runs(model: Any, tokenizer: Any, text: str) -> bool:
+    """Whether the model answers a made-up text at all: one that does not cannot be asked here."""
+    ids = _encoded(tokenizer, text)
     return _logits(model, tokenizer, [ids], [[1] * len(ids)]) is not None
 
 
-def _made_up(tokenizer: Any) -> list[int]:
-    """The tokens of a text of a few words that the tokenizer knows, with the special tokens that every text gets."""
+def _made_up(tokenizer: Any, vocabulary: Mapping[str, int]) -> str:
+    """A text of a few words that the tokenizer knows."""
     special = set(tokenizer.all_special_tokens)
-    known = sorted(t for t in tokenizer.get_vocab() if t not in special)
-    words = [t for t in known if t.isascii() and t.isalpha()] or known
-    text = " ".join(words[len(words) // 2 :][:_PROBE])
+    words = sorted(t for t in vocabulary if t.isascii() and t.isalpha() and t not in special)
+    words = words or sorted(vocabulary.keys() - special)
+    return " ".join(words[len(words) // 2 :][:_PROBE])
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, with the special tokens that every text gets."""
     return list(tokenizer(text, truncation=True, verbose=False)["input_ids"])
 
 

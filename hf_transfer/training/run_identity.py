@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.fields import Resume, settings_of
+from hf_transfer.data.bucketing import ORDER
 from hf_transfer.errors import UserError
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training.checkpoints import STATE
@@ -62,6 +63,7 @@ def facts(
         "members": [optimizer_names([group], named) for group in planned],
         "world_size": args.world_size,
         "of_one_length": args.train_batch_size * args.world_size if vars(args).get("length_bucketing") else None,
+        "length_order": ORDER if vars(args).get("length_bucketing") else None,
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "examples": len(data) if hasattr(data, "__len__") else None,
         "data": fingerprint(data),
@@ -145,6 +147,8 @@ def _changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         )
     elif then.get("of_one_length") != now["of_one_length"]:  # no earlier version had it
         changed.append(f"length_bucketing: False then, {now['keys'].get('length_bucketing')!r} now")
+    elif now["of_one_length"] and then.get("length_order", 1) != now["length_order"]:
+        changed.append("length_bucketing draws another order than the version that wrote the checkpoint")
     return changed
 
 

@@ -1,4 +1,5 @@
-"""Run by `accelerate launch` with several processes: staged unfreezing, compared between ranks and with one process.
+"""Run in several processes, by `accelerate launch` or as it launches: staged unfreezing, compared between ranks and
+with one process.
 
 Writes a JSON file for the quick or the slow cases, {case: what was seen}, and rank 0's weights. What was broken without
 us, each seen by taking the fix out:
@@ -366,10 +367,10 @@ def main(folder: Path, part: str) -> None:
         results["on any rank"] = gather_object([on_any_rank(here, trainer.args.device)])
     if trainer.is_world_process_zero():
         (folder / f"{part}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
 
 
 if __name__ == "__main__":
     warm.hasten()
     warm.settle()
     main(Path(sys.argv[1]), sys.argv[2])
-    dist.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then

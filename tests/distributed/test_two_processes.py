@@ -23,6 +23,36 @@ from . import cases, fsdp2
 ROOT = Path(__file__).parents[2]
 
 
+def launch(processes: int, *module: str) -> None:
+    """`accelerate launch` of a module with its arguments."""
+    command = [
+        str(Path(sys.executable).with_name("accelerate")),
+        "launch",
+        "--config_file",
+        "accelerate_configs/cpu_2proc.yaml",
+        "--main_process_port",
+        "0",
+        "--num_processes",
+        str(processes),
+        "-m",
+        *module,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+def run_in_forks(processes: int, folder: Path) -> None:
+    """The quick cases in warm forks, in the environments that a launch gives: it does not import everything thrice."""
+    launch(processes, "tests.distributed.places", str(folder))
+    found = sorted(folder.glob("place-*.json"))
+    places = [json.loads(path.read_text()) for path in found]
+    assert [place["RANK"] for place in places] == [str(rank) for rank in range(processes)]
+    codes = warm.ranks(processes, partial(cases.main, folder, "quick"), folder / "log.txt", places)
+    assert set(codes) == {0}, (folder / "log.txt").read_text()[-8000:]
+
+
 class Seen:
     """What the cases gave on so many processes; those of a part run together, when the first of them is asked for."""
 
@@ -32,7 +62,10 @@ class Seen:
     def __getitem__(self, case: str) -> Any:
         part = "slow" if case in cases.SLOW else "quick"
         if part not in self.parts:
-            self.launch(part)
+            if part == "quick":
+                run_in_forks(self.processes, self.folder)
+            else:
+                launch(self.processes, "tests.distributed.cases", str(self.folder), part)
             self.parts[part] = json.loads((self.folder / f"{part}.json").read_text())
         return self.parts[part][case]
 
@@ -40,26 +73,6 @@ class Seen:
         """Rank 0's."""
         self[case]
         return torch.load(self.folder / f"{case}.pt", weights_only=True)
-
-    def launch(self, part: str) -> None:
-        command = [
-            str(Path(sys.executable).with_name("accelerate")),
-            "launch",
-            "--config_file",
-            "accelerate_configs/cpu_2proc.yaml",
-            "--main_process_port",
-            "0",
-            "--num_processes",
-            str(self.processes),
-            "-m",
-            "tests.distributed.cases",
-            str(self.folder),
-            part,
-        ]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-8000:]
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
