@@ -203,6 +203,20 @@ def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
     assert "Plan: gradual" in said and "['head', 'top 4 groups', 'all groups']" in said
 
 
+def test_the_frozen_features_in_the_documents_run(tmp_path, monkeypatch, capsys):
+    (code,) = blocks(ROOT / "docs" / "features.md", "python")
+    monkeypatch.chdir(tmp_path)
+    rows = (f"a {'good' if n % 2 else 'bad'} film {n},{'good' if n % 2 else 'bad'}" for n in range(40))
+    Path("reviews.csv").write_text("\n".join(["text,label", *rows]))
+    names: dict[str, Any] = {}
+    exec(compile(code, "features.md", "exec"), names)
+    assert names["train"].groups == ("embeddings", *(f"layer.{i}" for i in range(6)), "head")
+    scores = re.findall(r"^(layer\.2|last) ([01]\.\d+)$", capsys.readouterr().out, flags=re.MULTILINE)
+    assert [name for name, _ in scores] == ["layer.2", "last"] and float(scores[1][1]) > 0.9
+    exec(compile(code, "features.md", "exec"), names)
+    assert names["train"].computed == names["validation"].computed == 0
+
+
 def test_the_plan_in_the_readme_is_the_quickstarts(capsys):
     """Character for character, from the recipe and a model of MiniLM's shape."""
     import torch

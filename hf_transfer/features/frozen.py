@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from hf_transfer.features.keys import column_keys, content_of_examples
 from hf_transfer.features.layouts import HEAD_INPUT, POOLINGS
 from hf_transfer.features.passes import run_pass, text_lengths
 from hf_transfer.features.places import Places, find_places
-from hf_transfer.features.pooling import Cell, check_padding, pooled_outputs
+from hf_transfer.features.pooling import Cell, depending_on_padding, pooled_outputs
 from hf_transfer.features.ranks import Ranks
 from hf_transfer.features.store_files import NoRoom
 from hf_transfer.layers.architectures import HEAD
@@ -140,7 +140,7 @@ def frozen_features(
 
     Raises:
         UserError: the dataset is a stream, is empty or lacks the model's inputs; a group or pooling is unknown or
-            cannot be computed; features depend on the padding of a batch; with a store, a change of the examples, the
+            cannot be computed; this process has only a part of the weights; with a store, a change of the examples, the
             collator or the model's code would go unnoticed, or there is not enough room.
         WorkFailed: a feature is NaN or infinite.
     """
@@ -152,8 +152,11 @@ def frozen_features(
         reader.check_fixed()
         places = _places(model, groups, reader, lengths)
         cells = _cells(places, groups, layers, poolings)
-        if lengths is not None and batch_size > 1:
-            check_padding(model, places, cells, reader, lengths)
+        pads = lengths is not None and batch_size > 1
+        if pads and (bad := depending_on_padding(model, places, cells, reader, lengths or ())):
+            left = {name: place for name, place in places.by_group.items() if name not in bad}
+            places = replace(places, by_group=left, refused={**places.refused, **bad})
+            cells = _cells(places, groups, layers, poolings)
     if store is None:
         keys = {cell: "-".join(cell) for cell in cells}
         digests = [number.to_bytes(16, "big") for number in range(len(dataset))]

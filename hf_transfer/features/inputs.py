@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch, equal
@@ -43,8 +44,13 @@ class Reader:
         """A dataset for `model`.
 
         Raises:
-            UserError: the dataset is a stream, is empty, or lacks the model's main input.
+            UserError: the dataset is a stream, is empty, or lacks the model's main input; the weights are sharded.
         """
+        if any(isinstance(p, DTensor) or p.is_meta for p in model.parameters()):
+            raise UserError(
+                "The model's weights are sharded or not loaded, and features need all of them in each process.",
+                "Compute features before FSDP or DeepSpeed shards the model.",
+            )
         if not is_numbered(dataset):
             raise UserError(
                 "The dataset is a stream, and features are kept by example, in an order that does not change.",

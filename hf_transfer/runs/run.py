@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 import warnings
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -65,11 +66,25 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
+    return run(configured(model_name_or_path, dataset_name, keys))
+
+
+def configured(
+    model_name_or_path: str,
+    dataset_name: Any,
+    keys: Mapping[str, Any],
+    needs: Collection[str] = ("model", "output", "data"),
+) -> Config:
+    """The configuration of what `fine_tune` is given.
+
+    Raises:
+        UserError: the keys are not right.
+    """
     given = {"model_name_or_path": model_name_or_path, **keys}
     if dataset_name is None or isinstance(dataset_name, str | Path):
-        return run(Config.from_sources({}, {**given, "dataset_name": dataset_name}))
-    config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY})
-    return run(replace(config, data=replace(config.data, in_memory=splits_of(dataset_name, config.data))))
+        return Config.from_sources({}, {**given, "dataset_name": dataset_name}, needs=needs)
+    config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY}, needs=needs)
+    return replace(config, data=replace(config.data, in_memory=splits_of(dataset_name, config.data)))
 
 
 def run(config: Config) -> Result:

@@ -155,11 +155,18 @@ def test_padding_that_matters_is_refused():
     def no_mask(examples):
         return {"input_ids": pad(examples)["input_ids"]}
 
-    for model, collate in ((tiny_bert(), no_mask), (hugging_face("GPT2ForSequenceClassification"), pads_left)):
-        with pytest.raises(UserError, match="depend on the padding of its batch"):
-            of(model, bare, collate)
+    gpt2 = hugging_face("GPT2ForSequenceClassification")
+    for model, collate in ((tiny_bert(), no_mask), (gpt2, pads_left)):
+        with pytest.raises(UserError, match="features of a text depend on the padding"):
+            of(model, bare, collate, layers=["last"])
+        with pytest.raises(UserError, match="embeddings: its features of a text depend on the padding"):
+            of(model, bare, collate).matrix("embeddings", "mean")
     found = of(tiny_bert(), bare, no_mask, batch_size=1)
     torch.testing.assert_close(found.matrix("last", "mean"), of(tiny_bert(), bare).matrix("last", "mean"), **CLOSE)
+    xlnet = of(hugging_face("XLNetForSequenceClassification"), bare, layers=None)  # its head reads the last position
+    assert (
+        xlnet.groups == ("embeddings", "layer.0", "layer.1", "layer.2") and "pad on the right" in xlnet.refused["head"]
+    )
     left = of(hugging_face("LlamaForSequenceClassification"), bare, pads_left, layers=["last"])  # relative positions
     right = of(hugging_face("LlamaForSequenceClassification"), bare, layers=["last"])
     torch.testing.assert_close(left.matrix("last", "max"), right.matrix("last", "max"), **CLOSE)
@@ -377,20 +384,20 @@ def trials(model: Any, data: Any, store: FeatureStore, counting: Counting) -> in
 
 def test_a_changed_example_misses_alone(tmp_path):
     for store in (FeatureStore(), FeatureStore(tmp_path / "features")):
-        model, data = tiny_bert(), ragged_texts(200)
+        model, data = tiny_bert(layers=1), ragged_texts(120)
         counting = Counting(model)
         tried = trials(model, data, store, counting)
         rows = data["input_ids"][:]
-        rows[117] = [*rows[117][:-1], (rows[117][-1] + 1) % 39 + 1]
+        rows[97] = [*rows[97][:-1], (rows[97][-1] + 1) % 39 + 1]
         changed = Dataset.from_dict({"input_ids": rows, "labels": [1 - i for i in data["labels"]]})
         before = counting.rows
         found = of(model, changed, store=store)
         assert found.computed == 1 and counting.rows - before == tried + 1
         assert found.labels.tolist() == changed["labels"][:]
         fresh = of(model, changed)
-        for group, pooling in (("embeddings", "max"), ("layer.1", "mean"), ("head", None)):
+        for group, pooling in (("embeddings", "max"), ("layer.0", "mean"), ("head", None)):
             torch.testing.assert_close(found.matrix(group, pooling), fresh.matrix(group, pooling), **CLOSE)
-        order = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+        order = torch.randperm(120, generator=torch.Generator().manual_seed(0)).tolist()
         shuffled = of(model, changed.select(order), store=store)
         assert shuffled.computed == 0 and torch.equal(shuffled.matrix("head"), found.matrix("head")[order])
 

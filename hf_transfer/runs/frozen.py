@@ -1,0 +1,55 @@
+"""Frozen features of a run's data: what the pretrained model says about the examples before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_transfer.data.augment import EXAMPLE
+from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
+from hf_transfer.layers.groups import layer_groups
+from hf_transfer.runs.prepare import prepare
+from hf_transfer.runs.run import configured
+
+
+def frozen_splits(
+    model_name_or_path: str,
+    dataset_name: Any = None,
+    *,
+    layers: Sequence[str] | None = None,
+    poolings: Sequence[str] | None = None,
+    store: FeatureStore | None = None,
+    **keys: Any,
+) -> dict[str, FrozenFeatures]:
+    """Frozen features of each split, {name: features}, without augmentation.
+
+    Args:
+        model_name_or_path: as in `fine_tune`.
+        dataset_name: as in `fine_tune`.
+        layers: as in `features.frozen_features`, like `poolings` and `store`.
+        poolings: likewise.
+        store: likewise.
+        **keys: any key of `hf-transfer train` about the model and the data; `output_dir` is not needed.
+
+    Raises:
+        UserError: the keys, the model or the data are not right, or their features cannot be computed.
+    """
+    prepared = prepare(configured(model_name_or_path, dataset_name, keys, needs=("model", "data")))
+    args, task, processor = prepared.config.training, prepared.task, prepared.processor
+    model = prepared.loaded.model.to(args.device)
+    groups = layer_groups(model, args.layer_rules or ())
+    found = {}
+    for name, split in prepared.data.splits.items():
+        own = split.remove_columns([column for column in (EXAMPLE,) if column in split.column_names])
+        found[name] = frozen_features(
+            model,
+            groups,
+            task.prepare(own, prepared.inputs, processor, prepared.config.data),
+            collate=task.collator(processor),
+            layers=layers,
+            poolings=poolings,
+            store=store,
+            batch_size=args.eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+        )
+    return found
