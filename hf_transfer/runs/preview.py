@@ -18,9 +18,10 @@ from hf_transfer.models.load import Loaded, read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
+from hf_transfer.runs.announce import announce
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.preflight import Preflight, try_run
-from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
 from hf_transfer.training.linear_probe import note
