@@ -30,7 +30,7 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.conclusion import conclude
-from hf_transfer.runs.decisions import with_bucketing, with_decisions
+from hf_transfer.runs.decisions import with_choices, with_decisions
 from hf_transfer.runs.machine import (
     check_writable,
     device_name,
@@ -141,7 +141,7 @@ def _prepare(config: Config) -> _Ready:
     prepared = prepare(config)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
-    prepared = replace(prepared, config=with_bucketing(prepared.config, trainer, checkpoint))
+    prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
     trainer.boundary.decide()
@@ -328,7 +328,7 @@ def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> 
         "stages": [
             {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
         ],
-        "length_bucketing": trainer.bucketing.to_dict(),
+        **trainer.choices.to_dict(),
         "train_seconds": seconds,
         "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
