@@ -98,8 +98,8 @@ def row_digests(columns: Mapping[str, Any], texts_may_be_paths: bool) -> list[by
                 continue
             view, bounds = memoryview(stream.values), stream.bounds.tolist()
             for own, begin, end in zip(hashes, bounds, bounds[1:], strict=False):
-                own.update(label + b"%d " % (end - begin))
-                if end > begin:
+                if end > begin:  # which streams are empty for all rows depends on the other rows
+                    own.update(label + b"%d " % (end - begin))
                     own.update(view[begin:end])
     return [own.digest() for own in hashes]
 

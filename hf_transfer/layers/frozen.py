@@ -10,7 +10,6 @@ from torch import nn
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.layers.wrappers import core_of
 
-
 _STATISTICS = ("running_mean", "running_var")
 
 

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.adapters.attach import is_adapted, spare_tokens, summary
+from hf_transfer.adapters.attach import spare_tokens
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
-from hf_transfer.data.bucketing import describe
 from hf_transfer.data.columns import Columns, as_shown, shown_numbers, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
@@ -30,7 +29,6 @@ from hf_transfer.data.streaming import beginning, open_streams
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features.examples import Views
-from hf_transfer.files import say
 from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.run_folder import PASSED
 from hf_transfer.runs.checks import check_batches, check_best, check_grown
@@ -39,7 +37,6 @@ from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
-from hf_transfer.training.linear_probe import note as note_on_head
 from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -291,49 +288,6 @@ def _live_changes(prepared: Prepared) -> list[str]:
     if args.token_masking:
         reasons.append("token_masking masks other tokens in each epoch")
     return reasons
-
-
-def _on_batches(trainer: TransferTrainer) -> str:
-    """What `length_bucketing` saves, or why it is off; empty where there is nothing to say."""
-    if trainer.args.probe_solver == "lbfgs":  # it needs no training batches
-        return ""
-    if trainer.bucketing.on:
-        return describe(trainer.length_sampler(), trainer.args.world_size)
-    return trainer.bucketing.line()
-
-
-def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
-    """Print what is known before training."""
-    config, data = prepared.config, prepared.data
-    seen = "a stream, examined in advance: " if config.data.streaming else ""
-    counts = ", ".join(f"{n} {seen if n == 'train' else ''}{len(split):,}" for n, split in data.splits.items())
-    source = config.data.dataset_name or config.data.train_file
-    say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
-    say(
-        f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
-        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else ".")
-    )
-    for note in prepared.notes:
-        say(note)
-    say(f"Data ({prepared.facts.seconds:.1f} s):")
-    for line in prepared.facts.lines():
-        say(line)
-    if is_adapted(trainer.model):
-        say(summary(trainer.model))
-    if line := _on_batches(trainer):
-        say(line)
-    say()
-    if trainer.plan is not None:
-        if config.values["strategy"] == "auto" and config.values["stages"] is None:
-            say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
-        say(str(trainer.plan))
-        if more := note_on_head(config.training, trainer.below_solution, prepared.loaded.fresh):
-            say(more)
-    else:
-        say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
-    for line in trainer.boundary.lines():
-        say(line)
-    say()
 
 
 # ---- checks ----

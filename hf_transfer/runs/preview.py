@@ -18,9 +18,10 @@ from hf_transfer.models.load import Loaded, read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
+from hf_transfer.runs.announce import announce
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.preflight import Preflight, try_run
-from hf_transfer.runs.prepare import announce, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
 from hf_transfer.training.linear_probe import note
@@ -121,7 +122,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         config=config,
         plan=plan,
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
-        notes=prepared.notes,
+        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line()])],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],

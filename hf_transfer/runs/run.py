@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import sys
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
-from hf_transfer.adapters.attach import is_adapted, name_of
+from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
-from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.evaluation.measure import held_out_metrics, without_speed
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.runs.announce import announce
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_choices, with_decisions
+from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.machine import (
     check_writable,
-    device_name,
     end_workers,
     pin_memory,
     quiet_libraries,
@@ -41,17 +38,14 @@ from hf_transfer.runs.machine import (
     share_cores,
 )
 from hf_transfer.runs.preflight import Preflight, try_run
-from hf_transfer.runs.prepare import Prepared, announce, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, record_examples, recorded_stream, save_model
 from hf_transfer.settings import Config
-from hf_transfer.tasks.base import Task
 from hf_transfer.training import checkpoints
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.progress import Bars, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
-
-_VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
 
 def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) -> Result:
@@ -189,8 +183,8 @@ def _finish(ready: _Ready) -> Result:
         tune_thresholds(trainer, ready.splits["validation"])
         if trainer.is_world_process_zero():
             trainer.model.config.save_pretrained(output_dir)
-    results = _evaluate(trainer, ready.splits, labels.problem_type)
-    results |= _facts(config, task, prepared.data, trainer)
+    results = measured(trainer, ready.splits, labels.problem_type)
+    results |= facts_of(config, task, prepared.data, trainer)
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     base = _base(config, trainer.model)
@@ -294,61 +288,8 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
     return wanted if saved else None
 
 
-def _evaluate(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
-    """Metrics of the held-out splits, with intervals for the one that counts."""
-    validation = without_speed(trainer.evaluate(), "eval_")
-    split = "test" if "test" in prepared else "validation"
-    held_out = held_out_metrics(trainer, prepared[split], problem_type)
-    return {
-        "metrics": held_out["metrics"],
-        "metrics_split": split,
-        "validation_metrics": validation,
-        "intervals": held_out["intervals"],
-        "confusion": held_out["confusion"],
-    }
-
-
-def _facts(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:
-    """The rest of `results.json`: what was run, on what, and what it took."""
-    plan, args, seconds = trainer.plan, config.training, trainer.seconds
-    seen = len(data.train) * (trainer.state.epoch or 0)
-    if config.data.streaming:
-        seen = trainer.state.global_step * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
-    return {
-        "task": task.name,
-        "problem_type": data.labels.problem_type,
-        "model": config.model.model_name_or_path,
-        "strategy": plan.strategy if plan is not None else None,
-        "adapter": name_of(args, trainer.model),
-        "dataset": config.data.dataset_name or config.data.train_file,
-        "labels": list(data.labels.names),
-        "num_train_examples": seen if config.data.streaming else len(data.train),
-        "plan": plan.to_list() if plan is not None else [],
-        **({"probe": trainer.solution.to_dict()} if trainer.solution is not None else {}),
-        "stages": [
-            {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
-        ],
-        **trainer.choices.to_dict(),
-        "train_seconds": seconds,
-        "train_samples_per_second": seen / max(seconds, 1e-9),
-        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
-        "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "seed": args.seed,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
-        "device": device_name(args.device.type),
-        "cost": {"device_hours": seconds * args.world_size / 3600},
-    }
-
-
 def _base(config: Config, model: Any) -> str | None:
     """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
     if is_adapted(model):
         return model.active_peft_config.base_model_name_or_path
     return None if config.model.from_scratch else config.model.model_name_or_path
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None

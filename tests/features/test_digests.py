@@ -27,6 +27,7 @@ from hf_transfer.features.digests import (
     _package_sources,
     code_digest,
     dataset_digest,
+    example_digests,
     weights_digest,
 )
 from hf_transfer.features.hashing import key
@@ -190,6 +191,56 @@ def test_pictures(tmp_path):
     keys = DataArguments(augmentation="basic")
     live = ImageClassification().change(("image",), processor(), keys, Chance(0))
     assert dataset_digest(plain.with_transform(live)) is None
+
+
+# ---- example by example --------------------------------------------------------------------------------------------
+
+
+def test_an_example_has_a_digest_of_its_own(monkeypatch):
+    """Whatever else is in the dataset, and however that is stored."""
+    digests = example_digests(rows())
+    assert digests is not None and len(set(digests)) == 5 and all(len(digest) == 16 for digest in digests)
+    order = [3, 0, 0, 4, 2]
+    for step in (4096, 2):
+        monkeypatch.setattr("hf_transfer.features.digests._ROWS", step)
+        assert example_digests(rows().select(order)) == [digests[i] for i in order]
+        assert example_digests(concatenate_datasets([rows().select([2]), rows()])) == [digests[2], *digests]
+    for column, values in {
+        "input_ids": [[5, 6, 7], [], [0], [9, 10], [11]],
+        "text": ["one", "", "", "vier", "fünf"],  # empty and missing differ
+        "pair": [*ROWS["pair"][:2], {"a": 0, "b": []}, *ROWS["pair"][3:]],
+        "nested": [*ROWS["nested"][:2], [[], []], *ROWS["nested"][3:]],
+        "flag": [True, False, False, True, True],
+        "labels": [0, 1, 2, 1, 1],
+    }.items():
+        changed = example_digests(rows(**{column: values}))
+        assert [one == other for one, other in zip(changed, digests, strict=True)] == [True, True, False, True, True]
+    no_labels = example_digests(rows(), frozenset({"labels"}))
+    assert no_labels == example_digests(rows(labels=[7] * 5), frozenset({"labels"})) != digests
+    assert set(example_digests(rows().with_format("torch"))).isdisjoint(digests)
+    shifted = rows(input_ids=[[5, 6], [7], [8], [9, 10], [11]])  # the same numbers, cut elsewhere
+    assert example_digests(shifted)[:2] != digests[:2] and example_digests(shifted)[2:] == digests[2:]
+
+
+def test_pictures_one_by_one(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(f"picture {name}".encode())
+    a, b, c = ({"bytes": None, "path": str(tmp_path / f"{name}.png")} for name in "abc")
+    cells = [a, {"bytes": b"within", "path": None}, b]
+    before = example_digests(pictures(cells))
+    Path(b["path"]).write_bytes(b"picture d")
+    after = example_digests(pictures(cells))
+    assert after[:2] == before[:2] and after[2] != before[2]
+    assert example_digests(pictures([b, c]))[0] == after[2]
+    assert set(example_digests(pictures(cells, processor(16)))).isdisjoint(after)
+
+
+def test_examples_of_any_dataset():
+    assert example_digests(Squares())[2:] == example_digests(Subset(Squares(9), [2, 3]))
+    assert example_digests(Squares(wrap=lambda x: object())) is None
+    data = rows().select_columns(["labels"]).with_transform(ours)  # read, as nobody knows what the transform does
+    assert example_digests(data) == example_digests(data) != example_digests(data.select([1, 0, 2, 3, 4]))
+    assert example_digests(data.with_transform(lambda batch: {"x": [random.random() for _ in batch["labels"]]})) is None
 
 
 def ours(batch):

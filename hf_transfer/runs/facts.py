@@ -1,0 +1,70 @@
+"""What `results.json` says of a run: its metrics, and what was run, on what, and what it took."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from hf_transfer.adapters.attach import name_of
+from hf_transfer.data.splits import Data
+from hf_transfer.evaluation.measure import held_out_metrics, without_speed
+from hf_transfer.runs.machine import device_name
+from hf_transfer.settings import Config
+from hf_transfer.tasks.base import Task
+from hf_transfer.training.trainer import TransferTrainer
+
+_VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
+
+
+def measured(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
+    """Metrics of the held-out splits, with intervals for the one that counts."""
+    validation = without_speed(trainer.evaluate(), "eval_")
+    split = "test" if "test" in prepared else "validation"
+    held_out = held_out_metrics(trainer, prepared[split], problem_type)
+    return {
+        "metrics": held_out["metrics"],
+        "metrics_split": split,
+        "validation_metrics": validation,
+        "intervals": held_out["intervals"],
+        "confusion": held_out["confusion"],
+    }
+
+
+def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:
+    """The rest of `results.json`: what was run, on what, and what it took."""
+    plan, args, seconds = trainer.plan, config.training, trainer.seconds
+    seen = len(data.train) * (trainer.state.epoch or 0)
+    if config.data.streaming:
+        seen = trainer.state.global_step * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
+    return {
+        "task": task.name,
+        "problem_type": data.labels.problem_type,
+        "model": config.model.model_name_or_path,
+        "strategy": plan.strategy if plan is not None else None,
+        "adapter": name_of(args, trainer.model),
+        "dataset": config.data.dataset_name or config.data.train_file,
+        "labels": list(data.labels.names),
+        "num_train_examples": seen if config.data.streaming else len(data.train),
+        "plan": plan.to_list() if plan is not None else [],
+        **({"probe": trainer.solution.to_dict()} if trainer.solution is not None else {}),
+        "stages": [
+            {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
+        ],
+        **trainer.choices.to_dict(),
+        "train_seconds": seconds,
+        "train_samples_per_second": seen / max(seconds, 1e-9),
+        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
+        "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "seed": args.seed,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+        "device": device_name(args.device.type),
+        "cost": {"device_hours": seconds * args.world_size / 3600},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
