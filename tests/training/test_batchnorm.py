@@ -156,13 +156,43 @@ def test_a_new_layer_has_nothing_to_keep(tmp_path):
     assert "classifier.1" not in trainer.unfreezing.kept_statistics
 
 
-@pytest.mark.parametrize("cache", ["off", "memory"])
-def test_with_and_without_the_boundary_cache(cache, tmp_path):
-    keys = {"batchnorm": "frozen", "strategy": "partial", "unfrozen_groups": 1, "boundary_cache_dir": str(tmp_path)}
-    plain, found = (trained(tmp_path / c, boundary_cache=c, **keys) for c in ("off", cache))
-    assert cache == "off" or found.boundary.entries[0].steps
+class Between(nn.Module):
+    """A BatchNorm without weights between what is frozen and what trains, and a pooling after it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.norm = nn.Linear(4, 8), nn.BatchNorm1d(8, affine=False)
+        self.pool, self.classifier = nn.AdaptiveAvgPool1d(4), nn.Linear(4, 2)
+
+    def forward(self, x, labels=None):
+        logits = self.classifier(self.pool(self.norm(self.body(x))))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+BETWEEN = {"strategy": "linear-probe", "layer_rules": [["^body", 0], ["^classifier", "head"]]}
+
+
+@pytest.mark.parametrize(
+    ("make", "keys"),
+    [(tiny_resnet, {"strategy": "partial", "unfrozen_groups": 1}), (lambda: with_statistics(Between()), BETWEEN)],
+    ids=["in what trains", "between"],
+)
+def test_the_boundary_cache_replays_what_is_in_eval_mode(make, keys, tmp_path):
+    """With a BatchNorm that keeps its statistics nothing below what trains depends on the batch."""
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_dict({"x": x.tolist(), "labels": [0, 1] * 4}) if keys is BETWEEN else images(8)
+    keys = {"batchnorm": "frozen", "boundary_cache_dir": str(tmp_path / "kept"), "remove_unused_columns": False, **keys}
+    plain, found = (trained(tmp_path / c, make(), data, boundary_cache=c, **keys) for c in ("off", "memory"))
+    assert found.boundary.entries[0].steps == found.state.global_step
     for name, value in copy_state(plain.model).items():
         torch.testing.assert_close(copy_state(found.model)[name], value, rtol=1e-5, atol=1e-6)
+    if make is not tiny_resnet:
+        assert {key[0] for key, _, _ in found.boundary.entries[0].cut.stored.values()} == {"pool"}
+        live = trained(tmp_path / "live", make(), data, boundary_cache="memory", **{**keys, "batchnorm": "train"})
+        assert live.boundary.entries[0].off and not live.boundary.entries[0].steps
 
 
 # ---- auto ------------------------------------------------------------------------------------------------------------
