@@ -55,6 +55,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "dataloader_num_workers": -1,  # chosen for the machine
     "boundary_cache": "auto",
     "length_bucketing": "auto",
+    "batchnorm": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")

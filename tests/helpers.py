@@ -76,6 +76,16 @@ def tiny_timm_resnet(labels: int = 2) -> Any:
     )
 
 
+def with_statistics(model: Any) -> Any:
+    """The model, with BatchNorm statistics as pretraining leaves them, not 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model
+
+
 def texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     g = torch.Generator().manual_seed(seed)
     return Dataset.from_dict(

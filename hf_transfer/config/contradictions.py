@@ -42,6 +42,8 @@ def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list
         problems.append("from_scratch: false contradicts strategy: scratch, which trains from random weights.")
     if values["from_scratch"] and with_adapter(values["strategy"], values["adapter"]) != "none":
         problems.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
+    if values["from_scratch"] and values["batchnorm"] == "frozen" and values["strategy"] != "scratch":
+        problems.append("batchnorm: frozen keeps the checkpoint's running statistics, and from_scratch leaves none.")
     return [*problems, *_lengths(chosen)]
 
 

@@ -37,6 +37,11 @@ class Choice:
     random: float | None = None
     bucketed: float | None = None
 
+    @property
+    def value(self) -> bool:
+        """The value of `length_bucketing` that the run is repeated with."""
+        return self.on
+
     def line(self) -> str:
         """For display; empty where there is nothing to say."""
         return f"length_bucketing: off: {self.why}" if self.why else ""

@@ -7,7 +7,7 @@ output that a gradient reaches is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,14 @@ def boundary(model: nn.Module, groups: Sequence[LayerGroup]) -> int:
     return len(groups)
 
 
-def find_cut(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch) -> Cut:
+def find_cut(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch, keeping: Collection[str] = ()) -> Cut:
     """Where `model` can be entered, given what requires a gradient now.
 
     Args:
         model: is left in eval mode; nothing else of it changes.
         groups: its layer groups.
         batch: as the model reads it, on the model's device.
+        keeping: names of layers that are in eval mode although they train; see `layers.frozen.frozen_modules`.
 
     Raises:
         Refused: there is no such place.
@@ -71,7 +72,7 @@ def find_cut(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch) -> Cu
     if index == len(groups):
         raise Refused("nothing trains")
     batch = {name: value for name, value in batch.items() if name != "labels"}
-    names, maybe_random = _candidates(model, groups[:index], groups)
+    names, maybe_random = _candidates(model, groups[:index], groups, keeping)
     length = length_of(batch)
     shapes = [(_ROWS[0], _LENGTHS[0]), (_ROWS[1], _LENGTHS[0]), *([(_ROWS[0], _LENGTHS[1])] if length else [])]
     batches = [resized(batch, rows, positions) for rows, positions in shapes]
@@ -105,7 +106,7 @@ def _cut_at(model: nn.Module, names: Sequence[str], batches: Sequence[Batch], sh
 
 
 def _candidates(
-    model: nn.Module, below: Sequence[LayerGroup], groups: Sequence[LayerGroup]
+    model: nn.Module, below: Sequence[LayerGroup], groups: Sequence[LayerGroup], keeping: Collection[str]
 ) -> tuple[list[str], set[str]]:
     """(candidates, those of them that may be random).
 
@@ -114,7 +115,7 @@ def _candidates(
     """
     parameters = dict(model.named_parameters())
     inside = {id(parameters[name]) for group in below for name in group.parameters}
-    frozen = {id(module) for module in frozen_modules(model, groups)}
+    frozen = {id(module) for module in frozen_modules(model, groups, keeping)}
     candidates, maybe_random = list[str](), set[str]()
 
     def visit(name: str, module: nn.Module) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.hub.card_markdown import escape, link, plain, table
 from hf_transfer.settings import keys as all_keys
+from hf_transfer.training.arguments import TransferArguments
 
 # Not used when a solver computes the head.
 _OF_STEPS = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "optim")
@@ -16,6 +18,9 @@ _MAX_LABELS = 100  # rows of the label table
 _MAX_CLASSES = 12  # classes of a full confusion matrix
 _MAX_CONFUSIONS = 10  # most frequent confusions listed if there are more classes
 _IMBALANCED = 10
+_WITHOUT_RUN = {
+    f.name: f.default for f in fields(TransferArguments)
+}  # what a key is where a run does not default to auto
 
 
 def title(results: Mapping[str, Any]) -> str:
@@ -203,7 +208,7 @@ def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if name in keys and entry.about.card != "never":
             value = keys[name]
             is_default = value == getattr(entry.default, "value", entry.default)
-            declined = value is False and entry.default == "auto"
+            declined = entry.default == "auto" and value == _WITHOUT_RUN.get(name)
             if entry.about.card == "always" or not (is_default or declined):
                 yield name, str(value).lower() if isinstance(value, bool) else value
 

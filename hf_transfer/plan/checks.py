@@ -54,6 +54,11 @@ def check(keys: PlanArguments) -> list[str]:
     problems += _check_trigger(keys)
     problems += _check_adapter(keys)
     problems += _check_groups(keys)
+    if keys.batchnorm == "frozen" and keys.strategy == "scratch":
+        problems.append(
+            "batchnorm: frozen keeps the checkpoint's running statistics, and strategy: scratch, which trains from "
+            "random weights, has none; leave it out."
+        )
     problems += [f"layer_rules[{i}]: {p}" for i, rule in enumerate(keys.layer_rules or ()) for p in _check_rule(rule)]
     problems += [f"stages[{i}]: {p}" for i, spec in enumerate(keys.stages or ()) for p in _check_spec(spec)]
     if keys.stages is not None and not keys.stages:

@@ -44,6 +44,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         if config.values["strategy"] == "auto" and config.values["stages"] is None:
             say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
         say(str(trainer.plan))
+        if line := trainer.choices["batchnorm"].line():
+            say(line)
         if more := note(config.training, trainer.below_solution, prepared.loaded.fresh):
             say(more)
     else:

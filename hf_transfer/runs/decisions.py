@@ -32,17 +32,15 @@ def with_decisions(config: Config, *decisions: Mapping[str, Any]) -> Config:
     return replace(config, training=training)
 
 
-def with_bucketing(config: Config, trainer: TransferTrainer, checkpoint: str | None) -> Config:
-    """The configuration with true or false for `length_bucketing: auto`, so that a repeated run decides nothing.
+def with_choices(config: Config, trainer: TransferTrainer, checkpoint: str | None) -> Config:
+    """The configuration with what the trainer decided in place of `auto`, so that a repeated run decides nothing.
 
     Args:
         config: of the run.
         trainer: decides.
         checkpoint: the folder to resume from, or "auto", if any: the run that wrote it has decided.
     """
-    if config.values["length_bucketing"] != "auto":
-        return config
     found = newest_valid(Path(str(trainer.args.output_dir)))[0] if checkpoint == "auto" else checkpoint
     if found is not None:
-        trainer.recall_bucketing(found)
-    return replace(config, values={**config.values, "length_bucketing": trainer.bucketing.on})
+        trainer.choices.recall(found)
+    return replace(config, values=config.values | trainer.choices.values)

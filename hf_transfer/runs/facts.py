@@ -51,7 +51,7 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "stages": [
             {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
         ],
-        "length_bucketing": trainer.bucketing.to_dict(),
+        **trainer.choices.to_dict(),
         "train_seconds": seconds,
         "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),

@@ -122,7 +122,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         config=config,
         plan=plan,
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
-        notes=prepared.notes,
+        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line()])],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],

@@ -27,7 +27,7 @@ from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
 from hf_transfer.runs.conclusion import conclude
-from hf_transfer.runs.decisions import with_bucketing, with_decisions
+from hf_transfer.runs.decisions import with_choices, with_decisions
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.machine import (
     check_writable,
@@ -135,7 +135,7 @@ def _prepare(config: Config) -> _Ready:
     prepared = prepare(config)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
-    prepared = replace(prepared, config=with_bucketing(prepared.config, trainer, checkpoint))
+    prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
     trainer.boundary.decide()

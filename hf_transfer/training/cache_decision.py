@@ -128,7 +128,8 @@ class Decision:
             with self.trainer.unfreezing.training_as_in(stage):
                 try:
                     with self.trainer.accelerator.autocast():
-                        entry.cut = find_cut(self.trainer.model, self.trainer.layer_groups, dict(batch))
+                        kept = self.trainer.unfreezing.kept_statistics
+                        entry.cut = find_cut(self.trainer.model, self.trainer.layer_groups, dict(batch), kept)
                     self._try(entry, batch)
                 except Refused as refusal:
                     entry.turn_off(OffReason.NOT_EXACT, str(refusal))

@@ -4,7 +4,6 @@ What is overridden, and why that hook:
 
 - `_get_train_sampler`: balanced classes, or batches of like length.
 - `get_train_dataloader`: Trainer asks for no sampler where the dataset has no length.
-- `_find_checkpoint`: a resumed run keeps what was decided when it began (`length_bucketing: auto`).
 - `_get_dataloader`: batches carry the numbers of their examples (`boundary_cache`).
 - `get_eval_dataloader`, `get_test_dataloader`: a metric is computed over every example.
 - `prediction_step`: the frozen part of an evaluation is replayed.
@@ -15,18 +14,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_transfer.data.bucketing import LengthSampler, lengths_of
-from hf_transfer.data.bucketing_choice import OFF, Choice, choose_for
+from hf_transfer.data.bucketing_choice import Choice
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
-from hf_transfer.training import run_identity
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.probing import Probing
 
@@ -36,41 +33,14 @@ class Loading(Probing):
 
     data_collator: Any
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
-    _choice: tuple[Any, Choice] | None = None  # (training set, what `length_bucketing: auto` is for it)
 
     # ---- training ----
 
     @property
     def bucketing(self) -> Choice:
-        """Whether batches are of similar length. `length_bucketing: auto` is decided once per training set."""
-        if not isinstance(self.args, TransferArguments):
-            return OFF
-        if isinstance(self.args.length_bucketing, bool):
-            return Choice(self.args.length_bucketing)
-        if self._choice is None or self._choice[0] is not self.train_dataset:
-            choice = choose_for(
-                self.train_dataset, vars(self.args), self._main_input, self._global_batch, self.args.world_size
-            )
-            self._choice = self.train_dataset, choice
-        return self._choice[1]
-
-    @property
-    def _decided_keys(self) -> dict[str, Any]:
-        return {**super()._decided_keys, "length_bucketing": self.bucketing.on}
-
-    def recall_bucketing(self, checkpoint: str | Path) -> None:
-        """Let `length_bucketing: auto` be what it was in the run that wrote a checkpoint."""
-        if isinstance(self.args, TransferArguments) and self.args.length_bucketing == "auto":
-            state = run_identity.read(checkpoint)
-            was_on = bool(state and state["facts"]["keys"].get("length_bucketing"))
-            if was_on != self.bucketing.on:
-                self._choice = self.train_dataset, Choice(was_on, "" if was_on else "it was off when the run began")
-
-    def _find_checkpoint(self, wanted: str | bool | None) -> str | None:
-        checkpoint = super()._find_checkpoint(wanted)
-        if checkpoint is not None:
-            self.recall_bucketing(checkpoint)
-        return checkpoint
+        """Whether batches are of similar length."""
+        choice: Choice = self.choices["length_bucketing"]
+        return choice
 
     def get_train_dataloader(self) -> Any:
         if self.bucketing.on:

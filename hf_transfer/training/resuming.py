@@ -65,6 +65,8 @@ class Resumable(Saving):
         eval_on_start = self.args.eval_on_start
         try:
             checkpoint = self._find_checkpoint(resume_from_checkpoint)
+            if checkpoint is not None:
+                self.choices.recall(checkpoint)
             self.args.eval_on_start &= checkpoint is None  # the run was evaluated when it started
             with self.guards.listening():
                 output = super().train(checkpoint, *args, **kwargs)

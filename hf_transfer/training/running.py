@@ -29,10 +29,14 @@ class RunningTrainer(Protocol):
     plan: Plan | None
     layer_groups: tuple[LayerGroup, ...]
     trainable: tuple[str, ...]
+    pretrained_statistics: frozenset[str]
     steps_per_epoch: int
     unfreezing: Any
     boundary: Any
     objective: Objective
+    choices: Any
+    _main_input: str
+    _global_batch: int
 
     def is_world_process_zero(self) -> bool: ...
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...

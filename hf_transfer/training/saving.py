@@ -26,6 +26,7 @@ from hf_transfer.errors import WorkFailed, one_line
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training import checkpoints, run_identity
 from hf_transfer.training.boundary_cache import BoundaryCache
+from hf_transfer.training.choices import Choices
 from hf_transfer.training.ddp import on_any_rank
 from hf_transfer.training.guards import Guards
 from hf_transfer.training.stages import Unfreezing
@@ -39,6 +40,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
 
     Attributes:
         guards: watch over the run.
+        choices: what this run decided for keys that are `auto`.
         data_keys: keys that produced the training examples, beyond what the training set itself shows. A resumed run
             must have the same.
     """
@@ -52,14 +54,10 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.guards = Guards(self)
+        self.choices = Choices(self)
         self.data_keys: dict[str, Any] = {}
         self._writes_to: Path | None = None
         self._seconds_before = self._began = 0.0
-
-    @property
-    def _decided_keys(self) -> dict[str, Any]:
-        """What this run decided for keys that are `auto`."""
-        return {}
 
     @property
     def seconds(self) -> float:
@@ -159,5 +157,5 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             named,
             self.train_dataset,
             self.data_keys,
-            decided=self._decided_keys,
+            decided=self.choices.values,
         )

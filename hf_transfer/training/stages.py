@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class Unfreezing(TrainerCallback):
 
     Attributes:
         stage: index of the current stage; None before training.
-        frozen: modules in which nothing trains.
+        frozen: modules in eval mode: those in which nothing trains, and BatchNorm that keeps its statistics.
         rates: {layer group: learning rate} of the last optimizer step.
         seconds_before: wall time in seconds by stage, until the current stage began or was resumed.
         is_probing: whether the current forward pass only finds out which parameters the loss reaches; it may be in eval
@@ -113,6 +113,12 @@ class Unfreezing(TrainerCallback):
         self.stage, self._began = index, time.perf_counter()
         self.trainer.boundary.begin(index)
 
+    @property
+    def kept_statistics(self) -> frozenset[str]:
+        """Names of the BatchNorm layers that stay in eval mode where they train, as `batchnorm` says."""
+        is_kept = self.trainer.choices["batchnorm"].value == "frozen"
+        return self.trainer.pretrained_statistics if is_kept else frozenset()
+
     def trains(self, stage: Stage) -> set[str]:
         """Names of the parameters that train in `stage`."""
         eligible = set(self.trainer.trainable)
@@ -124,13 +130,19 @@ class Unfreezing(TrainerCallback):
         }
 
     @contextlib.contextmanager
-    def training_as_in(self, stage: Stage) -> Iterator[None]:
-        """Within the context, exactly the parameters of `stage` require a gradient, and the rest is frozen."""
+    def training_as_in(self, stage: Stage, keeping: Collection[str] | None = None) -> Iterator[None]:
+        """Within the context, exactly the parameters of `stage` require a gradient, and the rest is frozen.
+
+        Args:
+            stage: of the plan.
+            keeping: names of layers that keep their statistics although they train; None: as `batchnorm` says.
+        """
         before = {name: p.requires_grad for name, p in self.model.named_parameters()}
         frozen, active = self.frozen, self.trains(stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in active)
-        self.frozen = frozen_modules(self.model, self.trainer.layer_groups)
+        keeping = self.kept_statistics if keeping is None else keeping
+        self.frozen = frozen_modules(self.model, self.trainer.layer_groups, keeping)
         try:
             yield
         finally:
@@ -146,7 +158,7 @@ class Unfreezing(TrainerCallback):
             if name not in active:
                 parameter.grad = None
                 self.trainer.optimizer.state.pop(parameter, None)
-        self.frozen = frozen_modules(self.model, self.trainer.layer_groups)
+        self.frozen = frozen_modules(self.model, self.trainer.layer_groups, self.kept_statistics)
         self._reducer_is_stale = ddp.data_parallel(self.trainer.model_wrapped) is not None
 
     def _set_rates(self, step: int) -> None:

@@ -44,7 +44,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, linear_probe
+from hf_transfer.training import adalora, batchnorm, linear_probe
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
@@ -65,6 +65,7 @@ class TransferMixin(Loading):
         plan: the Plan being executed, resolved to steps once training starts; None if no plan key is set.
         layer_groups: the model's layer groups, input to head; empty without a plan.
         trainable: names of the parameters that may train. Parameters that the caller froze stay frozen.
+        pretrained_statistics: names of the BatchNorm layers whose running statistics came with the model.
         unfreezing: executes the plan; None without one.
         objective: the loss, the weight of a micro-batch, and the penalties; `objective.penalties` may be appended to
             before training.
@@ -80,6 +81,7 @@ class TransferMixin(Loading):
     layer_groups: tuple[LayerGroup, ...] = ()
     unfreezing: Unfreezing | None = None
     trainable: tuple[str, ...] = ()
+    pretrained_statistics: frozenset[str] = frozenset()
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
         if isinstance(args, TransferArguments):
@@ -121,6 +123,7 @@ class TransferMixin(Loading):
     def _set_plan(self) -> None:
         self._set_layers()
         self.plan = make_plan(self.args, self.layer_groups)
+        self.pretrained_statistics = batchnorm.pretrained(self)
         check_backend(self, self.plan)
         if linear_probe.wanted(self.args):
             linear_probe.check_trainer(self, has_own_loss=self.objective.loss is None)

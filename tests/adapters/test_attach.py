@@ -24,7 +24,7 @@ from hf_transfer.layers.frozen import frozen_modules
 from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.load import load_model
 from tests import architectures as arch
-from tests.helpers import PIXELS, tiny_bert, tiny_timm_resnet, tiny_timm_vit
+from tests.helpers import PIXELS, tiny_bert, tiny_timm_resnet, tiny_timm_vit, with_statistics
 
 LABELS = Labels("single_label_classification", ("a", "b", "c"))
 TEXT, IMAGE = AutoModelForSequenceClassification, AutoModelForImageClassification
@@ -34,12 +34,7 @@ def timm_checkpoint(architecture, **model_args):
     torch.manual_seed(0)
     config = transformers.TimmWrapperConfig(architecture=architecture, num_labels=5, model_args=model_args)
     config.pretrained_cfg = {"input_size": [3, PIXELS, PIXELS]}
-    model = transformers.TimmWrapperForImageClassification(config)
-    for module in model.modules():  # statistics as pretraining leaves them, not 0 and 1
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2)
-    return model
+    return with_statistics(transformers.TimmWrapperForImageClassification(config))
 
 
 def masked_language_model():

@@ -141,6 +141,14 @@ class PlanArguments(AdapterArguments):
         resume="plan",
         card="changed",
     )
+    batchnorm: str = setting(
+        "train",
+        "BatchNorm of layers that train: train updates its running statistics, frozen keeps the checkpoint's; auto: "
+        "frozen for few examples or small batches",
+        choices=("auto", "frozen", "train"),
+        resume="plan",
+        card="changed",
+    )
     layer_rules: list[Any] | None = setting(
         None, "ordered [pattern, depth] rules for models that declare no layers", resume="plan", card="changed"
     )
@@ -173,6 +181,7 @@ def learning_rate_of(given: float | None, strategy: str | None, adapter: Any) ->
 
 
 def is_wanted(keys: PlanArguments) -> bool:
-    """Whether any key asks for a Plan at all; `layer_rules` and `learning_rate` alone do not."""
-    default = PlanArguments()
-    return any(getattr(keys, k) != v for k, v in asdict(default).items() if k not in ("layer_rules", "learning_rate"))
+    """Whether any key asks for a Plan at all; `layer_rules`, `learning_rate` and `batchnorm: auto` alone do not."""
+    default = asdict(PlanArguments()) | {"layer_rules": keys.layer_rules, "learning_rate": keys.learning_rate}
+    asked = {name for name, value in default.items() if getattr(keys, name) != value}
+    return bool(asked - ({"batchnorm"} if keys.batchnorm == "auto" else set()))
