@@ -506,7 +506,7 @@ def test_every_held_out_example_counts(tmp_path):
 def test_a_failing_evaluation_does_not_cost_the_model(tmp_path, monkeypatch):
     _predictor(tmp_path / "base", tiny_bert(vocab_size=30522))
     (tmp_path / "x.csv").write_text("\n".join(["text,label", *(f"t {i},{'ab'[i % 2]}" for i in range(20))]))
-    monkeypatch.setattr("hf_transfer.runs.run._evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr("hf_transfer.runs.run.measured", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fine_tune(str(tmp_path / "base"), str(tmp_path / "x.csv"), output_dir=str(tmp_path / "o"), **HUSH)
     assert (tmp_path / "o" / "model.safetensors").is_file() and not (tmp_path / "o" / "results.json").exists()
