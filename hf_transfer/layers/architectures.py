@@ -8,6 +8,9 @@ NEXT = "next"
 STEM = "stem"
 Depth = tuple[float, ...]
 Rule = tuple[str, int | str | None]
+# The key of a Hugging Face configuration that holds the number of a layer that pools instead of being part of the
+# backbone (`models.pooling_layer`): that layer, and a pooler after it, belong to the head.
+POOLING_LAYER = "hf_transfer_pooling_layer"
 # A rule is (regular expression searched in the parameter's name, depth); see `layer_groups`. One entry per
 # `model_type` of a Hugging Face configuration, or per timm class.
 _PATCHES_AND_BLOCKS: tuple[Rule, ...] = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_transfer.layers.architectures import ARCHITECTURE_RULES, STEM, Depth, Rule
+from hf_transfer.layers.architectures import ARCHITECTURE_RULES, HEAD, POOLING_LAYER, STEM, Depth, Rule
 from hf_transfer.layers.rules import HEAD_DEPTH, LAST_DEPTH, SYMBOLS
 from hf_transfer.layers.wrappers import pretrained, timm_core
 
@@ -17,11 +17,15 @@ _HEAD_NAMES = re.compile(r"^(classifier|score|head|fc|classification_head|logits
 
 
 def architecture_rules(core: nn.Module) -> tuple[Rule, ...]:
-    """The entry of `ARCHITECTURE_RULES` for a model; empty if there is none."""
+    """The entry of `ARCHITECTURE_RULES` for a model, if any, after the rules for a pooling layer, if it has one."""
     model, timm_model = pretrained(core), timm_core(core)[1]
     if timm_model is not None:
         return () if hasattr(timm_model, "group_matcher") else ARCHITECTURE_RULES.get(type(timm_model).__name__, ())
-    return ARCHITECTURE_RULES.get(model.config.model_type, ()) if model is not None else ()
+    if model is None:
+        return ()
+    number = vars(model.config).get(POOLING_LAYER)
+    pooling: tuple[Rule, ...] = ((rf"\.layer\.{number}\.", HEAD), (r"\.pooler\.", HEAD)) if number is not None else ()
+    return pooling + ARCHITECTURE_RULES.get(model.config.model_type, ())
 
 
 def reads_tokens(core: nn.Module) -> bool:

@@ -6,7 +6,8 @@ The conventions are the same for timm models and for Hugging Face vision and tex
 - the first group is the stem (`stem`, or `embeddings` if the model reads tokens), followed by one group per block;
 - layers between two blocks belong to the second one; layers between the last block and the head (a final norm, a
   pooler, `conv_head`) belong to the last block;
-- the head is the last group: timm's declared classifier, or everything outside the base model of a Hugging Face model.
+- the head is the last group: timm's declared classifier, or everything outside the base model of a Hugging Face model
+  and a layer that was added to pool (`models.pooling_layer`).
 
 Everything reduces to one mapping from parameter names to depths. It has three sources, in order of precedence: the
 caller's rules, the table `ARCHITECTURE_RULES`, and what the model declares (timm's `group_matcher`, or the block list

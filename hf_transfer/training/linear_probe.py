@@ -18,6 +18,7 @@ from torch import nn
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import UserError
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
+from hf_transfer.layers.wrappers import core_of, plain_names, pretrained
 from hf_transfer.objectives.losses import IGNORED
 from hf_transfer.plan.strategies import STRATEGIES
 from hf_transfer.training.probe_features import features
@@ -119,8 +120,12 @@ def kept_below(trainer: RunningTrainer) -> tuple[str, ...]:
 
 
 def _head_parameters(trainer: RunningTrainer) -> list[str]:
+    """In the order of the forward pass: some models define their classifier before the base model (XLM-RoBERTa)."""
     own = set(trainer.layer_groups[-1].parameters)
-    return [name for name, _ in trainer.model.named_parameters() if name in own and name in trainer.trainable]
+    names = [name for name, _ in trainer.model.named_parameters() if name in own and name in trainer.trainable]
+    model, plain = pretrained(core_of(trainer.model)[1]), plain_names(trainer.model)
+    inside = None if model is None or model.base_model is model else f"{model.base_model_prefix}."
+    return names if inside is None else sorted(names, key=lambda name: not plain[name].startswith(inside))
 
 
 def _head_paths(trainer: RunningTrainer) -> list[str]:
