@@ -190,8 +190,7 @@ def _check_keep(model: PreTrainedModel, keep: int, total: int) -> None:
     if not least <= keep <= total:
         raise UserError(
             f"{name} cannot read the mean of layer {keep}: it has {total} layers{why if keep == 0 else ''}.",
-            f"Use a number from {least} to {total}"
-            + (", where 0 is the mean of the embeddings." if not least else "."),
+            f"Use a number from {least} to {total}{'' if least else ', where 0 is the mean of the embeddings'}.",
         )
 
 
