@@ -189,7 +189,8 @@ def _check_keep(model: PreTrainedModel, keep: int, total: int) -> None:
     least = 1 if why else 0
     if not least <= keep <= total:
         raise UserError(
-            f"{name} cannot read the mean of layer {keep}: it has {total} layers{why if keep == 0 else ''}.",
+            f"{name} cannot read the mean of layer {keep}: it has {total} layer{'s' * (total != 1)}"
+            f"{why if keep == 0 else ''}.",
             f"Use a number from {least} to {total}{'' if least else ', where 0 is the mean of the embeddings'}.",
         )
 
