@@ -18,9 +18,8 @@ _MAX_LABELS = 100  # rows of the label table
 _MAX_CLASSES = 12  # classes of a full confusion matrix
 _MAX_CONFUSIONS = 10  # most frequent confusions listed if there are more classes
 _IMBALANCED = 10
-_WITHOUT_RUN = {
-    f.name: f.default for f in fields(TransferArguments)
-}  # what a key is where a run does not default to auto
+# Keys without a run, whose default for some of them is `auto`.
+_WITHOUT_RUN = {f.name: f.default for f in fields(TransferArguments)}
 
 
 def title(results: Mapping[str, Any]) -> str:

@@ -27,12 +27,12 @@ from transformers.trainer_pt_utils import nested_numpify
 
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch, count_of
+from hf_transfer.layers.side_effects import untouched
 from hf_transfer.runs.preflight_errors import ONE_VALUE, explained, no_gradient, not_finite, one_value
 from hf_transfer.runs.preflight_examples import Examples, check_tokens, examples_of
 from hf_transfer.runs.preflight_saving import check_saving, why_not
 from hf_transfer.runs.preflight_stages import BatchSizes, Step, batch_sizes_and_steps, covering
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.training.side_effects import untouched
 from hf_transfer.training.trainer import TransferTrainer
 from hf_transfer.training.trial import training_pass
 

@@ -33,13 +33,13 @@ from hf_transfer.features.examples import (
     is_numbered,
     padded,
 )
+from hf_transfer.layers.side_effects import untouched
 from hf_transfer.plan.plan import Plan, Stage
 from hf_transfer.training import recording, trial
 from hf_transfer.training.cache_decision import Decision, lowest_trained
 from hf_transfer.training.cache_stage import CachedStage, Form, Off, OffReason
 from hf_transfer.training.recording import CONTENT, INPUT_PREFIX, Shelf
 from hf_transfer.training.running import RunningTrainer
-from hf_transfer.training.side_effects import untouched
 from hf_transfer.training.sources import Sources
 
 

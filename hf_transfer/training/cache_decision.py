@@ -17,12 +17,12 @@ from hf_transfer.features.cut import Refused
 from hf_transfer.features.examples import TRAINING, Source, content_of, is_numbered, lengths_of
 from hf_transfer.features.slots import nbytes
 from hf_transfer.features.trace import find_cut
+from hf_transfer.layers.side_effects import untouched
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training import trial
 from hf_transfer.training.cache_stage import CachedStage, Form, Off, OffReason, Place, format_bytes
 from hf_transfer.training.recording import CONTENT, folder_of, slots_of
 from hf_transfer.training.running import RunningTrainer
-from hf_transfer.training.side_effects import untouched
 from hf_transfer.training.sources import Sources
 
 _SAMPLE = 8  # examples

@@ -20,6 +20,7 @@ from transformers.training_args import ParallelMode
 
 from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import frozen_modules
+from hf_transfer.layers.side_effects import without_side_effects
 from hf_transfer.plan import plateau
 from hf_transfer.plan.optimizer_groups import current_rates
 from hf_transfer.plan.plan import Plan, Stage
@@ -27,7 +28,6 @@ from hf_transfer.plan.stage_records import StageRecord, stage_records
 from hf_transfer.training import ddp
 from hf_transfer.training.best_metric import check_evaluated, evaluation_sets, watched
 from hf_transfer.training.running import RunningTrainer
-from hf_transfer.training.side_effects import without_side_effects
 
 # The property was renamed in a later version of transformers.
 _CHECKPOINTS = "is_activation_checkpointing"

@@ -16,9 +16,9 @@ from hf_transfer.errors import one_line
 from hf_transfer.features import replay
 from hf_transfer.features.batches import Batch, count_of, equal, length_of, positions_of
 from hf_transfer.features.cut import Cut, Refused
+from hf_transfer.layers.side_effects import without_side_effects
 from hf_transfer.training.cache_stage import Form
 from hf_transfer.training.running import RunningTrainer
-from hf_transfer.training.side_effects import without_side_effects
 
 Tensors = dict[str, torch.Tensor]
 ROUNDED_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -29,12 +29,12 @@ from transformers import (
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.errors import Interrupted
+from hf_transfer.layers.side_effects import untouched
 from hf_transfer.runs import preflight, preflight_saving
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from hf_transfer.tasks import text_classification
-from hf_transfer.training.side_effects import untouched
 from tests.helpers import PIXELS, tiny_bert
 
 QUIET = dict(use_cpu=True, log_level="error", report_to="none", save_strategy="no", strategy="full", num_train_epochs=1)
