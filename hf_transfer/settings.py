@@ -56,6 +56,8 @@ RUN_DEFAULTS: dict[str, Any] = {
     "boundary_cache": "auto",
     "length_bucketing": "auto",
     "batchnorm": "auto",
+    "pooling": "auto",
+    "pooling_layer": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
@@ -241,12 +243,14 @@ class Config:
     Attributes:
         model, data, training: the three groups of keys.
         values: every key with its value, flat.
+        given: names of the keys that were given, in a file or otherwise.
     """
 
     model: ModelArguments
     data: DataArguments
     training: TransferArguments
     values: dict[str, Any]
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def from_sources(
@@ -272,7 +276,7 @@ class Config:
         values["adapter"] = with_adapter(values["strategy"], values["adapter"])
         values["learning_rate"] = learning_rate_of(values["learning_rate"], values["strategy"], values["adapter"])
         model, data, training = (_build(section, values) for _, section in _SECTIONS)
-        return cls(model, data, training, values)
+        return cls(model, data, training, values, frozenset(chosen))
 
     @property
     def split_seed(self) -> int:

@@ -53,6 +53,7 @@ from hf_transfer.models.pooling_architectures import (
 MEAN_WEIGHT = 30.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # others: half precision
 _HALF_TOLERANCE = 0.1
+_UNKNOWN = "no such change is known for its class"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class PoolingChange:
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
         return {"pooling": "mean", **asdict(self)}
+
+    def __str__(self) -> str:
+        read = f"the mean over the tokens of layer {self.kept}" if self.kept else "the mean over the embeddings"
+        out = f"; {self.dropped} layer{'s' * (self.dropped != 1)} above it left out" if self.dropped else ""
+        layer = f", which an added layer ({self.added}) computes" if self.added else ""
+        return f"the head reads {read}{layer}{out}"
 
 
 def with_mean_pooling(model: PreTrainedModel, keep: int) -> PoolingChange:
@@ -158,13 +165,28 @@ def set_standardizing(model: PreTrainedModel, mean: torch.Tensor, sd: torch.Tens
     return last
 
 
+def head_reader(model: PreTrainedModel) -> nn.Module:
+    """The head's first layer, which reads the pooled state."""
+    return model.get_submodule(_architecture(model).dense)
+
+
+def refusal(model: nn.Module) -> str:
+    """Why the model's head cannot read the mean of a layer, as part of a sentence; empty if it can."""
+    name = type(model).__name__
+    if name not in ARCHITECTURES:
+        return f"{name}: {REFUSED.get(name, _UNKNOWN)}"
+    if vars(model.config).get("is_decoder"):
+        return f"{name} is configured as a decoder, whose first token sees no other"
+    return ""
+
+
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
 def _architecture(model: nn.Module) -> Architecture:
     name = type(model).__name__
     if name not in ARCHITECTURES:
-        reason = REFUSED.get(name, "no such change is known for its class")
+        reason = REFUSED.get(name, _UNKNOWN)
         known = ", ".join(sorted(n.removesuffix("ForSequenceClassification") for n in ARCHITECTURES))
         raise UserError(f"{name} cannot read the mean of a layer: {reason}.", f"This works for {known}.")
     if vars(model.config).get("is_decoder"):
@@ -181,18 +203,29 @@ def _check_keep(model: PreTrainedModel, keep: int, total: int) -> None:
     Raises:
         UserError: the model cannot keep so many or so few.
     """
-    name, why = type(model).__name__, ""
-    if name == "ModernBertForSequenceClassification":
-        why = "; without layers it has no backbone"
-    elif name == "DebertaV2ForSequenceClassification" and model.base_model.encoder.conv is not None:
-        why = "; its convolution follows the first layer and would change the mean"
-    least = 1 if why else 0
+    name, why = type(model).__name__, _why_not_embeddings(model)
+    least = least_layers(model)
     if not least <= keep <= total:
         raise UserError(
             f"{name} cannot read the mean of layer {keep}: it has {total} layer{'s' * (total != 1)}"
             f"{why if keep == 0 else ''}.",
             f"Use a number from {least} to {total}{'' if least else ', where 0 is the mean of the embeddings'}.",
         )
+
+
+def least_layers(model: PreTrainedModel) -> int:
+    """The least number of layers that can be kept."""
+    return 1 if _why_not_embeddings(model) else 0
+
+
+def _why_not_embeddings(model: PreTrainedModel) -> str:
+    """Why the mean of the embeddings cannot be read; empty if it can."""
+    name = type(model).__name__
+    if name == "ModernBertForSequenceClassification":
+        return "; without layers it has no backbone"
+    if name == "DebertaV2ForSequenceClassification" and model.base_model.encoder.conv is not None:
+        return "; its convolution follows the first layer and would change the mean"
+    return ""
 
 
 def _pooling_layer(model: PreTrainedModel) -> int | None:

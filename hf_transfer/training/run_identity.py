@@ -42,6 +42,7 @@ def facts(
     data: Any,
     data_keys: Mapping[str, Any],
     decided: Mapping[str, Any] | None = None,
+    chosen: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed.
 
@@ -53,6 +54,7 @@ def facts(
         data: the training set.
         data_keys: the keys that made examples of it.
         decided: what the run decided for keys of `args` that are `auto`.
+        chosen: what it chose for keys that were not given.
     """
     values = {**vars(args), **(decided or {})}
     kinds = {name: kind for name, kind in resumed_as(args).items() if kind != "free"}
@@ -71,6 +73,7 @@ def facts(
         "examples": len(data) if hasattr(data, "__len__") else None,
         "data": fingerprint(data),
         "data_keys": {name: _plain(value) for name, value in data_keys.items()},
+        "chosen": {name: _plain(value) for name, value in (chosen or {}).items()},
     }
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from hf_transfer.config.fields import setting
 
 
+POOLINGS = ("auto", "cls", "mean")
+
+
 @dataclass
 class ModelArguments:
     """Which model, and how it is loaded."""
@@ -29,3 +32,18 @@ class ModelArguments:
         resume="free",
     )
     allow_pickle: bool = setting(False, "also load weights that are not safetensors (command line only)", resume="free")
+    pooling: str | None = setting(
+        None,
+        "what the head of a text encoder reads: cls, the first token of the last layer; mean, over the tokens of "
+        "pooling_layer; auto, by cross-validation on few training examples; default: as the model is made",
+        choices=POOLINGS,
+        resume="fixed",
+        card="changed",
+    )
+    pooling_layer: str | None = setting(
+        None,
+        "pooling: mean: name of the layer group whose tokens are averaged, last, or auto (by cross-validation); the "
+        "layers above it are left out",
+        resume="fixed",
+        card="changed",
+    )

@@ -1,0 +1,167 @@
+"""What `strategy: auto` sets, from facts about the data and the model: {key: value and reason}.
+
+Up to `FEW` training examples a run begins with the best linear head on frozen features and fine-tunes everything from
+there, slowly enough not to undo it (LP-FT, Kumar et al. 2022, section 3). Only keys that were not given are set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hf_transfer.analysis.pooling_choice import PoolingChoice
+from hf_transfer.models.pooling_layer import PoolingChange
+
+FEW = 1000  # training examples
+LEAST_PER_CLASS = 10  # below, only the head is fitted
+BATCH = 16
+STEPS = 100  # optimizer steps in all, at least
+MOST_EPOCHS, LEAST_EPOCHS = 40, 4
+RATE = 1e-4  # of the whole model, head included
+CONVOLUTIONAL_RATE = 5e-4  # of an image model with BatchNorm
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a key was set to.
+
+    Attributes:
+        value: of the key.
+        why: the reason, as part of a sentence.
+    """
+
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a run chose.
+
+    Attributes:
+        keys: by name; only keys that were not given.
+        given: {name: value} of keys that were given where `auto` would have chosen another value.
+        pooling: what cross-validation said of the layers, if it was asked.
+        change: of the model, if its head reads another state than before.
+    """
+
+    keys: Mapping[str, Choice] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    pooling: PoolingChoice | None = None
+    change: PoolingChange | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return {
+            "auto": {name: asdict(choice) for name, choice in self.keys.items()},
+            "pooling": self.change.to_dict() if self.change else None,
+            "pooling_candidates": [asdict(one) for one in self.pooling.candidates] if self.pooling else [],
+        }
+
+    def lines(self) -> list[str]:
+        """For display; empty where nothing was chosen."""
+        told = {name: choice for name, choice in self.keys.items() if choice.why}
+        lines = [f"  {name}: {_shown(choice.value)} ({choice.why})" for name, choice in told.items()]
+        lines += [f"  {name}: {_shown(value)} (given)" for name, value in self.given.items()]
+        if told:
+            lines.insert(0, "Chosen from the data and the model (a key that is given wins):")
+        if self.change:
+            lines.append(f"The model was changed: {self.change}.")
+        return lines
+
+
+def _shown(value: Any) -> str:
+    return "as the model is made" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the choice depends on.
+
+    Attributes:
+        examples: number of training examples; None of a stream.
+        least: training examples of the smallest class; None without classes.
+        is_adapted: whether an adapter trains.
+        is_new_head: whether the head was newly initialized.
+        unsolvable: why a head cannot be solved for, as part of a sentence; empty if it can.
+        has_batchnorm: whether the model has BatchNorm layers.
+        batch_size: examples per step, if the key was given.
+        rate: learning rate, if the key was given.
+    """
+
+    examples: int | None
+    least: int | None
+    is_adapted: bool
+    is_new_head: bool
+    unsolvable: str
+    has_batchnorm: bool
+    batch_size: int | None
+    rate: float | None
+
+
+def choose(seen: Seen) -> dict[str, Choice]:
+    """Values for a run with `strategy: auto`; keys that are not here keep their defaults."""
+    if seen.examples is None:
+        return _ordinary(seen, "a stream")
+    count = f"{seen.examples:,} training examples"
+    if seen.is_adapted or seen.examples > FEW:
+        return _ordinary(seen, count)
+    if not seen.is_new_head:
+        return {"strategy": Choice("full", "the checkpoint's head is kept"), **_course(seen, count)}
+    if seen.unsolvable:
+        return _ordinary(seen, f"{count}; the head cannot be solved for: {seen.unsolvable}")
+    if seen.least is not None and seen.least < LEAST_PER_CLASS:
+        few = f"{seen.least} examples of the smallest class: too few to train more than the head"
+        return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("lbfgs", "the best such head")}
+    return {
+        "strategy": Choice("two-phase", f"{count}: the best linear head on frozen features, then everything"),
+        "head_init": Choice("probe", "fine-tuning begins with that head"),
+        "head_epochs": Choice(0.0, "it needs no epochs of its own"),
+        **_course(seen, count),
+    }
+
+
+def _ordinary(seen: Seen, why: str) -> dict[str, Choice]:
+    """The strategy alone."""
+    if seen.is_adapted:
+        return {"strategy": Choice("full", "an adapter begins as the pretrained function")}
+    return {"strategy": Choice("two-phase", why)}
+
+
+def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
+    """Values of `pooling` and `pooling_layer`.
+
+    Args:
+        found: what cross-validation says of the layers; None if it was not asked.
+        why_not: why not, as part of a sentence; empty if there is nothing to say.
+    """
+    if found is None:
+        return {"pooling": Choice(None, why_not), "pooling_layer": Choice(None, "")}
+    best, own = found.best, found.own
+    against = f"{own.loss:.3f} of {own.pooling} of {own.group}, which the head reads"
+    if not found.pays:
+        kept = Choice(None, f"no layer's loss in cross-validation is clearly below {against}")
+        return {"pooling": kept, "pooling_layer": Choice(None, "")}
+    why = f"its loss in cross-validation is {best.loss:.3f}, against {against}"
+    return {
+        "pooling": Choice(best.pooling, why),
+        "pooling_layer": Choice(best.group, "the best of all layers; those above it are left out"),
+    }
+
+
+def _course(seen: Seen, count: str) -> dict[str, Choice]:
+    """Length and learning rates of training everything."""
+    batch = seen.batch_size or BATCH
+    steps = math.ceil((seen.examples or 1) / batch)
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS / steps)))
+    rate = CONVOLUTIONAL_RATE if seen.has_batchnorm else RATE
+    kind = "a model with BatchNorm" if seen.has_batchnorm else "a model without BatchNorm"
+    return {
+        "per_device_train_batch_size": Choice(BATCH, count),
+        "num_train_epochs": Choice(float(epochs), f"{epochs * steps} steps in all"),
+        "learning_rate": Choice(rate, kind),
+        "head_learning_rate": Choice(seen.rate or rate, "the head is no longer random"),
+        "warmup_steps": Choice(0.1, "a tenth of the steps"),
+    }
