@@ -2,15 +2,15 @@
 
     dropout → linear(width, hidden) → [BatchNorm] → ReLU → dropout → linear(hidden, outputs)
 
-as in most guides to transfer learning (fastai's `create_head`, for one). Everything around it stays the model's own: how
-it pools, and the layers of its head below the last one. RoBERTa's and ELECTRA's `classifier.dense`, DistilBERT's
-`pre_classifier` and ModernBERT's `head` belong to modules that choose the token to read, or were pretrained, so they are
-kept, and the MLP follows them.
+as in most guides to transfer learning (fastai's `create_head`, for one). Everything around it stays the model's own:
+how it pools, and the layers of its head below the last one. RoBERTa's and ELECTRA's `classifier.dense`, DistilBERT's
+`pre_classifier` and ModernBERT's `head` belong to modules that choose the token to read, or were pretrained, so they
+are kept, and the MLP follows them.
 
 The configuration says where the MLP is (`HEAD_KEY`), and `class_with_head` makes a class that builds it, so that
 `from_pretrained` finds all weights. Plain `AutoModelFor…` does not read the key. The MLP holds a tensor under the name
-of the weight that it replaced, so that a plain `from_pretrained` stops with an error about its shape, instead of warning
-of missing weights and predicting at random.
+of the weight that it replaced, so that a plain `from_pretrained` stops with an error about its shape, instead of a
+warning about missing weights and random predictions.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
 
 
 def _course(prepared: Prepared) -> dict[str, Any]:
-    """Keys of model and data that must not change when resuming; for a stream also its first examples and number of workers."""
+    """Keys of model and data that must not change when resuming; for a stream also its beginning and its workers."""
     data, args = prepared.config.data, prepared.config.training
     fixed = {
         name: getattr(keys, name)
