@@ -35,6 +35,7 @@ from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
 from hf_transfer.config.values import coerce
 from hf_transfer.errors import UserError, UserErrors, nearest, one_line
+from hf_transfer.models.heads import check as check_head
 from hf_transfer.objectives.losses import check as check_loss
 from hf_transfer.plan.checks import check
 from hf_transfer.plan.strategies import STRATEGIES
@@ -233,6 +234,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[s
     if values["task"] is not None and values["task"] not in TASKS:
         problems.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
+    problems += check_head(values)
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

@@ -10,6 +10,7 @@ import transformers
 from datasets import Dataset
 
 from hf_transfer import TransferArguments
+from hf_transfer.models.heads import MLPSpec, last_linear, put_head
 
 LENGTH = 6
 VOCABULARY = 40
@@ -74,6 +75,13 @@ def tiny_timm_resnet(labels: int = 2) -> Any:
             architecture="resnet10t", num_labels=labels, model_args={"channels": (8, 16, 24, 32), "stem_width": 4}
         )
     )
+
+
+def with_mlp(model: Any, **sizes: Any) -> Any:
+    """The model, with a small MLP as its head; see `MLPSpec`."""
+    torch.manual_seed(1)
+    put_head(model, MLPSpec(last_linear(model)[-1], **{"hidden_size": 6, **sizes}))
+    return model
 
 
 def with_statistics(model: Any) -> Any:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hf_transfer.models.heads import MLP
+
 MODEL_ID = 'model_id = "."  # this folder, or the hub id of the model'
 EXAMPLE_LENGTH = 300  # characters of an example text
 _LONGEST = 200  # characters of other user-provided text
@@ -55,9 +57,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 def loading(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool) -> list[str]:
     """Code that loads the model and predicts, without `hf_transfer` where possible."""
     adapter = "none" if merged else results["adapter"]
-    if _is_bottleneck(adapter, keys):
+    if why := _needs_this_package(results, adapter, keys):
         return [
-            "This kind of adapter is not part of peft; loading it requires `hf-transfer-toolkit`.",
+            why,
             "",
             *_code(["from hf_transfer import Predictor", "", MODEL_ID, *_try(results, "Predictor.load(model_id)")]),
         ]
@@ -84,6 +86,24 @@ def loading(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool) -
     lines += _inputs(is_text, keys)
     lines += ["with torch.no_grad():", "    logits = model(**inputs).logits[0]", *_answer(results)]
     return _code(lines)
+
+
+def _needs_this_package(results: Mapping[str, Any], adapter: Any, keys: Mapping[str, Any]) -> str:
+    """Why other libraries cannot load the model; empty if they can."""
+    if has_mlp_head(results):
+        return (
+            "The head of this model is an MLP, which `AutoModelFor…` does not build: plain transformers stops with an "
+            "error about the shape of a weight. Loading it requires `hf-transfer-toolkit`; `Predictor.load(model_id)"
+            ".model` is the `torch` model."
+        )
+    if _is_bottleneck(adapter, keys):
+        return "This kind of adapter is not part of peft; loading it requires `hf-transfer-toolkit`."
+    return ""
+
+
+def has_mlp_head(results: Mapping[str, Any]) -> bool:
+    """Whether the head is an MLP; runs of earlier versions do not say, and had none."""
+    return bool(results.get("head", {}).get("type") == MLP)
 
 
 def _is_bottleneck(adapter: Any, keys: Mapping[str, Any]) -> bool:

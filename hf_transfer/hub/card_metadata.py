@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, is_hub_id, plain
+from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, has_mlp_head, is_hub_id, plain
 from hf_transfer.hub.card_sections import title
 
 # Hub ids of metrics; other metrics keep their own name.
@@ -34,7 +34,7 @@ def metadata(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool =
         more["widget"] = [{"text": plain(example, EXAMPLE_LENGTH)} for example in own["examples"]]
     return ModelCardData(
         base_model=base,
-        library_name="transformers" if adapter == "none" else "peft",
+        library_name=_library(results, adapter),
         pipeline_tag=results["task"],
         license=own["license"],
         language=own["language"],
@@ -45,6 +45,13 @@ def metadata(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool =
         eval_results=_evaluations(results, keys, values) or None,
         **more,
     )
+
+
+def _library(results: Mapping[str, Any], adapter: str) -> str:
+    """What loads the model: the hub shows its code next to the card."""
+    if has_mlp_head(results):
+        return "hf_transfer"
+    return "transformers" if adapter == "none" else "peft"
 
 
 def _evaluations(results: Mapping[str, Any], keys: Mapping[str, Any], values: Mapping[str, float]) -> list[EvalResult]:

@@ -130,7 +130,8 @@ class Predictor(Evaluating):
 
 
 def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
-    """Write a run with an adapter as a plain model, which any library loads: the adapter in the backbone's weights.
+    """Write a run with an adapter as a plain model, the adapter in the backbone's weights. Any library loads it, unless
+    its head is an MLP.
 
     Args:
         run: a run's folder or a hub id.

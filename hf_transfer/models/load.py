@@ -25,6 +25,7 @@ from hf_transfer.errors import UserError, listed, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.models.heads import MLPSpec, blank, class_with_head, put_head, renew, settle
 from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
@@ -180,20 +181,23 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         setattr(config, key, value)
     if config.model_type == "timm_wrapper":  # a saved configuration would keep the names of its previous labels
         config.label_names = list(labels.names)
+    change = settle(args, auto_class, config)
     # transformers prints a table of missing and mismatched weights; `notes` sums it up in one line.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         weights = from_checkpoint(args, auto_class, config)
         model, missing, origin = weights.model, weights.missing, weights.origin
-        notes = []
+        notes = list(change.notes)
         if args.from_scratch:
-            return Loaded(model, labels, (), ("Training from scratch: all weights are randomly initialized.",))
+            notes.append("Training from scratch: all weights are randomly initialized.")
+            return Loaded(model, labels, (), tuple(notes))
         plain = plain_names(model)
         head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
         has_head = not missing & head or bool(weights.resized & head)
-        if not missing & head and set(labels.names) not in (before, own) and not generic:
-            missing |= _fresh_head(model, auto_class, head)
+        has_other_labels = set(labels.names) not in (before, own) and not generic
+        if change.is_fresh or (not missing & head and has_other_labels):
+            missing |= _fresh_head(model, auto_class, head, whole=change.is_fresh)
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing & head:
@@ -213,19 +217,21 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     """Load a checkpoint; an adapter is loaded with its backbone."""
     name = _name(args)
     if args.from_scratch:
-        return Weights(auto_class.from_config(config, dtype=torch.float32), set(), {})
+        model = auto_class.from_config(config, dtype=torch.float32)
+        return Weights(with_head(Weights(model, set(), {}), config).model, set(), {})
     if name.startswith("bundled:"):
         from hf_transfer.models.bundled import load_weights
 
         loaded = load_weights(name, auto_class, config)
         if loaded is not None:
             loaded[0].name_or_path = name
-            return Weights(*loaded, origin={})
+            return with_head(Weights(*loaded, origin={}), config)
     place, options = source(args)
     if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
         return _with_adapter(args, auto_class, config, adapter, place, options)
+    cls = auto_class if MLPSpec.of(config) is None else type(blank(auto_class, config, args.trust_remote_code))
     load = partial(
-        auto_class.from_pretrained,
+        class_with_head(cls, config).from_pretrained,
         place,
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
@@ -236,6 +242,8 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
         model, info = load(config=config, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _not_found(name, error) from error
+    if cls is not auto_class:
+        model.__class__ = cls
     if "labels" not in inspect.signature(model.forward).parameters:
         raise UserError(
             f"{name!r} is a {type(model).__name__}, which computes no loss and cannot be trained.",
@@ -245,11 +253,14 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     for parameter in model.parameters():  # memory-mapped weights may be unaligned, which changes sums in the last bit
         parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
-    mismatched = {entry[0] for entry in info["mismatched_keys"]} & parameters
+    sizes_differ = {entry[0] for entry in info["mismatched_keys"]}
+    mismatched = sizes_differ & parameters
     mismatched -= fill_resampled(model, sorted(mismatched), load)
     origin = {} if Path(place).is_dir() else _repository(args).origin
     missing = (set(info["missing_keys"]) & parameters) | mismatched
-    return Weights(model, missing, origin, frozenset(mismatched))
+    new_mlp = renew(model, missing)
+    replaces_linear = bool(sizes_differ - parameters)  # the weight that an MLP stands for
+    return Weights(model, missing | new_mlp, origin, frozenset(mismatched | (new_mlp if replaces_linear else set())))
 
 
 def _with_adapter(
@@ -269,15 +280,33 @@ def _with_adapter(
     return Weights(model, missing - loaded, origin)
 
 
-def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str]) -> set[str]:
-    """Reinitialize the output layer of a head that has the right size but other classes; returns its parameters."""
-    blank = dict(auto_class.from_config(model.config).named_parameters())
+def with_head(weights: Weights, config: PreTrainedConfig) -> Weights:
+    """A model with its own head, and with a new MLP in its place if `config` says so."""
+    spec = MLPSpec.of(config)
+    if spec is None:
+        return weights
+    head = {f"{spec.path}.{name}" for name, _ in put_head(weights.model, spec).named_parameters()}
+    return weights._replace(missing={n for n in weights.missing if not n.startswith(f"{spec.path}.")} | head)
+
+
+def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str], whole: bool = False) -> set[str]:
+    """Reinitialize the output layer of a head that has the right size but other classes; returns its parameters.
+
+    Args:
+        model: with or without an adapter.
+        auto_class: builds such a model.
+        head: plain names of the parameters of its head.
+        whole: of an MLP, all layers.
+    """
+    if MLPSpec.of(model.config) is not None:
+        return renew(model, last_only=not whole)
+    own = dict(auto_class.from_config(model.config).named_parameters())
     outputs = model.config.num_labels
     replaced, plain = set(), plain_names(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if plain[name] in head and parameter.shape[0] == outputs:
-                parameter.copy_(blank[plain[name]])
+                parameter.copy_(own[plain[name]])
                 replaced.add(plain[name])
     return replaced
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.labels import Labels
 from hf_transfer.errors import UserError
-from hf_transfer.models.load import BACKBONES, Weights, from_checkpoint
+from hf_transfer.models.heads import HEAD_KEY
+from hf_transfer.models.load import BACKBONES, Weights, from_checkpoint, with_head
 
 _LABEL_KEYS = (
     "id2label",
@@ -25,6 +26,7 @@ _LABEL_KEYS = (
     "num_classes",
     "architectures",
     "_name_or_path",
+    HEAD_KEY,
 )
 
 
@@ -55,7 +57,9 @@ class SharedBackbone:
         plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
         key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
         if self._loaded is None:
-            loaded = from_checkpoint(args, auto_class, config)
+            plain_head = copy.deepcopy(config)
+            vars(plain_head).pop(HEAD_KEY, None)
+            loaded = from_checkpoint(args, auto_class, plain_head)
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
             loaded.model.to(device)
             self._loaded, self._key, self.name = loaded, key, str(args.model_name_or_path)
@@ -79,4 +83,4 @@ class SharedBackbone:
         head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
         for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
             own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
-        return Weights(own, missing, origin)
+        return with_head(Weights(own, missing, origin), config)

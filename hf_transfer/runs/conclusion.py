@@ -12,6 +12,7 @@ import sys
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.files import say
+from hf_transfer.models.heads import MLP
 from hf_transfer.run_folder import RUN_FILE
 from hf_transfer.runs.result import Result
 from hf_transfer.tasks.base import Task
@@ -39,7 +40,10 @@ def conclude(result: Result, task: Task) -> None:
     say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
     say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
     say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
-    if task.auto_class and is_adapted(result.model):
+    if task.auto_class and results["head"]["type"] == MLP:
+        code = f"from hf_transfer import Predictor as P; print(P.load({json.dumps(str(folder))}).model.config.id2label)"
+        say(f"  {python} -c {shlex.quote(code)}")
+    elif task.auto_class and is_adapted(result.model):
         code = (
             f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
             f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "

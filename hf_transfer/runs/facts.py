@@ -9,6 +9,7 @@ from typing import Any
 from hf_transfer.adapters.attach import name_of
 from hf_transfer.data.splits import Data
 from hf_transfer.evaluation.measure import held_out_metrics, without_speed
+from hf_transfer.models.heads import head_of
 from hf_transfer.runs.machine import device_name
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
@@ -43,6 +44,7 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "model": config.model.model_name_or_path,
         "strategy": plan.strategy if plan is not None else None,
         "adapter": name_of(args, trainer.model),
+        "head": head_of(trainer.model.config),
         "dataset": config.data.dataset_name or config.data.train_file,
         "labels": list(data.labels.names),
         "num_train_examples": seen if config.data.streaming else len(data.train),

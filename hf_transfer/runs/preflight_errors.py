@@ -11,6 +11,7 @@ import torch
 from hf_transfer.adapters.attach import is_adapted, peft_type
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.features.batches import Batch, count_of, length_of
+from hf_transfer.models.heads import MLPHead
 from hf_transfer.runs.preflight_examples import Examples
 from hf_transfer.runs.preflight_stages import BatchSizes, Step
 from hf_transfer.runs.prepare import Prepared
@@ -155,6 +156,8 @@ def one_value(trainer: TransferTrainer, step: Step, sizes: BatchSizes, examples:
     others = [size for size in range(2, examples + 1) if examples % size != 1] if alone else []
     other = min(others, key=lambda size: (abs(size - sizes.full), -size), default=None)
     instead = f"{key}: {other}" if other is not None else f"a larger {key}"
+    norms_of_head = {head.norm for head in trainer.model.modules() if isinstance(head, MLPHead)}
+    instead += ", or head_norm: none" if step.batch_norms <= norms_of_head else ""
     if sizes.full == 1:
         return UserError(f"a batch has one example, and {why}", f"Set {instead}.", key=key)
     drop = "dataloader_drop_last: true, or " if examples >= sizes.full * args.world_size else ""

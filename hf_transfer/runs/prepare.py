@@ -244,9 +244,14 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
 
 
 def _course(prepared: Prepared) -> dict[str, Any]:
-    """Data keys that must not change when resuming; for a stream also its first examples and number of workers."""
+    """Keys of model and data that must not change when resuming; for a stream also its beginning and its workers."""
     data, args = prepared.config.data, prepared.config.training
-    fixed = {name: getattr(data, name) for name, about in settings_of(DataArguments).items() if about.resume == "fixed"}
+    fixed = {
+        name: getattr(keys, name)
+        for keys in (prepared.config.model, data)
+        for name, about in settings_of(type(keys)).items()
+        if about.resume == "fixed"
+    }
     if data.streaming:
         fixed |= {
             "shuffle_buffer_size": data.shuffle_buffer_size,

@@ -107,7 +107,8 @@ class Result:
 
         Args:
             folder: is made.
-            merged: put what an adapter learnt into the weights of its backbone: a plain model, for any library.
+            merged: put what an adapter learnt into the weights of its backbone: a plain model, for any library
+                unless its head is an MLP.
 
         Raises:
             UserError: its kind of adapter cannot be merged.

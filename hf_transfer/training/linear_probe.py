@@ -8,7 +8,7 @@ the L2 strength that validates best, and written into the model. `probe_solver: 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import nn
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import UserError
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
-from hf_transfer.layers.wrappers import core_of, plain_names, pretrained
+from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners, shown
+from hf_transfer.models.heads import MLPHead
 from hf_transfer.objectives.losses import IGNORED
 from hf_transfer.plan.strategies import STRATEGIES
 from hf_transfer.training.probe_features import features
@@ -26,6 +27,7 @@ from hf_transfer.training.probe_selection import Examples, Measure, Solution, ch
 from hf_transfer.training.running import RunningTrainer
 
 _BEGINS_WITH_A_HEAD = ("auto", "two-phase", "gradual")
+NOT_CONVEX = "its loss is not convex, and the best last layer on random hidden units is not a good head"
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------
@@ -62,6 +64,15 @@ def check_run(values: Mapping[str, Any]) -> list[str]:
     if not solves and values["head_init"] != "probe":
         return []
     named, refused = ("probe_solver: 'lbfgs'", augments) if solves else ("head_init: 'probe'", mixes)
+    is_mlp = values["head"] == "mlp"
+    return [
+        *([f"{named} cannot be combined with head: mlp: {NOT_CONVEX}."] if is_mlp else []),
+        *_live(named, refused, values, solves),
+    ]
+
+
+def _live(named: str, refused: Mapping[str, Any], values: Mapping[str, Any], solves: bool) -> list[str]:
+    """One sentence for each key that changes features or labels while they are used."""
     return [
         f"{named} needs the same features and labels every time, which {name} changes; leave it out, or use "
         f"{'probe_solver: sgd' if solves else 'head_init: random'}."
@@ -120,40 +131,36 @@ def kept_below(trainer: RunningTrainer) -> tuple[str, ...]:
 
 
 def _head_parameters(trainer: RunningTrainer) -> list[str]:
-    """In the order of the forward pass: some models define their classifier before the base model (XLM-RoBERTa)."""
-    own = set(trainer.layer_groups[-1].parameters)
-    names = [name for name, _ in trainer.model.named_parameters() if name in own and name in trainer.trainable]
-    model, plain = pretrained(core_of(trainer.model)[1]), plain_names(trainer.model)
-    inside = None if model is None or model.base_model is model else f"{model.base_model_prefix}."
-    return names if inside is None else sorted(names, key=lambda name: not plain[name].startswith(inside))
+    """The trainable ones, in the order of the forward pass."""
+    return in_order(trainer.model, set(trainer.layer_groups[-1].parameters) & set(trainer.trainable))
 
 
 def _head_paths(trainer: RunningTrainer) -> list[str]:
     """The modules of the head with trainable parameters, in order; the last is the linear layer to solve for.
 
     Raises:
-        UserError: there is no such layer, or several side by side.
+        UserError: there is no such layer, or several side by side; or it is an MLP, of which no layer is solved for.
     """
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in _head_parameters(trainer)))
-    modules = [trainer.model.get_submodule(path) for path in paths]
-    linear = [module for module in modules if isinstance(module, nn.Linear)]
-    if linear and linear[-1] is modules[-1] and not any(map(_beside(linear[-1]), linear[:-1])):
+    paths = owners(_head_parameters(trainer))
+    named, instead = _named(trainer.args)
+    if any(isinstance(module, MLPHead) for module in trainer.model.modules()):
+        raise UserError(
+            f"{named} cannot be combined with an MLP head: {NOT_CONVEX}.", f"Use {instead}, or head: linear."
+        )
+    if ends_with_linear(trainer.model, paths):
         return paths
-    solves = trainer.args.probe_solver == "lbfgs"
-    named, instead = (
-        ("probe_solver: lbfgs", "probe_solver: sgd") if solves else ("head_init: probe", "head_init: random")
-    )
-    shown = ", ".join(f"{path} ({type(m).__name__})" for path, m in zip(paths, modules, strict=True))
     raise UserError(
         f"{named} needs a head that ends with one linear layer, and the trainable part of this model's head is "
-        f"{shown or 'empty'}.",
+        f"{shown(trainer.model, paths)}.",
         f"Use {instead}, or a model whose head ends with one linear layer.",
     )
 
 
-def _beside(last: nn.Linear) -> Callable[[nn.Linear], bool]:
-    """Whether a layer cannot feed `last` and has its shape: the head ends with both (DeiT's teacher)."""
-    return lambda layer: layer.weight.shape == last.weight.shape and layer.out_features != last.in_features
+def _named(args: Any) -> tuple[str, str]:
+    """(the key that asks for a solution, what to use instead)"""
+    if args.probe_solver == "lbfgs":
+        return "probe_solver: lbfgs", "probe_solver: sgd"
+    return "head_init: probe", "head_init: random"
 
 
 def check_trainer(trainer: RunningTrainer, has_own_loss: bool) -> None:
@@ -163,7 +170,7 @@ def check_trainer(trainer: RunningTrainer, has_own_loss: bool) -> None:
         UserError: it cannot, because of the head, the backend or the loss.
     """
     find_head(trainer)
-    name = "probe_solver: lbfgs" if trainer.args.probe_solver == "lbfgs" else "head_init: probe"
+    name, _ = _named(trainer.args)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise UserError(
             f"{name} needs the whole model in each process, and FSDP and DeepSpeed shard it.", "Use plain DDP."

@@ -30,6 +30,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_transfer.errors import UserError
+from hf_transfer.models.heads import class_with_head
 from hf_transfer.training import checkpoints, run_identity
 from hf_transfer.training.guards import record
 from hf_transfer.training.saving import BEST_OF_STAGE, Saving
@@ -123,8 +124,9 @@ class Resumable(Saving):
         with safe_open(path, framework="pt") as file:
             if set(file.keys()) <= set(model.state_dict()):
                 return False
+        cls = class_with_head(type(model), model.config)
         with torch.random.fork_rng(devices=[]):
-            model.load_state_dict(type(model).from_pretrained(folder, config=model.config).state_dict())
+            model.load_state_dict(cls.from_pretrained(folder, config=model.config).state_dict())
         return True
 
     # ---- optimizer and counters ----

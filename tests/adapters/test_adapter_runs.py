@@ -166,6 +166,7 @@ def test_a_run_whose_files_do_not_hold_it_fails(change, said, base, data, tmp_pa
         {"adapter": "lora", CHECKPOINTING: True, "lora_plus_ratio": 4, "strategy": "gradual"},
         {"adapter": {"peft_type": "BOTTLENECK", "placement": "houlsby"}, "strategy": "partial", "unfrozen_groups": 1},
         {"adapter": "ln_tuning", "freeze": ["layer.0"], "layer_lr_decay": 0.5},
+        {"adapter": "rslora", "head": "mlp", "head_hidden_size": 8, "head_norm": "batch"},
     ],
     ids=lambda k: str(k["adapter"])[:25],
 )
@@ -179,6 +180,12 @@ def test_kinds_of_runs(keys, base, data, tmp_path):
         pattern = json.loads((tmp_path / "o" / "adapter_config.json").read_text())["rank_pattern"]
         kept = [sum(rank) for rank in pattern.values()]
         assert sum(kept) <= 8 * len(kept) < 12 * len(kept), "the budget went from 12 to 8 ranks a module"
+    if "head" in keys:
+        saved = load_file(tmp_path / "o" / "adapter_model.safetensors")
+        assert not torch.equal(saved["base_model.model.classifier.norm.running_mean"], torch.zeros(8))
+        merge(tmp_path / "o", tmp_path / "m")
+        scores = [Predictor.load(tmp_path / f).predict("word1 of yes")[0]["scores"] for f in "om"]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_batchnorm_backbones(tmp_path):

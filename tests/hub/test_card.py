@@ -180,6 +180,16 @@ def test_an_adapter_that_peft_does_not_know_says_so(made):
     assert "PeftModel.from_pretrained(model, model_id)" in card.text(results, {**keys, "adapter": "lora"})
 
 
+def test_an_mlp_head_says_what_loads_it(made):
+    results, keys = made
+    results["head"] = {"type": "mlp"}
+    for adapter, merged in (("none", False), ("lora", False), ("lora", True)):
+        page = card.text({**results, "adapter": adapter}, keys, merged)
+        assert "plain transformers stops with an error" in page and "from hf_transfer import Predictor" in page
+        assert "AutoModelForSequenceClassification" not in page
+        assert ModelCard(page).data.library_name == "hf_transfer"
+
+
 def test_a_metric_that_is_no_number_is_said_and_not_indexed(made):
     results, keys = made
     results["metrics"]["loss"] = None

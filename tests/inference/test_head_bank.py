@@ -18,6 +18,7 @@ from hf_transfer import HeadBank, Predictor, UserError, fine_tune
 from hf_transfer.models import bundled as bundled_models
 
 ROOT = Path(__file__).parents[2]
+MLP = {"head": "mlp", "head_hidden_size": 4, "head_norm": "batch"}
 TASKS = {  # name: (labels, adapter)
     "tone": (("bad", "good"), "lora"),
     "topic": (("art", "law", "sport"), "ia3"),
@@ -39,13 +40,14 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(base, tmp_path_factory):
-    """A run per task, of other labels and another adapter, far from its beginning."""
+    """A run per task, of other labels, another adapter and another kind of head, far from its beginning."""
     made = {}
     for i, (name, (labels, adapter)) in enumerate(TASKS.items()):
         folder = tmp_path_factory.mktemp(name)
         rows = [f"word{j} of {j % len(labels)},{labels[j % len(labels)]}" for j in range(40)]
         (folder / "a.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
         keys = dict(num_train_epochs=2, learning_rate=0.05, save_strategy="no", seed=i, log_level="error")
+        keys |= MLP if name == "topic" else {}
         fine_tune(str(base), str(folder / "a.csv"), output_dir=str(folder / "out"), adapter=adapter, **keys)
         made[name] = folder / "out"
     return made

@@ -236,6 +236,8 @@ def test_what_modules_keep_between_forward_passes_is_restored(tmp_path):
         (17, {"max_steps": 5}, None),  # the last batch of the first epoch is the head's, whose backbone is frozen
         (17, {"max_steps": 6}, "has one"),
         (17, {"strategy": "linear-probe"}, None),
+        (17, {"strategy": "linear-probe", "head": "mlp", "head_norm": "batch"}, "9, or head_norm: none"),
+        (17, {"strategy": "linear-probe", "head": "mlp"}, None),
         (17, {"strategy": "full", "gradient_accumulation_steps": 2}, "has one"),
         (18, {}, None),
     ],

@@ -38,6 +38,7 @@ from tests.helpers import (
     tiny_timm_resnet,
     tiny_timm_vit,
     tiny_vit,
+    with_mlp,
 )
 from tests.warm import Fork
 
@@ -55,6 +56,7 @@ MODELS = {
     "image": (lambda: tiny_vit(dropout=0.2), images, None),
     "timm": (lambda: tiny_timm_vit(drop_rate=0.2), images, None),
     "BatchNorm": (tiny_timm_resnet, images, None),
+    "MLP": (lambda: with_mlp(tiny_bert(dropout=0.2), norm="batch"), ragged_texts, pad),
 }
 
 
@@ -104,7 +106,7 @@ def plain(tmp_path_factory):
 
 
 CASES = [("text", plan) for plan in PLANS] + [("image", plan) for plan in ("linear-probe", "gradual")]
-CASES += [("timm", "partial"), ("BatchNorm", "partial")]
+CASES += [("timm", "partial"), ("BatchNorm", "partial"), ("MLP", "linear-probe"), ("MLP", "two-phase")]
 
 
 @pytest.mark.parametrize(("kind", "plan"), CASES)

@@ -7,6 +7,9 @@ from typing import Any
 
 from hf_transfer.config.fields import setting
 
+HEADS = ("linear", "mlp")
+HEAD_NORMS = ("none", "batch")
+
 
 POOLINGS = ("auto", "cls", "mean")
 
@@ -30,6 +33,35 @@ class ModelArguments:
         False,
         "if the checkpoint has an adapter, take its backbone and head only (default: continue training the adapter)",
         resume="free",
+    )
+    head: str | None = setting(
+        None,
+        "kind of head: linear, or mlp, which has a hidden layer and loads through hf_transfer only (default: the "
+        "checkpoint's, else linear)",
+        choices=HEADS,
+        resume="fixed",
+        card="changed",
+    )
+    head_hidden_size: int | None = setting(
+        None,
+        "head: mlp: units of the hidden layer (default: the checkpoint's, else 512)",
+        minimum=1,
+        resume="fixed",
+        card="changed",
+    )
+    head_dropout: float | list[Any] | None = setting(
+        None,
+        "head: mlp: dropout probability, or two: before the hidden and before the last layer (default: the "
+        "checkpoint's, else [0.25, 0.5])",
+        resume="fixed",
+        card="changed",
+    )
+    head_norm: str | None = setting(
+        None,
+        "head: mlp: none, or batch: BatchNorm after the hidden layer (default: the checkpoint's, else none)",
+        choices=HEAD_NORMS,
+        resume="fixed",
+        card="changed",
     )
     allow_pickle: bool = setting(False, "also load weights that are not safetensors (command line only)", resume="free")
     pooling: str | None = setting(
