@@ -41,8 +41,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         say(line)
     say()
     if trainer.plan is not None:
-        if config.values["strategy"] == "auto" and config.values["stages"] is None:
-            say(f"strategy auto: {trainer.plan.strategy} (overrule it with --strategy)")
+        for line in prepared.chosen.lines():
+            say(line)
         say(str(trainer.plan))
         if line := trainer.choices["batchnorm"].line():
             say(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.layers.groups import LayerGroup, layer_groups
+from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners
 from hf_transfer.models import pooling_layer
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.prepare import Prepared
@@ -138,7 +139,7 @@ def _unsolvable(prepared: Prepared) -> str:
     problems = [*linear_probe.check(SimpleNamespace(**wanted)), *linear_probe.check_run(wanted)]
     if problems:
         return problems[0].partition(";")[0].rstrip(".")
-    if not linear_probe.ends_with_linear(model, _groups(prepared)[-1].parameters):
+    if not ends_with_linear(model, owners(in_order(model, _groups(prepared)[-1].parameters))):
         return "the head does not end with one linear layer"
     return ""
 
@@ -195,10 +196,12 @@ def _compare_layers(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
     groups = _groups(prepared)[:-1]
     wanted = [group.name for group in groups] if only in (None, "auto") else [_group(prepared, str(only))]
     labels, args = prepared.loaded.labels, config.training
+    examples, collate = _examples(prepared)
     features = frozen_features(
         model.to(args.device),
         _groups(prepared),
-        *_examples(prepared),
+        examples,
+        collate=collate,
         layers=list(dict.fromkeys([*wanted, groups[-1].name])),
         poolings=("cls", "mean"),
         batch_size=args.eval_batch_size,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_transfer.adapters.attach import spare_tokens
+from hf_transfer.analysis.few_labels import Chosen
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
@@ -59,6 +60,7 @@ class Prepared:
         processor: tokenizer or image processor.
         facts: facts about the data.
         chance: source of randomness for augmentation.
+        chosen: keys that were set because they were not given; see `runs.choosing`.
     """
 
     config: Config
@@ -72,6 +74,7 @@ class Prepared:
     processor: Any
     facts: Facts
     chance: Chance
+    chosen: Chosen = field(default_factory=Chosen)
 
     @property
     def notes(self) -> list[str]:
@@ -233,6 +236,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             compute_metrics=lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model),
         )
         trainer.data_keys = _course(prepared)
+        trainer.chosen = {name: choice.value for name, choice in prepared.chosen.keys.items()}
         trainer.add_callback(Epochs(prepared.chance))
         trainer.boundary.blocked = _live_changes(prepared)
         if prepared.chance.views is not None:

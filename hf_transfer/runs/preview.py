@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import set_seed
@@ -19,6 +19,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
 from hf_transfer.runs.announce import announce
+from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
@@ -43,6 +44,7 @@ class Planned:
         data_facts: of the data; None without data.
         boundary_cache: what is decided of each stage; empty without data.
         preflight: what was tried; None without data or without the key.
+        chosen: keys that were set because they were not given, with the reasons; empty without data.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Planned:
     data_facts: dict[str, Any] | None
     boundary_cache: list[dict[str, Any]]
     preflight: Preflight | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -65,6 +68,7 @@ class Planned:
             "num_train_epochs": self.plan.num_train_epochs,
             "groups": self.depth_map.to_list(),
             "stages": stages,
+            "chosen": self.chosen,
             "boundary_cache": self.boundary_cache,
             "preflight": self.preflight.to_dict() if self.preflight else None,
             "never_trained": list(self.plan.never_thawed),
@@ -102,7 +106,8 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
 
 def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
     """What `run` prepares, up to the first step."""
-    prepared = prepare(config)
+    prepared = choose(prepare(config))
+    config = prepared.config
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     trainer.boundary.decide()
@@ -127,6 +132,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
         preflight=preflight,
+        chosen=prepared.chosen.to_dict()["auto"],
     )
 
 

@@ -26,6 +26,7 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
+from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_choices, with_decisions
 from hf_transfer.runs.facts import facts_of, measured
@@ -132,7 +133,7 @@ def _prepare(config: Config) -> _Ready:
     set_seed(args.seed)
     # Trainer's own push would need the hub before training.
     config = with_decisions(config, {"push_to_hub": False}, pin_memory(args))
-    prepared = prepare(config)
+    prepared = choose(prepare(config), checkpoint)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
@@ -184,7 +185,7 @@ def _finish(ready: _Ready) -> Result:
         if trainer.is_world_process_zero():
             trainer.model.config.save_pretrained(output_dir)
     results = measured(trainer, ready.splits, labels.problem_type)
-    results |= facts_of(config, task, prepared.data, trainer)
+    results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     base = _base(config, trainer.model)

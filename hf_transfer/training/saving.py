@@ -43,6 +43,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         choices: what this run decided for keys that are `auto`.
         data_keys: keys that produced the training examples, beyond what the training set itself shows. A resumed run
             must have the same.
+        chosen: keys that the run set itself, because they were not given. A resumed run goes on with them.
     """
 
     optimizer: Any
@@ -56,6 +57,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         self.guards = Guards(self)
         self.choices = Choices(self)
         self.data_keys: dict[str, Any] = {}
+        self.chosen: dict[str, Any] = {}
         self._writes_to: Path | None = None
         self._seconds_before = self._began = 0.0
 
@@ -158,4 +160,5 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             self.train_dataset,
             self.data_keys,
             decided=self.choices.values,
+            chosen=self.chosen,
         )

@@ -9,8 +9,6 @@ from hf_transfer.config.fields import setting
 
 HEADS = ("linear", "mlp")
 HEAD_NORMS = ("none", "batch")
-
-
 POOLINGS = ("auto", "cls", "mean")
 
 
