@@ -190,8 +190,19 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
             f"in {probe['held_out']} among {probe['l2_grid'][-1]:.2g} to {probe['l2_grid'][0]:.2g}: "
             f"{probe['score']:.4f}."
         )
+    if change := results.get("pooling"):
+        lines += ["", _pooling(change, results)]
     values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
     return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
+
+
+def _pooling(change: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """What the head reads instead of the architecture's own state."""
+    layer = f"layer {change['kept']}" if change["kept"] else "the embeddings"
+    chosen = " (chosen by cross-validation on the training data)" if results.get("pooling_candidates") else ""
+    how = f", computed by an added layer, `{change['added']}`, which trains like the others" if change["added"] else ""
+    dropped = f" The {change['dropped']} layers above it were left out." if change["dropped"] else ""
+    return f"The head reads the mean over the tokens of {layer}{chosen}{how}.{dropped}"
 
 
 def _epochs(stage: Mapping[str, Any], results: Mapping[str, Any]) -> str:

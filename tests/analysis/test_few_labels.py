@@ -1,0 +1,141 @@
+"""What a run sets when nothing was said, and which layer cross-validation chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from hf_transfer.analysis.few_labels import FEW, Choice, Chosen, Seen, choose, pooling
+from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, folds, held_out_losses
+from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
+
+SEEN = Seen(192, 64, False, True, "", False, None, None)
+
+
+def values(seen):
+    return {name: choice.value for name, choice in choose(seen).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"strategy": "two-phase", "head_init": "probe", "head_epochs": 0.0, "num_train_epochs": 9.0}),
+        ({"examples": 48, "least": 16}, {"num_train_epochs": 34.0, "learning_rate": 1e-4}),
+        ({"examples": 20, "least": 10}, {"num_train_epochs": 40.0}),  # 50 would be needed
+        ({"examples": FEW}, {"num_train_epochs": 4.0}),
+        ({"has_batchnorm": True}, {"learning_rate": 5e-4, "head_learning_rate": 5e-4}),
+        ({"rate": 2e-5}, {"learning_rate": 1e-4, "head_learning_rate": 2e-5}),  # the given one wins where it is applied
+        ({"batch_size": 64}, {"num_train_epochs": 34.0}),
+        ({"least": 9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"least": None}, {"strategy": "two-phase"}),
+        ({"is_new_head": False}, {"strategy": "full", "num_train_epochs": 9.0}),
+    ],
+)
+def test_few_examples(changes, expected):
+    assert values(replace(SEEN, **changes)).items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy"),
+    [
+        ({"examples": FEW + 1}, "two-phase"),
+        ({"examples": None}, "two-phase"),
+        ({"unsolvable": "mixup"}, "two-phase"),
+        ({"is_adapted": True}, "full"),
+    ],
+)
+def test_elsewhere_the_strategy_alone_is_chosen(changes, strategy):
+    assert values(replace(SEEN, **changes)) == {"strategy": strategy}
+
+
+def a_choice(gain, error):
+    best, own = Candidate("layer.3", "mean", 0.5, 1.0), Candidate("layer.5", "cls", 0.5 + gain, 1.0)
+    return PoolingChoice(best, own, gain, error, (best,))
+
+
+def test_another_layer_is_read_if_it_is_better_by_more_than_chance():
+    assert pooling(a_choice(0.2, 0.1), "")["pooling"].value == "mean"
+    assert pooling(a_choice(0.2, 0.1), "")["pooling_layer"].value == "layer.3"
+    assert pooling(a_choice(0.1, 0.2), "")["pooling"].value is None
+    assert pooling(None, "an adapter")["pooling"] == Choice(None, "an adapter")
+
+
+def test_what_is_printed_names_every_choice_with_its_reason():
+    chosen = Chosen({"strategy": Choice("full", "a reason"), "pooling": Choice(None, "")}, {"num_train_epochs": 3.0})
+    assert chosen.lines() == [
+        "Chosen from the data and the model (a key that is given wins):",
+        "  strategy: full (a reason)",
+        "  num_train_epochs: 3 (given)",
+    ]
+    assert Chosen({"pooling": Choice(None, "")}).lines() == []
+
+
+# ---- cross-validation ------------------------------------------------------------------------------------------------
+
+
+def blobs(count, width, shift, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 2
+    return torch.randn(count, width, generator=rng) + shift * (2 * y[:, None] - 1), y
+
+
+def features(**matrices):
+    return SimpleNamespace(matrix=lambda group, pooling: matrices[f"{group}_{pooling}"])
+
+
+def test_the_informative_layer_is_chosen_and_beats_the_own_one():
+    good, y = blobs(60, 4, 0.8)
+    noise = blobs(60, 4, 0.0, seed=1)[0]
+    data = features(a_mean=noise, b_mean=good, c_mean=0.2 * good + noise, c_cls=noise)
+    found = choose_pooling(data, y, SINGLE, 2, ("c", "cls"), [("c", "mean"), ("b", "mean"), ("a", "mean")], seed=0)
+    assert [one.group for one in found.candidates] == ["b", "c", "a"]
+    assert (found.best.group, found.own.pooling, found.pays) == ("b", "cls", True)
+    assert found.gain == pytest.approx(found.own.loss - found.best.loss)
+    same = features(a_mean=noise, c_cls=noise)
+    assert not choose_pooling(same, y, SINGLE, 2, ("c", "cls"), [("a", "mean")], seed=0).pays
+
+
+def test_the_held_out_loss_is_that_of_a_logistic_regression():
+    """scikit-learn as the oracle: C = 1 / (n * strength), on standardized features."""
+    x, y = blobs(40, 3, 0.5)
+    splits = folds(SINGLE, y, 0)[:5]
+    losses, l2 = held_out_losses(SINGLE, x, y, 2, splits)
+    for rows, held in splits:
+        scaler = StandardScaler().fit(x[rows])
+        model = LogisticRegression(C=1 / (len(rows) * l2 / 2), tol=1e-8).fit(scaler.transform(x[rows]), y[rows])
+        expected = -torch.tensor(model.predict_log_proba(scaler.transform(x[held])))[range(len(held)), y[held]]
+        torch.testing.assert_close(losses[held], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_every_example_is_held_out_once_per_division():
+    y = torch.arange(40) % 2
+    splits = folds(SINGLE, y, 3)
+    assert len(splits) == 20
+    for number in range(4):
+        held = [i for _, rows in splits[5 * number : 5 * number + 5] for i in rows]
+        assert sorted(held) == list(range(40))
+    assert all(abs(int(y[rows].sum()) - 4) <= 1 for _, rows in splits), "stratified"
+    assert len(folds(REGRESSION, torch.rand(400, 1), 0)) == 5
+
+
+@pytest.mark.parametrize("kind", [MULTI, REGRESSION])
+def test_other_kinds_of_labels(kind):
+    good, y = blobs(40, 4, 0.8)
+    noise = blobs(40, 4, 0.0, seed=1)[0]
+    labels = torch.stack([y, 1 - y], 1) if kind == MULTI else good[:, :1] * 2 + 1
+    data = features(a_mean=noise, b_mean=good, b_cls=noise)
+    found = choose_pooling(data, labels, kind, labels.shape[1], ("b", "cls"), [("a", "mean"), ("b", "mean")], seed=0)
+    assert found.best.group == "b" and found.pays
+
+
+def test_a_class_with_one_example_and_constant_features_stop_nothing():
+    x, y = blobs(60, 4, 1.5)
+    y[0] = 2
+    data = features(a_mean=torch.ones(60, 4), b_mean=x, b_cls=x)
+    found = choose_pooling(data, y, SINGLE, 3, ("b", "cls"), [("a", "mean"), ("b", "mean")], seed=0)
+    assert found.best.group == "b"

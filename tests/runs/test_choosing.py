@@ -1,0 +1,161 @@
+"""`strategy: auto` on few examples: what is chosen, kept, repeated and resumed, and what is given wins."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_transfer import UserError, fine_tune
+from hf_transfer.errors import Interrupted
+from hf_transfer.runs.preview import plan_only
+from hf_transfer.settings import Config
+from tests.helpers import tiny_bert
+from tests.runs.test_preflight import words_tokenizer
+
+QUIET = dict(use_cpu=True, log_level="error", report_to="none", save_strategy="no", preflight=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """44 sentences of which a word says the class, at any place but the first."""
+    path = tmp_path_factory.mktemp("data") / "train.csv"
+    words = [f"{'a ' * (i % 3)}film {i % 5} {'fine' if i % 2 else 'dull'}" for i in range(44)]
+    path.write_text("\n".join(["text,label", *(f"{w},{'xy'[i % 2]}" for i, w in enumerate(words))]) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_bert(layers=3).base_model.save_pretrained(folder)
+    words_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(model, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "auto"
+    return fine_tune(model, train_file=data, output_dir=str(out), **QUIET)
+
+
+def keys_of(out):
+    return yaml.safe_load((out / "run.yaml").read_text())
+
+
+def test_a_run_begins_with_the_best_head_on_the_best_layer(finished):
+    keys, results = keys_of(finished.output_dir), json.loads((finished.output_dir / "results.json").read_text())
+    assert (keys["strategy"], keys["head_init"], keys["head_epochs"]) == ("two-phase", "probe", 0.0)
+    assert keys["num_train_epochs"] == 34.0 and keys["per_device_train_batch_size"] == 16
+    assert (keys["pooling"], results["auto"]["pooling"]["value"]) == ("mean", "mean")
+    assert keys["pooling_layer"] == results["pooling_candidates"][0]["group"]
+    assert results["pooling"]["kept"] + results["pooling"]["dropped"] == 3
+    assert results["strategy"] == "two-phase" and len(results["plan"]) == 1
+    assert "cross-validation" in results["auto"]["pooling"]["why"]
+    assert "auto" not in [keys[name] for name in ("strategy", "pooling", "pooling_layer")]
+    assert "cross-validation" in (finished.output_dir / "README.md").read_text()
+
+
+def test_what_was_saved_loads_with_transformers_alone(finished):
+    texts = ["word 3 fine film", "word 7 indeed dull"]
+    model = AutoModelForSequenceClassification.from_pretrained(finished.output_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished.output_dir)
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
+    ours = finished.predict(texts)
+    assert [model.config.id2label[int(i)] for i in logits.argmax(-1)] == [answer["label"] for answer in ours]
+    torch.testing.assert_close(
+        logits.softmax(-1).amax(-1), torch.tensor([answer["score"] for answer in ours]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_run_yaml_repeats_the_run_bit_for_bit_and_chooses_nothing(finished, tmp_path):
+    file = keys_of(finished.output_dir) | {"output_dir": str(tmp_path / "again")}
+    again = fine_tune(
+        **{name: value for name, value in file.items() if value is not None or name.startswith("pooling")}
+    )
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["auto"] == {}
+    for name, value in finished.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_given_key_wins(model, data, tmp_path):
+    given = dict(num_train_epochs=1, learning_rate=3e-5, pooling="cls")
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **given, **QUIET)
+    keys = keys_of(tmp_path / "out")
+    assert (keys["num_train_epochs"], keys["learning_rate"], keys["head_learning_rate"]) == (1, 3e-5, 3e-5)
+    assert result.model.config.num_hidden_layers == 3 and keys["pooling"] == "cls"
+    assert keys["head_init"] == "probe", "what was not given is still chosen"
+    explicit = Config.from_sources({}, dict(model_name_or_path=model, train_file=data, strategy="full", output_dir="o"))
+    assert plan_only(explicit, talks=False).chosen.keys() == {"pooling", "pooling_layer"}
+
+
+def test_plan_says_what_would_be_chosen(model, data, capsys):
+    config = Config.from_sources({}, dict(model_name_or_path=model, train_file=data, output_dir="o", **QUIET))
+    assert plan_only(config, talks=False).to_dict()["chosen"]["head_init"]["value"] == "probe"
+
+
+def test_pooling_can_be_asked_for_with_any_strategy(model, data, tmp_path):
+    keys = dict(strategy="full", pooling="mean", pooling_layer="layer.0", max_steps=1)
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys, **QUIET)
+    assert result.model.config.num_hidden_layers == 2
+    assert result.results["pooling"] == result.results["pooling"] | {"kept": 1, "dropped": 2}
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"pooling": "mean", "pooling_layer": "layer.9"}, "no layer group 'layer.9'"),
+        ({"pooling_layer": "layer.1"}, None),
+        ({"pooling": "cls", "pooling_layer": "layer.1"}, "only for pooling: mean or auto"),
+        ({"pooling": "mean", "adapter": "lora"}, "an adapter is saved without the backbone"),
+        ({"pooling": "max"}, "'max' is not one of"),
+    ],
+)
+def test_keys_that_do_not_fit(model, data, tmp_path, keys, sentence):
+    config = dict(model_name_or_path=model, train_file=data, output_dir=str(tmp_path / "out"), **QUIET)
+    if sentence is None:
+        plan_only(Config.from_sources({}, {**config, **keys}), talks=False)
+        return
+    with pytest.raises(UserError, match=sentence):
+        plan_only(Config.from_sources({}, {**config, **keys}), talks=False)
+
+
+def test_an_adapter_and_a_kept_head_keep_their_model(model, data, finished, tmp_path):
+    lora = plan_only(
+        Config.from_sources({}, dict(model_name_or_path=model, train_file=data, output_dir="o", adapter="lora")),
+        talks=False,
+    )
+    assert lora.chosen["strategy"]["value"] == "full" and lora.chosen["pooling"]["value"] is None
+    name = str(finished.output_dir)
+    more = plan_only(Config.from_sources({}, dict(model_name_or_path=name, train_file=data, output_dir="o")), False)
+    assert more.chosen["strategy"] == {"value": "full", "why": "the checkpoint's head is kept"}
+    assert more.chosen["pooling"]["why"] == "the checkpoint's head is kept"
+
+
+def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monkeypatch):
+    """The same weights as without an interruption, and no second cross-validation."""
+    from hf_transfer.runs import choosing, run
+
+    keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 3}
+    whole = fine_tune(model, train_file=data, output_dir=str(tmp_path / "whole"), **keys)
+
+    class Interrupting(run.History):
+        def on_epoch_end(self, args, state, control, **_):
+            if state.global_step >= 6:
+                raise Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "History", Interrupting)
+        with pytest.raises(Interrupted):
+            fine_tune(model, train_file=data, output_dir=str(tmp_path / "part"), **keys)
+    monkeypatch.setattr(choosing, "choose_pooling", None)
+    resumed = fine_tune(
+        model, train_file=data, output_dir=str(tmp_path / "part"), resume_from_checkpoint="auto", **keys
+    )
+    assert resumed.results["auto"]["strategy"]["why"] == "as when the run began"
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
