@@ -18,6 +18,7 @@ from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, en
 from hf_transfer.data.raw import BadExample, RawSplits
 from hf_transfer.errors import UserError, listed
 
+SHARE, FEWER, SHARE_OF_FEWER = 0.1, 500, 0.2  # held out for validation; below so many examples the other share
 ROW = "__row__"  # column holding an example's row in the input data
 Choose = Callable[[Dataset], Array]
 
@@ -133,6 +134,11 @@ def make_data(
     )
 
 
+def held_out_share(args: DataArguments, examples: int) -> float:
+    """The fraction of the training set that is held out if there is no validation split."""
+    return args.train_val_split or (SHARE if examples >= FEWER else SHARE_OF_FEWER)
+
+
 def encode_split(
     split: Dataset, name: str, column: str, labels: Labels, args: DataArguments
 ) -> tuple[Dataset, list[BadExample]]:
@@ -239,7 +245,8 @@ def _hold_out(
     """
     train, column = encoded["train"], args.split_group_column_name
     total = len(train)
-    size = math.ceil(total * args.train_val_split)
+    share = held_out_share(args, total)
+    size = math.ceil(total * share)
     if size >= total:
         raise UserError(
             f"The training split has {total} examples, too few to hold some out for validation.",
@@ -260,7 +267,7 @@ def _hold_out(
         )
     note = (
         f"No validation split: {size} of {total} training examples are held out for validation "
-        f"({how}, train_val_split: {args.train_val_split:g}, seed {seed})."
+        f"({how}, train_val_split: {share:g}, seed {seed})."
     )
     if column:
         held, every = (len(set(groups_of(s, column))) for s in (parts["validation"], train))

@@ -20,6 +20,7 @@ from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
 from hf_transfer.data.raw import BadExample, RawSplits, Streams
 from hf_transfer.data.split_names import standard_name
+from hf_transfer.data.splits import SHARE
 from hf_transfer.data.stream_order import check_order, interleaved
 from hf_transfer.data.stream_training import explained_rows
 from hf_transfer.data.table_streams import PLACE, REASON, table_stream
@@ -72,7 +73,11 @@ def _num_training_examples(streams: dict[str, Any], args: DataArguments) -> int:
     has_images = any(isinstance(f, Image) for f in (streams["train"].features or {}).values())
     least = LOOK_IMAGES if has_images else LOOK_TEXTS
     assert args.max_eval_samples is not None, "checked with the keys"
-    return least if "validation" in streams else max(least, math.ceil(args.max_eval_samples / args.train_val_split))
+    return (
+        least
+        if "validation" in streams
+        else max(least, math.ceil(args.max_eval_samples / (args.train_val_split or SHARE)))
+    )
 
 
 def _take(name: str, stream: Any, number: int | None, args: DataArguments) -> tuple[Dataset, list[BadExample]]:

@@ -38,6 +38,7 @@ from hf_transfer.training.checkpoints import newest_valid
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
 LAST = "last"
+_BATCH = 32  # examples of a forward pass without gradient, at least
 _BEFORE = {"pooling": None, "pooling_layer": None}  # of a run by a version that chose nothing
 _OWN = (None, "cls")  # values of `pooling` that leave the model as it is
 
@@ -204,7 +205,7 @@ def _compare_layers(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
         collate=collate,
         layers=list(dict.fromkeys([*wanted, groups[-1].name])),
         poolings=("cls", "mean"),
-        batch_size=args.eval_batch_size,
+        batch_size=max(_BATCH, args.eval_batch_size),
     )
     truth = torch.as_tensor(prepared.data.train[LABELS])
     truth = truth if labels.problem_type == SINGLE_LABEL else truth.reshape(count, -1)
@@ -265,7 +266,7 @@ def _read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingCha
             model,
             pooling_layer.head_reader(model),
             *_examples(prepared),
-            batch_size=prepared.config.training.eval_batch_size,
+            batch_size=max(_BATCH, prepared.config.training.eval_batch_size),
         )
         pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
     return change

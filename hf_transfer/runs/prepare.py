@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hf_transfer.data.label_variants import variant_notes
 from hf_transfer.data.labels import Labels, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.locate import Source, locate
-from hf_transfer.data.splits import Data, make_data
+from hf_transfer.data.splits import SHARE, Data, held_out_share, make_data
 from hf_transfer.data.stream_record import Passed
 from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_out
 from hf_transfer.data.streaming import beginning, open_streams
@@ -95,6 +95,10 @@ def prepare(config: Config) -> Prepared:
     task, inputs = choose_task(columns, keys)
     skips, numbers = keys.on_bad_example == "skip", shown_numbers(splits, columns, inputs)
     splits = as_shown(splits, columns, inputs, skips)
+    keys = replace(
+        keys,
+        train_val_split=keys.train_val_split or SHARE if keys.streaming else held_out_share(keys, len(splits["train"])),
+    )
     found = find_labels(splits, inputs, keys, checkpoint=partial(names_in_checkpoint, config.model))
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, skips, found.entries)
     loaded, processor = task.load(config.model, keys, labels)
@@ -112,7 +116,11 @@ def prepare(config: Config) -> Prepared:
     if stream is None:
         check_batches(args, len(data.train))
     config = with_decisions(
-        config.resolved(**_inferred(task, inputs, found, keys, loaded.labels.problem_type), **_decided(facts)),
+        config.resolved(
+            train_val_split=keys.train_val_split,
+            **_inferred(task, inputs, found, keys, loaded.labels.problem_type),
+            **_decided(facts),
+        ),
         choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
         {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
     )

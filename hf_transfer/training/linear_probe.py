@@ -1,8 +1,8 @@
 """The best linear head on frozen features: a convex problem.
 
 The input of the head's linear layer is computed once per example, the head is solved for (`features.convex_head`) with
-the L2 strength that validates best, and written into the model. `probe_solver: lbfgs` is a whole linear probe;
-`head_init: probe` is where two-phase and gradual begin (LP-FT, Kumar et al. 2022, section 3).
+the L2 strength that cross-validation on the training data prefers, and written into the model. `probe_solver: lbfgs`
+is a whole linear probe; `head_init: probe` is where two-phase and gradual begin (LP-FT, Kumar et al. 2022, section 3).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hf_transfer.training.probe_features import features
 from hf_transfer.training.probe_selection import Examples, Measure, Solution, choose
 from hf_transfer.training.running import RunningTrainer
 
+MOST_FOLDED = 10_000  # training examples, up to which cross-validation chooses the L2 strength
 _BEGINS_WITH_A_HEAD = ("auto", "two-phase", "gradual")
 NOT_CONVEX = "its loss is not convex, and the best last layer on random hidden units is not a good head"
 
@@ -104,7 +105,8 @@ def note(args: Any, kept: Sequence[str] = (), fresh: Sequence[str] = ()) -> str:
     origin = ", drawn at random," if set(plain) & set(fresh) else ""
     one, several = ("stays as it is", "stay as they are") if solves else ("trains too", "train too")
     verb = one if len(layers) == 1 else several
-    return f"{said} That is its last layer; {' and '.join(layers)}{origin} {verb}."
+    shown = " and ".join(layers) if len(layers) < 4 else f"{len(layers)} modules from {layers[0]} to {layers[-1]}"
+    return f"{said} That is its last layer; {shown}{origin} {verb}."
 
 
 def wanted(args: Any) -> bool:
@@ -191,7 +193,7 @@ def solve(trainer: RunningTrainer) -> Solution:
         UserError: the labels make no convex problem.
     """
     began, layer = time.perf_counter(), find_head(trainer)
-    held_out = trainer.eval_dataset
+    held_out = trainer.eval_dataset if len(trainer.train_dataset) > MOST_FOLDED else None
     sets = list(held_out.values()) if isinstance(held_out, dict) else [] if held_out is None else [held_out]
     train = features(trainer, layer, trainer.train_dataset)
     parts = [features(trainer, layer, one) for one in sets]

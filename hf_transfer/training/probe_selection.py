@@ -64,7 +64,9 @@ class Solution:
 
 
 class Measure:
-    """What a strength is chosen by: `metric_for_best_model` if we compute it, else accuracy, or the loss.
+    """What a strength is chosen by: `metric_for_best_model` if we compute it, else the loss.
+
+    On few examples the loss is steadier than the accuracy, which moves in steps of 1/n.
 
     Args:
         kind: `problem_type` as in `transformers` configurations.
@@ -79,7 +81,7 @@ class Measure:
         self.kind = kind
         given = (metric_for_best_model or "").removeprefix("eval_")
         is_ours = given in metric_table.names(kind, outputs)
-        self.metric = given if is_ours else "accuracy" if kind == SINGLE and given != "loss" else ""
+        self.metric = given if is_ours else ""
         self.name = self.metric or metric_table.LOSS
         self.sign = 1.0 if metric_table.greater_is_better(self.name) else -1.0
 

@@ -64,9 +64,10 @@ class DataArguments:
         True, "look for duplicates, leakage and unreadable inputs before training", resume="free"
     )
     drop_leaks: bool = setting(False, "remove training examples that also occur in a held-out split", resume="fixed")
-    train_val_split: float = setting(
-        0.1,
-        "fraction of the training set held out for validation if there is no validation split",
+    train_val_split: float | None = setting(
+        None,
+        "fraction of the training set held out for validation if there is no validation split (default: 0.1; 0.2 "
+        "below 500 examples)",
         above=0,
         below=1,
         resume="fixed",

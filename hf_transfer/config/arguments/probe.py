@@ -17,7 +17,7 @@ class ProbeArguments:
     probe_solver: str = setting(
         "sgd",
         "with strategy: linear-probe, train the head with the optimizer (sgd), or solve for it (lbfgs, with the L2 "
-        "penalty that validates best)",
+        "penalty that is best in cross-validation)",
         choices=SOLVERS,
         resume="fixed",
         card="changed",
