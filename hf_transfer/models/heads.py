@@ -99,7 +99,8 @@ class MLPHead(nn.Module):
     def __init__(self, width: int, outputs: int, spec: MLPSpec, bias: bool = True):
         super().__init__()
         self.dropout = nn.Dropout(spec.dropout[0])
-        self.hidden = nn.Linear(width, spec.hidden_size)
+        # BatchNorm subtracts any bias: its gradient would be rounding alone.
+        self.hidden = nn.Linear(width, spec.hidden_size, bias=spec.norm != BATCH)
         self.norm = nn.BatchNorm1d(spec.hidden_size) if spec.norm == BATCH else None
         self.activation = nn.ReLU()
         self.output_dropout = nn.Dropout(spec.dropout[1])
