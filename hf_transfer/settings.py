@@ -35,7 +35,7 @@ from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
 from hf_transfer.config.values import coerce
 from hf_transfer.errors import UserError, UserErrors, nearest, one_line
-from hf_transfer.models.heads import check as check_head
+from hf_transfer.models.head_keys import check as check_head
 from hf_transfer.objectives.losses import check as check_loss
 from hf_transfer.plan.checks import check
 from hf_transfer.plan.strategies import STRATEGIES

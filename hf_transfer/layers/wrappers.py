@@ -20,7 +20,12 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     prefix, core = core_of(model)
     if core is model:
         return {n: n for n, _ in model.named_parameters()}
-    return {n: _WRAPPED.sub("", n.removeprefix(prefix)) for n, _ in model.named_parameters()}
+    return {n: plain_name(n, prefix) for n, _ in model.named_parameters()}
+
+
+def plain_name(name: str, prefix: str) -> str:
+    """The name of a parameter or module without peft's wrappers; `prefix` is that of `core_of`."""
+    return _WRAPPED.sub("", name.removeprefix(prefix)) if prefix else name
 
 
 def core_of(model: nn.Module) -> tuple[str, nn.Module]:

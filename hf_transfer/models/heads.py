@@ -16,7 +16,7 @@ warning about missing weights and random predictions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,11 +24,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.errors import UserError
 from hf_transfer.layers.forward_pass import REFUSALS
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners, shown
+from hf_transfer.layers.wrappers import core_of, plain_name, plain_names
 
 HEAD_KEY = "hf_transfer_head"  # in the configuration
 MLP = "mlp"
@@ -99,7 +99,8 @@ class MLPHead(nn.Module):
     def __init__(self, width: int, outputs: int, spec: MLPSpec, bias: bool = True):
         super().__init__()
         self.dropout = nn.Dropout(spec.dropout[0])
-        self.hidden = nn.Linear(width, spec.hidden_size)
+        # BatchNorm subtracts any bias: its gradient would be rounding alone.
+        self.hidden = nn.Linear(width, spec.hidden_size, bias=spec.norm != BATCH)
         self.norm = nn.BatchNorm1d(spec.hidden_size) if spec.norm == BATCH else None
         self.activation = nn.ReLU()
         self.output_dropout = nn.Dropout(spec.dropout[1])
@@ -130,19 +131,34 @@ class MLPHead(nn.Module):
 # ---- putting it on a model -------------------------------------------------------------------------------------------
 
 
-def put_head(model: PreTrainedModel, spec: MLPSpec) -> MLPHead:
-    """Replace the linear layer at `spec.path` by a new MLP, and note it in the configuration.
+def put_head(model: Any, spec: MLPSpec | None, path: str = "", missing: Collection[str] = ()) -> set[str]:
+    """Replace the last layer of a model's head by a new one, and note it in the configuration.
 
     Args:
-        model: without an adapter.
-        spec: what to put where; `last_linear` finds the place.
+        model: with or without an adapter, whose copy of the layer is replaced too.
+        spec: of the MLP; None for a linear layer.
+        path: of the layer in the model without an adapter (default: `spec.path`); `last_linear` finds it.
+        missing: plain names of parameters that have no trained values.
+
+    Returns:
+        The same after the change, with the new parameters, which are as torch initializes them.
     """
-    layer: Any = model.get_submodule(spec.path)
-    with layer.weight.device:
-        head = MLPHead(layer.in_features, layer.out_features, spec, bias=layer.bias is not None)
-    model.set_submodule(spec.path, head.to(layer.weight.dtype))
-    setattr(model.config, HEAD_KEY, spec.to_dict())
-    return head
+    path, prefix = path or (spec.path if spec is not None else ""), core_of(model)[0]
+    new = set[str]()
+    for name, module in list(model.named_modules()):
+        if plain_name(name, prefix) != path or not isinstance(module, nn.Linear | MLPHead):
+            continue
+        first, last = (module.hidden, module.output) if isinstance(module, MLPHead) else (module, module)
+        width, outputs, bias = first.in_features, last.out_features, last.bias is not None
+        with last.weight.device:
+            made = nn.Linear(width, outputs, bias) if spec is None else MLPHead(width, outputs, spec, bias)
+        model.set_submodule(name, made.to(last.weight.dtype).requires_grad_(last.weight.requires_grad))
+        new = {f"{path}.{n}" for n, _ in made.named_parameters()}
+    if spec is not None:
+        setattr(model.config, HEAD_KEY, spec.to_dict())
+    else:
+        vars(model.config).pop(HEAD_KEY, None)
+    return new | {name for name in missing if not name.startswith(f"{path}.")}
 
 
 def class_with_head(cls: Any, config: PreTrainedConfig) -> Any:
@@ -220,84 +236,23 @@ def renew(model: nn.Module, missing: set[str] | None = None, last_only: bool = F
     return new
 
 
-# ---- keys ------------------------------------------------------------------------------------------------------------
+def fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str], whole: bool = False) -> set[str]:
+    """Reinitialize the output layer of a head that has the right size but other classes; returns its parameters.
 
-
-def check(values: Mapping[str, Any]) -> list[str]:
-    """Problems of the keys, one sentence each."""
-    if values["head"] != MLP:
-        head = "without head: mlp" if values["head"] is None else f"with head: {values['head']}"
-        return [
-            f"{name} has no effect {head}; add head: mlp, or leave it out."
-            for name in ("head_hidden_size", "head_dropout", "head_norm")
-            if values[name] is not None
-        ]
-    try:
-        _dropout(values["head_dropout"])
-    except UserError as error:
-        return [str(error)]
-    return []
-
-
-def _dropout(given: Any) -> tuple[float, float] | None:
-    """One value for both places, or two.
-
-    Raises:
-        UserError: it is neither.
+    Args:
+        model: with or without an adapter.
+        auto_class: builds such a model.
+        head: plain names of the parameters of its head.
+        whole: of an MLP, all layers.
     """
-    if given is None:
-        return None
-    both = list(given) if isinstance(given, list | tuple) else [given, given]
-    are_numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p < 1 for p in both)
-    if len(both) == 1 and isinstance(given, list | tuple):
-        both = both * 2
-    if len(both) != 2 or not are_numbers:
-        raise UserError(
-            "expected one probability, or two (before the hidden and before the last layer), each at least 0 and below "
-            f"1, got {given}.",
-            key="head_dropout",
-        )
-    return float(both[0]), float(both[1])
-
-
-@dataclass(frozen=True)
-class HeadChange:
-    """What the keys make of a checkpoint's head.
-
-    Attributes:
-        is_fresh: whether the head is a new one although the checkpoint may have one that fits.
-        notes: messages for the user.
-    """
-
-    is_fresh: bool = False
-    notes: tuple[str, ...] = ()
-
-
-def settle(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> HeadChange:
-    """Decide on the head that a model gets, and write it into `config`.
-
-    Without the key `head` the checkpoint's kind of head is kept. `head: mlp` keeps an MLP of the sizes that are given.
-
-    Raises:
-        UserError: the model's head does not end with one linear layer.
-    """
-    own = MLPSpec.of(config)
-    if args.head == LINEAR and own is not None:
-        delattr(config, HEAD_KEY)
-        return HeadChange(True, (f"head: linear replaces the checkpoint's head, an {own}.",))
-    if args.head != MLP:
-        return HeadChange()
-    *below, path = last_linear(blank(auto_class, config, args.trust_remote_code), args.layer_rules)
-    start = own or MLPSpec(path)
-    wanted = MLPSpec(
-        path,
-        args.head_hidden_size or start.hidden_size,
-        _dropout(args.head_dropout) or start.dropout,
-        args.head_norm or start.norm,
-    )
-    setattr(config, HEAD_KEY, wanted.to_dict())
-    if own is not None and wanted.fits(own):
-        return HeadChange(False, (f"head: mlp: the checkpoint's {own}, is kept.",) if wanted == own else ())
-    replaced = f"the checkpoint's {own}" if own is not None else f"the linear layer {path}"
-    kept = f" The layers of the head below it ({', '.join(below)}) are kept." if below else ""
-    return HeadChange(True, (f"head: mlp: an {wanted}, replaces {replaced}.{kept}",))
+    if MLPSpec.of(model.config) is not None:
+        return renew(model, last_only=not whole)
+    own = dict(auto_class.from_config(model.config).named_parameters())
+    outputs = model.config.num_labels
+    replaced, plain = set(), plain_names(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if plain[name] in head and parameter.shape[0] == outputs:
+                parameter.copy_(own[plain[name]])
+                replaced.add(plain[name])
+    return replaced

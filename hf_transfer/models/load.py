@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +25,8 @@ from hf_transfer.errors import UserError, listed, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
-from hf_transfer.models.heads import MLPSpec, blank, class_with_head, put_head, renew, settle
+from hf_transfer.models.head_keys import settle
+from hf_transfer.models.heads import MLPSpec, blank, class_with_head, fresh_head, put_head, renew
 from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, timm_config
 
@@ -190,27 +191,46 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         model, missing, origin = weights.model, weights.missing, weights.origin
         notes = list(change.notes)
         if args.from_scratch:
+            if change.path:
+                put_head(model, change.spec, change.path)
             notes.append("Training from scratch: all weights are randomly initialized.")
             return Loaded(model, labels, (), tuple(notes))
-        plain = plain_names(model)
-        head = {plain[n] for n in layer_groups(model, args.layer_rules or ())[-1].parameters}
+        head = _head_of(model, args)
         has_head = not missing & head or bool(weights.resized & head)
-        has_other_labels = set(labels.names) not in (before, own) and not generic
-        if change.is_fresh or (not missing & head and has_other_labels):
-            missing |= _fresh_head(model, auto_class, head, whole=change.is_fresh)
+        if change.path:
+            missing = put_head(model, change.spec, change.path, missing)
+            head = _head_of(model, args)
+            missing |= fresh_head(model, auto_class, head, whole=True)
+        elif not missing & head and set(labels.names) not in (before, own) and not generic:
+            missing |= fresh_head(model, auto_class, head)
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if missing & head:
-        notes.append(
-            f"Newly initialized head with {len(labels.names)} outputs ({_some(labels.names)}); "
-            f"{f'the checkpoint predicts {_some(sorted(own))}' if before or has_head else 'the checkpoint has none'}."
-        )
-    elif generic:
-        notes.append(f"The checkpoint's head is kept: its {_some(sorted(own))} are taken for {_some(labels.names)}.")
-    body = sorted(missing - head)
-    if body:
-        notes.append(f"Missing from the checkpoint and trained with the head: {_some(body)}.")
+    known = own if before or has_head else set[str]()
+    notes += _notes_on_weights(labels, known, own if generic else set(), missing, head)
     return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin)
+
+
+def _notes_on_weights(
+    labels: Labels, known: set[str], taken: set[str], missing: set[str], head: set[str]
+) -> Iterator[str]:
+    """What is new in a model, for the user.
+
+    Args:
+        labels: to predict.
+        known: what the checkpoint predicts; empty without a head.
+        taken: its generic names that `labels` are taken for, if any.
+        missing: plain names of the parameters without trained values.
+        head: plain names of the parameters of the head.
+    """
+    if missing & head:
+        yield (
+            f"Newly initialized head with {len(labels.names)} outputs ({_some(labels.names)}); "
+            f"{f'the checkpoint predicts {_some(sorted(known))}' if known else 'the checkpoint has none'}."
+        )
+    elif taken:
+        yield f"The checkpoint's head is kept: its {_some(sorted(taken))} are taken for {_some(labels.names)}."
+    if body := sorted(missing - head):
+        yield f"Missing from the checkpoint and trained with the head: {_some(body)}."
 
 
 def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
@@ -253,14 +273,12 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     for parameter in model.parameters():  # memory-mapped weights may be unaligned, which changes sums in the last bit
         parameter.data = parameter.data.clone()
     parameters = {n for n, _ in model.named_parameters()}
-    sizes_differ = {entry[0] for entry in info["mismatched_keys"]}
-    mismatched = sizes_differ & parameters
+    mismatched = {entry[0] for entry in info["mismatched_keys"]} & parameters
     mismatched -= fill_resampled(model, sorted(mismatched), load)
     origin = {} if Path(place).is_dir() else _repository(args).origin
     missing = (set(info["missing_keys"]) & parameters) | mismatched
-    new_mlp = renew(model, missing)
-    replaces_linear = bool(sizes_differ - parameters)  # the weight that an MLP stands for
-    return Weights(model, missing | new_mlp, origin, frozenset(mismatched | (new_mlp if replaces_linear else set())))
+    missing |= renew(model, missing)
+    return Weights(model, missing, origin, frozenset(mismatched))
 
 
 def _with_adapter(
@@ -283,32 +301,13 @@ def _with_adapter(
 def with_head(weights: Weights, config: PreTrainedConfig) -> Weights:
     """A model with its own head, and with a new MLP in its place if `config` says so."""
     spec = MLPSpec.of(config)
-    if spec is None:
-        return weights
-    head = {f"{spec.path}.{name}" for name, _ in put_head(weights.model, spec).named_parameters()}
-    return weights._replace(missing={n for n in weights.missing if not n.startswith(f"{spec.path}.")} | head)
+    return weights if spec is None else weights._replace(missing=put_head(weights.model, spec, "", weights.missing))
 
 
-def _fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str], whole: bool = False) -> set[str]:
-    """Reinitialize the output layer of a head that has the right size but other classes; returns its parameters.
-
-    Args:
-        model: with or without an adapter.
-        auto_class: builds such a model.
-        head: plain names of the parameters of its head.
-        whole: of an MLP, all layers.
-    """
-    if MLPSpec.of(model.config) is not None:
-        return renew(model, last_only=not whole)
-    own = dict(auto_class.from_config(model.config).named_parameters())
-    outputs = model.config.num_labels
-    replaced, plain = set(), plain_names(model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if plain[name] in head and parameter.shape[0] == outputs:
-                parameter.copy_(own[plain[name]])
-                replaced.add(plain[name])
-    return replaced
+def _head_of(model: PreTrainedModel, args: ModelArguments) -> set[str]:
+    """Plain names of its parameters."""
+    plain = plain_names(model)
+    return {plain[name] for name in layer_groups(model, args.layer_rules or ())[-1].parameters}
 
 
 def names_in_checkpoint(args: ModelArguments) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
 from hf_transfer import Predictor, TransferTrainer, UserError, fine_tune, layer_groups
+from hf_transfer.adapters.attach import attach
+from hf_transfer.adapters.files import reload_difference, write_config
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.values import read_config_file
 from hf_transfer.data.labels import Labels
@@ -184,6 +186,28 @@ def test_going_on_from_an_mlp_head(names, keys, fresh, said, mlp_folder):
         assert MLPSpec.of(loaded.model.config).dropout == (0.0, 0.3) == (
             mlp_of(loaded.model).dropout.p, mlp_of(loaded.model).output_dropout.p
         )  # fmt: skip
+
+
+def test_another_head_under_an_adapter(mlp_folder, tmp_path):
+    """The adapter stays, to the bit; its head, of another kind or size than the checkpoint's, is new."""
+    model = load_as(tiny_bert(), mlp_folder, ("a", "b")).model
+    model = attach(model, arguments(tmp_path, adapter="lora"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 if parameter.requires_grad else 0.0)
+    model.save_pretrained(tmp_path / "a")
+    write_config(model, tmp_path / "a")
+    kept = load_as(tiny_bert(), tmp_path / "a", ("a", "b"))
+    assert not kept.fresh and not reload_difference(model, kept.model, example(model))
+    lora = {n: p for n, p in copy_state(model).items() if "lora_" in n}
+    for keys, names in (
+        ({"head": "linear"}, {"weight", "bias"}),
+        ({"head": "mlp", "head_hidden_size": 3}, {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}),
+    ):
+        loaded = load_as(tiny_bert(), tmp_path / "a", ("a", "b"), **keys)
+        assert set(loaded.fresh) == {f"classifier.{n}" for n in names} and not changed(lora, copy_state(loaded.model))
+        trains = {n for n, p in loaded.model.named_parameters() if p.requires_grad and ".classifier." in n}
+        assert trains == {f"base_model.model.classifier.modules_to_save.default.{n}" for n in names}
 
 
 def test_random_weights_get_an_mlp_too(tmp_path):
