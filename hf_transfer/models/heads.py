@@ -16,7 +16,7 @@ warning about missing weights and random predictions.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -186,7 +186,7 @@ def last_linear(model: PreTrainedModel, layer_rules: Any = ()) -> list[str]:
         UserError: the head does not end with one linear layer.
     """
     names = [name for name, _ in model.named_parameters()]
-    rules = [rule for rule in layer_rules or () if any(re.search(rule[0], name) for name in names)]
+    rules = [rule for rule in layer_rules or () if _applies(rule[0], names)]
     paths = owners(in_order(model, set(layer_groups(model, rules)[-1].parameters)))
     if not ends_with_linear(model, paths):
         raise UserError(
@@ -196,6 +196,14 @@ def last_linear(model: PreTrainedModel, layer_rules: Any = ()) -> list[str]:
             key="head",
         )
     return paths
+
+
+def _applies(pattern: str, names: Sequence[str]) -> bool:
+    """Whether a rule concerns this head: one for layers of an MLP matches nothing before it is there."""
+    try:
+        return any(re.search(pattern, name) for name in names)
+    except re.error:
+        return True  # `layer_groups` says what is wrong with it
 
 
 def blank(auto_class: Any, config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
