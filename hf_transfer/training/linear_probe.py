@@ -8,7 +8,7 @@ the L2 strength that validates best, and written into the model. `probe_solver: 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import UserError
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
-from hf_transfer.layers.wrappers import core_of, plain_names, pretrained
-from hf_transfer.objectives.losses import IGNORED
 from hf_transfer.plan.strategies import STRATEGIES
+from hf_transfer.training.head import HeadLayers, head_layers, head_parameters
 from hf_transfer.training.probe_features import features
 from hf_transfer.training.probe_selection import Examples, Measure, Solution, choose
 from hf_transfer.training.running import RunningTrainer
@@ -110,50 +110,34 @@ def find_head(trainer: RunningTrainer) -> nn.Linear:
     Raises:
         UserError: there is no such layer, or several side by side.
     """
-    return trainer.model.get_submodule(_head_paths(trainer)[-1])
+    layers = head_layers(trainer)
+    if layers.last is None:
+        raise _no_layer(trainer, layers)
+    return layers.last
 
 
 def kept_below(trainer: RunningTrainer) -> tuple[str, ...]:
-    """Names of the trainable parameters of the head before its last linear layer."""
-    last = _head_paths(trainer)[-1]
-    return tuple(name for name in _head_parameters(trainer) if name.rpartition(".")[0] != last)
-
-
-def _head_parameters(trainer: RunningTrainer) -> list[str]:
-    """In the order of the forward pass: some models define their classifier before the base model (XLM-RoBERTa)."""
-    own = set(trainer.layer_groups[-1].parameters)
-    names = [name for name, _ in trainer.model.named_parameters() if name in own and name in trainer.trainable]
-    model, plain = pretrained(core_of(trainer.model)[1]), plain_names(trainer.model)
-    inside = None if model is None or model.base_model is model else f"{model.base_model_prefix}."
-    return names if inside is None else sorted(names, key=lambda name: not plain[name].startswith(inside))
-
-
-def _head_paths(trainer: RunningTrainer) -> list[str]:
-    """The modules of the head with trainable parameters, in order; the last is the linear layer to solve for.
+    """Names of the trainable parameters of the head before its last linear layer.
 
     Raises:
         UserError: there is no such layer, or several side by side.
     """
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in _head_parameters(trainer)))
-    modules = [trainer.model.get_submodule(path) for path in paths]
-    linear = [module for module in modules if isinstance(module, nn.Linear)]
-    if linear and linear[-1] is modules[-1] and not any(map(_beside(linear[-1]), linear[:-1])):
-        return paths
+    layers = head_layers(trainer)
+    if layers.last is None:
+        raise _no_layer(trainer, layers)
+    return tuple(name for name in head_parameters(trainer) if name.rpartition(".")[0] != layers.paths[-1])
+
+
+def _no_layer(trainer: RunningTrainer, layers: HeadLayers) -> UserError:
     solves = trainer.args.probe_solver == "lbfgs"
     named, instead = (
         ("probe_solver: lbfgs", "probe_solver: sgd") if solves else ("head_init: probe", "head_init: random")
     )
-    shown = ", ".join(f"{path} ({type(m).__name__})" for path, m in zip(paths, modules, strict=True))
-    raise UserError(
+    return UserError(
         f"{named} needs a head that ends with one linear layer, and the trainable part of this model's head is "
-        f"{shown or 'empty'}.",
+        f"{layers.shown}.",
         f"Use {instead}, or a model whose head ends with one linear layer.",
     )
-
-
-def _beside(last: nn.Linear) -> Callable[[nn.Linear], bool]:
-    """Whether a layer cannot feed `last` and has its shape: the head ends with both (DeiT's teacher)."""
-    return lambda layer: layer.weight.shape == last.weight.shape and layer.out_features != last.in_features
 
 
 def check_trainer(trainer: RunningTrainer, has_own_loss: bool) -> None:
