@@ -21,6 +21,7 @@ from hf_transfer.evaluation.calibration import counted
 from hf_transfer.evaluation.scores import Array, all_finite, parts
 
 ENTRY = "conformal"  # of the configuration
+COVERAGE = 0.9  # default
 _MOST = 1000  # scores that are stored
 _DIGITS = 6
 
@@ -33,17 +34,20 @@ def record_of(logits: Array, labels: Array) -> dict[str, Any] | None:
         labels: (examples,) class indices; ignored ones do not count.
 
     Returns:
-        `examples`, and up to 1,000 of the sorted `scores` with their `ranks`, from 1. Scores are rounded up, which
-        makes sets larger, never smaller.
+        The number of `examples`, and their sorted `scores`, of more than 1,000 those at the ranks of `_ranks`. They are
+        rounded up, which makes sets larger, never smaller.
     """
     logits, labels = counted(logits, labels)
     if not len(labels) or not all_finite(logits):
         return None
     scores = np.sort(_true_scores(logits, labels))
-    count = len(scores)
-    ranks = np.unique(np.ceil(np.linspace(1, count, min(count, _MOST))).astype(int))
-    kept = np.ceil(scores[ranks - 1] * 10**_DIGITS) / 10**_DIGITS
-    return {"examples": count, "ranks": ranks.tolist(), "scores": kept.round(_DIGITS).tolist()}
+    kept = np.ceil(scores[_ranks(len(scores)) - 1] * 10**_DIGITS) / 10**_DIGITS
+    return {"examples": len(scores), "scores": kept.round(_DIGITS).tolist()}
+
+
+def _ranks(count: int) -> Array:
+    """The ranks, from 1 to `count`, of the scores that are stored."""
+    return np.unique(np.ceil(np.linspace(1, count, min(count, _MOST))).astype(int))
 
 
 def _true_scores(logits: Array, labels: Array) -> Array:
@@ -85,7 +89,7 @@ def limit_of(record: Any, coverage: float) -> float:
             f"Use at most {math.floor(count / (count + 1) * 1000) / 1000:g}, or train with more validation examples.",
             key="coverage",
         )
-    return float(record["scores"][int(np.searchsorted(record["ranks"], rank))])
+    return float(record["scores"][int(np.searchsorted(_ranks(count), rank))])
 
 
 def in_set(probabilities: Array, limit: float) -> Array:

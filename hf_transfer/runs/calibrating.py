@@ -80,7 +80,10 @@ def _why_not(trainer: TransferTrainer, problem_type: str) -> str:
         return "a regression has no probabilities"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "FSDP and DeepSpeed shard its last layer"
-    layers = head_layers(trainer)
+    try:
+        layers = head_layers(trainer)
+    except UserError as error:
+        return f"its head is not known ({error.message.rstrip('.')})"
     if layers.last is None:
         return f"its head must end with one linear layer, and the trainable part of the head is {layers.shown}"
     name, weight = f"its last layer, {layers.paths[-1]},", layers.last.weight
@@ -96,16 +99,26 @@ def _why_not(trainer: TransferTrainer, problem_type: str) -> str:
 
 
 def _decides_logits(trainer: TransferTrainer, layer: nn.Linear) -> bool:
-    """Whether half the layer's output makes half the logits; tried on a few validation examples."""
-    with untouched(trainer.model), torch.no_grad():
-        batch = probe(trainer)
-        whole = logits_of(trainer.model, batch)
-        handle = layer.register_forward_hook(lambda module, inputs, output: output / 2)
+    """Whether the logits are the layer's output and nothing else; tried on a few validation examples.
+
+    With made-up outputs, because those of a new head may be zero: four times the outputs must be four times the logits.
+    """
+
+    def logits(scale: float) -> torch.Tensor:
+        def made_up(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            waves = torch.arange(1, output.numel() + 1, device=output.device, dtype=torch.float32).sin_()
+            return (waves * scale).view_as(output).to(output.dtype)
+
+        handle = layer.register_forward_hook(made_up)
         try:
-            half = logits_of(trainer.model, batch)
+            return logits_of(trainer.model, batch)
         finally:
             handle.remove()
-    return torch.allclose(half * 2, whole, rtol=1e-4, atol=1e-6)
+
+    with untouched(trainer.model), torch.no_grad():
+        batch = probe(trainer)
+        once, four_times = logits(4.0), logits(16.0)
+    return bool(once.any()) and torch.allclose(once * 4, four_times, rtol=1e-3)
 
 
 def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Calibration:

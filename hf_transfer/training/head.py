@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import core_of, plain_names, pretrained
 from hf_transfer.training.running import RunningTrainer
 
@@ -27,7 +28,11 @@ class HeadLayers:
 
 
 def head_layers(trainer: RunningTrainer) -> HeadLayers:
-    """The layers of the head of a trainer's model."""
+    """The layers of the head of a trainer's model.
+
+    Raises:
+        UserError: the trainer has no plan, and the layers of its model are not known.
+    """
     paths = list(dict.fromkeys(name.rpartition(".")[0] for name in head_parameters(trainer)))
     modules = [trainer.model.get_submodule(path) for path in paths]
     linear = [module for module in modules if isinstance(module, nn.Linear)]
@@ -40,9 +45,17 @@ def head_parameters(trainer: RunningTrainer) -> list[str]:
     """Names of the head's trainable parameters, in the order of the forward pass.
 
     Some models define their classifier before the base model (XLM-RoBERTa).
+
+    Raises:
+        UserError: the trainer has no plan, and the layers of its model are not known.
     """
-    own = set(trainer.layer_groups[-1].parameters)
-    names = [name for name, _ in trainer.model.named_parameters() if name in own and name in trainer.trainable]
+    groups = trainer.layer_groups or layer_groups(trainer.model, trainer.args.layer_rules or ())
+    own, eligible = set(groups[-1].parameters), set(trainer.trainable)
+    names = [
+        name
+        for name, parameter in trainer.model.named_parameters()
+        if name in own and (name in eligible if eligible else parameter.requires_grad)
+    ]
     model, plain = pretrained(core_of(trainer.model)[1]), plain_names(trainer.model)
     inside = None if model is None or model.base_model is model else f"{model.base_model_prefix}."
     return names if inside is None else sorted(names, key=lambda name: not plain[name].startswith(inside))
