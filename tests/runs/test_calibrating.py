@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from tests.helpers import arguments, images, texts, tiny_bert, tiny_vit
 WORDS = ["red film", "good day", "the man", "no way", "all in"]
 KEYS = dict(
     train_val_split=0.5,
-    num_train_epochs=4,
+    num_train_epochs=8,
+    label_smoothing_factor=0.5,  # which makes probabilities too low
     strategy="full",
     learning_rate=1e-2,
     save_strategy="no",
@@ -35,10 +37,9 @@ KEYS = dict(
 
 def rows(count: int = 100, several: bool = False) -> Dataset:
     """Labels that follow from the words, but for each seventh."""
-    labels = [("no", "yes")[(i % 5 < 2) ^ (i % 7 == 0)] for i in range(count)]
-    labels = (
-        [[*(["no"] if i % 5 < 2 else []), *(["yes"] if i % 7 else [])] for i in range(count)] if several else labels
-    )
+    labels: list[Any] = [("no", "yes")[(i % 5 < 2) ^ (i % 7 == 0)] for i in range(count)]
+    if several:
+        labels = [[*(["no"] if i % 5 < 2 else []), *(["yes"] if i % 7 else [])] for i in range(count)]
     return Dataset.from_dict({"text": [f"{WORDS[i % 5]} {i}" for i in range(count)], "label": labels})
 
 
@@ -95,7 +96,7 @@ def test_the_results_are_of_the_calibrated_model(both):
     again = Predictor.load(auto.output_dir)
     assert again.evaluate()["metrics"] == pytest.approx(auto.metrics)
     saved = json.loads((auto.output_dir / "results.json").read_text())
-    assert saved["calibration"] == fit and abs(np.log(fit["temperature"])) > 0.05
+    assert saved["calibration"] == fit and fit["temperature"] < 0.8
     assert auto.metrics["loss"] != pytest.approx(off.metrics["loss"], rel=1e-3)
     assert auto.metrics["accuracy"] > 0.5
 
@@ -130,7 +131,13 @@ def test_sets_of_a_run(both):
 
 
 def test_an_adapter_saves_the_divided_layer_and_merges(tiny_bert_folder, tmp_path):
-    options = {**KEYS, "save_strategy": "epoch", "adapter": "lora", "num_train_epochs": 1}
+    options = {
+        **KEYS,
+        "save_strategy": "epoch",
+        "adapter": "lora",
+        "num_train_epochs": 1,
+        "label_smoothing_factor": 0.0,
+    }
     run = fine_tune(tiny_bert_folder, data(), output_dir=str(tmp_path / "run"), calibrate=True, **options)
     (checkpoint,) = run.output_dir.glob("checkpoint-*")  # which is not calibrated
     expected = plain_logits(checkpoint, tiny_bert_folder) / run.results["calibration"]["temperature"]
@@ -143,7 +150,7 @@ def test_an_adapter_saves_the_divided_layer_and_merges(tiny_bert_folder, tmp_pat
 
 
 def test_several_labels_then_thresholds_and_no_sets(tiny_bert_folder, tmp_path):
-    options = {**KEYS, "save_strategy": "epoch", "num_train_epochs": 1}
+    options = {**KEYS, "save_strategy": "epoch", "num_train_epochs": 1, "label_smoothing_factor": 0.0}
     run = fine_tune(tiny_bert_folder, data(several=True), output_dir=str(tmp_path), **options)
     fit = run.results["calibration"]
     (checkpoint,) = tmp_path.glob("checkpoint-*")
