@@ -34,9 +34,9 @@ KEYS = dict(
 )
 
 
-def rows(count: int = 100, several: bool = False) -> Dataset:
-    """Labels that follow from the words, but for each seventh."""
-    labels: list[Any] = [("no", "yes")[(i % 5 < 2) ^ (i % 7 == 0)] for i in range(count)]
+def rows(count: int = 100, several: bool = False, wrong: int = 7) -> Dataset:
+    """Labels that follow from the words, but for each seventh, or whichever is `wrong`."""
+    labels: list[Any] = [("no", "yes")[(i % 5 < 2) ^ (i % wrong == 0)] for i in range(count)]
     if several:
         labels = [[*(["no"] if i % 5 < 2 else []), *(["yes"] if i % 7 else [])] for i in range(count)]
     return Dataset.from_dict({"text": [f"{WORDS[i % 5]} {i}" for i in range(count)], "label": labels})
@@ -62,10 +62,11 @@ def plain_logits(folder, base=None) -> torch.Tensor:
 def both(tiny_bert_folder, tmp_path_factory):
     """The same run with and without it."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, split in data().items():
-        split.to_csv(folder / f"{name}.csv")
-    longer = {**KEYS, "num_train_epochs": 8, "label_smoothing_factor": 0.5}  # which makes probabilities too low
-    files = {f"{name}_file": str(folder / f"{name}.csv") for name in ("train", "test")}
+    files = {}
+    for name, wrong in (("train", 1000), ("validation", 3), ("test", 3)):  # which makes the model overconfident
+        files[f"{name}_file"] = str(folder / f"{name}.csv")
+        rows(100 if name == "train" else 50, wrong=wrong).to_csv(files[f"{name}_file"])
+    longer = {k: v for k, v in KEYS.items() if k != "train_val_split"} | {"num_train_epochs": 6, "drop_leaks": False}
     return [
         fine_tune(tiny_bert_folder, **files, output_dir=str(folder / str(value)), calibrate=value, **longer)
         for value in ("auto", False)
@@ -95,7 +96,7 @@ def test_the_results_are_of_the_calibrated_model(both):
     again = Predictor.load(auto.output_dir)
     validation = again.evaluate(split="validation")["metrics"]
     assert validation["loss"] == pytest.approx(fit["nll_after"], abs=1e-5)  # not smoothed, as T's likelihood
-    assert fit["nll_after"] < fit["nll_before"] and fit["temperature"] < 0.8
+    assert fit["nll_after"] < fit["nll_before"] and fit["temperature"] > 1.2
     assert again.evaluate()["metrics"]["ece"] == pytest.approx(auto.metrics["ece"])
     assert auto.metrics["ece"] != pytest.approx(off.metrics["ece"], rel=1e-2)
     assert json.loads((auto.output_dir / "results.json").read_text())["calibration"] == fit
