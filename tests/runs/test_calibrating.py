@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import Predictor, TransferArguments, TransferTrainer, fine_tune
+from hf_transfer.cli import predict
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.inference.predictor import merge
 from hf_transfer.runs import calibrating
@@ -129,6 +130,29 @@ def test_sets_of_a_run(both):
     for wrong in (lambda: again.looking(stride=2), lambda: auto.predict(WORDS, coverage=0.8, stride=2)):
         with pytest.raises(UserError, match=r"abstain: .*Leave out tta and stride"):
             wrong()
+
+
+def test_the_command_line_abstains(both, capsys):
+    folder = str(both[0].output_dir)
+    assert predict.run([folder, *WORDS, "--abstain", "--coverage", "0.8"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = both[0].predict(WORDS, coverage=0.8)
+    assert [a["set"] for a in answers] == [e["set"] for e in expected]
+    assert [(a["label"], a["score"] is None) for a in answers] == [(e["label"], e["abstains"]) for e in expected]
+    predict.run([folder, WORDS[0], "--abstain"])
+    assert json.loads(capsys.readouterr().out)["set"] == both[0].predict(WORDS[0], coverage=0.9)[0]["set"]
+    for wrong, said in (
+        (["--coverage", "0.8"], "coverage: it has no effect without --abstain"),
+        (["--abstain", "--coverage", "1"], "coverage: expected a number above 0 and below 1, got 1"),
+        (["--abstain", "0.9"], "abstain: '0.9' stands among the inputs.* --abstain --coverage 0.9"),
+    ):
+        with pytest.raises(UserError, match=said):
+            predict.run([folder, *WORDS, *wrong])
+
+
+def test_a_model_of_others_has_no_sets(tiny_bert_folder):
+    with pytest.raises(UserError, match=r"abstain: the model's config.json holds no scores"):
+        Predictor.load(tiny_bert_folder).abstaining()
 
 
 def test_an_adapter_saves_the_divided_layer_and_merges(tiny_bert_folder, tmp_path):
