@@ -23,6 +23,7 @@ from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
+from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
@@ -59,6 +60,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "batchnorm": "auto",
     "pooling": "auto",
     "pooling_layer": "auto",
+    "calibrate": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
@@ -130,6 +132,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (BoundaryArguments, "speed"),
     (BucketingArguments, "speed"),
     (LossArguments, "loss"),
+    (CalibrationArguments, "evaluation"),
     (GuardArguments, "checkpoints"),
 )
 

@@ -6,16 +6,18 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import setting
+from hf_transfer.config.fields import setting, settings_of, wrong_values
 from hf_transfer.errors import UserError, WorkFailed
 
 HELP = (
@@ -34,6 +36,12 @@ class PredictArguments:
         None, "only so many scores, the highest first (default: all, in the order of the labels)"
     )
     features: bool = setting(False, "add the pooled feature vector that the head receives")
+    abstain: bool = setting(
+        False,
+        "add the set of labels that contains the true one with the probability --coverage; label and score are null "
+        "unless it has exactly one",
+    )
+    coverage: float | None = setting(None, "of --abstain, above 0 and below 1 (default: 0.9)", above=0, below=1)
 
 
 SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("views", Views))
@@ -51,11 +59,13 @@ def run(argv: Sequence[str]) -> int:
             "RUN and INPUT are needed: a run's folder or hub id, then texts, files, folders or -.", help_of("predict")
         )
     folder, *inputs = words
+    _check_coverage(values, inputs)
     if values["output"]:
         _check_output(Path(values["output"]))
 
     from tqdm.auto import tqdm
 
+    from hf_transfer.evaluation.conformal import COVERAGE
     from hf_transfer.files import as_json
     from hf_transfer.inference.predictor import Predictor
 
@@ -64,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
     predictor = Predictor.load(folder, **{f.name: values[f.name] for f in (*fields(InputArguments), *fields(Views))})
     wrong, count = [], 0
     shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
+    if values["abstain"]:
+        predictor = predictor.abstaining(values["coverage"] or COVERAGE)
     answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"])
     bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
     with _writer(values["output"]) as write, bar:
@@ -78,6 +90,22 @@ def run(argv: Sequence[str]) -> int:
             "Their answers hold `error`.",
         )
     return 0
+
+
+def _check_coverage(values: dict[str, Any], inputs: Sequence[str]) -> None:
+    """Raises:
+    UserError: `coverage` is out of range, stands without `abstain`, or as a word.
+    """
+    for problem in wrong_values(values, settings_of(PredictArguments)):
+        raise UserError(problem)
+    if values["coverage"] is not None and not values["abstain"]:
+        raise UserError("coverage: it has no effect without --abstain.", "Add --abstain.")
+    number = next((word for word in inputs if re.fullmatch(r"0?\.\d+", word)), None)
+    if values["abstain"] and number and not Path(number).exists():
+        raise UserError(
+            f"abstain: {number!r} stands among the inputs, and --abstain takes no value.",
+            f"Write --abstain --coverage {number}.",
+        )
 
 
 def _check_output(path: Path) -> None:

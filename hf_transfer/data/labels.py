@@ -21,6 +21,7 @@ SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 NO_LABEL = "missing label"
+IGNORED = -100  # a class index that counts for nothing, as in transformers
 _MAX_SHOWN = 10
 _MAX_FLOAT = 3.4e38  # of float32
 _WHOLE_NUMBER_CLASSES = 20  # a float column with only whole numbers and at most this many distinct values is classes

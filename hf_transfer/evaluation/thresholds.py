@@ -9,12 +9,13 @@ from transformers import Trainer
 
 from hf_transfer.evaluation import metrics
 
+LABEL_THRESHOLDS = "label_thresholds"  # entry of the configuration
 THRESHOLD = 0.5  # default threshold on a label's probability
 
 
 def thresholds_of(config: Any) -> list[float]:
     """The tuned threshold of each label, in the order of the logits; empty if they were not tuned."""
-    by_name = getattr(config, "label_thresholds", None) or {}
+    by_name = getattr(config, LABEL_THRESHOLDS, None) or {}
     return [by_name[str(config.id2label[i])] for i in sorted(config.id2label)] if by_name else []
 
 

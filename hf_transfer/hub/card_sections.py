@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
+from hf_transfer.evaluation.calibration import describe
 from hf_transfer.hub.card_markdown import escape, link, plain, table
 from hf_transfer.settings import keys as all_keys
 from hf_transfer.training.arguments import TransferArguments
@@ -75,7 +76,18 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
         "",
         *table(("metric", "value", "95% CI", f"baseline ({kind})"), rows),
         *_doubt(results),
+        *_calibration(results),
     ]
+
+
+def _calibration(results: Mapping[str, Any]) -> list[str]:
+    """How the probabilities were calibrated, and whether the metrics are optimistic because of it."""
+    calibration = results.get("calibration")  # older runs have none
+    if not calibration:
+        return []
+    own = results["metrics_split"] == calibration["split"]
+    doubt = " Loss and ECE above are of the same examples, and therefore optimistic." if own else ""
+    return ["", f"Calibration: {describe(calibration)}. The saved weights include it.{doubt}"]
 
 
 def _doubt(results: Mapping[str, Any]) -> list[str]:

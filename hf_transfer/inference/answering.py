@@ -16,6 +16,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation.conformal import in_set
 from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
 from hf_transfer.inference.inputs import Example, check_inputs, example, items_of, read_inputs
 from hf_transfer.layers.groups import layer_groups
@@ -39,6 +40,7 @@ class Answering:
         precision: `bf16` or `fp16` where it was trained and evaluated under autocast, else None.
         seed: of the run's splits.
         views: how it looks at an example.
+        limit: largest score of a label in a prediction set (see `evaluation.conformal`); None without sets.
     """
 
     task: Task
@@ -50,6 +52,7 @@ class Answering:
     precision: str | None = None
     seed: int = 0
     views: Views = field(default_factory=Views)
+    limit: float | None = None
 
     def predict(self, inputs: Any, top_k: int | None = None, features: bool = False) -> list[dict[str, Any]]:
         """An answer per input, in order.
@@ -63,8 +66,9 @@ class Answering:
 
         Returns:
             `{"input", "label", "score", "scores": {label: probability}}`; for several labels `labels` instead of
-            `label` and `score`; for a regression `value`. Where float or 32-bit images have values beyond the range of
-            the training data, `clipped_pixels` counts them.
+            `label` and `score`; for a regression `value`. With prediction sets (see `Predictor.abstaining`) also `set`
+            and `abstains`; where it abstains, `label` and `score` are None. Where float or 32-bit images have values
+            beyond the range of the training data, `clipped_pixels` counts them.
 
         Raises:
             UserError: an input cannot be read.
@@ -163,7 +167,17 @@ class Answering:
             chosen = [n for n, p, t in zip(self.labels.names, scores, limits, strict=True) if p > t]
             return {"labels": chosen, **named}
         best = int(np.asarray(logits).argmax())
-        return {"label": self.labels.names[best], "score": float(scores[best]), **named}
+        answer = {"label": self.labels.names[best], "score": float(scores[best])}
+        return {**answer, **self._set(scores, answer), **named}
+
+    def _set(self, scores: Any, answer: dict[str, Any]) -> dict[str, Any]:
+        """The prediction set, the most probable label first; the answer is empty unless the set has one label."""
+        if self.limit is None:
+            return {}
+        members = np.flatnonzero(in_set(scores, self.limit))
+        named = [self.labels.names[i] for i in members[np.argsort(-scores[members], kind="stable")]]
+        abstains = len(named) != 1
+        return {**(dict.fromkeys(answer) if abstains else {}), "set": named, "abstains": abstains}
 
     @torch.no_grad()
     def logits(self, values: Sequence[tuple[Any, ...]], features: bool = False) -> tuple[Any, Any]:

@@ -15,9 +15,10 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.values import coerce, read_config_file
-from hf_transfer.data.labels import Labels
+from hf_transfer.data.labels import SINGLE_LABEL, Labels
 from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.evaluation.conformal import COVERAGE, ENTRY, limit_of
 from hf_transfer.inference.answering import BATCH_SIZE
 from hf_transfer.inference.evaluating import Evaluating
 from hf_transfer.layers.forward_pass import example as example_of
@@ -41,6 +42,7 @@ class Predictor(Evaluating):
         precision: `bf16` or `fp16` where it was trained and evaluated under autocast, else None.
         seed: of the run's splits.
         views: how it looks at an example.
+        limit: largest score of a label in a prediction set; None without sets.
         record: the examples that its run trained on and held out, by content; None if they are not known.
     """
 
@@ -109,7 +111,25 @@ class Predictor(Evaluating):
         for name in views:
             if name not in Views.__dataclass_fields__:
                 raise UserError(f"{name} is no key of how a model looks.{nearest(name, Views.__dataclass_fields__)}")
-        return replace(self, views=Views.of(views))
+        return _with_sets(replace(self, views=Views.of(views)), self.limit)
+
+    def abstaining(self, coverage: float = COVERAGE) -> Predictor:
+        """The same model, answering with sets of labels, and with a label only where the set has exactly one.
+
+        Args:
+            coverage: probability that a set contains the true label, on examples like those of the validation split.
+
+        Raises:
+            UserError: the model is not one of single labels, or its run had too few validation examples.
+        """
+        if self.labels.problem_type != SINGLE_LABEL:
+            raise UserError(
+                f"sets of labels are for classes of which one is right, and the model's problem type is "
+                f"{self.labels.problem_type}.",
+                "Leave it out.",
+                key="abstain",
+            )
+        return _with_sets(self, limit_of(getattr(self.model.config, ENTRY, None), coverage))
 
     def save_merged(self, folder: str | Path, batch: dict[str, Any] | None = None) -> Path:
         """Write a plain model, an adapter merged into its backbone, with its tokenizer or image processor.
@@ -127,6 +147,21 @@ class Predictor(Evaluating):
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         return Path(folder)
+
+
+def _with_sets(predictor: Predictor, limit: float | None) -> Predictor:
+    """The predictor with a limit for its sets.
+
+    Raises:
+        UserError: it pools the logits of several views, which the stored scores are not of.
+    """
+    if limit is not None and predictor.views.several:
+        raise UserError(
+            "the model's scores were computed on one view of each example, and tta and stride pool several.",
+            "Leave out tta and stride.",
+            key="abstain",
+        )
+    return replace(predictor, limit=limit)
 
 
 def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional
 
 from hf_transfer.config.arguments.loss import LossArguments
+from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import UserError, nearest
 
-IGNORED = -100
 _SINGLE, _MULTI, _REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_transfer.data.labels import IGNORED
 from hf_transfer.features.batches import count_of
-from hf_transfer.objectives.losses import IGNORED, Loss, make_loss
+from hf_transfer.objectives.losses import Loss, make_loss
 
 Batch = Mapping[str, Any]
 Gather = Callable[[torch.Tensor], torch.Tensor]

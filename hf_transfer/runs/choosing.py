@@ -29,6 +29,7 @@ from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.layers.groups import LayerGroup, layer_groups
 from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners
 from hf_transfer.models import pooling_layer
+from hf_transfer.models.heads import MLPSpec
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
@@ -140,6 +141,8 @@ def _unsolvable(prepared: Prepared) -> str:
     problems = [*linear_probe.check(SimpleNamespace(**wanted)), *linear_probe.check_run(wanted)]
     if problems:
         return problems[0].partition(";")[0].rstrip(".")
+    if MLPSpec.of(model.config) is not None:
+        return "it is an MLP"
     if not ends_with_linear(model, owners(in_order(model, _groups(prepared)[-1].parameters))):
         return "the head does not end with one linear layer"
     return ""

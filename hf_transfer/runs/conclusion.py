@@ -10,6 +10,7 @@ import shutil
 import sys
 
 from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.files import say
 from hf_transfer.models.heads import MLP
@@ -28,6 +29,8 @@ def conclude(result: Result, task: Task) -> None:
     )
     for line in format_metrics(results["metrics"], results["intervals"]):
         say(line)
+    if calibration := results["calibration"]:
+        say(f"Calibration: {describe(calibration)}.")
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
     if not math.isfinite(results["metrics"]["loss"]):

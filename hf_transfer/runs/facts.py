@@ -6,9 +6,14 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from transformers import EvalPrediction
+
 from hf_transfer.adapters.attach import name_of
+from hf_transfer.data.labels import SINGLE_LABEL
 from hf_transfer.data.splits import Data
+from hf_transfer.evaluation import conformal
 from hf_transfer.evaluation.measure import held_out_metrics, without_speed
+from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.models.heads import head_of
 from hf_transfer.runs.machine import device_name
 from hf_transfer.settings import Config
@@ -19,8 +24,14 @@ _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", 
 
 
 def measured(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
-    """Metrics of the held-out splits, with intervals for the one that counts."""
-    validation = without_speed(trainer.evaluate(), "eval_")
+    """Metrics of the held-out splits, with intervals for the one that counts.
+
+    The model's configuration gets the scores of the validation split that prediction sets are made from.
+    """
+    validation, prediction = _validated(trainer)
+    if problem_type == SINGLE_LABEL:
+        record = conformal.record_of(logits_of(prediction.predictions), prediction.label_ids)
+        setattr(trainer.model.config, conformal.ENTRY, record)
     split = "test" if "test" in prepared else "validation"
     held_out = held_out_metrics(trainer, prepared[split], problem_type)
     return {
@@ -30,6 +41,22 @@ def measured(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: s
         "intervals": held_out["intervals"],
         "confusion": held_out["confusion"],
     }
+
+
+def _validated(trainer: TransferTrainer) -> tuple[dict[str, float], Any]:
+    """(metrics of the validation split, logits and labels) from one evaluation."""
+    own, seen = trainer.compute_metrics, list[Any]()
+
+    def noted(prediction: EvalPrediction) -> dict[str, float]:
+        seen.append(prediction)
+        assert own is not None, "given by `make_trainer`"
+        return own(prediction)
+
+    trainer.compute_metrics = noted
+    try:
+        return without_speed(trainer.evaluate(), "eval_"), seen[-1]
+    finally:
+        trainer.compute_metrics = own
 
 
 def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
 from hf_transfer.runs.announce import announce
+from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.preflight import Preflight, try_run
@@ -117,6 +118,8 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         announce(prepared, trainer)
     preflight = try_run(prepared, trainer, splits) if config.training.preflight else None
     for line in preflight.lines() if preflight and talks else ():
+        say(line)
+    if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
         say(line)
     if preview:
         labels, collate = prepared.loaded.labels, trainer.data_collator

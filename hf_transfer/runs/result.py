@@ -47,10 +47,25 @@ class Result:
         return self.trainer.model
 
     def predict(
-        self, inputs: Any, top_k: int | None = None, features: bool = False, **views: Any
+        self,
+        inputs: Any,
+        top_k: int | None = None,
+        features: bool = False,
+        coverage: float | None = None,
+        **views: Any,
     ) -> list[dict[str, Any]]:
-        """An answer per input: see `Predictor.predict`; `tta`, `stride` and `pool` as in `Views`."""
-        return self.predictor.looking(**views).predict(inputs, top_k, features)
+        """An answer per input: see `Predictor.predict`.
+
+        Args:
+            inputs: as there, like `top_k` and `features`.
+            top_k: likewise.
+            features: likewise.
+            coverage: answer with sets of labels: see `Predictor.abstaining`.
+            **views: `tta`, `stride` and `pool` as in `Views`.
+        """
+        predictor = self.predictor.looking(**views)
+        predictor = predictor if coverage is None else predictor.abstaining(coverage)
+        return predictor.predict(inputs, top_k, features)
 
     def evaluate(
         self, dataset_name: str | None = None, split: str | None = None, max_examples: int | None = None, **keys: Any

@@ -19,6 +19,7 @@ from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
@@ -26,6 +27,8 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
+from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
+from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_choices, with_decisions
@@ -41,7 +44,7 @@ from hf_transfer.runs.machine import (
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
-from hf_transfer.runs.saving import check_saved, record_examples, recorded_stream, save_model
+from hf_transfer.runs.saving import check_saved, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
 from hf_transfer.training.arguments import TransferArguments
@@ -109,6 +112,7 @@ class _Ready:
         target: where the finished run is pushed, if anywhere.
         talks: whether the run reports its progress.
         preflight: what was tried before training; None without `preflight`.
+        calibrates: what `calibrate` came to.
     """
 
     prepared: Prepared
@@ -119,6 +123,7 @@ class _Ready:
     target: push.Target | None
     talks: bool
     preflight: Preflight | None = None
+    calibrates: Choice = OFF
 
 
 def _prepare(config: Config) -> _Ready:
@@ -134,6 +139,7 @@ def _prepare(config: Config) -> _Ready:
     # Trainer's own push would need the hub before training.
     config = with_decisions(config, {"push_to_hub": False}, pin_memory(args))
     prepared = choose(prepare(config), checkpoint)
+    forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
@@ -158,14 +164,24 @@ def _prepare(config: Config) -> _Ready:
     if args.preflight:
         with removed_if_empty(output_dir, is_new):
             ready.preflight = try_run(prepared, trainer, splits, output_dir)
+    with removed_if_empty(output_dir, is_new):
+        ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
+    config = replace(prepared.config, values=prepared.config.values | {"calibrate": ready.calibrates.value})
+    ready.prepared = prepared = replace(prepared, config=config)
     if trainer.is_world_process_zero():
-        for line in ready.preflight.lines() if ready.preflight and ready.talks else ():
+        for line in _said_before(ready) if ready.talks else ():
             say(line)
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
         write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
         record_examples(prepared, output_dir, is_resumed=checkpoint is not None)
     return ready
+
+
+def _said_before(ready: _Ready) -> list[str]:
+    """What is said after the preflight."""
+    lines = ready.preflight.lines() if ready.preflight else []
+    return [*lines, *filter(None, [ready.calibrates.line()])]
 
 
 def _train(ready: _Ready) -> None:
@@ -180,11 +196,13 @@ def _finish(ready: _Ready) -> Result:
     prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
     config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
     args = config.training
+    calibration = _calibrate(ready)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-        if trainer.is_world_process_zero():
-            trainer.model.config.save_pretrained(output_dir)
     results = measured(trainer, ready.splits, labels.problem_type)
+    save_config(trainer, output_dir)  # with thresholds and conformal scores
+    results["calibrate"] = ready.calibrates.to_dict()
+    results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
@@ -214,6 +232,19 @@ def _finish(ready: _Ready) -> Result:
         record=Record.load(output_dir / EXAMPLES),
     )
     return Result(output_dir, results, trainer.plan, trainer, predictor)
+
+
+def _calibrate(ready: _Ready) -> Calibration | None:
+    """Calibrate the trained model, if `calibrate` came to that; `auto` does not where the model has diverged."""
+    if not ready.calibrates.value:
+        return None
+    try:
+        return calibrate(ready.trainer, ready.splits["validation"], ready.output_dir)
+    except WorkFailed as error:
+        if ready.trainer.args.calibrate is True:
+            raise
+        ready.calibrates = Choice(False, error.message.rstrip("."))
+        return None
 
 
 def _publish(ready: _Ready, result: Result) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-from hf_transfer.adapters.files import check_reload
+from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.adapters.files import check_reload, write_config
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.record import Record
 from hf_transfer.data.stream_training import Stream
@@ -86,6 +88,19 @@ def probe(trainer: TransferTrainer) -> dict[str, Any]:
     examples: Any = trainer.eval_dataset
     batch = trainer.data_collator([examples[i] for i in range(min(4, len(examples)))])
     return {k: v for k, v in batch.items() if k != "labels"}
+
+
+def save_config(trainer: TransferTrainer, folder: Path) -> None:
+    """Write the model's configuration again, beside and renamed."""
+    if not trainer.is_world_process_zero():
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+        if is_adapted(trainer.model):
+            write_config(trainer.model, beside)
+        else:
+            trainer.model.config.save_pretrained(beside)
+        for path in Path(beside).iterdir():
+            path.replace(folder / path.name)
 
 
 def save_model(trainer: TransferTrainer, folder: Path) -> None:

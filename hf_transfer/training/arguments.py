@@ -12,6 +12,7 @@ from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
+from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
@@ -32,6 +33,7 @@ class TransferArguments(
     BoundaryArguments,
     BucketingArguments,
     LossArguments,
+    CalibrationArguments,
     GuardArguments,
     TrainingArguments,
 ):
@@ -61,6 +63,7 @@ class TransferArguments(
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
         words = {"true": True, "false": False}
         self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
+        self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         problems = [*checks.check(self), *losses.check(self), *linear_probe.check(self), *check_bucketing(vars(self))]
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}

@@ -16,12 +16,12 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import UserError
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
-from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners, shown
 from hf_transfer.models.heads import MLPHead
-from hf_transfer.objectives.losses import IGNORED
 from hf_transfer.plan.strategies import STRATEGIES
+from hf_transfer.training.head import HeadLayers, head_layers, head_parameters
 from hf_transfer.training.probe_features import features
 from hf_transfer.training.probe_selection import Examples, Measure, Solution, choose
 from hf_transfer.training.running import RunningTrainer
@@ -123,37 +123,38 @@ def find_head(trainer: RunningTrainer) -> nn.Linear:
     Raises:
         UserError: there is no such layer, or several side by side.
     """
-    return trainer.model.get_submodule(_head_paths(trainer)[-1])
+    last = _solvable(trainer).last
+    assert last is not None
+    return last
 
 
 def kept_below(trainer: RunningTrainer) -> tuple[str, ...]:
-    """Names of the trainable parameters of the head before its last linear layer."""
-    last = _head_paths(trainer)[-1]
-    return tuple(name for name in _head_parameters(trainer) if name.rpartition(".")[0] != last)
-
-
-def _head_parameters(trainer: RunningTrainer) -> list[str]:
-    """The trainable ones, in the order of the forward pass."""
-    return in_order(trainer.model, set(trainer.layer_groups[-1].parameters) & set(trainer.trainable))
-
-
-def _head_paths(trainer: RunningTrainer) -> list[str]:
-    """The modules of the head with trainable parameters, in order; the last is the linear layer to solve for.
+    """Names of the trainable parameters of the head before its last linear layer.
 
     Raises:
         UserError: there is no such layer, or several side by side; or it is an MLP, of which no layer is solved for.
     """
-    paths = owners(_head_parameters(trainer))
+    path = _solvable(trainer).paths[-1]
+    return tuple(name for name in head_parameters(trainer) if name.rpartition(".")[0] != path)
+
+
+def _solvable(trainer: RunningTrainer) -> HeadLayers:
+    """The layers of a head that ends with a linear layer.
+
+    Raises:
+        UserError: it ends otherwise, or is an MLP, of which no layer is solved for.
+    """
+    layers = head_layers(trainer)
     named, instead = _named(trainer.args)
     if any(isinstance(module, MLPHead) for module in trainer.model.modules()):
         raise UserError(
             f"{named} cannot be combined with an MLP head: {NOT_CONVEX}.", f"Use {instead}, or head: linear."
         )
-    if ends_with_linear(trainer.model, paths):
-        return paths
+    if layers.last is not None:
+        return layers
     raise UserError(
         f"{named} needs a head that ends with one linear layer, and the trainable part of this model's head is "
-        f"{shown(trainer.model, paths)}.",
+        f"{layers.shown}.",
         f"Use {instead}, or a model whose head ends with one linear layer.",
     )
 

@@ -1,0 +1,21 @@
+"""Keys of the probabilities of a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_transfer.config.fields import setting
+
+
+@dataclass
+class CalibrationArguments:
+    """What becomes of the logits after training."""
+
+    calibrate: bool | str = setting(
+        False,
+        "after training, divide the last linear layer by a temperature fitted on the validation split, so that "
+        "probabilities match frequencies; auto: for classifiers with enough validation examples",
+        choices=("auto", "true", "false"),
+        resume="free",
+        card="changed",
+    )

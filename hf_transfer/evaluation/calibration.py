@@ -1,0 +1,155 @@
+"""Temperature scaling: one number that makes a classifier's probabilities match frequencies.
+
+Dividing all logits by a temperature T, fitted on held-out examples, changes probabilities and no ranking (Guo et al.
+2017, section 4.2). On few examples, or on examples that are all right, the likelihood alone would make T extreme, so
+log T has a normal prior with mean 0 and variance 1 / `PRIOR`. It weighs as much as a handful of examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from hf_transfer.data.labels import IGNORED
+from hf_transfer.errors import WorkFailed
+from hf_transfer.evaluation.scores import CALIBRATION_BINS, Array, all_finite, calibration_error, confidence, parts
+
+LOWEST, HIGHEST = 0.05, 20.0  # bounds of T
+PRIOR = 4.0  # precision of log T, measured: see docs/calibration.md
+_MOST_VALUES = 2**24  # logits that a fit reads: more examples would not change T in its third digit
+_PRECISION = 1e-4  # of log T
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted temperature.
+
+    Attributes:
+        temperature: T; the logits are to be divided by it.
+        examples: it was fitted on.
+        nll_before: mean negative log-likelihood per example on them, in nats; for several labels, the sum over labels.
+        nll_after: likewise, after the division.
+        ece_before: expected calibration error on them (15 bins); for several labels, of the pairs of example and label.
+        ece_after: likewise, after the division.
+        is_bound: whether T is at a bound of what it may be.
+    """
+
+    temperature: float
+    examples: int
+    nll_before: float
+    nll_after: float
+    ece_before: float
+    ece_after: float
+    is_bound: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return asdict(self)
+
+
+def describe(calibration: Mapping[str, Any]) -> str:
+    """A calibration, as `results.json` holds it, for display."""
+    temperature, examples = calibration["temperature"], calibration["examples"]
+    nll, ece = ([calibration[f"{name}_{when}"] for when in ("before", "after")] for name in ("nll", "ece"))
+    bound = ", the limit" if calibration["is_bound"] else ""
+    return (
+        f"temperature {temperature:.3g}{bound}, fitted on {examples:,} validation examples (there, negative "
+        f"log-likelihood {nll[0]:.4f} → {nll[1]:.4f}, ECE {ece[0]:.4f} → {ece[1]:.4f})"
+    )
+
+
+def fit_temperature(logits: Array, labels: Array) -> Calibration:
+    """Fit a temperature to held-out logits.
+
+    Args:
+        logits: (examples, classes).
+        labels: (examples,) class indices, of which `IGNORED` does not count; or (examples, classes) of 0 and 1, for
+            which one temperature is fitted to the binary likelihood of all labels.
+
+    Raises:
+        ValueError: no example counts, or there is a single class.
+        WorkFailed: a logit is NaN or infinite.
+    """
+    logits, labels = counted(logits, labels)
+    if not len(labels) or (labels.ndim == 1 and logits.shape[-1] < 2):
+        raise ValueError("a temperature needs examples, and probabilities of several classes or labels")
+    if not all_finite(logits):
+        raise WorkFailed("Calibration: the model's validation logits contain NaN or infinite values.")
+    step = -(-logits.size // _MOST_VALUES)
+    logits, labels = logits[::step], labels[::step]
+    nll, ece = (_nll, _ece) if labels.ndim == 1 else (_binary_nll, _binary_ece)
+    temperature, is_bound = _minimize(lambda t: nll(logits, labels, t) + PRIOR / 2 * np.log(t) ** 2)
+    return Calibration(
+        temperature=temperature,
+        examples=len(labels),
+        nll_before=nll(logits, labels, 1.0) / len(labels),
+        nll_after=nll(logits, labels, temperature) / len(labels),
+        ece_before=ece(logits, labels, 1.0),
+        ece_after=ece(logits, labels, temperature),
+        is_bound=is_bound,
+    )
+
+
+def counted(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Logits and labels without the examples whose label is ignored."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if labels.ndim > 1 or not (labels == IGNORED).any():
+        return logits, labels
+    return logits[labels != IGNORED], labels[labels != IGNORED]
+
+
+def _minimize(objective: Callable[[float], float]) -> tuple[float, bool]:
+    """(the temperature between the bounds with the smallest objective, whether it is a bound)."""
+    low, high = np.log(LOWEST), np.log(HIGHEST)
+    found = minimize_scalar(
+        lambda u: objective(float(np.exp(u))), bounds=(low, high), method="bounded", options={"xatol": _PRECISION}
+    )
+    nearest = min((low, high), key=lambda bound: abs(bound - found.x))
+    if abs(nearest - found.x) < 10 * _PRECISION:
+        return float(np.exp(nearest)), True
+    return float(np.exp(found.x)), False
+
+
+# ---- one label -------------------------------------------------------------------------------------------------------
+
+
+def _nll(logits: Array, labels: Array, temperature: float) -> float:
+    """Sum of the negative log-likelihood, in nats."""
+    total = 0.0
+    for part in parts(*logits.shape):
+        z = logits[part].astype(np.float64) / temperature
+        own = np.take_along_axis(z, labels[part, None].astype(int), axis=-1)[:, 0]
+        total += float((logsumexp(z, axis=-1) - own).sum())
+    return total
+
+
+def _ece(logits: Array, labels: Array, temperature: float) -> float:
+    right = (logits.argmax(-1) == labels).astype(float)
+    return float(calibration_error(confidence(logits / temperature), right))
+
+
+# ---- several labels --------------------------------------------------------------------------------------------------
+
+
+def _binary_nll(logits: Array, labels: Array, temperature: float) -> float:
+    """Sum over examples and labels of the negative log-likelihood, in nats."""
+    total = 0.0
+    for part in parts(*logits.shape):
+        z = logits[part].astype(np.float64) / temperature
+        total += float((np.logaddexp(0.0, z) - z * labels[part]).sum())
+    return total
+
+
+def _binary_ece(logits: Array, labels: Array, temperature: float) -> float:
+    """Mean gap between the probability and the frequency of positives, over equal-width bins of the probability."""
+    gaps = np.zeros(CALIBRATION_BINS)
+    for part in parts(*logits.shape):
+        probability = 1 / (1 + np.exp(-np.clip(logits[part].astype(np.float64) / temperature, -700, 700)))
+        bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        gaps += np.bincount(bins.ravel(), (labels[part] - probability).ravel(), CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / logits.size)
