@@ -1,0 +1,1 @@
+"""What frozen features say about the data before anything is trained."""

@@ -1,0 +1,216 @@
+"""Labels that look wrong: confident learning on out-of-fold probabilities of a linear head on frozen features.
+
+An example's score and whether its label counts as wrong come from cleanlab (Northcutt et al. 2021, "Confident learning:
+estimating uncertainty in dataset labels"). What is added is what the probabilities are made of: the layer and pooling
+whose features predict held-out labels best, a convex head, and repeated folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_transfer.analysis.out_of_fold import REPEATS, OutOfFold, out_of_fold, strata
+from hf_transfer.errors import UserError
+from hf_transfer.features import FrozenFeatures
+from hf_transfer.features.convex_head import STRENGTHS
+from hf_transfer.features.frozen import LAST
+from hf_transfer.features.layouts import CLS, MEAN
+from hf_transfer.layers.architectures import HEAD
+
+# cleanlab's score of an example. Of its three, with and without the adjustment for the confidence in each class, this
+# one found most of the labels that were flipped on purpose (`benchmarks/label_issues.py`).
+METHOD, ADJUST = "normalized_margin", True
+_FEW = 5_000  # more examples have their folds drawn once
+_MOST_LAYERS = 8
+_SAMPLE, _FOLDS = 500, 3  # examples and folds that a layer is chosen with
+_COARSE = STRENGTHS[2:10:2]  # strengths that it is chosen with: 10 … 0.01
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class LabelIssue:
+    """An example whose label looks wrong.
+
+    Attributes:
+        row: of the example.
+        given: classes that it is labeled with: one, or any number of several.
+        suggested: classes that it seems to have.
+        score: 0 to 1, the lower the likelier the label is wrong.
+    """
+
+    row: int
+    given: tuple[int, ...]
+    suggested: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """What is said of the labels of a dataset.
+
+    Attributes:
+        issues: examples whose label looks wrong, the likeliest first.
+        scores: (examples,) 0 to 1, the lower the likelier the label is wrong; NaN for examples that are left out.
+        left_out: number of examples whose label cannot be judged, because no other example has their class.
+        classes_left_out: number of classes that cannot be judged, because fewer than two examples have or lack them.
+        l2: strength of the heads' penalty.
+        loss: out-of-fold log-loss of the labels.
+    """
+
+    issues: tuple[LabelIssue, ...]
+    scores: Array
+    left_out: int
+    classes_left_out: int
+    l2: float
+    loss: float
+
+
+def candidates(groups: Sequence[str]) -> list[str]:
+    """The layer groups to compute features of: at most eight, the last before the head among them."""
+    backbone = [name for name in groups if name != HEAD]
+    chosen = np.linspace(0, len(backbone) - 1, min(_MOST_LAYERS, len(backbone))).round().astype(int)
+    return [backbone[i] for i in chosen]
+
+
+def judge_features(features: FrozenFeatures, labels: torch.Tensor, seed: int = 0) -> tuple[Judgment, str, str]:
+    """(what is said of the labels, the layer, the pooling) with the features that predict held-out labels best.
+
+    Args:
+        features: of the examples.
+        labels: (examples,) classes, or (examples, classes) of 0 and 1.
+        seed: of the folds.
+
+    Raises:
+        UserError: fewer than two classes have two examples.
+    """
+    cells = [(group, MEAN) for group in features.groups if group != HEAD]
+    cells += [(LAST, CLS)] if CLS in features.poolings else []
+    cell, l2 = _best(features, cells, labels, seed)
+    start = max(STRENGTHS.index(l2) - 1, 0)
+    return judge(features.matrix(*cell), labels, seed, STRENGTHS[start:]), *cell
+
+
+def _best(
+    features: FrozenFeatures, cells: Sequence[tuple[str, str]], labels: torch.Tensor, seed: int
+) -> tuple[tuple[str, str], float]:
+    """((layer, pooling), L2 strength) with the least out-of-fold log-loss on a sample that is balanced by class."""
+    rows, _, encoded = _judgeable(labels)
+    order = _by_turns(strata(encoded), seed)[: max(_SAMPLE, 2 * len(encoded.unique()))]
+    kept, _, sample = _judgeable(encoded[order])
+    rows = rows[order][kept]
+
+    def found(cell: tuple[str, str]) -> OutOfFold:
+        x = features.matrix(*cell)[rows]
+        return out_of_fold(x, sample, folds=_FOLDS, repeats=1, strengths=_COARSE, seed=seed)
+
+    by_cell = {cell: found(cell) for cell in cells}
+    best = min(cells, key=lambda cell: by_cell[cell].loss)
+    return best, by_cell[best].l2
+
+
+def _by_turns(stratum: Array, seed: int) -> Array:
+    """All positions: one of each stratum, then another of each, and so on; within a stratum in random order."""
+    order = np.random.default_rng(seed).permutation(len(stratum))
+    turn = np.empty(len(order), dtype=int)
+    for value in np.unique(stratum):
+        members = order[stratum[order] == value]
+        turn[members] = np.arange(len(members))
+    return order[np.argsort(turn[order], kind="stable")]
+
+
+def judge(
+    features: torch.Tensor, labels: torch.Tensor, seed: int = 0, strengths: Sequence[float] = STRENGTHS
+) -> Judgment:
+    """What is said of the labels of examples.
+
+    Args:
+        features: (examples, width).
+        labels: (examples,) classes, or (examples, classes) of 0 and 1.
+        seed: of the folds.
+        strengths: of the heads' L2 penalty, from strong to weak.
+
+    Raises:
+        UserError: there is nothing to compare labels with: fewer than two classes have two examples.
+    """
+    rows, classes, encoded = _judgeable(labels)
+    repeats = REPEATS if len(rows) <= _FEW else 1
+    found = out_of_fold(features[rows], encoded, repeats=repeats, strengths=strengths, seed=seed)
+    judge_rows = _one_label if labels.dim() == 1 else _several_labels
+    scores, suggested = judge_rows(encoded.numpy(), found.probabilities)
+    every = np.full(len(labels), np.nan)
+    every[rows] = scores
+    issues = []
+    for i, names in suggested.items():
+        given = labels[rows[i]]
+        own = (int(given),) if labels.dim() == 1 else tuple(given.nonzero()[:, 0].tolist())
+        unjudged = () if labels.dim() == 1 else tuple(c for c in own if c not in classes)
+        issues.append(LabelIssue(int(rows[i]), own, (*classes[list(names)].tolist(), *unjudged), float(scores[i])))
+    return Judgment(
+        issues=tuple(sorted(issues, key=lambda issue: (issue.score, issue.row))),
+        scores=every,
+        left_out=len(labels) - len(rows),
+        classes_left_out=(len(labels.unique()) if labels.dim() == 1 else labels.shape[1]) - len(classes),
+        l2=found.l2,
+        loss=found.loss,
+    )
+
+
+def _judgeable(labels: torch.Tensor) -> tuple[Array, Array, torch.Tensor]:
+    """(rows, classes, labels of these rows among these classes) that heads can be solved for without a row.
+
+    Raises:
+        UserError: there are none.
+    """
+    values = labels.numpy()
+    if labels.dim() == 1:
+        names, counts = np.unique(values, return_counts=True)
+        classes = names[counts >= 2]
+        rows = np.flatnonzero(np.isin(values, classes))
+        encoded = np.searchsorted(classes, values[rows])
+    else:
+        positive = values.sum(0)
+        classes = np.flatnonzero((positive >= 2) & (len(values) - positive >= 2))
+        rows, encoded = np.arange(len(values)), values[:, classes]
+    if len(classes) < (2 if labels.dim() == 1 else 1):
+        raise UserError(
+            "Labels can only be compared where two classes have at least two examples each.", "Add examples."
+        )
+    return rows, classes, torch.from_numpy(encoded)
+
+
+# ---- cleanlab --------------------------------------------------------------------------------------------------------
+
+
+def _one_label(labels: Array, probabilities: Array) -> tuple[Array, dict[int, tuple[int, ...]]]:
+    """((examples,) scores, {position of an issue: suggested class}) from (examples,) and (examples, classes).
+
+    As many labels count as wrong as cleanlab estimates, those with the lowest scores, as far as another class is more
+    probable.
+    """
+    from cleanlab.count import num_label_issues  # slow to import, as all of cleanlab
+    from cleanlab.rank import get_label_quality_scores
+
+    scores = get_label_quality_scores(labels, probabilities, method=METHOD, adjust_pred_probs=ADJUST)
+    likeliest = probabilities.argmax(1)
+    order = np.lexsort((np.arange(len(labels)), scores))
+    issues = order[likeliest[order] != labels[order]][: num_label_issues(labels, probabilities)]
+    return scores, {int(i): (int(likeliest[i]),) for i in issues}
+
+
+def _several_labels(labels: Array, probabilities: Array) -> tuple[Array, dict[int, tuple[int, ...]]]:
+    """The same from (examples, classes) twice; an example may have any number of classes, each judged alone."""
+    from cleanlab.multilabel_classification import get_label_quality_scores
+    from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
+
+    positives = [np.flatnonzero(row).tolist() for row in labels]
+    scores = get_label_quality_scores(positives, probabilities, method=METHOD)
+    wrong = find_multilabel_issues_per_class(positives, probabilities, filter_by="low_normalized_margin", n_jobs=1)
+    wrong &= (probabilities > 0.5) != labels.astype(bool)
+    right = labels.astype(bool) ^ wrong
+    return scores, {int(i): tuple(np.flatnonzero(right[i]).tolist()) for i in np.flatnonzero(wrong.any(1))}
