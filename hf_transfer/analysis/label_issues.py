@@ -18,8 +18,7 @@ from hf_transfer.analysis.out_of_fold import REPEATS, OutOfFold, out_of_fold, st
 from hf_transfer.errors import UserError
 from hf_transfer.features import FrozenFeatures
 from hf_transfer.features.convex_head import STRENGTHS
-from hf_transfer.features.frozen import LAST
-from hf_transfer.features.layouts import CLS, MEAN
+from hf_transfer.features.layouts import MEAN
 from hf_transfer.layers.architectures import HEAD
 
 # cleanlab's score of an example. Of its three, with and without the adjustment for the confidence in each class, this
@@ -61,6 +60,7 @@ class Judgment:
         classes_left_out: number of classes that cannot be judged, because fewer than two examples have or lack them.
         l2: strength of the heads' penalty.
         loss: out-of-fold log-loss of the labels.
+        agreement: fraction of the labels that out-of-fold predictions agree with.
     """
 
     issues: tuple[LabelIssue, ...]
@@ -69,49 +69,52 @@ class Judgment:
     classes_left_out: int
     l2: float
     loss: float
+    agreement: float
 
 
-def candidates(groups: Sequence[str]) -> list[str]:
-    """The layer groups to compute features of: at most eight, the last before the head among them."""
-    backbone = [name for name in groups if name != HEAD]
-    chosen = np.linspace(0, len(backbone) - 1, min(_MOST_LAYERS, len(backbone))).round().astype(int)
-    return [backbone[i] for i in chosen]
+def judge_features(features: FrozenFeatures, labels: torch.Tensor, seed: int = 0) -> tuple[Judgment, str]:
+    """(what is said of the labels, layer group) with the features that predict held-out labels best.
 
-
-def judge_features(features: FrozenFeatures, labels: torch.Tensor, seed: int = 0) -> tuple[Judgment, str, str]:
-    """(what is said of the labels, the layer, the pooling) with the features that predict held-out labels best.
+    These are the means of the output of a layer, or the input of the head: one token, where it reads only one.
 
     Args:
-        features: of the examples.
+        features: pooled by `mean`, of any layers.
         labels: (examples,) classes, or (examples, classes) of 0 and 1.
         seed: of the folds.
 
     Raises:
-        UserError: fewer than two classes have two examples.
+        UserError: there is nothing to compare labels with: fewer than two classes have two examples.
     """
-    cells = [(group, MEAN) for group in features.groups if group != HEAD]
-    cells += [(LAST, CLS)] if CLS in features.poolings else []
-    cell, l2 = _best(features, cells, labels, seed)
+    layer, l2 = _best(features, labels, seed)
     start = max(STRENGTHS.index(l2) - 1, 0)
-    return judge(features.matrix(*cell), labels, seed, STRENGTHS[start:]), *cell
+    return judge(_matrix(features, layer), labels, seed, STRENGTHS[start:]), layer
 
 
-def _best(
-    features: FrozenFeatures, cells: Sequence[tuple[str, str]], labels: torch.Tensor, seed: int
-) -> tuple[tuple[str, str], float]:
-    """((layer, pooling), L2 strength) with the least out-of-fold log-loss on a sample that is balanced by class."""
+def _matrix(features: FrozenFeatures, layer: str) -> torch.Tensor:
+    return features.matrix(layer, None if layer == HEAD else MEAN)
+
+
+def _layers(groups: Sequence[str]) -> list[str]:
+    """The layer groups to choose from: some evenly spaced ones with the last before the head, and the head's input."""
+    backbone = [name for name in groups if name != HEAD]
+    places = np.linspace(0, len(backbone) - 1, min(_MOST_LAYERS, len(backbone))).round().astype(int)
+    return [*(backbone[i] for i in places), *(name for name in groups if name == HEAD)]
+
+
+def _best(features: FrozenFeatures, labels: torch.Tensor, seed: int) -> tuple[str, float]:
+    """(layer group, L2 strength) with the least out-of-fold log-loss on a sample that is balanced by class."""
     rows, _, encoded = _judgeable(labels)
     order = _by_turns(strata(encoded), seed)[: max(_SAMPLE, 2 * len(encoded.unique()))]
     kept, _, sample = _judgeable(encoded[order])
     rows = rows[order][kept]
 
-    def found(cell: tuple[str, str]) -> OutOfFold:
-        x = features.matrix(*cell)[rows]
+    def found(layer: str) -> OutOfFold:
+        x = _matrix(features, layer)[rows]
         return out_of_fold(x, sample, folds=_FOLDS, repeats=1, strengths=_COARSE, seed=seed)
 
-    by_cell = {cell: found(cell) for cell in cells}
-    best = min(cells, key=lambda cell: by_cell[cell].loss)
-    return best, by_cell[best].l2
+    by_layer = {layer: found(layer) for layer in _layers(features.groups)}
+    best = min(by_layer, key=lambda layer: by_layer[layer].loss)
+    return best, by_layer[best].l2
 
 
 def _by_turns(stratum: Array, seed: int) -> Array:
@@ -158,7 +161,13 @@ def judge(
         classes_left_out=(len(labels.unique()) if labels.dim() == 1 else labels.shape[1]) - len(classes),
         l2=found.l2,
         loss=found.loss,
+        agreement=_agreement(encoded.numpy(), found.probabilities),
     )
+
+
+def _agreement(labels: Array, probabilities: Array) -> float:
+    predicted = probabilities.argmax(1) if labels.ndim == 1 else probabilities > 0.5
+    return float((predicted == labels).mean())
 
 
 def _judgeable(labels: torch.Tensor) -> tuple[Array, Array, torch.Tensor]:

@@ -8,11 +8,13 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.files import say
-from hf_transfer.run_folder import RUN_FILE
+from hf_transfer.run_folder import LABEL_ISSUES, RUN_FILE
 from hf_transfer.runs.result import Result
 from hf_transfer.tasks.base import Task
 
@@ -26,6 +28,8 @@ def conclude(result: Result, task: Task) -> None:
         f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
     )
     for line in format_metrics(results["metrics"], results["intervals"]):
+        say(line)
+    if line := _on_labels(results["label_issues"]):
         say(line)
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
@@ -51,6 +55,16 @@ def conclude(result: Result, task: Task) -> None:
         load = f"M.from_pretrained({json.dumps(str(folder))})"
         code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
         say(f"  {python} -c {shlex.quote(code)}")
+
+
+def _on_labels(found: Mapping[str, Any] | None) -> str:
+    """A line about labels that look wrong; empty if there are none."""
+    if not found or not found.get("issues"):
+        return ""
+    count = found["issues"]
+    looks = "1 label looks wrong" if count == 1 else f"{count:,} labels look wrong, the likeliest first"
+    trust = f" (held-out predictions agree with {found['agreement']:.0%} of all labels)" if "agreement" in found else ""
+    return f"{looks}: {LABEL_ISSUES}{trust}"
 
 
 def _python() -> str:
