@@ -9,7 +9,7 @@ from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.errors import UserError
 from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
 from hf_transfer.layers.groups import layer_groups
-from hf_transfer.runs.label_issues import LabelIssues, find, unsuited
+from hf_transfer.runs.label_issues import Examples, LabelIssues, unsuited
 from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.run import configured
 
@@ -77,4 +77,5 @@ def label_issues(
         raise UserError(f"Labels that look wrong cannot be looked for: {reason}.")
     model = prepared.loaded.model.to(prepared.config.training.device)
     groups = layer_groups(model, prepared.config.training.layer_rules or ())
-    return find(prepared, model, groups, tuple(prepared.data.splits), store)
+    examples = Examples(prepared, tuple(prepared.data.splits))
+    return examples.judged(examples.features(model, groups, store))

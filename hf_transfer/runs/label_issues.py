@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 
-from hf_transfer.analysis.label_issues import Judgment, judge_features
+from hf_transfer.analysis.label_issues import LabelIssue, judge_features
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, REGRESSION
 from hf_transfer.data.splits import ROW
@@ -32,7 +32,8 @@ from hf_transfer.run_folder import LABEL_ISSUES
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
 
-MOST = 20_000  # examples: more take minutes to solve for on one core
+MOST = 20_000  # examples
+MOST_VALUES = 1_000_000  # examples times classes: one core solves for the heads in about 100 s
 _COLUMNS = ("place", "given", "suggested", "score")
 _BETWEEN = "; "  # names of several labels
 
@@ -67,7 +68,7 @@ class LabelIssues:
         agreement: fraction of the labels that held-out predictions agree with.
         layer: layer group whose features they are made from: the mean of its output, or the input of the head.
         l2: strength of the heads' penalty.
-        seconds: that it took.
+        seconds: that judging took, without the features.
     """
 
     wrong: tuple[WrongLabel, ...]
@@ -125,14 +126,17 @@ def write_label_issues(
         if is_main and talks:
             say(f"Label issues: not looked for, because {reason}.")
         return {"skipped": reason}
+    examples = Examples(prepared, _own_splits(prepared))
     try:
-        found = find(prepared, trainer.model, trainer.layer_groups, _own_splits(prepared))
+        features = examples.features(trainer.model, trainer.layer_groups)
+        if not is_main:
+            return None
+        found = examples.judged(features)
     except UserError as error:
         if is_main:
-            warnings.warn(f"label_issues: none were looked for. {error}", stacklevel=2)
+            warnings.warn(f"label_issues: labels were not checked. {error}", stacklevel=2)
         return {"skipped": str(error)}
-    if is_main:
-        found.save(path)
+    found.save(path)
     return found.to_dict()
 
 
@@ -158,87 +162,94 @@ def _why_not(prepared: Prepared, trainer: TransferTrainer, is_resumed: bool) -> 
         return f"the run is resumed, and its first part left no {LABEL_ISSUES}"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "the model is sharded"
-    count = sum(len(prepared.data.splits[name]) for name in _own_splits(prepared))
-    return f"there are {count:,} examples, more than {MOST:,}" if count > MOST else ""
+    count, classes = len(Examples(prepared, _own_splits(prepared)).split), len(prepared.loaded.labels.names)
+    if count > MOST:
+        return f"there are {count:,} examples, more than {MOST:,}"
+    return f"{count:,} examples of {classes:,} classes take too long" if count * classes > MOST_VALUES else ""
 
 
 # ---- the examples ---------------------------------------------------------------------------------------------------
 
 
-def find(
-    prepared: Prepared,
-    model: nn.Module,
-    groups: Sequence[LayerGroup],
-    names: Sequence[str],
-    store: FeatureStore | None = None,
-) -> LabelIssues:
-    """The label issues of these splits; processes share the features, and each judges them.
+class Examples:
+    """The examples of several splits, one split after the other.
 
-    Raises:
-        UserError: the features cannot be computed, or the labels cannot be judged.
+    Args:
+        prepared: data and model.
+        names: of the splits.
+
+    Attributes:
+        split: all of them.
     """
-    began = time.perf_counter()
-    split = _together(prepared, names)
-    features = _features(prepared, model, groups, split, store)
-    labels = torch.tensor(split[LABELS][:])
-    judgment, layer = judge_features(features, labels, prepared.config.split_seed)
-    return LabelIssues(
-        wrong=_named(prepared, judgment, names, split),
-        judged=len(labels) - judgment.left_out,
-        left_out=judgment.left_out,
-        agreement=judgment.agreement,
-        layer=layer,
-        l2=judgment.l2,
-        seconds=time.perf_counter() - began,
-    )
 
+    def __init__(self, prepared: Prepared, names: Sequence[str]):
+        self.prepared, self.names = prepared, tuple(names)
+        parts = [prepared.data.splits[name].select_columns([*prepared.data.inputs, LABELS, ROW]) for name in self.names]
+        self.split: Dataset = parts[0]
+        if len(parts) > 1:
+            self.split = concatenate_datasets([part.cast(parts[0].features) for part in parts])
 
-def _together(prepared: Prepared, names: Sequence[str]) -> Dataset:
-    """The examples of several splits, one split after the other."""
-    splits = prepared.data.splits
-    parts = [splits[name].select_columns([*prepared.data.inputs, LABELS, ROW]) for name in names]
-    return concatenate_datasets([part.cast(parts[0].features) for part in parts]) if len(parts) > 1 else parts[0]
+    def features(
+        self, model: nn.Module, groups: Sequence[LayerGroup], store: FeatureStore | None = None
+    ) -> FrozenFeatures:
+        """Means of the layers' outputs, and the input of the head; all processes must call it.
 
-
-def _features(
-    prepared: Prepared, model: nn.Module, groups: Sequence[LayerGroup], split: Dataset, store: FeatureStore | None
-) -> FrozenFeatures:
-    """Means of the layers' outputs, and the input of the head."""
-    args, task = prepared.config.training, prepared.task
-    dataset = task.prepare(split.remove_columns(ROW), prepared.inputs, prepared.processor, prepared.config.data)
-    return frozen_features(
-        model,
-        groups,
-        dataset,
-        collate=task.collator(prepared.processor),
-        poolings=[MEAN],
-        store=store,
-        batch_size=args.eval_batch_size,
-        autocast=torch.bfloat16 if args.bf16 else None,
-        num_workers=max(args.dataloader_num_workers, 0),
-    )
-
-
-def _named(prepared: Prepared, judgment: Judgment, names: Sequence[str], split: Dataset) -> tuple[WrongLabel, ...]:
-    """The issues with the places, labels and inputs that the user knows them by."""
-    rows = [issue.row for issue in judgment.issues]
-    classes, places, first = prepared.loaded.labels.names, dict[int, str](), 0
-    for name in names:
-        count = len(prepared.data.splits[name])
-        own = [row for row in rows if first <= row < first + count]
-        places |= dict(zip(own, prepared.data.places(name, [row - first for row in own]), strict=True))
-        first += count
-    examples = undecoded(split.select(rows), prepared.data.inputs)
-    return tuple(
-        WrongLabel(
-            place=places[issue.row],
-            given=_BETWEEN.join(classes[i] for i in issue.given),
-            suggested=_BETWEEN.join(classes[i] for i in issue.suggested),
-            score=issue.score,
-            inputs={name: _shown(example[name]) for name in prepared.data.inputs},
+        Raises:
+            UserError: they cannot be computed.
+        """
+        prepared, args = self.prepared, self.prepared.config.training
+        dataset = prepared.task.prepare(
+            self.split.remove_columns(ROW), prepared.inputs, prepared.processor, prepared.config.data
         )
-        for issue, example in zip(judgment.issues, examples, strict=True)
-    )
+        return frozen_features(
+            model,
+            groups,
+            dataset,
+            collate=prepared.task.collator(prepared.processor),
+            poolings=[MEAN],
+            store=store,
+            batch_size=args.eval_batch_size,
+            autocast=torch.bfloat16 if args.bf16 else None,
+            num_workers=max(args.dataloader_num_workers, 0),
+        )
+
+    def judged(self, features: FrozenFeatures) -> LabelIssues:
+        """What is said of the labels.
+
+        Raises:
+            UserError: there is nothing to compare labels with.
+        """
+        began, labels = time.perf_counter(), torch.tensor(self.split[LABELS][:])
+        judgment, layer = judge_features(features, labels, self.prepared.config.split_seed)
+        return LabelIssues(
+            wrong=self._named(judgment.issues),
+            judged=len(labels) - judgment.left_out,
+            left_out=judgment.left_out,
+            agreement=judgment.agreement,
+            layer=layer,
+            l2=judgment.l2,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _named(self, issues: Sequence[LabelIssue]) -> tuple[WrongLabel, ...]:
+        """The issues with the places, labels and inputs that the user knows them by."""
+        data, classes = self.prepared.data, self.prepared.loaded.labels.names
+        rows, places, first = [issue.row for issue in issues], dict[int, str](), 0
+        for name in self.names:
+            own = [row for row in rows if first <= row < first + len(data.splits[name])]
+            places |= dict(zip(own, data.places(name, [row - first for row in own]), strict=True))
+            first += len(data.splits[name])
+        examples = undecoded(self.split.select(rows), data.inputs)
+        return tuple(
+            WrongLabel(
+                place=places[issue.row],
+                given=_BETWEEN.join(classes[i] for i in issue.given),
+                suggested=_BETWEEN.join(classes[i] for i in issue.suggested),
+                score=issue.score,
+                inputs={name: _shown(example[name]) for name in data.inputs},
+            )
+            for issue, example in zip(issues, examples, strict=True)
+        )
 
 
 def _shown(value: Any) -> str:
