@@ -59,12 +59,11 @@ def conclude(result: Result, task: Task) -> None:
 
 def _on_labels(found: Mapping[str, Any] | None) -> str:
     """A line about labels that look wrong; empty if there are none."""
-    if not found or not found.get("issues"):
+    if not found or not found.get("wrong"):
         return ""
-    count = found["issues"]
-    looks = "1 label looks wrong" if count == 1 else f"{count:,} labels look wrong, the likeliest first"
-    trust = f" (held-out predictions agree with {found['agreement']:.0%} of all labels)" if "agreement" in found else ""
-    return f"{looks}: {LABEL_ISSUES}{trust}"
+    looks = "1 label looks wrong" if found["wrong"] == 1 else f"{found['wrong']:,} labels look wrong"
+    more = f", and {found['doubtful']:,} are doubtful" if found["doubtful"] else ""
+    return f"{looks}{more}; the likeliest first: {LABEL_ISSUES}"
 
 
 def _python() -> str:

@@ -34,25 +34,30 @@ from hf_transfer.training.trainer import TransferTrainer
 
 MOST = 20_000  # examples
 MOST_VALUES = 1_000_000  # examples times classes: one core solves for the heads in about 100 s
-_COLUMNS = ("place", "given", "suggested", "score")
+_COLUMNS = ("place", "verdict", "given", "suggested", "probability", "score")
+WRONG, DOUBTFUL = "wrong", "doubtful"
 _BETWEEN = "; "  # names of several labels
 
 
 @dataclass(frozen=True)
-class WrongLabel:
-    """An example whose label looks wrong.
+class QuestionableLabel:
+    """An example whose label looks wrong, or is doubtful.
 
     Attributes:
         place: file and line of the example, or its row in the split.
+        verdict: `wrong`, or `doubtful`.
         given: names of its labels, separated by semicolons.
         suggested: likewise, those that it seems to have.
+        probability: of the given label, by heads that were solved for without it.
         score: 0 to 1, the lower the likelier the label is wrong.
         inputs: the example: texts, or the path of an image, if it has one.
     """
 
     place: str
+    verdict: str
     given: str
     suggested: str
+    probability: float
     score: float
     inputs: Mapping[str, str]
 
@@ -62,7 +67,7 @@ class LabelIssues:
     """Labels that look wrong.
 
     Attributes:
-        wrong: the examples, the likeliest first.
+        issues: the examples whose label looks wrong, the likeliest first, and then those whose label is doubtful.
         judged: number of examples whose label was judged.
         left_out: number of other examples: no second example has their class.
         agreement: fraction of the labels that held-out predictions agree with.
@@ -71,7 +76,7 @@ class LabelIssues:
         seconds: that judging took, without the features.
     """
 
-    wrong: tuple[WrongLabel, ...]
+    issues: tuple[QuestionableLabel, ...]
     judged: int
     left_out: int
     agreement: float
@@ -81,17 +86,20 @@ class LabelIssues:
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, without the examples."""
-        return {"issues": len(self.wrong)} | {n: v for n, v in vars(self).items() if n != "wrong"}
+        return _counts([issue.verdict for issue in self.issues]) | {
+            n: v for n, v in vars(self).items() if n != "issues"
+        }
 
     def save(self, path: Path) -> None:
         """Write a CSV file with one row per example, also if there are none."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        names = list(self.wrong[0].inputs) if self.wrong else []
+        names = list(self.issues[0].inputs) if self.issues else []
         writer.writerow([*_COLUMNS, *(f"input {name}" if name in _COLUMNS else name for name in names)])
-        for example in self.wrong:
-            score = f"{example.score:.4f}"
-            writer.writerow([example.place, example.given, example.suggested, score, *example.inputs.values()])
+        for issue in self.issues:
+            values = (getattr(issue, name) for name in _COLUMNS)
+            cells = (f"{value:.4f}" if isinstance(value, float) else value for value in values)
+            writer.writerow([*cells, *issue.inputs.values()])
         write_bytes(path, file.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -113,15 +121,15 @@ def write_label_issues(
         talks: whether it is said why nothing was looked for.
 
     Returns:
-        For `results.json`: the number of issues and what they were found with, or why none were looked for; None
-        without the key `label_issues`.
+        For `results.json`: the numbers of wrong and doubtful labels and what they were found with, or why none were
+        looked for; None without the key `label_issues`.
     """
     if not prepared.config.data.label_issues:
         return None
     path, is_main = output_dir / LABEL_ISSUES, trainer.is_world_process_zero()
     if is_resumed and path.is_file():
         with path.open(encoding="utf-8", newline="") as file:
-            return {"issues": sum(1 for _ in csv.reader(file)) - 1}
+            return _counts([row["verdict"] for row in csv.DictReader(file)])
     if reason := _why_not(prepared, trainer, is_resumed):
         if is_main and talks:
             say(f"Label issues: not looked for, because {reason}.")
@@ -138,6 +146,10 @@ def write_label_issues(
         return {"skipped": str(error)}
     found.save(path)
     return found.to_dict()
+
+
+def _counts(verdicts: Sequence[str]) -> dict[str, Any]:
+    return {verdict: verdicts.count(verdict) for verdict in (WRONG, DOUBTFUL)}
 
 
 def _own_splits(prepared: Prepared) -> tuple[str, ...]:
@@ -222,7 +234,7 @@ class Examples:
         began, labels = time.perf_counter(), torch.tensor(self.split[LABELS][:])
         judgment, layer = judge_features(features, labels, self.prepared.config.split_seed)
         return LabelIssues(
-            wrong=self._named(judgment.issues),
+            issues=self._named(judgment.issues),
             judged=len(labels) - judgment.left_out,
             left_out=judgment.left_out,
             agreement=judgment.agreement,
@@ -231,7 +243,7 @@ class Examples:
             seconds=time.perf_counter() - began,
         )
 
-    def _named(self, issues: Sequence[LabelIssue]) -> tuple[WrongLabel, ...]:
+    def _named(self, issues: Sequence[LabelIssue]) -> tuple[QuestionableLabel, ...]:
         """The issues with the places, labels and inputs that the user knows them by."""
         data, classes = self.prepared.data, self.prepared.loaded.labels.names
         rows, places, first = [issue.row for issue in issues], dict[int, str](), 0
@@ -241,10 +253,12 @@ class Examples:
             first += len(data.splits[name])
         examples = undecoded(self.split.select(rows), data.inputs)
         return tuple(
-            WrongLabel(
+            QuestionableLabel(
                 place=places[issue.row],
+                verdict=WRONG if issue.looks_wrong else DOUBTFUL,
                 given=_BETWEEN.join(classes[i] for i in issue.given),
                 suggested=_BETWEEN.join(classes[i] for i in issue.suggested),
+                probability=issue.probability,
                 score=issue.score,
                 inputs={name: _shown(example[name]) for name in data.inputs},
             )
