@@ -25,7 +25,7 @@ from hf_transfer.layers.architectures import HEAD
 # one found most of the labels that were flipped on purpose (`benchmarks/label_issues.py`).
 METHOD, ADJUST = "normalized_margin", True
 # A label below this out-of-fold probability looks wrong. cleanlab's estimate of how many are wrong is far too high
-# where the head knows little (with 2% wrong labels, one in 20 of those it names); what it names besides is called doubtful.
+# where the head knows little (with 2% wrong labels, one in 20 of those it names): what only it names is doubtful.
 IMPROBABLE = 0.1
 _FEW = 5_000  # more examples have their folds drawn once
 _MOST_LAYERS = 8

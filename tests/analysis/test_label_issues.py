@@ -93,11 +93,11 @@ def test_several_labels():
     right = torch.zeros(120, 3)
     right[:, :2] = (torch.rand(120, 2, generator=g) < 0.5).float()
     x = torch.randn(120, 20, generator=g)
-    x[:, :2] += 6 * right[:, :2]
+    x[:, :2] += 10 * right[:, :2]
     right[5, 2] = 1
     given = right.clone()
     given[7, 0], given[5, 1] = 1 - given[7, 0], 1 - given[5, 1]
-    found = judge(x, given, strengths=STRENGTHS)
+    found = judge(x, given)
     assert found.classes_left_out == 1 and found.left_out == 0
     suggested = {i.row: set(i.suggested) for i in found.issues if i.looks_wrong}
     assert suggested == {row: set(right[row].nonzero()[:, 0].tolist()) for row in (5, 7)}

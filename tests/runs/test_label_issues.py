@@ -35,7 +35,7 @@ def bert(tmp_path_factory):
 
 def rows(count=60):
     """Texts of two kinds, and their labels, two of which are wrong."""
-    texts = [f"{'fine film' if i % 2 else 'dull word'} {i % 29}" for i in range(count)]
+    texts = [f"{('fine ' if i % 2 else 'dull ') * (2 + i % 4)}{i % 3}" for i in range(count)]
     return [(text, "pn"[i % 2 != (i in WRONG)]) for i, text in enumerate(texts)]
 
 
@@ -60,8 +60,8 @@ def test_the_file_names_line_labels_and_text(bert, tmp_path, capsys):
     assert list(found[0]) == [*HEADER, "text"]
     wrong = [row for row in found if row["verdict"] == "wrong"]
     assert {(row["place"], row["given"], row["suggested"], row["text"]) for row in wrong} == {
-        ("d.csv line 8", "n", "p", "dull word 4"),
-        ("d.csv line 35", "p", "n", "fine film 2"),
+        ("d.csv line 8", "n", "p", "dull dull 1"),
+        ("d.csv line 35", "p", "n", "fine fine fine fine fine 1"),
     }
     assert all(0 <= float(row["score"]) < 0.3 and float(row["probability"]) < 0.1 for row in wrong)
     about = json.loads((result.output_dir / "results.json").read_text())["label_issues"]
@@ -108,7 +108,7 @@ def test_data_of_several_files(bert, tmp_path):
     for name, part in (("a", examples[:20]), ("b", examples[20:])):
         table(tmp_path / f"{name}.csv", part)
     test = tmp_path / "test.jsonl"
-    test.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows(20)))
+    test.write_text("".join(json.dumps({"text": f"{text} a", "label": label}) + "\n" for text, label in rows(20)))
     found = hf_transfer.label_issues(
         bert, None, train_file=str(tmp_path / "[ab].csv"), test_file=str(test), use_cpu=True, log_level="error"
     )
@@ -127,7 +127,7 @@ def test_several_labels(bert, tmp_path):
 def test_why_nothing_was_looked_for(bert, tmp_path, monkeypatch, capsys):
     data = table(tmp_path / "d.csv", rows())
     numbers = table(tmp_path / "n.csv", [(text, f"{i / 7:.3f}") for i, (text, _) in enumerate(rows())])
-    alone = table(tmp_path / "alone.csv", [*rows(8)[::2], ("fine", "n")])
+    alone = table(tmp_path / "alone.csv", [*rows(4)[::2], ("fine", "n")])
 
     def reason(out, data, **keys):
         result = fine_tune(bert, data, output_dir=str(tmp_path / out), **KEYS | dict(log_level="info") | keys)
@@ -137,7 +137,7 @@ def test_why_nothing_was_looked_for(bert, tmp_path, monkeypatch, capsys):
     assert reason("numbers", numbers) == "the labels are numbers"
     assert "Label issues: not looked for, because the labels are numbers." in capsys.readouterr().out
     assert reason("scratch", data, from_scratch=True, strategy="scratch") == "the model is not pretrained"
-    assert reason("stream", data, streaming=True, max_steps=2) == "the training data is a stream"
+    assert reason("stream", data, streaming=True, max_steps=2, max_eval_samples=10) == "the training data is a stream"
     monkeypatch.setattr(label_issues, "MOST", 59)
     assert reason("many", data) == "there are 60 examples, more than 59"
     monkeypatch.setattr(label_issues, "MOST_VALUES", 100)
