@@ -54,7 +54,7 @@ def cell(name: str, seed: int) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
     from hf_transfer.analysis.label_issues import judge, judge_features
-    from hf_transfer.analysis.out_of_fold import REPEATS, out_of_fold
+    from hf_transfer.analysis.out_of_fold import out_of_fold
     from hf_transfer.data.bundled import load_dataset
     from hf_transfer.runs.frozen import frozen_splits
 
@@ -66,26 +66,26 @@ def cell(name: str, seed: int) -> dict[str, Any]:
     seconds = {"features": time.perf_counter() - began}
     given, wrong = flip(np.array(examples["label"]), seed)
     labels, began = torch.from_numpy(given), time.perf_counter()
-    found, layer = judge_features(features, labels, seed)
+    found, layers = judge_features(features, labels, seed)
     seconds["judging"] = time.perf_counter() - began
     first = features.matrix("last", "cls") if "cls" in features.poolings else features.matrix("head")
 
     def auroc(scores: Any) -> float:
         return float(roc_auc_score(wrong, -scores))
 
-    ours = features.matrix(layer, None if layer == "head" else "mean")
-    probabilities = {
-        "same": out_of_fold(ours, labels, repeats=REPEATS, seed=seed).probabilities,
-        "default": out_of_fold(first, labels, repeats=1, seed=seed).probabilities,
-    }
+    def averaged(*matrices: Any, **keys: Any) -> np.ndarray:
+        return np.mean([out_of_fold(x, labels, seed=seed, **keys).probabilities for x in matrices], axis=0)
+
+    ours = [features.matrix(layer, None if layer == "head" else "mean") for layer in layers]
+    probabilities = {"same": averaged(*ours), "default": averaged(first, repeats=1)}
     named = {
         kind: [i.row for i in found.issues if i.looks_wrong == (kind == "wrong")] for kind in ("wrong", "doubtful")
     }
     return {
-        "layer": layer,
+        "layers": layers,
         "agreement": found.agreement,
         "auroc": auroc(found.scores),
-        "auroc_default_features": auroc(judge(first, labels, seed).scores),
+        "auroc_default_features": auroc(judge([first], labels, seed).scores),
         **{
             f"auroc_cleanlab_{kind}_{method}": auroc(get_label_quality_scores(given, p, method=method))
             for kind, p in probabilities.items()
@@ -102,10 +102,10 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Labels that were flipped on purpose",
         "",
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread, `python benchmarks/label_issues.py`.",
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread, `benchmarks/label_issues.py`.",
         f"{NOISE:.0%} of the labels are flipped to another class; means over draws. AUROC of the score for the flipped",
-        "labels: ours; cleanlab's default score (self-confidence) on the same probabilities; cleanlab's default score on",
-        "probabilities of the first token's features, or the head's input where there is none.",
+        "labels: ours; cleanlab's default score (self-confidence) on the same probabilities; the same on probabilities of",
+        "default features: the first token's, or the head's input where there is none.",
         "",
         "| data | draws | held-out accuracy | ours | cleanlab, same probabilities | cleanlab, default features "
         "| looks wrong: named, of them flipped | doubtful: named, of them flipped | flipped |",

@@ -1,8 +1,8 @@
 """Labels that look wrong: confident learning on out-of-fold probabilities of a linear head on frozen features.
 
 An example's score and whether its label counts as wrong come from cleanlab (Northcutt et al. 2021, "Confident learning:
-estimating uncertainty in dataset labels"). What is added is what the probabilities are made of: the layer and pooling
-whose features predict held-out labels best, a convex head, and repeated folds.
+estimating uncertainty in dataset labels"). What is added is what the probabilities are made of: the two layers whose
+features predict held-out labels best, convex heads, and repeated folds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_transfer.analysis.out_of_fold import REPEATS, OutOfFold, out_of_fold, strata
+from hf_transfer.analysis.out_of_fold import FOLDS, REPEATS, OutOfFold, out_of_fold, strata
 from hf_transfer.errors import UserError
 from hf_transfer.features import FrozenFeatures
 from hf_transfer.features.convex_head import STRENGTHS
@@ -29,8 +29,10 @@ METHOD, ADJUST = "normalized_margin", True
 IMPROBABLE = 0.1
 _FEW = 5_000  # more examples have their folds drawn once
 _MOST_LAYERS = 8
-_SAMPLE, _FOLDS = 500, 3  # examples and folds that a layer is chosen with
-_COARSE = STRENGTHS[2:10:2]  # strengths that it is chosen with: 10 … 0.01
+_BEST = 2  # layers whose probabilities are averaged
+_SAMPLE = 500  # examples that layers are chosen with
+_CLEAR = 300  # with as many, one draw of few folds shows which layers are best
+_COARSE = STRENGTHS[2:10:2]  # strengths that they are chosen with: 10 … 0.01
 
 Array = np.ndarray[Any, Any]
 
@@ -68,8 +70,7 @@ class Judgment:
         scores: (examples,) 0 to 1, the lower the likelier the label is wrong; NaN for examples that are left out.
         left_out: number of examples whose label cannot be judged, because no other example has their class.
         classes_left_out: number of classes that cannot be judged, because fewer than two examples have or lack them.
-        l2: strength of the heads' penalty.
-        loss: out-of-fold log-loss of the labels.
+        l2: strength of the heads' penalty, for each matrix of features.
         agreement: fraction of the labels that out-of-fold predictions agree with.
     """
 
@@ -77,15 +78,14 @@ class Judgment:
     scores: Array
     left_out: int
     classes_left_out: int
-    l2: float
-    loss: float
+    l2: tuple[float, ...]
     agreement: float
 
 
-def judge_features(features: FrozenFeatures, labels: torch.Tensor, seed: int = 0) -> tuple[Judgment, str]:
-    """(what is said of the labels, layer group) with the features that predict held-out labels best.
+def judge_features(features: FrozenFeatures, labels: torch.Tensor, seed: int = 0) -> tuple[Judgment, tuple[str, ...]]:
+    """(what is said of the labels, layer groups) with the features that predict held-out labels best.
 
-    These are the means of the output of a layer, or the input of the head: one token, where it reads only one.
+    These are the means of the outputs of two layers, or the input of the head: one token, where it reads only one.
 
     Args:
         features: pooled by `mean`, of any layers.
@@ -95,9 +95,9 @@ def judge_features(features: FrozenFeatures, labels: torch.Tensor, seed: int = 0
     Raises:
         UserError: there is nothing to compare labels with: fewer than two classes have two examples.
     """
-    layer, l2 = _best(features, labels, seed)
-    start = max(STRENGTHS.index(l2) - 1, 0)
-    return judge(_matrix(features, layer), labels, seed, STRENGTHS[start:]), layer
+    l2 = _best(features, labels, seed)
+    start = max(STRENGTHS.index(max(l2.values())) - 1, 0)
+    return judge([_matrix(features, layer) for layer in l2], labels, seed, STRENGTHS[start:]), tuple(l2)
 
 
 def _matrix(features: FrozenFeatures, layer: str) -> torch.Tensor:
@@ -111,20 +111,21 @@ def _layers(groups: Sequence[str]) -> list[str]:
     return [*(backbone[i] for i in places), *(name for name in groups if name == HEAD)]
 
 
-def _best(features: FrozenFeatures, labels: torch.Tensor, seed: int) -> tuple[str, float]:
-    """(layer group, L2 strength) with the least out-of-fold log-loss on a sample that is balanced by class."""
+def _best(features: FrozenFeatures, labels: torch.Tensor, seed: int) -> dict[str, float]:
+    """{layer group: L2 strength} with the least out-of-fold log-loss on a sample that is balanced by class."""
     rows, _, encoded = _judgeable(labels)
     order = _by_turns(strata(encoded), seed)[: max(_SAMPLE, 2 * len(encoded.unique()))]
     kept, _, sample = _judgeable(encoded[order])
     rows = rows[order][kept]
+    folds, repeats = (3, 1) if len(rows) > _CLEAR else (FOLDS, REPEATS)
 
     def found(layer: str) -> OutOfFold:
         x = _matrix(features, layer)[rows]
-        return out_of_fold(x, sample, folds=_FOLDS, repeats=1, strengths=_COARSE, seed=seed)
+        return out_of_fold(x, sample, folds=folds, repeats=repeats, strengths=_COARSE, seed=seed)
 
     by_layer = {layer: found(layer) for layer in _layers(features.groups)}
-    best = min(by_layer, key=lambda layer: by_layer[layer].loss)
-    return best, by_layer[best].l2
+    best = sorted(by_layer, key=lambda layer: by_layer[layer].loss)[:_BEST]
+    return {layer: by_layer[layer].l2 for layer in best}
 
 
 def _by_turns(stratum: Array, seed: int) -> Array:
@@ -138,12 +139,12 @@ def _by_turns(stratum: Array, seed: int) -> Array:
 
 
 def judge(
-    features: torch.Tensor, labels: torch.Tensor, seed: int = 0, strengths: Sequence[float] = STRENGTHS
+    features: Sequence[torch.Tensor], labels: torch.Tensor, seed: int = 0, strengths: Sequence[float] = STRENGTHS
 ) -> Judgment:
     """What is said of the labels of examples.
 
     Args:
-        features: (examples, width).
+        features: matrices (examples, width); the probabilities that each of them gives are averaged.
         labels: (examples,) classes, or (examples, classes) of 0 and 1.
         seed: of the folds.
         strengths: of the heads' L2 penalty, from strong to weak.
@@ -153,9 +154,10 @@ def judge(
     """
     rows, classes, encoded = _judgeable(labels)
     repeats = REPEATS if len(rows) <= _FEW else 1
-    found = out_of_fold(features[rows], encoded, repeats=repeats, strengths=strengths, seed=seed)
+    found = [out_of_fold(x[rows], encoded, repeats=repeats, strengths=strengths, seed=seed) for x in features]
+    probabilities = np.mean([one.probabilities for one in found], axis=0)
     judge_rows = _one_label if labels.dim() == 1 else _several_labels
-    scores, suggested, of_label = judge_rows(encoded.numpy(), found.probabilities)
+    scores, suggested, of_label = judge_rows(encoded.numpy(), probabilities)
     every = np.full(len(labels), np.nan)
     every[rows] = scores
     issues = []
@@ -170,9 +172,8 @@ def judge(
         scores=every,
         left_out=len(labels) - len(rows),
         classes_left_out=(len(labels.unique()) if labels.dim() == 1 else labels.shape[1]) - len(classes),
-        l2=found.l2,
-        loss=found.loss,
-        agreement=_agreement(encoded.numpy(), found.probabilities),
+        l2=tuple(one.l2 for one in found),
+        agreement=_agreement(encoded.numpy(), probabilities),
     )
 
 

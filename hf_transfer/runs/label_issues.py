@@ -71,8 +71,8 @@ class LabelIssues:
         judged: number of examples whose label was judged.
         left_out: number of other examples: no second example has their class.
         agreement: fraction of the labels that held-out predictions agree with.
-        layer: layer group whose features they are made from: the mean of its output, or the input of the head.
-        l2: strength of the heads' penalty.
+        layers: groups whose features they are made from: the mean of the output, or the input of the head.
+        l2: strength of the heads' penalty, for each of the layers.
         seconds: that judging took, without the features.
     """
 
@@ -80,8 +80,8 @@ class LabelIssues:
     judged: int
     left_out: int
     agreement: float
-    layer: str
-    l2: float
+    layers: tuple[str, ...]
+    l2: tuple[float, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,13 +232,13 @@ class Examples:
             UserError: there is nothing to compare labels with.
         """
         began, labels = time.perf_counter(), torch.tensor(self.split[LABELS][:])
-        judgment, layer = judge_features(features, labels, self.prepared.config.split_seed)
+        judgment, layers = judge_features(features, labels, self.prepared.config.split_seed)
         return LabelIssues(
             issues=self._named(judgment.issues),
             judged=len(labels) - judgment.left_out,
             left_out=judgment.left_out,
             agreement=judgment.agreement,
-            layer=layer,
+            layers=layers,
             l2=judgment.l2,
             seconds=time.perf_counter() - began,
         )

@@ -187,7 +187,7 @@ def test_a_column_that_has_the_name_of_ours(tmp_path):
     issue = label_issues.QuestionableLabel(
         "row 1", "wrong", "a", "b", 0.05, 0.1, {"score": "1–0, said he", "text": "x\ny"}
     )
-    found = label_issues.LabelIssues((issue,), 10, 0, 0.9, "layer.1", 0.1, 1.0)
+    found = label_issues.LabelIssues((issue,), 10, 0, 0.9, ("layer.1",), (0.1,), 1.0)
     found.save(tmp_path / "label_issues.csv")
     (row,) = read(tmp_path)
     assert row["input score"] == "1–0, said he" and row["text"] == "x\ny" and row["score"] == "0.1000"
