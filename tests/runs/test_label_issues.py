@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import hf_transfer
 from hf_transfer import UserError, fine_tune
+from hf_transfer.files import as_json
 from hf_transfer.runs import label_issues, run
 from tests import warm
 from tests.helpers import tiny_timm_resnet, with_statistics
@@ -65,7 +66,7 @@ def test_the_file_names_line_labels_and_text(bert, tmp_path, capsys):
     }
     assert all(0 <= float(row["score"]) < 0.3 and float(row["probability"]) < 0.1 for row in wrong)
     about = json.loads((result.output_dir / "results.json").read_text())["label_issues"]
-    assert about == result.results["label_issues"]
+    assert about == as_json(result.results["label_issues"])
     assert (about["wrong"], about["judged"], about["left_out"]) == (2, 60, 0), "also those held out for validation"
     said = capsys.readouterr().out
     assert "2 labels look wrong" in said and "the likeliest first: label_issues.csv" in said
