@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hf_transfer.layers.groups import LayerGroup, layer_groups
     from hf_transfer.plan.make import make_plan
     from hf_transfer.plan.plan import Plan, Stage
+    from hf_transfer.runs.frozen import label_issues
     from hf_transfer.runs.result import Result
     from hf_transfer.runs.run import fine_tune
     from hf_transfer.training.arguments import TransferArguments
@@ -28,6 +29,7 @@ _HOME = {
     "Stage": "plan.plan",
     "make_plan": "plan.make",
     "Predictor": "inference.predictor",
+    "label_issues": "runs.frozen",
     "Result": "runs.result",
     "fine_tune": "runs.run",
     "TransferArguments": "training.arguments",

@@ -11,6 +11,7 @@ from hf_transfer.config.values import load_yaml
 CARD = "README.md"
 RESULTS = "results.json"
 PASSED = ".stream"  # while a stream trains: what it gave, see `data.stream_record`
+LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training examples, never pushed
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BertTokenizer, ViTConfig, ViTForImageCla
 
 from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
+from hf_transfer.runs import run
 from tests import warm
 from tests.helpers import PIXELS, tiny_bert, tiny_vit
 
@@ -29,6 +30,17 @@ def _bundled_data_is_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, load in list(bundled.DATASETS.items()):
             patch.setitem(bundled.DATASETS, name, partial(copied, cache(load)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _labels_are_not_judged() -> Iterator[None]:
+    """Runs write no `label_issues.csv`, which takes a third of a second in each; `runs/test_label_issues.py` lets them.
+
+    With and without it a run is the same, bit for bit, which is tested there.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_label_issues", lambda *_: None)
         yield
 
 

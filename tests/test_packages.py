@@ -81,6 +81,7 @@ def test_the_public_surface():
         "TransferTrainer",
         "UserError",
         "fine_tune",
+        "label_issues",
         "layer_groups",
         "make_plan",
         "merge",

@@ -1,1 +1,1 @@
-"""Before training: what the frozen features of the data say about how to train."""
+"""What frozen features say about the data before anything is trained."""

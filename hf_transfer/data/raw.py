@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features
 
-from hf_transfer.data.rows import place_of
+from hf_transfer.data.rows import places_of
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,24 @@ class RawSplits(DatasetDict):
         return self["train"] if "train" in self else next(iter(self.values()))
 
     def place(self, split: str, row: int) -> str:
-        """Where an example stands in the data: its file and line, or its row in the split."""
-        for path, rows in self.files.get(split, ()):
-            if row < rows:
-                return place_of(path, row)
-            row -= rows
-        return f"row {row} of the {split} split"
+        """Where an example stands in the data; see `places`."""
+        return places(self.files.get(split, ()), split, [row])[0]
+
+
+def places(files: Sequence[tuple[Path, int]], split: str, rows: Sequence[int]) -> list[str]:
+    """Where examples stand in the data: their file and line, or their row in the split.
+
+    Args:
+        files: the tables of the split, each with its number of rows; empty if it was not read from tables.
+        split: its name.
+        rows: of the examples, in the split.
+    """
+    found, first = {row: f"row {row} of the {split} split" for row in rows}, 0
+    for path, count in files:
+        own = {row - first for row in rows if first <= row < first + count}
+        found |= {first + row: place for row, place in places_of(path, own).items()} if own else {}
+        first += count
+    return [found[row] for row in rows]
 
 
 def with_column(split: Dataset, name: str, values: list[Any], feature: Any, instead_of: Sequence[str]) -> Dataset:

@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -119,10 +119,11 @@ class DelimitedFile:
                 else:
                     yield [cell or None for cell in cells]
 
-    def line_of(self, row: int) -> int:
-        """The line on which a row begins, the rows that do not fit not counted."""
+    def lines_of(self, rows: Collection[int]) -> dict[int, int]:
+        """{row: the line on which it begins}, the rows that do not fit not counted."""
         good = (line for line, cells in islice(self._lines(), 1, None) if not self._reason(cells))
-        return next(islice(good, row, None))
+        wanted = set(rows)
+        return {row: line for row, line in enumerate(islice(good, max(wanted, default=-1) + 1)) if row in wanted}
 
     def _reason(self, cells: list[str] | str) -> str:
         """Why a row does not fit; empty if it does."""
@@ -157,11 +158,15 @@ def read_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | B
             yield from _parquet_rows(path)
 
 
-def place_of(path: Path, row: int) -> str:
-    """Where a row of a file stands, the rows that do not fit not counted: its line in CSV, else its number from 1."""
+def places_of(path: Path, rows: Collection[int]) -> dict[int, str]:
+    """{row: its place in the file}, the rows that do not fit not counted: its line in CSV, else its number from 1.
+
+    The file is read once.
+    """
     if format_of(path) == "csv":
-        return f"{path.name} line {DelimitedFile(path, skip_bad=True).line_of(row)}"
-    return f"{path.name} row {row + 1}"
+        lines = DelimitedFile(path, skip_bad=True).lines_of(rows)
+        return {row: f"{path.name} line {lines[row]}" for row in rows}
+    return {row: f"{path.name} row {row + 1}" for row in rows}
 
 
 def json_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | BadRow]:

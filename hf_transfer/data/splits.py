@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.draws import Array, class_counts, draw
 from hf_transfer.data.groups import check_column, draw_groups, groups_of, without_group
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels, unknown_label
-from hf_transfer.data.raw import BadExample, RawSplits
+from hf_transfer.data.raw import BadExample, RawSplits, places
 from hf_transfer.errors import UserError, listed
 
 SHARE, FEWER, SHARE_OF_FEWER = 0.1, 500, 0.2  # held out for validation; below so many examples the other share
@@ -36,6 +36,7 @@ class Data:
         notes: messages for the user.
         skipped: examples left out under `on_bad_example: skip`.
         drawn_from: the split that the validation split was drawn from; None if the data has a validation split.
+        files: the tables of each split of the input data, each with its number of rows; see `RawSplits`.
     """
 
     train: Dataset
@@ -46,6 +47,7 @@ class Data:
     notes: tuple[str, ...] = ()
     skipped: tuple[BadExample, ...] = ()
     drawn_from: str | None = None
+    files: Mapping[str, Sequence[tuple[Path, int]]] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, Dataset]:
@@ -59,6 +61,12 @@ class Data:
     def name_of(self, split: str, position: int) -> str:
         """How to find an example in the input data; see `name_of`."""
         return name_of(self.splits[split], self.inputs, position)
+
+    def places(self, split: str, positions: Sequence[int]) -> list[str]:
+        """Where examples of a split stand in the input data: file and line, or row."""
+        given = self.given_split(split)
+        rows = self.splits[split].select(positions)[ROW][:]
+        return places(self.files.get(given, ()), given, rows)
 
 
 def name_of(split: Dataset, inputs: Sequence[str], position: int) -> str:
@@ -103,7 +111,7 @@ def make_data(
         UserError: a split lacks a column, has missing or unknown labels that are not skipped, or would be empty, or a
             class or a group makes a draw impossible.
     """
-    left_out = RawSplits.of(splits).bad
+    left_out, files = RawSplits.of(splits).bad, RawSplits.of(splits).files
     splits, notes = _without_unlabeled_test(splits, column)
     if args.split_group_column_name:
         check_column(splits["train"], args.split_group_column_name, column)
@@ -131,6 +139,7 @@ def make_data(
         tuple(notes),
         tuple(skipped),
         drawn_from,
+        files,
     )
 
 

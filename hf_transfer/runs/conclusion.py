@@ -8,13 +8,15 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.files import say
 from hf_transfer.models.heads import MLP
-from hf_transfer.run_folder import RUN_FILE
+from hf_transfer.run_folder import LABEL_ISSUES, RUN_FILE
 from hf_transfer.runs.result import Result
 from hf_transfer.tasks.base import Task
 
@@ -31,6 +33,8 @@ def conclude(result: Result, task: Task) -> None:
         say(line)
     if calibration := results["calibration"]:
         say(f"Calibration: {describe(calibration)}.")
+    if line := _on_labels(results["label_issues"]):
+        say(line)
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
     if not math.isfinite(results["metrics"]["loss"]):
@@ -58,6 +62,15 @@ def conclude(result: Result, task: Task) -> None:
         load = f"M.from_pretrained({json.dumps(str(folder))})"
         code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
         say(f"  {python} -c {shlex.quote(code)}")
+
+
+def _on_labels(found: Mapping[str, Any] | None) -> str:
+    """A line about labels that look wrong; empty if there are none."""
+    if not found or not found.get("wrong"):
+        return ""
+    looks = "1 label looks wrong" if found["wrong"] == 1 else f"{found['wrong']:,} labels look wrong"
+    more = f", and {found['doubtful']:,} are doubtful" if found["doubtful"] else ""
+    return f"{looks}{more}; the likeliest first: {LABEL_ISSUES}"
 
 
 def _python() -> str:

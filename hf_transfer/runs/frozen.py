@@ -1,4 +1,4 @@
-"""Frozen features of a run's data: what the pretrained model says about the examples before anything is trained."""
+"""What the pretrained model says about a run's data before anything is trained: frozen features, and wrong labels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_transfer.data.augment import EXAMPLE
+from hf_transfer.errors import UserError
 from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
 from hf_transfer.layers.groups import layer_groups
+from hf_transfer.runs.label_issues import Examples, LabelIssues, unsuited
 from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.run import configured
 
@@ -53,3 +55,27 @@ def frozen_splits(
             num_workers=args.dataloader_num_workers,
         )
     return found
+
+
+def label_issues(
+    model_name_or_path: str, dataset_name: Any = None, *, store: FeatureStore | None = None, **keys: Any
+) -> LabelIssues:
+    """Labels that look wrong, in all splits of a dataset; nothing is trained.
+
+    Args:
+        model_name_or_path: as in `fine_tune`; a pretrained backbone.
+        dataset_name: as in `fine_tune`.
+        store: keeps the frozen features between calls.
+        **keys: any key of `hf-transfer train` about the model and the data; `output_dir` is not needed.
+
+    Raises:
+        UserError: the keys, the model or the data are not right; the labels are numbers; or there is nothing to compare
+            labels with, because fewer than two classes have two examples.
+    """
+    prepared = prepare(configured(model_name_or_path, dataset_name, keys, needs=("model", "data")))
+    if reason := unsuited(prepared):
+        raise UserError(f"Labels that look wrong cannot be looked for: {reason}.")
+    model = prepared.loaded.model.to(prepared.config.training.device)
+    groups = layer_groups(model, prepared.config.training.layer_rules or ())
+    examples = Examples(prepared, tuple(prepared.data.splits))
+    return examples.judged(examples.features(model, groups, store))

@@ -25,7 +25,7 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, HISTORY, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -33,6 +33,7 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.decisions import with_choices, with_decisions
 from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
     end_workers,
@@ -113,6 +114,7 @@ class _Ready:
         talks: whether the run reports its progress.
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
+        label_issues: what was found out about the labels, for `results.json`.
     """
 
     prepared: Prepared
@@ -124,6 +126,7 @@ class _Ready:
     talks: bool
     preflight: Preflight | None = None
     calibrates: Choice = OFF
+    label_issues: dict[str, Any] | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -175,6 +178,7 @@ def _prepare(config: Config) -> _Ready:
             _clear(output_dir)
         write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
         record_examples(prepared, output_dir, is_resumed=checkpoint is not None)
+    ready.label_issues = write_label_issues(prepared, trainer, output_dir, checkpoint is not None, ready.talks)
     return ready
 
 
@@ -206,6 +210,7 @@ def _finish(ready: _Ready) -> Result:
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
+    results["label_issues"] = ready.label_issues
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,
@@ -277,7 +282,7 @@ def _talks(args: TransferArguments) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, EXAMPLES, HISTORY, NONFINITE):
+    for name in (RESULTS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)

@@ -191,12 +191,12 @@ def test_several_labels_then_thresholds_and_no_sets(tiny_bert_folder, tmp_path):
 def test_training_further_forgets_what_the_first_run_measured(both, tmp_path):
     auto, _ = both
     further = fine_tune(
-        str(auto.output_dir), data(80), output_dir=str(tmp_path / "b"), **{**KEYS, "train_val_split": 0.25}
+        str(auto.output_dir), data(60), output_dir=str(tmp_path / "b"), **{**KEYS, "train_val_split": 0.25}
     )
-    assert further.results["calibrate"]["why"] == "there are 20 validation examples, fewer than 40"
+    assert further.results["calibrate"]["why"] == "there are 15 validation examples, fewer than 20"
     assert further.results["calibration"] is None
     record = json.loads((tmp_path / "b" / "config.json").read_text())["conformal"]
-    assert record["examples"] == 20  # of its own
+    assert record["examples"] == 15  # of its own
 
 
 def test_a_diverged_model_is_not_calibrated(both, monkeypatch):
@@ -265,7 +265,7 @@ def test_a_model_that_cannot_be_calibrated(tmp_path, make, options, why):
 
 
 def test_few_examples_regression_and_a_model_that_can(tmp_path):
-    for wanted, count, value in (("auto", 39, False), ("auto", 40, True), (True, 3, True)):
+    for wanted, count, value in (("auto", 19, False), ("auto", 20, True), (True, 3, True)):
         trainer = trainer_of(tmp_path, tiny_bert(), texts(count), calibrate=wanted)
         before = {n: p.clone() for n, p in trainer.model.named_parameters()}
         state = torch.get_rng_state()

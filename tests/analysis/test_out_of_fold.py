@@ -1,0 +1,70 @@
+"""Probabilities of examples by heads that have not seen them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from hf_transfer.analysis.out_of_fold import fold_numbers, out_of_fold
+
+
+def clouds(counts, width=5, seed=0):
+    """(features, labels): for each class a cloud of so many examples, in random order."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([c for c, count in enumerate(counts) for _ in range(count)])
+    labels = labels[torch.randperm(len(labels), generator=g)]
+    centers = 2 * torch.randn(len(counts), width, generator=g)
+    return centers[labels] + torch.randn(len(labels), width, generator=g), labels
+
+
+def test_folds_are_stratified_and_members_of_a_small_class_are_apart():
+    _, labels = clouds([23, 41, 2, 4])
+    folds = fold_numbers(labels, 5, seed=3)
+    sizes = np.bincount(folds, minlength=5)
+    assert sizes.max() - sizes.min() <= 1
+    for value in range(4):
+        own = np.bincount(folds[labels == value], minlength=5)
+        assert own.max() - own.min() <= 1
+    assert (fold_numbers(labels, 5, seed=3) == folds).all() and (fold_numbers(labels, 5, seed=4) != folds).any()
+
+
+def test_several_labels_are_stratified_by_the_rarest():
+    labels = torch.zeros(40, 3)
+    labels[:, 0] = 1
+    labels[[1, 30], 2] = 1  # the rare one, beside the common one
+    folds = fold_numbers(labels, 5, seed=0)
+    assert folds[1] != folds[30] and sorted(np.bincount(folds)) == [8] * 5
+
+
+def test_probabilities_are_those_of_the_other_folds_heads():
+    """Against scikit-learn, fold by fold: C = 1 / (examples × strength) is the same penalty."""
+    x, y = clouds([15, 20, 25])
+    found = out_of_fold(x, y, repeats=2, strengths=[0.1], seed=7)
+    expected = np.zeros((60, 3))
+    for draw in (fold_numbers(y, 5, 7), fold_numbers(y, 5, 8)):
+        for fold in range(5):
+            rest, held = draw != fold, draw == fold
+            mean, deviation = x[rest].mean(0), x[rest].std(0, correction=0)
+            head = LogisticRegression(C=1 / (0.1 * rest.sum()), tol=1e-10, max_iter=1000)
+            head.fit((x[rest] - mean) / deviation, y[rest])
+            expected[held] += head.predict_proba((x[held] - mean) / deviation) / 2
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-3)
+    assert found.l2 == 0.1
+
+
+def test_the_strength_has_the_least_held_out_loss():
+    x, y = clouds([30, 30], width=40)
+    x = x + 6 * torch.randn(60, 40, generator=torch.Generator().manual_seed(1))
+    strengths = [100.0, 10.0, 1.0, 0.1, 0.01]
+    each = {s: out_of_fold(x, y, repeats=1, strengths=[s]).loss for s in strengths}
+    found = out_of_fold(x, y, repeats=1, strengths=strengths)
+    assert found.l2 == min(each, key=each.__getitem__) not in (100.0, 0.01)
+    assert found.loss == pytest.approx(min(each.values()), rel=1e-3)
+
+
+def test_two_examples_of_each_class_are_enough():
+    x, y = clouds([2, 2])
+    found = out_of_fold(x, y)
+    assert found.probabilities.shape == (4, 2) and np.allclose(found.probabilities.sum(1), 1)
