@@ -164,4 +164,5 @@ def _course(seen: Seen, count: str) -> dict[str, Choice]:
         "learning_rate": Choice(rate, kind),
         "head_learning_rate": Choice(seen.rate or rate, "the head is no longer random"),
         "warmup_steps": Choice(0.1, "a tenth of the steps"),
+        "save_strategy": Choice("no", "repeating so few steps is quicker than saving each epoch"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import os
 import re
 from collections.abc import Mapping
@@ -83,6 +84,8 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     is_wanted = model.pooling == "mean" or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
     found, why_not = _compare_layers(prepared) if is_wanted else (None, "")
     chosen = few_labels.choose(_seen(prepared)) if is_auto else {}
+    if config.training.load_best_model_at_end:
+        chosen.pop("save_strategy", None)
     if set(_RATES) & {name for name in given if values[name] is not None}:
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
@@ -282,6 +285,6 @@ def _with(config: Config, values: Mapping[str, Any]) -> Config:
         if hasattr(model, name):
             model = replace(model, **{name: value})
         else:
-            assert hasattr(training, name), name
-            setattr(training, name, value)
+            kind = type(getattr(training, name))
+            setattr(training, name, kind(value) if issubclass(kind, enum.Enum) else value)
     return replace(config, training=training, model=model, values={**config.values, **values})

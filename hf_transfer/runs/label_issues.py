@@ -32,7 +32,7 @@ from hf_transfer.run_folder import LABEL_ISSUES
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
 
-MOST = 20_000  # examples
+MOST = 5_000  # examples, of which a pass through the model is short beside training
 MOST_VALUES = 1_000_000  # examples times classes: one core solves for the heads in about 100 s
 _COLUMNS = ("place", "verdict", "given", "suggested", "probability", "score")
 WRONG, DOUBTFUL = "wrong", "doubtful"
