@@ -17,6 +17,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.models.heads import HEAD_KEY
 from hf_transfer.models.load import BACKBONES, Weights, from_checkpoint, with_head
 
+# What a task adds to the configuration of its backbone.
 _LABEL_KEYS = (
     "id2label",
     "label2id",
@@ -26,6 +27,8 @@ _LABEL_KEYS = (
     "num_classes",
     "architectures",
     "_name_or_path",
+    "label_thresholds",
+    "conformal",
     HEAD_KEY,
 )
 
