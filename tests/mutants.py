@@ -195,8 +195,8 @@ MUTANTS = [
     Mutant(
         "inference",
         "inference/answering.py",
-        "np.argsort(-scores",
-        "np.argsort(scores",
+        "order = np.argsort(-scores",
+        "order = np.argsort(scores",
         "tests/inference/test_predictor.py -k top",
     ),
     # ---- hub

@@ -403,7 +403,7 @@ def test_a_full_disk(world, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], check=False).returncode:
         pytest.skip("may not mount")
     try:
-        argv = words(f"{GOOD} --strategy full --num_train_epochs 1 --output_dir {tmp_path}/out", world)
+        argv = words(f"{GOOD} --strategy two-phase --num_train_epochs 1 --output_dir {tmp_path}/out", world)
         full = warm.hf_transfer(*argv)
         _is_clean(full, tmp_path / "out")
         shutil.rmtree(tmp_path / "out")

@@ -53,7 +53,7 @@ def test_no_class_leaves_training(classes, fraction):
 
 
 def test_the_rest_is_held_out_in_proportion_and_single_examples_are_named():
-    data = made(["a"] * 60 + ["b"] * 30 + ["z1", "z2"], DataArguments())
+    data = made(["a"] * 60 + ["b"] * 30 + ["z1", "z2"], DataArguments(train_val_split=0.1))
     assert Counter(data.validation["labels"]) == {0: 7, 1: 3}
     assert "10 of 92" in data.notes[0] and "stratified" in data.notes[0]
     assert "a single example, which stays in training: z1, z2." in data.notes[0]
@@ -158,7 +158,7 @@ def test_no_group_lies_on_both_sides(sizes):
 def test_groups_of_regression_and_of_several_labels():
     numbers = [i // 4 for i in range(40)]
     rows = {"text": [str(i) for i in range(40)], "label": [i / 7 for i in range(40)], "user": numbers}
-    args = DataArguments(split_group_column_name="user")
+    args = DataArguments(split_group_column_name="user", train_val_split=0.1)
     data = make_data(
         DatasetDict({"train": Dataset.from_dict(rows)}), ("text",), "label", Labels(REGRESSION, ("label",)), args, 0
     )
@@ -214,3 +214,8 @@ def test_groups_are_compared_as_text():
     classes = Dataset.from_dict({"g": [0, 1, None]}, features=Features({"g": ClassLabel(names=["p", "q"])}))
     assert groups_of(classes, "g") == ["p", "q", None]
     assert groups_of(Dataset.from_dict({"g": ["a"]}, features=Features({"g": Value("string")})), "g") == ["a"]
+
+
+@pytest.mark.parametrize(("examples", "held"), [(100, 20), (499, 100), (500, 50)])
+def test_of_fewer_than_500_a_fifth_is_held_out(examples, held):
+    assert len(made(["a", "b"] * (examples // 2) + ["a"] * (examples % 2), DataArguments()).validation) == held

@@ -132,7 +132,7 @@ def test_train_evaluate_and_predict_read_them_alike(tiny_bert_folder, tmp_path, 
     assert keys[0][2:] in (tmp_path / "out" / RUN_FILE).read_text()
     capsys.readouterr()
     assert main(["evaluate", out, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_examples"] == 3
+    assert json.loads(capsys.readouterr().out)["num_examples"] == 5
     assert main(["predict", out, str(file)]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 24 and list(answers[0]["scores"]) == names

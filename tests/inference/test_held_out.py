@@ -29,7 +29,8 @@ def drawn(tiny_bert_folder, tmp_path_factory):
     """A run that held out six of its sixty rows itself: (run, its file)."""
     folder = tmp_path_factory.mktemp("drawn")
     file = write(folder / "train.csv", ROWS)
-    return fine_tune(tiny_bert_folder, train_file=file, output_dir=str(folder / "out"), **KEYS), folder / "train.csv"
+    keys = dict(output_dir=str(folder / "out"), train_val_split=0.1, **KEYS)
+    return fine_tune(tiny_bert_folder, train_file=file, **keys), folder / "train.csv"
 
 
 @pytest.fixture(scope="module")

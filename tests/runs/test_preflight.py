@@ -498,7 +498,7 @@ def test_a_stream_is_tried_on_its_beginning(bert, unfitted, tmp_path):
 
 def test_plan_tries_all_but_saving(bert, unfitted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(preflight, "check_saving", None)
-    keys = QUIET | dict(model_name_or_path=bert, train_file=table(tmp_path / "a.csv"))
+    keys = QUIET | dict(model_name_or_path=bert, train_file=table(tmp_path / "a.csv"), train_val_split=0.1)
     config = Config.from_sources({}, keys | dict(output_dir=str(tmp_path / "o")))
     planned = plan_only(config)
     assert planned.to_dict()["preflight"]["checks"] == planned.preflight.done and len(planned.preflight.done) == 4
