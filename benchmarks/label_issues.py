@@ -104,8 +104,8 @@ def page(cells: dict[str, dict[str, Any]]) -> str:
         "",
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, one thread, `benchmarks/label_issues.py`.",
         f"{NOISE:.0%} of the labels are flipped to another class; means over draws. AUROC of the score for the flipped",
-        "labels: ours; cleanlab's default score (self-confidence) on the same probabilities; that score on probabilities",
-        "of default features: the first token's, or the head's input where there is none.",
+        "labels: ours; cleanlab's default score (self-confidence) on the same probabilities; that score on those of",
+        "default features: the first token's, or the head's input where there is none.",
         "",
         "| data | draws | held-out accuracy | ours | cleanlab, same probabilities | cleanlab, default features "
         "| looks wrong: named, of them flipped | doubtful: named, of them flipped | flipped |",
