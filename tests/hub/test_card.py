@@ -55,6 +55,7 @@ def run(tiny_bert_folder, tmp_path_factory):
         num_train_epochs=1,
         save_strategy="no",
         drop_leaks=True,
+        train_val_split=0.1,
     )
 
 
@@ -89,7 +90,7 @@ def test_every_run_writes_its_card(run):
     assert f"{results['metrics']['accuracy']:.4f}" in page and "my|data.csv" in page
     assert f"{results['intervals']['accuracy'][0]:.4f} to {results['intervals']['accuracy'][1]:.4f}" in page
     assert (
-        "Removed because they appeared in another split: 12 from train." in page
+        "Removed because they appeared in another split: 13 from train." in page
         and "Evaluated on the 10 examples of the test split" in page
     )
     assert "seed 42" in page and results["versions"]["torch"] in page and results["device"] in page
