@@ -194,6 +194,13 @@ def test_folds_of_the_training_data_choose_and_examples_to_ignore_are_ignored(tm
     assert torch.equal(heads[0], heads[2]), "a validation split is left for what it is"
 
 
+def test_solving_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    threads, used = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    Problem(SINGLE, torch.randn(8, 3), torch.arange(8) % 2, 2).exact(1.0)
+    assert used == [1, threads], "one for a small problem"
+
+
 def test_metric_for_best_model_chooses(tmp_path):
     trainer = trainer_of(tmp_path, metric_for_best_model="f1_macro")
     trainer.train()
