@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,23 @@ RESULTS = "results.json"
 PASSED = ".stream"  # while a stream trains: what it gave, see `data.stream_record`
 LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training examples, never pushed
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
+
+
+def new_folder(model: str, data: str) -> Path:
+    """`runs/<data>-<model>-<n>`, with the first number of which there is no such folder.
+
+    Args:
+        model: hub id, folder or `bundled:<name>`.
+        data: likewise, or a file.
+    """
+
+    def short(name: str) -> str:
+        last = Path(name.partition(":")[2] or name)
+        plain = last.name if last.is_dir() else last.stem if last.is_file() else last.name
+        return re.sub(r"[^\w.]+", "-", plain or last.absolute().name).strip("-") or "data"
+
+    names = (Path("runs") / f"{short(data)}-{short(model)}-{number}" for number in count(1))
+    return next(path for path in names if not path.exists())
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,6 +8,7 @@ default < YAML < command line; all problems are collected and raised together.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -31,7 +32,7 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.trainer import INHERITED
-from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_options, unknown
+from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_run, unknown
 from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
 from hf_transfer.config.values import coerce
@@ -40,6 +41,7 @@ from hf_transfer.models.head_keys import check as check_head
 from hf_transfer.objectives.losses import check as check_loss
 from hf_transfer.plan.checks import check
 from hf_transfer.plan.strategies import STRATEGIES
+from hf_transfer.run_folder import new_folder
 from hf_transfer.tasks import TASKS
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.linear_probe import check as check_probe
@@ -177,9 +179,9 @@ def _trainers_docs() -> dict[str, tuple[str, str]]:
     return found
 
 
-def parser(prog: str = "hf-transfer train", description: str = "") -> argparse.ArgumentParser:
-    """All keys and `--config` as options."""
-    made = make_parser(prog, "[--config FILE.yaml] [--key value ...]", description)
+def parser(prog: str = "hf-transfer train", description: str = "", words: str = "") -> argparse.ArgumentParser:
+    """All keys and `--config` as options, after `words`."""
+    made = make_parser(prog, f"{words}[--config FILE.yaml] [--key value ...]", description)
     made.add_argument("--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it")
     add_keys(made, keys())
     return made
@@ -187,7 +189,7 @@ def parser(prog: str = "hf-transfer train", description: str = "") -> argparse.A
 
 def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
     """(raw values by key, with `config` among them; problems) of `--key value` arguments. Prints `--help` and exits."""
-    return parse_options(parser(prog), argv, keys())
+    return parse_run(parser(prog), argv, keys())
 
 
 def to_commented_yaml(values: Mapping[str, Any]) -> str:
@@ -272,6 +274,8 @@ class Config:
         """
         chosen, rejected, wrong = _merged(file, given)
         values = {name: chosen.get(name, key.default) for name, key in keys().items()}
+        if "output" in needs and not rejected and not wrong:
+            values["output_dir"] = values["output_dir"] or _new_folder(values)
         wrong = [*problems, *wrong, *missing(values, rejected, needs), *_problems_of(values, chosen)]
         if wrong:
             raise UserErrors(wrong)
@@ -304,6 +308,15 @@ class Config:
         note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
         head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
         return head + note + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _new_folder(values: Mapping[str, Any]) -> str | None:
+    """The folder of a run that was given none; None where another process or an earlier run must have the same."""
+    model, data = values["model_name_or_path"], values["dataset_name"] or values["train_file"]
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not model or not data or several or values["resume_from_checkpoint"]:
+        return None
+    return str(new_folder(str(model), str(data)))
 
 
 _DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")

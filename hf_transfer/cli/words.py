@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.command_line import add_keys, make_parser, parse_options, parse_words
+from hf_transfer.config.command_line import add_keys, make_parser, parse_run, parse_words
 from hf_transfer.config.fields import Key, keys_of, setting
 from hf_transfer.config.values import coerce, read_config_file
 from hf_transfer.errors import UserError, UserErrors
@@ -53,7 +53,7 @@ def run_parser(verb: str, summary: str, own: type) -> argparse.ArgumentParser:
     """All keys of a run, and the verb's own."""
     from hf_transfer.settings import parser
 
-    options = parser(f"hf-transfer {verb}", summary)
+    options = parser(f"hf-transfer {verb}", summary, words="[MODEL DATA OUT] ")
     add_keys(options, keys_with(("instead" if verb == "train" else "shown", own)))
     return options
 
@@ -65,7 +65,7 @@ def read_run(
     from hf_transfer.settings import keys
 
     owned = keys_with(("", own))
-    given, problems = parse_options(parser, argv, {**keys(), **owned})
+    given, problems = parse_run(parser, argv, {**keys(), **owned})
     values = {name: coerce(given.pop(name, k.default), k) for name, k in owned.items()}
     path = given.pop("config", None)
     if isinstance(path, list):

@@ -109,6 +109,22 @@ def parse_options(
     return values, problems
 
 
+def parse_run(
+    parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
+) -> tuple[dict[str, Any], list[str]]:
+    """`parse_options` after up to three words, which are model, data and folder as far as these have no key."""
+    first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    given, problems = parse_options(parser, argv[first:], keys)
+    data = () if "train_file" in given else ("dataset_name",)
+    names = [name for name in ("model_name_or_path", *data, "output_dir") if name not in given]
+    given.update(zip(names, argv[:first], strict=False))
+    problems += [
+        f"{word!r} is one word too many: MODEL, DATA and OUT come first, and keys are written --key value."
+        for word in argv[len(names) : first]
+    ]
+    return given, problems
+
+
 def parse_words(
     parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
 ) -> tuple[list[str], dict[str, Any], list[str]]:

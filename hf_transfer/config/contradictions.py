@@ -15,7 +15,9 @@ def missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collect
     if not values["model_name_or_path"]:
         problems.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
     if "output" in needs and not values["output_dir"]:
-        problems.append("output_dir is missing: the folder that the run is written to.")
+        problems.append(
+            "output_dir is missing: the folder that the run is written to (several processes or a resumed run need it)."
+        )
     if "data" in needs and not values["dataset_name"] and not values["train_file"]:
         problems.append("dataset_name or train_file is missing: what to train on.")
     return problems
