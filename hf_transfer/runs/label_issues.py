@@ -35,6 +35,7 @@ from hf_transfer.training.trainer import TransferTrainer
 MOST = 5_000  # examples, of which a pass through the model is short beside training
 MOST_VALUES = 1_000_000  # examples times classes: one core solves for the heads in about 100 s
 _COLUMNS = ("place", "verdict", "given", "suggested", "probability", "score")
+_BATCH = 32  # examples of a forward pass without gradient, at least
 WRONG, DOUBTFUL = "wrong", "doubtful"
 _BETWEEN = "; "  # names of several labels
 
@@ -220,7 +221,7 @@ class Examples:
             collate=prepared.task.collator(prepared.processor),
             poolings=[MEAN],
             store=store,
-            batch_size=args.eval_batch_size,
+            batch_size=max(_BATCH, args.eval_batch_size),
             autocast=torch.bfloat16 if args.bf16 else None,
             num_workers=max(args.dataloader_num_workers, 0),
         )
