@@ -82,7 +82,7 @@ class Seen:
 
     Attributes:
         examples: number of training examples; None of a stream.
-        least: training examples of the smallest class; None without classes.
+        per_class: training examples per class, on average: one rare class decides nothing; None without classes.
         is_adapted: whether an adapter trains.
         is_new_head: whether the head was newly initialized.
         unsolvable: why a head cannot be solved for, as part of a sentence; empty if it can.
@@ -92,7 +92,7 @@ class Seen:
     """
 
     examples: int | None
-    least: int | None
+    per_class: float | None
     is_adapted: bool
     is_new_head: bool
     unsolvable: str
@@ -112,8 +112,8 @@ def choose(seen: Seen) -> dict[str, Choice]:
         return {"strategy": Choice("full", "the checkpoint's head is kept"), **_course(seen, count)}
     if seen.unsolvable:
         return _ordinary(seen, f"{count}; the head cannot be solved for: {seen.unsolvable}")
-    if seen.least is not None and seen.least < LEAST_PER_CLASS:
-        few = f"{seen.least} examples of the smallest class: too few to train more than the head"
+    if seen.per_class is not None and seen.per_class < LEAST_PER_CLASS:
+        few = f"{seen.per_class:.2g} training examples per class: too few to train more than the head"
         return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("lbfgs", "the best such head")}
     return {
         "strategy": Choice("two-phase", f"{count}: the best linear head on frozen features, then everything"),

@@ -102,11 +102,11 @@ def _seen(prepared: Prepared) -> Seen:
     """What the choice of `strategy: auto` depends on."""
     config, model, data = prepared.config, prepared.loaded.model, prepared.data
     values, given, labels = config.values, config.given, prepared.loaded.labels
-    counts = torch.tensor(data.train[LABELS]).bincount() if labels.problem_type == SINGLE_LABEL else None
+    has_classes = labels.problem_type == SINGLE_LABEL
     size = config.training.per_device_train_batch_size if "per_device_train_batch_size" in given else None
     return Seen(
         examples=None if config.data.streaming else len(data.train),
-        least=None if counts is None else int(counts.min()),
+        per_class=len(data.train) / len(labels.names) if has_classes else None,
         is_adapted=_has_adapter(prepared),
         is_new_head=_has_new_head(prepared),
         unsolvable=_unsolvable(prepared),

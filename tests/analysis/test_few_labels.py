@@ -25,14 +25,14 @@ def values(seen):
     ("changes", "expected"),
     [
         ({}, {"strategy": "two-phase", "head_init": "probe", "head_epochs": 0.0, "num_train_epochs": 9.0}),
-        ({"examples": 48, "least": 16}, {"num_train_epochs": 34.0, "learning_rate": 1e-4}),
-        ({"examples": 20, "least": 10}, {"num_train_epochs": 40.0}),  # 50 would be needed
+        ({"examples": 48, "per_class": 16}, {"num_train_epochs": 34.0, "learning_rate": 1e-4}),
+        ({"examples": 20, "per_class": 10}, {"num_train_epochs": 40.0}),  # 50 would be needed
         ({"examples": FEW}, {"num_train_epochs": 4.0}),
         ({"has_batchnorm": True}, {"learning_rate": 5e-4, "head_learning_rate": 5e-4}),
         ({"rate": 2e-5}, {"learning_rate": 1e-4, "head_learning_rate": 2e-5}),  # the given one wins where it is applied
         ({"batch_size": 64}, {"num_train_epochs": 34.0}),
-        ({"least": 9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
-        ({"least": None}, {"strategy": "two-phase"}),
+        ({"per_class": 9.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"per_class": None}, {"strategy": "two-phase"}),
         ({"is_new_head": False}, {"strategy": "full", "num_train_epochs": 9.0}),
     ],
 )
