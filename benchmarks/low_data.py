@@ -101,9 +101,8 @@ def auto(name: str, split: Split, seed: int, folder: str) -> Answer:
     quiet = {"log_level": "error", "report_to": "none", "seed": seed}
     result = fine_tune(MODELS[DATA[name]], DatasetDict(train=split[0]), output_dir=folder, **size, **quiet)
     column = task_of(name)[1]
-    answers = result.predict(list(split[1][column]), top_k=len(pool(name)[1]))
-    names = pool(name)[1]
-    rows = [[next(top["score"] for top in one["top"] if top["label"] == label) for label in names] for one in answers]
+    answers = result.predict(list(split[1][column]))
+    rows = [[one["scores"][label] for label in pool(name)[1]] for one in answers]
     return np.array(rows), {"chosen": {k: v["value"] for k, v in result.results["auto"].items()}}
 
 
