@@ -313,10 +313,8 @@ class Config:
 def _new_folder(values: Mapping[str, Any]) -> str | None:
     """The folder of a run that was given none; None where another process or an earlier run must have the same."""
     model, data = values["model_name_or_path"], values["dataset_name"] or values["train_file"]
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not model or not data or several or values["resume_from_checkpoint"]:
-        return None
-    return str(new_folder(str(model), str(data)))
+    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 or values["resume_from_checkpoint"]
+    return str(new_folder(str(model), str(data))) if model and data and not is_shared else None
 
 
 _DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")
