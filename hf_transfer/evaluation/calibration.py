@@ -2,7 +2,9 @@
 
 Dividing all logits by a temperature T, fitted on held-out examples, changes probabilities and no ranking (Guo et al.
 2017, section 4.2). On few examples, or on examples that are all right, the likelihood alone would make T extreme, so
-log T has a normal prior with mean 0 and variance 1 / `PRIOR`. It weighs as much as a handful of examples.
+log T has a normal prior with variance 1 / `PRIOR`, which weighs as much as a handful of examples. Its mean is 0, or,
+where a loss is known that a calibrated classifier of these data has, the T at which the model is as uncertain as that:
+the mean entropy of a calibrated classifier's predictions is its expected loss.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import log_softmax, logsumexp
 
 from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import WorkFailed
@@ -37,6 +39,7 @@ class Calibration:
         ece_before: expected calibration error on them (15 bins); for several labels, of the pairs of example and label.
         ece_after: likewise, after the division.
         is_bound: whether T is at a bound of what it may be.
+        expected: T before the labels of these examples were seen, by the loss that was expected; 1 without one.
     """
 
     temperature: float
@@ -46,6 +49,7 @@ class Calibration:
     ece_before: float
     ece_after: float
     is_bound: bool = False
+    expected: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`."""
@@ -63,13 +67,15 @@ def describe(calibration: Mapping[str, Any]) -> str:
     )
 
 
-def fit_temperature(logits: Array, labels: Array) -> Calibration:
+def fit_temperature(logits: Array, labels: Array, expected_loss: float | None = None) -> Calibration:
     """Fit a temperature to held-out logits.
 
     Args:
         logits: (examples, classes).
         labels: (examples,) class indices, of which `IGNORED` does not count; or (examples, classes) of 0 and 1, for
             which one temperature is fitted to the binary likelihood of all labels.
+        expected_loss: mean negative log-likelihood per example, for several labels per pair of example and label, that
+            a calibrated classifier of these data has, in nats.
 
     Raises:
         ValueError: no example counts, or there is a single class.
@@ -82,8 +88,10 @@ def fit_temperature(logits: Array, labels: Array) -> Calibration:
         raise WorkFailed("Calibration: the model's validation logits contain NaN or infinite values.")
     step = -(-logits.size // _MOST_VALUES)
     logits, labels = logits[::step], labels[::step]
-    nll, ece = (_nll, _ece) if labels.ndim == 1 else (_binary_nll, _binary_ece)
-    temperature, is_bound = _minimize(lambda t: nll(logits, labels, t) + PRIOR / 2 * np.log(t) ** 2)
+    is_single = labels.ndim == 1
+    nll, ece, entropy = (_nll, _ece, _entropy) if is_single else (_binary_nll, _binary_ece, _binary_entropy)
+    expected = 1.0 if expected_loss is None else _as_uncertain(entropy, logits, expected_loss)
+    temperature, is_bound = _minimize(lambda t: nll(logits, labels, t) + PRIOR / 2 * np.log(t / expected) ** 2)
     return Calibration(
         temperature=temperature,
         examples=len(labels),
@@ -92,6 +100,7 @@ def fit_temperature(logits: Array, labels: Array) -> Calibration:
         ece_before=ece(logits, labels, 1.0),
         ece_after=ece(logits, labels, temperature),
         is_bound=is_bound,
+        expected=expected,
     )
 
 
@@ -115,6 +124,20 @@ def _minimize(objective: Callable[[float], float]) -> tuple[float, bool]:
     return float(np.exp(found.x)), False
 
 
+def _as_uncertain(entropy: Callable[[Array, float], float], logits: Array, loss: float) -> float:
+    """The temperature at which the mean entropy of the predictions is `loss`; a bound if it is at none between them.
+
+    The entropy grows with the temperature.
+    """
+    low, high = np.log(LOWEST), np.log(HIGHEST)
+    if entropy(logits, LOWEST) >= loss:
+        return LOWEST
+    if entropy(logits, HIGHEST) <= loss:
+        return HIGHEST
+    found = brentq(lambda u: entropy(logits, float(np.exp(u))) - loss, low, high, xtol=_PRECISION)
+    return float(np.exp(found))
+
+
 # ---- one label -------------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +149,15 @@ def _nll(logits: Array, labels: Array, temperature: float) -> float:
         own = np.take_along_axis(z, labels[part, None].astype(int), axis=-1)[:, 0]
         total += float((logsumexp(z, axis=-1) - own).sum())
     return total
+
+
+def _entropy(logits: Array, temperature: float) -> float:
+    """Mean over examples of the entropy of the prediction, in nats."""
+    total = 0.0
+    for part in parts(*logits.shape):
+        logs = log_softmax(logits[part].astype(np.float64) / temperature, axis=-1)
+        total -= float((np.exp(logs) * logs).sum())
+    return total / len(logits)
 
 
 def _ece(logits: Array, labels: Array, temperature: float) -> float:
@@ -143,6 +175,15 @@ def _binary_nll(logits: Array, labels: Array, temperature: float) -> float:
         z = logits[part].astype(np.float64) / temperature
         total += float((np.logaddexp(0.0, z) - z * labels[part]).sum())
     return total
+
+
+def _binary_entropy(logits: Array, temperature: float) -> float:
+    """Mean over pairs of example and label of the entropy of the prediction, in nats."""
+    total = 0.0
+    for part in parts(*logits.shape):
+        z = np.clip(logits[part].astype(np.float64) / temperature, -700, 700)
+        total += float((np.logaddexp(0.0, z) - z / (1 + np.exp(-z))).sum())
+    return total / logits.size
 
 
 def _binary_ece(logits: Array, labels: Array, temperature: float) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
+from scipy.stats import entropy
 
 from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation import calibration
@@ -43,6 +44,32 @@ def test_nll_and_ece_are_those_of_the_metrics_and_t_minimizes_the_likelihood_wit
         assert value == pytest.approx(-log_softmax(logits / scale, axis=-1)[np.arange(50), labels].mean())
     for value, scale in ((fit.ece_before, 1.0), (fit.ece_after, fit.temperature)):
         assert value == pytest.approx(compute("single_label_classification", logits / scale, labels)["ece"])
+
+
+@pytest.mark.parametrize("kind", ["one label", "several labels"])
+def test_the_prior_is_about_the_temperature_with_the_expected_entropy(kind):
+    """scipy's entropy as the oracle."""
+    logits, labels = drawn(25, 6.0)
+    labels = labels if kind == "one label" else np.eye(4)[labels]
+
+    def uncertainty(scale: float) -> float:
+        if kind == "one label":
+            return float(entropy(softmax(logits / scale, axis=-1), axis=-1).mean())
+        p = expit(logits / scale)
+        return float(entropy(np.stack([p, 1 - p]), axis=0).mean())
+
+    for loss in (uncertainty(4.0), uncertainty(9.0)):
+        fit = fit_temperature(logits, labels, loss)
+        assert uncertainty(fit.expected) == pytest.approx(loss, rel=1e-3)
+    low, high = (fit_temperature(logits, labels, uncertainty(t)).temperature for t in (4.0, 9.0))
+    assert low < high
+    assert fit_temperature(logits, labels).expected == 1.0
+
+
+def test_a_loss_that_no_temperature_has_is_expected_at_a_bound():
+    logits, labels = drawn(25, 1.0)
+    assert fit_temperature(logits, labels, 2.0).expected == HIGHEST  # above log(4)
+    assert fit_temperature(logits, labels, 0.0).expected == LOWEST
 
 
 def test_few_examples_that_are_all_right_do_not_make_the_model_certain(monkeypatch):
