@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +30,9 @@ _OTHER_KINDS = {
     b"\xfd7zXZ": ("compressed with xz", "Decompress it: unxz FILE."),
     b"(\xb5/\xfd": ("compressed with zstd", "Decompress it: unzstd FILE."),
 }
+_HALF = re.compile("[\ud800-\udfff]")
+_MARK = "hf_transfer.mark"
+codecs.register_error(_MARK, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]
 
 
 def is_compressed(path: Path) -> bool:
@@ -40,7 +45,7 @@ def open_text(path: Path, skip_bad: bool = False, newline: str | None = None) ->
 
     Args:
         path: the file.
-        skip_bad: replace bytes that are not valid by U+FFFD instead of raising `UnicodeDecodeError`.
+        skip_bad: mark bytes that are not valid, see `is_broken`, instead of raising `UnicodeDecodeError`.
         newline: as in `open`.
 
     Raises:
@@ -57,7 +62,12 @@ def open_text(path: Path, skip_bad: bool = False, newline: str | None = None) ->
     if encoding == "utf-8" and len(beginning) == 8 and not (any(beginning[::2]) and any(beginning[1::2])):
         opened.close()
         raise UserError(f"{str(path)!r} is UTF-16 without a byte order mark.", convert(path))
-    return io.TextIOWrapper(opened, encoding, "replace" if skip_bad else "strict", newline)
+    return io.TextIOWrapper(opened, encoding, _MARK if skip_bad else "strict", newline)
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text holds half a character: a byte that `open_text` could not decode, or an escape such as `\\ud800`."""
+    return not text.isascii() and _HALF.search(text) is not None
 
 
 def convert(path: Path) -> str:

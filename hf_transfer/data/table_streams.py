@@ -33,7 +33,8 @@ def table_stream(paths: Sequence[Path], args: DataArguments) -> Any:
     """
     if format_of(paths[0]) == "parquet":
         return datasets.load_dataset("parquet", data_files=[str(p) for p in paths], split="train", streaming=True)
-    beginning = [row for row in islice(read_rows(paths[0]), LOOK_ROWS) if isinstance(row, dict)]
+    skips = args.on_bad_example == "skip"
+    beginning = [row for row in islice(read_rows(paths[0], skips), LOOK_ROWS) if isinstance(row, dict)]
     if not beginning:
         raise UserError(f"{str(paths[0])!r} has no examples.")
     if format_of(paths[0]) == "csv":
@@ -47,7 +48,7 @@ def table_stream(paths: Sequence[Path], args: DataArguments) -> Any:
     return IterableDataset.from_generator(
         _rows,
         features=Features({**features, PLACE: Value("string"), REASON: Value("string")}),
-        gen_kwargs={"paths": [str(p) for p in paths], "types": types, "skip_bad": args.on_bad_example == "skip"},
+        gen_kwargs={"paths": [str(p) for p in paths], "types": types, "skip_bad": skips},
     )
 
 

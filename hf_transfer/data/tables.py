@@ -27,7 +27,7 @@ CHUNK = 10_000  # rows converted at a time at most
 _CHUNK_CHARACTERS = 8 << 20  # and about as many characters: documents can be long
 _BLOCK = 100  # rows after which they are counted
 _IN_MEMORY = 256 << 20
-_VERSION = "1"  # of the cached files
+_VERSION = "2"  # of the cached files
 _MAX_SHOWN = 3
 
 
@@ -113,6 +113,7 @@ class _Chunks:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=CHUNK):
                     table = pa.Table.from_batches([batch]).select(self.schema.names)
+                    table.validate(full=True)  # texts in UTF-8
                     yield from table.cast(self.schema).to_batches()
 
     def _good(self, rows: Iterable[Any]) -> Iterator[Any]:

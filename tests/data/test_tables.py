@@ -15,7 +15,9 @@ from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import tables
 from hf_transfer.data.load import load_splits
+from hf_transfer.data.raw import BadExample
 from hf_transfer.data.rows import BadRow, read_rows
+from hf_transfer.data.streaming import beginning
 
 
 def load(path, **keys):
@@ -227,3 +229,50 @@ def test_a_large_file_is_converted_once_and_known_by_its_content(tmp_path, monke
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert load(file)["train"]["text"][5] == "text X", "same name, size and time, other content"
     assert not list((tmp_path / "cache" / "hf_transfer").glob("*.part"))
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "json"])
+def test_bytes_that_are_no_text_are_no_part_of_a_name(form, tmp_path):
+    """In a label, too: `caf\ufffd` would be a class. The replacement character itself may stand in a text."""
+    rows = [{"text": "one \ufffd", "label": "a"}, {"text": "two", "label": "caf\xe9"}, {"text": "three", "label": "b"}]
+    lines = {
+        "csv": ["text,label", *(f"{r['text']},{r['label']}" for r in rows)],
+        "tsv": ["text\tlabel", *(f"{r['text']}\t{r['label']}" for r in rows)],
+        "jsonl": [json.dumps(r, ensure_ascii=False) for r in rows],
+        "json": [json.dumps(rows, ensure_ascii=False)],
+    }[form]
+    file = tmp_path / f"t.{form}"
+    file.write_bytes("\n".join(lines).encode().replace("\xe9".encode(), b"\xe9"))
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        load_splits(DataArguments(train_file=str(file)))
+    for streaming in (False, True):
+        args = DataArguments(train_file=str(file), on_bad_example="skip", streaming=streaming, max_eval_samples=1)
+        splits = (beginning if streaming else load_splits)(args)
+        assert splits["train"].to_list() == [rows[0], rows[2]]
+        place = {"json": "entry 2", "jsonl": "line 2"}.get(form, "line 3")
+        assert splits.bad == [BadExample("train", f"t.{form} {place}", "not valid UTF-8")]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_half_a_character_is_a_row_that_does_not_fit(column, tmp_path):
+    rows = [{"text": f"text {i} \U0001f600", "label": "ab"[i % 2]} for i in range(4)]
+    rows[2][column] = "half \ud83d"
+    file = tmp_path / "t.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"t.jsonl line 3: not valid Unicode \(half a character\)"):
+        load_splits(DataArguments(train_file=str(file)))
+    splits = load_splits(DataArguments(train_file=str(file), on_bad_example="skip"))
+    assert splits["train"].to_list() == [*rows[:2], rows[3]] and len(splits.bad) == 1
+
+
+def test_a_header_and_a_parquet_file_that_are_no_text(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"text,caf\xe9\na,b\n")
+    with pytest.raises(UserError, match=r"the header of .*t.csv' is not text in UTF-8. `iconv"):
+        load_splits(DataArguments(train_file=f"{tmp_path}/t.csv", on_bad_example="skip"))
+    texts = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+    pq.write_table(pa.table({"text": texts, "label": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet' cannot be read .*UTF8"):
+        load_splits(DataArguments(train_file=f"{tmp_path}/t.parquet"))
