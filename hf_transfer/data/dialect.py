@@ -66,7 +66,7 @@ def open_text(path: Path, skip_bad: bool = False, newline: str | None = None) ->
 
 
 def is_broken(text: str) -> bool:
-    """Whether a text holds half a character: a byte that `open_text` could not decode, or an escape such as `\\ud800`."""
+    """Whether a text holds half a character: a byte that could not be decoded, or an escape such as `\\ud800`."""
     return not text.isascii() and _HALF.search(text) is not None
 
 
@@ -145,11 +145,12 @@ def find_dialect(path: Path) -> Dialect:
     skipped, declared = _declared(beginning)
     promised = declared or ("\t" if ".tsv" in path.suffixes[-2:] else ",")
     header = _first_line(beginning, skipped)
+    unquoted = re.sub('"[^"]*"', "", header)
     delimiter, notes = promised, []
-    if promised not in header:
-        fits = [d for d in _DELIMITERS if d in header and _is_table(beginning, skipped, d)]
+    if promised not in unquoted:
+        fits = [d for d in _DELIMITERS if d in unquoted and _is_table(beginning, skipped, d)]
         if fits:
-            delimiter = max(fits, key=header.count)
+            delimiter = max(fits, key=unquoted.count)
             notes.append(f"{path.name}: the cells are separated by {_DELIMITERS[delimiter]}.")
     with path.open("rb") as raw:
         if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):

@@ -96,7 +96,7 @@ class DelimitedFile:
         self.header = header
         self.names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(header)]
         if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise UserError(f"{str(path)!r} has several columns called {repeated[0]!r}.", "Rename them.")
+            raise several_columns(path, repeated[0])
         rows = [cells for _, cells in beginning[1:] if isinstance(cells, list) and len(cells) == len(header)]
         if reason := _looks_like_data(header, rows):
             raise UserError(
@@ -143,6 +143,10 @@ class DelimitedFile:
         kind = "tab" if self.dialect.delimiter == "\t" else repr(self.dialect.delimiter)
         why = "a cell is missing" if few else f"a cell that contains a {kind} has to stand in double quotes"
         return f"it has {cells} {'cell' if cells == 1 else 'cells'}, and the header has {len(self.names)}; {why}"
+
+
+def several_columns(path: Path, name: str) -> UserError:
+    return UserError(f"{str(path)!r} has several columns called {name!r}.", "Rename them.")
 
 
 def read_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | BadRow]:

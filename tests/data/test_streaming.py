@@ -327,6 +327,19 @@ def test_what_is_here_already_is_not_streamed(name, tmp_path):
         open_streams(DataArguments(dataset_name=name, streaming=True, max_eval_samples=1))
 
 
+def test_files_of_a_stream_that_differ(tmp_path):
+    """The dialect of the beginning is said, and a column that is missing later is not taken for empty cells."""
+    for i, content in enumerate(("text;label\na;x\nb;y\n", "label;text\nx;c\n", "text\nd\n")):
+        (tmp_path / f"{i}.csv").write_text(content)
+    streams = open_streams(DataArguments(dataset_name=f"{tmp_path}/*.csv", streaming=True, max_eval_samples=1))
+    assert streams.notes == ["0.csv: the cells are separated by semicolons."]
+    rows = list(streams["train"])
+    assert [row["text"] for row in rows] == ["a", "b", "c", "d"] and [row["__reason__"] for row in rows[:3]] == [
+        None
+    ] * 3
+    assert rows[3]["__reason__"] == "it has no column 'label', which the beginning of the data has"
+
+
 def test_a_label_of_another_kind_far_into_a_file(tmp_path):
     """The beginning decides what a column holds; what is of another kind ends in a sentence."""
     rows = "\n".join(f"t{i},{i % 2}" for i in range(10_000))  # as many as are read at a time

@@ -136,6 +136,11 @@ def test_dialects(name, content, note, tmp_path):
     assert [r["text"] for r in read_rows(tmp_path / name)] == ["a, or b", "c"]
 
 
+def test_a_comma_in_a_quoted_column_name_is_no_delimiter(tmp_path):
+    train = load(written(tmp_path, '"text, whole";label\na, or b;x\nc;y\n'))["train"]
+    assert train.to_dict() == {"text, whole": ["a, or b", "c"], "label": ["x", "y"]}
+
+
 def test_a_quote_at_the_start_of_a_tsv_cell_merges_no_lines(tmp_path):
     lines = [f"{q}film {i}\t{'ab'[i % 2]}" for i, q in enumerate(['"', "", '"', '""', "", '"half" of it '])]
     train = load(written(tmp_path, "sentence\tlabel\n" + "\n".join(lines), "t.tsv"))["train"]
@@ -208,6 +213,20 @@ def test_parquet_parts_and_categories(tmp_path):
     assert load(tmp_path / "p0.parquet")["train"]["label"][:] == ["x"]
     train = load(tmp_path / "p*.parquet")["train"]
     assert train["label"][:] == ["x", "y"] and train["n"][:] == [1, 2]
+
+
+def test_parquet_views_and_repeated_columns(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(["a"], pa.string_view()), "label": [1]}), tmp_path / "v.parquet")
+    assert load(tmp_path / "v.parquet")["train"].features["text"].dtype == "string"
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "label", "label"])
+    pq.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet' has several columns called 'label'. Rename them"):
+        load(tmp_path / "t.parquet")
+
+
+def test_a_file_of_which_no_row_fits(tmp_path):
+    with pytest.raises(UserError, match=r"has no row that fits \(t.csv line 2: it has 3 cells"):
+        load(written(tmp_path, "text,label\na,b,c\n"), on_bad_example="skip")
 
 
 # ---- large files ----
