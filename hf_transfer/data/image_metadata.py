@@ -163,7 +163,7 @@ def split_by_column(split: Split, tables: Mapping[str, Metadata], notes: list[st
     """
     rows = Described(split, tables).rows
     values = [None if row is None else row.get("split") for row in rows]
-    roles = split_roles({value for value in values if isinstance(value, str)})
+    roles = split_roles(sorted({value for value in values if isinstance(value, str)}))
     if not roles:
         return [split]
     for name, role in roles.items():
