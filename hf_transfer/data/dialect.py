@@ -183,9 +183,12 @@ def _first_line(beginning: str, skipped: int) -> str:
 def _is_table(beginning: str, skipped: int, delimiter: str) -> bool:
     """Whether the first rows have as many cells as the header, and more than one."""
     whole = beginning if len(beginning) < _BEGINNING else beginning[: beginning.rfind("\n")]
-    rows = Dialect(delimiter, "none" if delimiter == "\t" else "csv", skipped).rows(io.StringIO(whole, newline=""))
-    widths = {len(row) if isinstance(row, list) else 0 for _, row in islice(rows, _SEEN)}
-    return len(widths) == 1 and min(widths) > 1
+    for quoting in ("none", "csv") if delimiter == "\t" else ("csv",):
+        rows = Dialect(delimiter, quoting, skipped).rows(io.StringIO(whole, newline=""))
+        widths = {len(row) if isinstance(row, list) else 0 for _, row in islice(rows, _SEEN)}
+        if len(widths) == 1 and min(widths) > 1:
+            return True
+    return False
 
 
 def _quoting(path: Path, delimiter: str, skipped: int) -> tuple[str, str]:

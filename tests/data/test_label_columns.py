@@ -14,7 +14,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import Columns, unread
 from hf_transfer.data.label_cells import Notation, are_shares, delimiter_of, notation, number, several
 from hf_transfer.data.label_columns import find_labels
-from hf_transfer.data.label_variants import variant_notes
+from hf_transfer.data.label_variants import variant_key, variant_notes
 from hf_transfer.data.labels import Labels, encode, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.raw import RawSplits
@@ -263,6 +263,11 @@ def test_a_held_out_split_alone_is_read_as_the_model_needs_it():
     assert generic["labels"][:] == [1, 0]
     text = Dataset.from_dict({"label": ["1.0", "2"]})
     assert encode(text, "test", "label", Labels(SINGLE, ("1", "2")))["labels"][:] == [0, 1]
+
+
+@pytest.mark.parametrize("variant", ["pos\u200b", "\ufeffpos", "po\u00ads", "pos\u00a0", "\uff30\uff2f\uff33", " pos"])
+def test_what_cannot_be_seen_makes_no_other_label(variant):
+    assert variant_key(variant) == variant_key("pos") != variant_key("po s")
 
 
 def test_variants_of_a_label_are_named_and_merged_on_request():

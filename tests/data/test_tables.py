@@ -136,6 +136,12 @@ def test_dialects(name, content, note, tmp_path):
     assert [r["text"] for r in read_rows(tmp_path / name)] == ["a, or b", "c"]
 
 
+def test_tabs_in_a_csv_whose_quotes_enclose_line_ends(tmp_path):
+    splits = load(written(tmp_path, 'text\tlabel\n"a\nb"\tx\n"c, d\n"\ty\n'))
+    assert splits["train"].to_dict() == {"text": ["a\nb", "c, d\n"], "label": ["x", "y"]}
+    assert splits.notes == ["t.csv: the cells are separated by tabs."]
+
+
 def test_a_comma_in_a_quoted_column_name_is_no_delimiter(tmp_path):
     train = load(written(tmp_path, '"text, whole";label\na, or b;x\nc;y\n'))["train"]
     assert train.to_dict() == {"text, whole": ["a, or b", "c"], "label": ["x", "y"]}
