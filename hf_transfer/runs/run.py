@@ -190,7 +190,8 @@ def _said_before(ready: _Ready) -> list[str]:
 
 def _train(ready: _Ready) -> None:
     """Train, and save the model before it is evaluated: what fails there does not cost the training."""
-    with recorded_stream(ready.splits["train"], ready.output_dir):
+    skips_ahead = ready.checkpoint is not None and bool(ready.prepared.config.training.ignore_data_skip)
+    with recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
         ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
     save_model(ready.trainer, ready.output_dir)
 
