@@ -57,12 +57,12 @@ def run_pass(
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    total = sum(map(len, batches))
+    total, hidden = sum(map(len, batches)), None if shows_progress else True  # None: only in a terminal
     with (
         untouched(model),
         torch.no_grad(),
         contextlib.nullcontext() if autocast is None else autocast,
-        tqdm(total=total, desc="features", unit="ex", delay=_SILENT, disable=not shows_progress, leave=False) as bar,
+        tqdm(total=total, desc="features", unit="ex", delay=_SILENT, disable=hidden, leave=False) as bar,
     ):
         model.eval()
         for loaded in loader:

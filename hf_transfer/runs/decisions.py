@@ -43,4 +43,5 @@ def with_choices(config: Config, trainer: TransferTrainer, checkpoint: str | Non
     found = newest_valid(Path(str(trainer.args.output_dir)))[0] if checkpoint == "auto" else checkpoint
     if found is not None:
         trainer.choices.recall(found)
-    return replace(config, values=config.values | trainer.choices.values)
+    own = {"logging_steps": trainer.args.logging_steps}
+    return replace(config, values=config.values | trainer.choices.values | own)

@@ -38,6 +38,7 @@ from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
+from hf_transfer.training.pace import log_interval
 from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -249,7 +250,9 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         trainer.boundary.blocked = _live_changes(prepared)
         if prepared.chance.views is not None:
             trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
-        trainer.resolve_plan()
+        steps = trainer.resolve_plan()
+        if "logging_steps" not in prepared.config.given:
+            args.logging_steps = log_interval(args.logging_steps, steps)
         trainer.check_optimization()
         check_disk(output_dir, trainer)
     return trainer

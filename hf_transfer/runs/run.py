@@ -49,7 +49,7 @@ from hf_transfer.runs.saving import check_saved, record_examples, recorded_strea
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
 from hf_transfer.training.arguments import TransferArguments
-from hf_transfer.training.progress import Bars, History, Lines
+from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -203,7 +203,7 @@ def _finish(ready: _Ready) -> Result:
     calibration = _calibrate(ready)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, labels.problem_type)
+    results = measured(trainer, ready.splits, prepared.data)
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -256,7 +256,7 @@ def _publish(ready: _Ready, result: Result) -> Result:
     """Report the result, and push it if it was asked for."""
     if ready.trainer.is_world_process_zero():
         if ready.talks:
-            conclude(result, ready.prepared.task)
+            conclude(result, ready.prepared.task, ready.prepared.config, ready.prepared.inputs)
         if ready.target:
             result.push_error = _push(result, ready.target, ready.talks)
     return result
@@ -291,10 +291,12 @@ def _clear(output_dir: Path) -> None:
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    if talks and sys.stderr.isatty():
-        trainer.add_callback(Bars())
     if talks:
-        trainer.add_callback(Lines(trainer))
+        clock = Clock(trainer)
+        trainer.add_callback(clock)
+        if sys.stderr.isatty():
+            trainer.add_callback(Bars(clock))
+        trainer.add_callback(Lines(clock))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
 
 

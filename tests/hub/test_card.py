@@ -110,7 +110,7 @@ def test_the_baseline_is_the_training_sets(run):
     counts = run.results["data_facts"]["splits"]
     largest = max(counts["train"]["classes"], key=counts["train"]["classes"].get)
     expected = counts["test"]["classes"][largest] / counts["test"]["examples"]
-    assert run.results["card"]["baseline"]["accuracy"] == pytest.approx(expected)
+    assert run.results["baseline"]["metrics"]["accuracy"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -201,9 +201,9 @@ def test_a_metric_that_is_no_number_is_said_and_not_indexed(made):
 
 def test_a_model_that_is_no_better_than_the_baseline_is_called_so(made):
     results, keys = made
-    results["intervals"]["accuracy"], results["card"]["baseline"]["accuracy"] = [0.6, 0.8], 0.7
+    results["intervals"]["accuracy"], results["baseline"]["metrics"]["accuracy"] = [0.6, 0.8], 0.7
     assert "Not significantly better than the baseline" in card.text(results, keys)
-    results["card"]["baseline"]["accuracy"] = 0.5
+    results["baseline"]["metrics"]["accuracy"] = 0.5
     assert "Not significantly better" not in card.text(results, keys)
 
 
