@@ -24,7 +24,7 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
     if confusions := results["confusions"]:
         shown = [f"{c['true']} taken for {c['predicted']} ({c['count']:,})" for c in confusions[:_CONFUSIONS]]
         yield f"Most frequent errors: {', '.join(shown)}"
-    yield from filter(None, [_kept(results["kept"])])
+    yield from _kept(results["kept"])
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
@@ -77,27 +77,34 @@ def _unit(results: Mapping[str, Any]) -> str:
     return "label" if results["problem_type"] == MULTI_LABEL else "class"
 
 
-def _kept(kept: Mapping[str, Any] | None) -> str:
-    """Which weights the folder holds."""
+def _kept(kept: Mapping[str, Any] | None) -> Iterator[str]:
+    """Which weights the folder holds, and a warning if better ones were thrown away."""
     if kept is None:
-        return ""
+        return
     if kept["weights"] == "solution":
-        return "Saved: the head that was solved for, on the backbone as it was"
+        yield "Saved: the head that was solved for, on the backbone as it was"
+        return
     value, best, metric = kept["value"], kept["best_value"], kept["metric"]
     of = f", validation {metric} {value:.4f}" if _is_number(value) else ""
     if kept["weights"] == "best":
-        return f"Saved: the weights of the best evaluation, {_when(kept['epoch'], kept['step'])}{of}"
+        yield f"Saved: the weights of the best evaluation, {_when(kept['epoch'], kept['step'])}{of}"
+        return
     line = f"Saved: the last weights, {_when(kept['epoch'], kept['step'])}{of}"
-    if not _is_number(best) or kept["best_step"] == kept["step"]:
-        return line + (" (the best)" if _is_number(best) else "")
-    better = f"{best:.4f} {_when(kept['best_epoch'], kept['best_step'])}"
-    return f"{line}; the best was {better} (to save the best: {best_flags(metric, kept['is_chosen'])})"
+    if not _is_number(best):
+        yield line
+    elif kept["best_step"] == kept["step"]:
+        yield f"{line} (the best)"
+    else:
+        yield f"{line}; the best was {best:.4f} {_when(kept['best_epoch'], kept['best_step'])}"
+    if drop := kept["drop"]:
+        flags = "--load_best_model_at_end" + ("" if kept["is_chosen"] else f" --metric_for_best_model {drop['metric']}")
+        moved = "rose" if drop["value"] > drop["best"] else "fell"
+        yield (
+            f"Warning: training made the model worse: validation {drop['metric']} {moved} from {drop['best']:.4f} at "
+            f"epoch {drop['best_epoch']:.2f} to {drop['value']:.4f}, by more than chance explains on "
+            f"{drop['examples']:,} examples. Save the best weights with {flags}, or lower learning_rate."
+        )
 
 
 def _when(epoch: float, step: int) -> str:
     return f"after epoch {epoch:.0f}" if abs(epoch - round(epoch)) < 0.005 and epoch >= 1 else f"after step {step:,}"
-
-
-def best_flags(metric: str, is_chosen: bool) -> str:
-    """The options that save the best weights by `metric`; `is_chosen`: whether `metric_for_best_model` names it."""
-    return "--load_best_model_at_end" + ("" if is_chosen else f" --metric_for_best_model {metric}")

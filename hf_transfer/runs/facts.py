@@ -57,7 +57,7 @@ def measured(trainer: TransferTrainer, prepared: dict[str, Any], data: Data) -> 
         "per_class": named(names, held_out["per_class"]),
         "confusion": held_out["confusion"],
         "confusions": [{"true": names[i], "predicted": names[j], "count": n} for i, j, n in confusions],
-        "kept": kept(trainer, problem_type, validation),
+        "kept": kept(trainer, problem_type, validation, trainer.course.compare(prediction) if trainer.course else None),
     }
 
 

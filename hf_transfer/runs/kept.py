@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hf_transfer.evaluation.metric_table import LEADING, greater_is_better
-from hf_transfer.training.best_metric import watched
+from hf_transfer.training.best_metric import best_of, watched
+from hf_transfer.training.course import Drop
 from hf_transfer.training.trainer import TransferTrainer
 
 
-def kept(trainer: TransferTrainer, problem_type: str, validation: Mapping[str, float]) -> dict[str, Any] | None:
+def kept(
+    trainer: TransferTrainer, problem_type: str, validation: Mapping[str, float], drop: Drop | None
+) -> dict[str, Any] | None:
     """Which weights the trained model has.
 
     Args:
         trainer: has trained.
         problem_type: as in `transformers` configurations.
         validation: metrics of the weights on the validation split.
+        drop: how much worse they are than the best ones, if they are.
 
     Returns:
         `weights` (`last`, `best`, or `solution` for a solved head), their `step` and `epoch`, the `metric` that they
         are judged by, its `value` on the validation split, and `best_step`, `best_epoch` and `best_value` of
-        the best evaluation, None without one. None if nothing was trained.
+        the best evaluation, None without one; `drop`, see `training.course.Drop`. None if nothing was trained.
     """
     args, state = trainer.args, trainer.state
     if args.probe_solver == "lbfgs":
@@ -48,20 +51,8 @@ def kept(trainer: TransferTrainer, problem_type: str, validation: Mapping[str, f
         "best_step": best["step"] if best else None,
         "best_epoch": best["epoch"] if best else None,
         "best_value": best[name] if best else None,
+        "drop": drop.to_dict() if drop is not None and not is_best else None,
     }
-
-
-def best_of(logs: Sequence[Mapping[str, Any]], name: str, greater: bool) -> Mapping[str, Any] | None:
-    """The log entry of the best evaluation, the last one in case of a tie; None without any.
-
-    Args:
-        logs: `TrainerState.log_history`.
-        name: of the metric in the log, including `eval_`.
-        greater: whether greater is better.
-    """
-    sign = 1 if greater else -1
-    evaluations = [log for log in logs if name in log and not math.isnan(log[name])]
-    return max(evaluations, key=lambda log: (sign * log[name], log["step"]), default=None)
 
 
 def _epoch_of(state: Any, step: int) -> float:

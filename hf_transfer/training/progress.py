@@ -105,7 +105,9 @@ class Lines(TrainerCallback):
         if "probe_l2" in logs:
             return str(self.trainer.solution)
         if "eval_loss" in logs:
-            return f"  validation at epoch {logs.get('epoch', 0):.2f}: {shown_metrics(logs, self.trainer.args)}"
+            course = self.trainer.course
+            worse = f" ({course.drop})" if course is not None and course.drop is not None else ""
+            return f"  validation at epoch {logs.get('epoch', 0):.2f}: {shown_metrics(logs, self.trainer.args)}{worse}"
         return ""
 
     def _of_step(self, state: TrainerState, logs: dict[str, Any]) -> str:

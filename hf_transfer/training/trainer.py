@@ -49,6 +49,7 @@ from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
+from hf_transfer.training.course import Course
 from hf_transfer.training.loading import Loading
 from hf_transfer.training.schedules import SCHEDULES, run_schedule
 from hf_transfer.training.stages import Unfreezing
@@ -70,6 +71,7 @@ class TransferMixin(Loading):
         objective: the loss, the weight of a micro-batch, and the penalties; `objective.penalties` may be appended to
             before training.
         boundary: replays the frozen part, if `boundary_cache` is on.
+        course: compares the evaluations of a run, if there are metrics of ours.
 
     Raises:
         UserError: the model, the optimizer or the distributed backend cannot execute the plan.
@@ -82,6 +84,7 @@ class TransferMixin(Loading):
     unfreezing: Unfreezing | None = None
     trainable: tuple[str, ...] = ()
     pretrained_statistics: frozenset[str] = frozenset()
+    course: Course | None = None
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
         if isinstance(args, TransferArguments):

@@ -9,7 +9,7 @@ import pytest
 
 from hf_transfer import fine_tune
 from hf_transfer.runs.ending import ending
-from hf_transfer.runs.kept import best_of
+from hf_transfer.training.best_metric import best_of
 from tests import warm
 
 QUICK = dict(
@@ -64,13 +64,18 @@ def test_of_many_classes_the_worst_are_shown():
 
 
 def test_what_was_saved_is_said():
-    last = dict(weights="last", step=8, epoch=2.0, metric="accuracy", value=0.4, is_chosen=False)
+    last = dict(weights="last", step=8, epoch=2.0, metric="accuracy", value=0.4, is_chosen=False, drop=None)
     last |= dict(best_step=4, best_epoch=1.0, best_value=0.65)
-    assert list(ending(made(kept=last)))[-1] == (
-        "Saved: the last weights, after epoch 2, validation accuracy 0.4000; the best was 0.6500 after epoch 1 (to "
-        "save the best: --load_best_model_at_end --metric_for_best_model accuracy)"
+    saved = "Saved: the last weights, after epoch 2, validation accuracy 0.4000"
+    assert list(ending(made(kept=last)))[-1] == f"{saved}; the best was 0.6500 after epoch 1"
+    assert list(ending(made(kept=last | {"best_step": 8})))[-1] == f"{saved} (the best)"
+    drop = dict(metric="accuracy", value=0.4, best=0.65, best_epoch=1.0, examples=100)
+    *_, line, warning = ending(made(kept=last | {"drop": drop}))
+    assert line.startswith(saved) and warning == (
+        "Warning: training made the model worse: validation accuracy fell from 0.6500 at epoch 1.00 to 0.4000, by more "
+        "than chance explains on 100 examples. Save the best weights with --load_best_model_at_end "
+        "--metric_for_best_model accuracy, or lower learning_rate."
     )
-    assert list(ending(made(kept=last | {"best_step": 8})))[-1].endswith("accuracy 0.4000 (the best)")
     best = last | {"weights": "best", "step": 5, "epoch": 1.25}
     assert list(ending(made(kept=best)))[-1] == (
         "Saved: the weights of the best evaluation, after step 5, validation accuracy 0.4000"

@@ -90,8 +90,10 @@ def test_lines_and_bar_of_a_run(tmp_path, capsys):
     assert [re.match(r"step (\d+)/8", line)[1] for line in lines] == ["2", "4", "6", "8"]
     assert "learning rate head 4.38e-02" in lines[0] and "left" not in lines[0]  # of a stage's first steps
     assert lines[-1].endswith("learning rate 1.25e-03, head 6.25e-03")
-    assert out.count("  validation at epoch") == 2 and "runtime" not in out
-    assert "step 8/8" in bar and "left" in bar and "it/s" not in bar
+    evaluations = [line.partition(": ") for line in out.splitlines() if line[:2] == "  "]
+    assert [e[0] for e in evaluations] == ["  validation at epoch 1.00", "  validation at epoch 2.00"]
+    assert all(re.fullmatch(r"loss \d\.\d{4}", e[2]) for e in evaluations)
+    assert "100%|██████████| step 8/8, 00:0" in bar
 
 
 def test_a_plateau_has_no_known_end(tmp_path):
