@@ -72,6 +72,7 @@ class TransferMixin(Loading):
             before training.
         boundary: replays the frozen part, if `boundary_cache` is on.
         course: compares the evaluations of a run, if there are metrics of ours.
+        num_steps: optimizer steps of the run, once the plan is resolved.
 
     Raises:
         UserError: the model, the optimizer or the distributed backend cannot execute the plan.
@@ -85,6 +86,7 @@ class TransferMixin(Loading):
     trainable: tuple[str, ...] = ()
     pretrained_statistics: frozenset[str] = frozenset()
     course: Course | None = None
+    num_steps: int = 0
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
         if isinstance(args, TransferArguments):
@@ -236,6 +238,7 @@ class TransferMixin(Loading):
                 )
             # Recreated: a hyperparameter search sets arguments between trials, and `max_steps` the length of the run.
             steps_per_epoch, max_steps = values[1], values[-1]
+            self.num_steps = max_steps
             num_epochs = max_steps / steps_per_epoch if args.max_steps > 0 else None
             new_plan = make_plan(self.args, self.layer_groups, num_train_epochs=num_epochs)
             self.plan = new_plan.resolve(steps_per_epoch, max_steps)
