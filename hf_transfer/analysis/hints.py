@@ -151,5 +151,5 @@ def image_size_hint(
         return ""
     return (
         f"95% of the pictures have at most {side:,.0f} px a side and are enlarged to {own}: --image_size {smaller} "
-        f"would compute {gain:.1f} times fewer pixels. A model trained at {own} may be less accurate then; compare both."
+        f"would compute {gain:.1f} times fewer pixels. A model trained at {own} may then be less accurate: compare."
     )

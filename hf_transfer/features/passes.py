@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import logging
 
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import NUMBERS, Numbered, NumberedCollator, StoredInputs, lengths_of
@@ -57,7 +58,8 @@ def run_pass(
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    total, hidden = sum(map(len, batches)), None if shows_progress else True  # None: only in a terminal
+    total, is_silent = sum(map(len, batches)), logging.get_verbosity() >= logging.ERROR
+    hidden = None if shows_progress and not is_silent else True  # None: only in a terminal
     with (
         untouched(model),
         torch.no_grad(),

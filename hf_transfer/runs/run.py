@@ -49,6 +49,7 @@ from hf_transfer.runs.saving import check_saved, record_examples, recorded_strea
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
 from hf_transfer.training.arguments import TransferArguments
+from hf_transfer.training.console import is_silent
 from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -277,7 +278,7 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
 
 def _talks(args: TransferArguments) -> bool:
     """Whether the run says what it does: not from `log_level: error` on."""
-    return args.log_level not in ("error", "critical")
+    return not is_silent(args)
 
 
 def _clear(output_dir: Path) -> None:
@@ -289,6 +290,7 @@ def _clear(output_dir: Path) -> None:
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
+    trainer.shows_plan = False  # `announce` has printed it
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     if talks:

@@ -18,11 +18,10 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.files import say
-from hf_transfer.layers.architectures import HEAD
+from hf_transfer.training.console import RATE, rates_in_words
 from hf_transfer.training.pace import Pace, spell
 from hf_transfer.training.trainer import TransferTrainer
 
-RATE = "learning_rate/"
 _WORTH_SAYING = 10  # seconds left
 
 
@@ -126,22 +125,6 @@ class Lines(TrainerCallback):
             self.clock.left(),
         ]
         return "  ".join(filter(None, parts))
-
-
-def rates_in_words(logs: Mapping[str, Any]) -> str:
-    """The learning rates of a log: of the backbone, from the lowest to the highest that trains, and of the head."""
-    rates = {name.removeprefix(RATE): rate for name, rate in logs.items() if name.startswith(RATE)}
-    if not rates:
-        return f"{logs['learning_rate']:.2e}"
-    head = rates.pop(HEAD, None)
-    trained = [rate for rate in rates.values() if rate]
-    if not trained and not head:  # the first step of a warmup
-        return "0"
-    low, high = min(trained, default=head), max(trained, default=head)
-    if low == high == head and trained:
-        return f"{head:.2e}"
-    backbone = f"{low:.2e}" if low == high else f"{low:.2e} to {high:.2e}"
-    return ", ".join([*([backbone] if trained else []), *([f"head {head:.2e}"] if head else [])])
 
 
 def shown_metrics(logs: Mapping[str, Any], args: Any) -> str:

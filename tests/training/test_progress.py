@@ -9,8 +9,9 @@ import pytest
 from transformers import TrainerState
 
 from hf_transfer import TransferTrainer
+from hf_transfer.training.console import rates_in_words
 from hf_transfer.training.pace import Pace, log_interval, spell
-from hf_transfer.training.progress import Bars, Clock, Lines, rates_in_words, shown_metrics
+from hf_transfer.training.progress import Bars, Clock, Lines, shown_metrics
 from tests.helpers import arguments, texts, tiny_bert
 
 
