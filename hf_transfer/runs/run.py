@@ -31,7 +31,7 @@ from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
-from hf_transfer.runs.decisions import with_choices, with_decisions
+from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
@@ -177,7 +177,9 @@ def _prepare(config: Config) -> _Ready:
             say(line)
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
-        write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
+        chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
+        why = reasons(config, chosen, trainer, ready.calibrates.why)
+        write_text(output_dir / RUN_FILE, prepared.config.to_yaml(why))
         record_examples(prepared, output_dir, is_resumed=checkpoint is not None)
     ready.label_issues = write_label_issues(prepared, trainer, output_dir, checkpoint is not None, ready.talks)
     return ready

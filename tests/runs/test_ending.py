@@ -108,6 +108,12 @@ def test_the_next_commands_work_as_printed(kind, tmp_path, tiny_bert_folder, tin
     out = capsys.readouterr().out
     assert run.results["baseline"]["verdict"] and "the baseline, which is always predicting" in out
     assert len(run.results["per_class"]) == {"value": 0, "several": 3, "images": 10}.get(kind, 2)
+    file = (tmp_path / "out" / "run.yaml").read_text()
+    given, chosen, _ = (part.splitlines() for part in file.split("\n\n")[1:])
+    names = {line.partition(":")[0] for line in given[1:] if line[0] != "-"}
+    assert names == {*keys, "model_name_or_path", "output_dir"}
+    assert any(line.startswith("task: ") and line.endswith("  # found in the data") for line in chosen)
+    assert any(line.startswith("logging_steps: ") and line.endswith(" steps") for line in chosen)
     commands = [line.split("   #")[0] for line in out.split("Next:\n")[1].splitlines()]
     verbs = []
     for command in commands:
