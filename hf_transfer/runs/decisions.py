@@ -84,4 +84,4 @@ def reasons(config: Config, chosen: Mapping[str, str], trainer: TransferTrainer,
     decided = {name: trainer.choices[name].why for name in DECIDABLE if getattr(args, name) == "auto"}
     if args.calibrate == "auto":
         decided["calibrate"] = calibrates
-    return {**why, **decided, **chosen}
+    return {**why, **{name: reason or "what auto comes to" for name, reason in (decided | dict(chosen)).items()}}
