@@ -51,7 +51,7 @@ def _constant(problem_type: str, names: Sequence[str], train: Array) -> Any:
     if problem_type == REGRESSION:
         return float(train.mean())
     if problem_type == MULTI_LABEL:
-        return [name for name, share in zip(names, train.mean(axis=0), strict=True) if share > 0.5]
+        return [name for name, is_in in zip(names, metrics.constant_labels(train), strict=True) if is_in]
     return names[int(np.bincount(train, minlength=len(names)).argmax())]
 
 

@@ -62,7 +62,8 @@ def _dataset(results: Mapping[str, Any]) -> str:
 def results_table(results: Mapping[str, Any]) -> list[str]:
     """Metrics with confidence intervals, next to a constant baseline."""
     intervals, split, baseline = results["intervals"], results["metrics_split"], _baseline(results)["metrics"]
-    kind = "mean of the training set" if results["problem_type"] == REGRESSION else "most frequent label"
+    kinds = {REGRESSION: "mean of the training set", MULTI_LABEL: "best constant answer"}
+    kind = kinds.get(results["problem_type"], "most frequent label")
     rows = [
         (
             f"`{name}`",
@@ -77,7 +78,10 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
         f"Evaluated on the {count:,} examples of the {split} split. The 95% confidence intervals account for the "
         "sampling of these examples, not for the variation between training seeds. The baseline ignores the input.",
         "",
-        *table(("metric", "value", "95% CI", f"baseline ({kind})"), rows),
+        *table(
+            ("metric", "value", "95% CI", f"baseline ({kind})"),
+            rows,
+        ),
         *_doubt(results),
         *_calibration(results),
     ]

@@ -75,6 +75,19 @@ class Bars(ProgressCallback):
             self.training_bar.set_postfix_str(self.clock.left(), refresh=False)
         super().on_step_end(args, state, control)
 
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        is_new = self.prediction_bar is None
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if is_new and self.prediction_bar is not None:
+            self.prediction_bar.leave = False  # also after training
+
     def on_log(self, *_: Any, **__: Any) -> None:
         pass
 

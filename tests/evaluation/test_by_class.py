@@ -59,7 +59,7 @@ def test_what_the_baseline_answers():
     train, held_out = np.array([0, 2, 2]), np.array([2, 1])
     one = standing.against_baseline(SINGLE, "abc", train, held_out, {}, {"accuracy": [0.6, 0.9]})
     assert (one["predicts"], one["metrics"]["accuracy"], one["verdict"]) == ("c", 0.5, "better")
-    several = standing.against_baseline(MULTI, "ab", np.array([[1, 0], [1, 1]]), np.array([[1, 1]]), {}, {})
+    several = standing.against_baseline(MULTI, "ab", np.array([[1, 0], [1, 0]]), np.array([[1, 1]]), {}, {})
     assert (several["predicts"], several["compared_by"], several["verdict"]) == (["a"], "f1_micro", None)
     value = standing.against_baseline(VALUE, "a", np.array([1.0, 3]), np.array([2.0, 4]), {}, {"rmse": [0.1, 0.2]})
     assert value["predicts"] == 2.0 and value["metrics"]["rmse"] == pytest.approx(2**0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -264,10 +265,19 @@ def test_baselines_are_scikit_learns_dummies():
     assert found == pytest.approx(
         {"mae": mean_absolute_error(held_out, dummy), "rmse": root_mean_squared_error(held_out, dummy)}
     )
-    train, held_out = rng.random((50, 3)) < [0.9, 0.5, 0.1], rng.random((30, 3)) < 0.5
-    dummy = DummyClassifier(strategy="most_frequent").fit(train, train).predict(held_out)
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.5, 0.1), (0.2, 0.15, 0.1), (0.3, 0.0, 0.05)])
+def test_the_baseline_of_several_labels_is_the_best_constant_answer(shares):
+    rng = np.random.default_rng(0)
+    train, held_out = rng.random((50, 3)) < shares, rng.random((30, 3)) < shares
+    answers = [np.array(bits, bool) for bits in itertools.product((0, 1), repeat=3)]
+    scores = [f1_score(train, np.tile(a, (50, 1)), average="micro", zero_division=0) for a in answers]
+    best = answers[int(np.argmax(scores))]
+    assert metrics.constant_labels(train).tolist() == best.tolist()
     found = metrics.baseline("multi_label_classification", train, held_out, 3)
-    assert found["f1_micro"] == pytest.approx(f1_score(held_out, dummy, average="micro"))
+    assert found["f1_micro"] == pytest.approx(f1_score(held_out, np.tile(best, (30, 1)), average="micro"))
+    assert not metrics.constant_labels(train & False).any()
 
 
 def test_confusions_are_counted():
