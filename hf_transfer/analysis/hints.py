@@ -21,6 +21,7 @@ from hf_transfer.plan.plan import Plan
 WORTH = 1.5  # times less to compute, from which an input size is worth a line
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _SIDE_UNIT = 32  # pixels; sides are multiples of it
+_LEAST_SIDE = 64  # below, a network of stride 32 sees a single position
 _SAMPLE = 20_000  # texts
 _NOTHING = 1e-6  # a weight that moves by less over a whole run has not been trained
 
@@ -141,7 +142,7 @@ def image_size_hint(
     if own is None or not {"width", "height"} <= set(sizes):
         return ""
     side = max(sizes["width"][2], sizes["height"][2])
-    smaller = max(_SIDE_UNIT, -int(-side // _SIDE_UNIT) * _SIDE_UNIT)
+    smaller = max(_LEAST_SIDE, -int(-side // _SIDE_UNIT) * _SIDE_UNIT)
     gain = (own / smaller) ** 2
     if gain < WORTH:
         return ""

@@ -68,6 +68,7 @@ def test_smaller_pictures_are_worth_a_line_where_the_model_reads_them():
     line = hints.image_size_hint(sizes, config, build)
     assert "at most 96 px a side and are enlarged to 224: --image_size 96 would compute 5.4 times fewer" in line
     assert hints.image_size_hint({**sizes, "width": (1, 100, 200, 300)}, config, build) == ""
+    assert "--image_size 64" in hints.image_size_hint({"width": (8,) * 4, "height": (8,) * 4}, config, build)
     assert hints.image_size_hint({"characters": (1, 2, 3, 4)}, config, build) == ""
     swin = SwinConfig(image_size=224, embed_dim=12, depths=[1, 1], num_heads=[1, 2], window_size=7)
     said = hints.image_size_hint(sizes, swin, build)  # where it is said, the model can be built
