@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -105,7 +106,7 @@ def test_the_results_are_of_the_calibrated_model(both):
 
 def test_run_file_card_and_folder(both):
     auto, off = both
-    assert "calibrate: true\n" in (auto.output_dir / "run.yaml").read_text()
+    assert yaml.safe_load((auto.output_dir / "run.yaml").read_text())["calibrate"] is True
     card = (auto.output_dir / "README.md").read_text()
     assert f"Calibration: temperature {auto.results['calibration']['temperature']:.3g}, fitted on 50" in card
     assert "Calibration:" not in (off.output_dir / "README.md").read_text()
