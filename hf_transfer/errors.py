@@ -61,10 +61,15 @@ def _from_worker(text: str) -> str:
     return text.rpartition(f".{worker[1]}: ")[2].strip() if worker else ""
 
 
+def closest(name: str, names: Iterable[str]) -> str:
+    """The most similar of `names`, or an empty string if none is similar."""
+    return next(iter(difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.6)), "")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or an empty string if no name is similar."""
-    match = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.6)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    match = closest(name, names)
+    return f" Did you mean {match!r}?" if match else ""
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -32,10 +32,15 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     """Show what a run would do."""
+    from hf_transfer.keys import read_values
+
+    file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
+    needs = ("model",)
+    read_values(file, given, problems, needs)  # a mistake is told before anything slow is imported
+
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config
 
-    file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:
@@ -43,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
 
         check_preview(values["preview"])
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder
-        config = Config.from_sources(file, {**given, "output_dir": folder}, problems, needs=("model",))
+        config = Config.from_sources(file, {**given, "output_dir": folder}, needs=needs)
 
         from hf_transfer.runs.preview import plan_only
 

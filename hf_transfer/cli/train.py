@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str]) -> int:
     """Run a recipe."""
-    from hf_transfer.settings import Config, to_commented_yaml
+    from hf_transfer.keys import read_values, to_commented_yaml
 
     file, given, values, problems = read_run("train", argv, parser(), TrainArguments)
     if values["print_config"]:
@@ -33,12 +33,14 @@ def run(argv: Sequence[str]) -> int:
             raise UserErrors(problems)
         print(to_commented_yaml({**file, **given}), end="")
         return 0
-    config = Config.from_sources(file, given, problems)
+    read_values(file, given, problems)  # a mistake is told before anything slow is imported
 
     import torch
 
     from hf_transfer.runs.run import run as run_config
+    from hf_transfer.settings import Config
 
+    config = Config.from_sources(file, given)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"hf_transfer\.runs\.run$")  # that a push failed is raised here
         result = run_config(config)

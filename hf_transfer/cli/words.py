@@ -51,7 +51,7 @@ def keys_with(*sections: tuple[str, type]) -> dict[str, Key]:
 
 def run_parser(verb: str, summary: str, own: type) -> argparse.ArgumentParser:
     """All keys of a run, and the verb's own."""
-    from hf_transfer.settings import parser
+    from hf_transfer.keys import parser
 
     options = parser(f"hf-transfer {verb}", summary, words="[MODEL DATA OUT] ")
     add_keys(options, keys_with(("instead" if verb == "train" else "shown", own)))
@@ -62,7 +62,7 @@ def read_run(
     verb: str, argv: Sequence[str], parser: argparse.ArgumentParser, own: type
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """(keys of the file, keys given, the verb's own values, problems)."""
-    from hf_transfer.settings import keys
+    from hf_transfer.keys import keys
 
     owned = keys_with(("", own))
     given, problems = parse_run(parser, argv, {**keys(), **owned})

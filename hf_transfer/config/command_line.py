@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from hf_transfer.config.arguments.other_names import NOTES, SECRETS, SYNONYMS
 from hf_transfer.config.fields import Key
 from hf_transfer.config.values import coerce
-from hf_transfer.errors import nearest
+from hf_transfer.errors import closest
 
 # ---- the command line ----------------------------------------------------------------------------------------------
 
@@ -167,10 +168,14 @@ def parse_words(
 
 
 def unknown(name: str, keys: Mapping[str, Key], dashes: str = "") -> str:
-    """What to say of a name that is no key."""
-    if name == "hub_token":
-        return "hub_token is not a key, so that it ends up in no file: set HF_TOKEN, or run `hf auth login`."
-    return f"{dashes}{name} is not a key.{nearest(name, keys)}"
+    """What to say of a name that is no key: what to do instead, what it is called here, or the nearest name."""
+    plain = name.lower().replace("-", "_")
+    note = SECRETS.get(plain) or (NOTES.get(plain) if "num_train_epochs" in keys else None)
+    if note and plain not in keys:
+        return f"{dashes}{name} is not a key: {note}"
+    ours = next((k for k in (plain, SYNONYMS.get(plain, "")) if k in keys), "") or closest(plain, keys)
+    hint = f" Did you mean {dashes}{ours}?" if dashes else f" Did you mean {ours!r}?"
+    return f"{dashes}{name} is not a key.{hint if ours else ''}"
 
 
 def _attach_numbers(argv: Sequence[str]) -> list[str]:

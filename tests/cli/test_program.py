@@ -16,7 +16,8 @@ from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.command_line import describe
 from hf_transfer.config.values import load_yaml
-from hf_transfer.settings import COMMAND_LINE_ONLY, TOPICS, Config, keys
+from hf_transfer.keys import COMMAND_LINE_ONLY, TOPICS, keys
+from hf_transfer.settings import Config
 from tests import warm
 
 SMALL = [
@@ -127,7 +128,20 @@ def test_both_commands_are_installed():
         assert done.returncode == 2 and "Unknown command 'nonsense'" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["nonsense"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["nonsense"],
+        ["doctor", "--help"],
+        ["train", "--help"],
+        ["--print_completion", "bash"],
+        ["train", "x", "y", "--epochs", "3"],
+        ["plan", "x", "--strategy", "gradul"],
+        ["predict", "x", "y", "--top", "3"],
+        ["evaluate", "x", "--top", "3"],
+    ],
+)
 def test_what_needs_no_model_imports_no_torch(words):
     code = "import sys; from hf_transfer.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print(*sys.modules)"

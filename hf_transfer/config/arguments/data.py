@@ -7,6 +7,8 @@ from typing import Any
 
 from hf_transfer.config.fields import setting
 
+TASK_NAMES = ("image-classification", "text-classification")  # those of this package; tests compare `tasks.TASKS`
+
 
 @dataclass
 class DataArguments:
