@@ -82,8 +82,6 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         found = {"machine": machine, "versions": versions, "seconds": taken}
         (RESULTS / "startup.json").write_text(json.dumps(found, indent=1) + "\n")
-            json.dumps({"machine": machine, "versions": versions, "s": taken}, indent=1)
-        )
         (RESULTS / "startup.md").write_text("\n".join(lines))
 
 

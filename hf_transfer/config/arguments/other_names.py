@@ -183,7 +183,8 @@ _NOTES: tuple[tuple[str, str], ...] = (
     ),
     (
         "presets preset quality time_limit time",
-        "a run is not limited by time: num_train_epochs or max_steps say how long a run is, max_train_samples how much it sees.",
+        "a run is not limited by time: num_train_epochs or max_steps say how long it is, max_train_samples how much "
+        "it sees.",
     ),
     (
         "pad_to_max_length padding",
