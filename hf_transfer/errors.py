@@ -61,9 +61,9 @@ def _from_worker(text: str) -> str:
     return text.rpartition(f".{worker[1]}: ")[2].strip() if worker else ""
 
 
-def closest(name: str, names: Iterable[str]) -> str:
-    """The most similar of `names`, or an empty string if none is similar."""
-    return next(iter(difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.6)), "")
+def closest(name: str, names: Iterable[str], least: float = 0.6) -> str:
+    """The most similar of `names`, or an empty string if none has a similarity of `least` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=least)), "")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

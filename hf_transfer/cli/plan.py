@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hf_transfer.cli.words import read_run, run_parser
 from hf_transfer.config.fields import setting
+from hf_transfer.config.places import check_places
 
 HELP = (
     "What a run would do, with the keys of train: each stage, and each layer group's learning rate in it. Trains "
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
 
     file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
     needs = ("model",)
-    read_values(file, given, problems, needs)  # a mistake is told before anything slow is imported
+    check_places(read_values(file, given, problems, needs).values)  # before anything slow is imported
 
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config

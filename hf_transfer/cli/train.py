@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hf_transfer.cli.words import read_run, run_parser
 from hf_transfer.config.fields import setting
+from hf_transfer.config.places import check_places
 from hf_transfer.errors import UserErrors
 
 
@@ -33,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
             raise UserErrors(problems)
         print(to_commented_yaml({**file, **given}), end="")
         return 0
-    read_values(file, given, problems)  # a mistake is told before anything slow is imported
+    check_places(read_values(file, given, problems).values)  # a mistake is told before anything slow is imported
 
     import torch
 

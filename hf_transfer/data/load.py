@@ -8,7 +8,9 @@ from dataclasses import replace
 import datasets
 from datasets import Dataset, DatasetDict
 
+from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.places import data_hint
 from hf_transfer.data import bundled
 from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.image_paths import with_images
@@ -123,7 +125,7 @@ def _read_from_hub(name: str, config_name: str | None) -> DatasetDict:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"dataset_name: {name!r} cannot be loaded ({one_line(error)}).",
-            "Use a hub id, a file, a folder, or bundled:<name>.",
+            f"{hub_client.off('datasets')}{data_hint(name) or 'Use a hub id, a file, a folder, or bundled:<name>.'}",
         ) from error
 
 

@@ -15,12 +15,13 @@ from datasets.exceptions import DatasetsError
 
 from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.places import FORMATS, check_data, check_file, data_hint, format_of
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
 from hf_transfer.data.image_tree import is_hidden, walk
-from hf_transfer.data.rows import FORMATS, format_of, remedy
+from hf_transfer.data.rows import remedy
 from hf_transfer.data.run_outputs import is_run_file
 from hf_transfer.data.split_names import VALIDATION_NAMES, split_roles, standard_name
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError
 
 IN_MEMORY = "in memory"  # `dataset_name` of data that was passed as a Python object
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
@@ -144,9 +145,13 @@ def _locate_named(args: DataArguments) -> Source:
             return _locate_in_folder(path, name)
     if path.is_file() or _is_pattern(name):
         return Source(Kind.TABLES, name, _tables({"train": _matching(name, "dataset_name")}, "dataset_name"))
-    if format_of(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"file or folder {name!r} does not exist.", _similar_file(path), key="dataset_name")
-    return Source(Kind.HUB, name, origin=hub_client.find("dataset_name", name, "dataset").origin)
+    check_data(name)
+    try:
+        return Source(Kind.HUB, name, origin=hub_client.find("dataset_name", name, "dataset").origin)
+    except UserError as error:
+        if hint := data_hint(name):
+            raise type(error)(error.problem, hint, error.key) from error
+        raise
 
 
 def _locate_in_folder(folder: Path, name: str) -> Source:
@@ -219,8 +224,7 @@ def _tables(files: Mapping[str, Sequence[str]], key: str) -> Tables:
     for path in (path for split in paths.values() for path in split):
         if format_of(path) is None:
             raise UserError(f"unsupported file format: {str(path)!r}.", remedy(path), key=key)
-        if not path.is_file():
-            raise UserError(f"file {str(path)!r} does not exist.", _similar_file(path), key=key)
+        check_file(path, key)
     for split, members in paths.items():
         if len(formats := {format_of(path) for path in members}) > 1:
             raise UserError(
@@ -255,8 +259,3 @@ def _matching(name: str, key: str) -> list[str]:
             key=key,
         )
     return files
-
-
-def _similar_file(path: Path) -> str:
-    """A suggestion with the most similar name in the same folder."""
-    return nearest(path.name, [p.name for p in path.parent.iterdir()]).strip() if path.parent.is_dir() else ""

@@ -191,7 +191,7 @@ CASES = [
     ("train --model_name_or_path {w}/empty --train_file {w}/good.csv --output_dir {w}/out", "has no config.json"),
     (
         "train --model_name_or_path {w}/good.csv --train_file {w}/good.csv --output_dir {w}/out",
-        "is a file, not a folder",
+        "good.csv' is data, and MODEL comes first",
     ),
     ("train --model_name_or_path {w}/torn --train_file {w}/good.csv --output_dir {w}/out", "cannot be loaded"),
     ("train --model_name_or_path {w}/hollow --train_file {w}/good.csv --output_dir {w}/out", "cannot be loaded"),

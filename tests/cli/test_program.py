@@ -138,6 +138,8 @@ def test_both_commands_are_installed():
         ["--print_completion", "bash"],
         ["train", "x", "y", "--epochs", "3"],
         ["plan", "x", "--strategy", "gradul"],
+        ["train", "bundled:minilm-l6", "reviws.csv"],
+        ["train", "minilm", "bundled:digits"],
         ["predict", "x", "y", "--top", "3"],
         ["evaluate", "x", "--top", "3"],
     ],
