@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import setting
+from hf_transfer.config.fields import Key, setting
 from hf_transfer.errors import UserError
 
 HELP = (
@@ -41,13 +41,17 @@ class EvaluateArguments:
 SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("views", Views))
 
 
+def keys() -> dict[str, Key]:
+    return keys_with(*SECTIONS)
+
+
 def parser() -> argparse.ArgumentParser:
-    return words_parser("evaluate", "RUN [--test_file F | --dataset_name D]", HELP, keys_with(*SECTIONS))
+    return words_parser("evaluate", "RUN [--test_file F | --dataset_name D]", HELP, keys())
 
 
 def run(argv: Sequence[str]) -> int:
     """Measure a trained model."""
-    words, values = read_words(parser(), argv, keys_with(*SECTIONS))
+    words, values = read_words(parser(), argv, keys())
     if len(words) != 1:
         raise UserError(f"One RUN is needed, a run's folder or hub id; {len(words)} were given.", help_of("evaluate"))
     if values["test_file"] and values["dataset_name"]:

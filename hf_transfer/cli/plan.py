@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_transfer.cli.words import read_run, run_parser
-from hf_transfer.config.fields import setting
+from hf_transfer.cli.words import read_run, run_keys, run_parser
+from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_places
 
 HELP = (
@@ -29,6 +29,10 @@ class PlanVerbArguments:
 
 def parser() -> argparse.ArgumentParser:
     return run_parser("plan", HELP, PlanVerbArguments)
+
+
+def keys() -> dict[str, Key]:
+    return run_keys("plan", PlanVerbArguments)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -56,6 +56,11 @@ def _dispatch(argv: list[str]) -> int:
         ours = VERBS_ELSEWHERE.get(argv[0].lower())
         hint = f" Did you mean {ours!r}?" if ours else nearest(argv[0], VERBS)
         raise UserError(f"Unknown command {argv[0]!r}.{hint}", f"Available commands: {', '.join(VERBS)}.")
+    from hf_transfer.cli.help import page
+
+    if shown := page(argv[0], argv[1:]):
+        print(shown, end="")
+        return 0
     return VERBS[argv[0]].run(argv[1:])
 
 
@@ -65,7 +70,8 @@ def usage() -> str:
     return (
         "usage: hf-transfer VERB [--key value ...]\n\n"
         f"verbs:\n{verbs}\n\n"
-        "`hf-transfer VERB --help` lists a verb's keys, with their units and defaults.\n"
+        "`hf-transfer VERB --help` lists a verb's keys (of train and plan, those that most runs need), `--help-all`\n"
+        "every key, with units and defaults, and `--help KEY` tells all about one.\n"
         "`hf-transfer train --print_config > recipe.yaml` writes a recipe with every key.\n"
         "`hf-transfer --print_completion SHELL` prints a script that completes verbs and keys "
         f"({', '.join(SHELLS)}).\n"

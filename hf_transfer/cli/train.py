@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_transfer.cli.words import read_run, run_parser
-from hf_transfer.config.fields import setting
+from hf_transfer.cli.words import read_run, run_keys, run_parser
+from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_places
 from hf_transfer.errors import UserErrors
 
@@ -22,6 +22,10 @@ class TrainArguments:
 
 def parser() -> argparse.ArgumentParser:
     return run_parser("train", "Fine-tune a pretrained model on a dataset.", TrainArguments)
+
+
+def keys() -> dict[str, Key]:
+    return run_keys("train", TrainArguments)
 
 
 def run(argv: Sequence[str]) -> int:
