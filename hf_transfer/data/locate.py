@@ -66,6 +66,7 @@ class Source:
         tables: the tables of `Kind.TABLES`.
         files: the tables of `train_file`, `validation_file` and `test_file` by split; they replace splits of
             `dataset_name`.
+        folders: image folders under these three keys, by split; they replace splits as `files` do.
         origin: license and language that the repository of `Kind.HUB` states.
     """
 
@@ -73,6 +74,7 @@ class Source:
     name: str = ""
     tables: Tables | None = None
     files: Mapping[str, Tables] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,15 +97,38 @@ def locate(args: DataArguments) -> Source:
                 key=key,
             )
     named = _locate_named(args)
-    given = {split: getattr(args, key) for split, key in _FILE_KEYS.items() if getattr(args, key)}
-    files = {
-        split: _tables({split: _matching(file, _FILE_KEYS[split])}, _FILE_KEYS[split]) for split, file in given.items()
-    }
-    return replace(named, files=files)
+    given = {split: str(getattr(args, key)) for split, key in _FILE_KEYS.items() if getattr(args, key)}
+    paths = {split: _files_of(split, name) for split, name in given.items()}
+    return replace(
+        named,
+        files={split: _tables({split: found}, _FILE_KEYS[split]) for split, found in paths.items() if found},
+        folders={split: Path(given[split]).expanduser() for split, found in paths.items() if not found},
+    )
+
+
+def _files_of(split: str, name: str) -> list[str]:
+    """The tables that the key of a split names: a file, a pattern, or those of a folder; none for an image folder.
+
+    Raises:
+        UserError: a folder holds tables of other splits too.
+    """
+    key, folder = _FILE_KEYS[split], Path(name).expanduser()
+    if not folder.is_dir():
+        return _matching(name, key)
+    with folder_errors(folder, key):
+        found = _split_files(folder)
+    others = {standard for standard in found if standard not in ("train", split)}
+    if others or (split != "train" and {"train", split} <= set(found)):
+        raise UserError(
+            f"folder {name!r} holds tables of several splits ({', '.join(sorted(found))}).",
+            f"Set dataset_name: {name} for all of them, or name one file here.",
+            key=key,
+        )
+    return [file for files in found.values() for file in files]
 
 
 @contextlib.contextmanager
-def folder_errors(folder: Path) -> Iterator[None]:
+def folder_errors(folder: Path, key: str = "dataset_name") -> Iterator[None]:
     """Context in which errors of reading a folder become `UserError`s about it."""
     try:
         yield
@@ -113,14 +138,14 @@ def folder_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"folder {str(folder)!r} cannot be read ({error.strerror}).",
             "Change its permissions, or copy the data to a folder you can read.",
-            key="dataset_name",
+            key=key,
         ) from error
     except (DatasetsError, OSError, ValueError) as error:
         raise UserError(
             f"unrecognized data in folder {str(folder)!r}.",
             f"It should contain {', '.join(FORMATS)} files, a dataset saved with save_to_disk, or one folder of images "
             "per class.",
-            key="dataset_name",
+            key=key,
         ) from error
 
 
