@@ -79,6 +79,17 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(every[:most]) + more
 
 
+def shortened(name: object, most: int = 60) -> str:
+    """A name of at most `most` characters: its beginning and `…` where it is longer."""
+    text = " ".join(str(name).split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def named(names: Iterable[object], most: int = 5) -> str:
+    """The first names of classes or columns, each shortened, and how many more there are."""
+    return listed((shortened(name) for name in names), most)
+
+
 def one_line(error: BaseException, most: int = 300) -> str:
     """The message of a library's error on one line, truncated to `most` characters."""
     return " ".join(str(error).split())[:most]

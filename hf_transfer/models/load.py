@@ -22,7 +22,7 @@ from hf_transfer.adapters.files import adapter_config, put_on
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.places import check_model
 from hf_transfer.data.labels import Labels
-from hf_transfer.errors import UserError, listed, one_line
+from hf_transfer.errors import UserError, named, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
@@ -32,7 +32,7 @@ from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, prefix_hint, timm_config
 
 _KEY = "model_name_or_path"
-_some = partial(listed, most=4)
+_some = partial(named, most=4)
 
 
 @dataclass
