@@ -260,7 +260,7 @@ def read_values(
     """
     chosen, rejected, wrong = _merged(file, given)
     values = {name: chosen.get(name, key.default) for name, key in keys().items()}
-    if not _is_shared(values):
+    if "output" in needs and not _is_shared(values):
         needs = set(needs) - {"output"}
         values["output_dir"] = values["output_dir"] or _new_folder(values)
     wrong = [*problems, *wrong, *missing(values, rejected, needs), *_problems_of(values, chosen, tuple(tasks))]
