@@ -17,11 +17,10 @@ import numpy as np
 from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.config.places import FORMATS, format_of
 from hf_transfer.data.dialect import convert
 from hf_transfer.data.image_paths import IMAGE_COLUMNS, UNREADABLE_IMAGES
 from hf_transfer.data.image_tree import visible_files
-from hf_transfer.data.rows import BadRow, read_rows
+from hf_transfer.data.rows import FORMATS, BadRow, format_of, read_rows
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.tasks.base import Task
 
