@@ -12,14 +12,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.plan import learning_rate_of
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.keys import COMMAND_LINE_ONLY, RUN_DEFAULTS, keys, read_values
+from hf_transfer.run_folder import run_file
 from hf_transfer.tasks import TASKS
 from hf_transfer.training.arguments import TransferArguments
 
@@ -76,18 +75,15 @@ class Config:
         """With what was seen from the data in place of nothing, for `run.yaml` and for what comes after training."""
         return replace(self, data=replace(self.data, **data), values={**self.values, **data})
 
-    def to_yaml(self) -> str:
-        """A file that repeats this run; keys that a file may not hold stand in a comment."""
-        values = {
-            k: v
-            for k, v in self.values.items()
-            if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
-        }
+    def to_yaml(self, why: Mapping[str, str] | None = None) -> str:
+        """A file that repeats this run, see `run_file`; keys that a file may not hold stand in a comment."""
+        left_out = (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
+        values = {k: v for k, v in self.values.items() if k not in left_out}
         values |= {name: _from_anywhere(values[name]) for name in _DATA_PATHS}
         only = [f"--{k}" for k in COMMAND_LINE_ONLY if self.values[k]]
         note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
         head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
-        return head + note + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return run_file(head + note, values, self.given, {n: key.default for n, key in keys().items()}, why or {})
 
 
 _DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")

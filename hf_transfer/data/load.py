@@ -158,7 +158,7 @@ def _read_from_hub(name: str, config_name: str | None) -> DatasetDict:
 
 def _read_files(tables: Tables, args: DataArguments) -> RawSplits:
     """The tables of each split, with image paths turned into image columns."""
-    read = RawSplits({})
+    read = RawSplits({}, tables.notes)
     for split, paths in tables.paths.items():
         try:
             files = read_files(paths, args.on_bad_example == "skip")

@@ -9,12 +9,16 @@ from typing import Any
 from transformers import EvalPrediction
 
 from hf_transfer.adapters.attach import name_of
-from hf_transfer.data.labels import SINGLE_LABEL
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.data.splits import Data
 from hf_transfer.evaluation import conformal
+from hf_transfer.evaluation.by_class import most_confused, named
 from hf_transfer.evaluation.measure import held_out_metrics, without_speed
+from hf_transfer.evaluation.scores import Array
+from hf_transfer.evaluation.standing import against_baseline
 from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.models.heads import head_of
+from hf_transfer.runs.kept import kept
 from hf_transfer.runs.machine import device_name
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
@@ -23,24 +27,42 @@ from hf_transfer.training.trainer import TransferTrainer
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
 
-def measured(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
-    """Metrics of the held-out splits, with intervals for the one that counts.
+def measured(trainer: TransferTrainer, prepared: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Metrics of the held-out splits; intervals, the baseline and the classes for the one that counts.
 
     The model's configuration gets the scores of the validation split that prediction sets are made from.
     """
+    problem_type, names = data.labels.problem_type, data.labels.names
     validation, prediction = _validated(trainer)
     if problem_type == SINGLE_LABEL:
         record = conformal.record_of(logits_of(prediction.predictions), prediction.label_ids)
         setattr(trainer.model.config, conformal.ENTRY, record)
     split = "test" if "test" in prepared else "validation"
     held_out = held_out_metrics(trainer, prepared[split], problem_type)
+    baseline = against_baseline(
+        problem_type,
+        names,
+        _labels(data.train),
+        _labels(data.splits[split]),
+        held_out["metrics"],
+        held_out["intervals"],
+    )
+    confusions = most_confused(held_out["confusion"]) if problem_type == SINGLE_LABEL else []
     return {
         "metrics": held_out["metrics"],
         "metrics_split": split,
         "validation_metrics": validation,
         "intervals": held_out["intervals"],
+        "baseline": baseline,
+        "per_class": named(names, held_out["per_class"]),
         "confusion": held_out["confusion"],
+        "confusions": [{"true": names[i], "predicted": names[j], "count": n} for i, j, n in confusions],
+        "kept": kept(trainer, problem_type, validation, trainer.course.compare(prediction) if trainer.course else None),
     }
+
+
+def _labels(split: Any) -> Array:
+    return split.with_format("numpy", columns=[LABELS])[LABELS][:]
 
 
 def _validated(trainer: TransferTrainer) -> tuple[dict[str, float], Any]:
