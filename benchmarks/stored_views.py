@@ -25,9 +25,10 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.augment import EXAMPLE, Chance, Epochs
 from hf_transfer.data.labels import LABELS
+from hf_transfer.keys import keys
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
-from hf_transfer.settings import Config, keys
+from hf_transfer.settings import Config
 
 RATE = 5e-3
 AUGMENTATION: dict[str, Any] = {"augmentation": "strong", "horizontal_flip": 0.0}

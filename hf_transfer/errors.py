@@ -61,10 +61,15 @@ def _from_worker(text: str) -> str:
     return text.rpartition(f".{worker[1]}: ")[2].strip() if worker else ""
 
 
+def closest(name: str, names: Iterable[str], least: float = 0.6) -> str:
+    """The most similar of `names`, or an empty string if none has a similarity of `least` (0 to 1)."""
+    return next(iter(difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=least)), "")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or an empty string if no name is similar."""
-    match = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.6)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    match = closest(name, names)
+    return f" Did you mean {match!r}?" if match else ""
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -72,6 +77,17 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     every = list(names)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
+
+
+def shortened(name: object, most: int = 60) -> str:
+    """A name of at most `most` characters: its beginning and `…` where it is longer."""
+    text = " ".join(str(name).split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def named(names: Iterable[object], most: int = 5) -> str:
+    """The first names of classes or columns, each shortened, and how many more there are."""
+    return listed((shortened(name) for name in names), most)
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

@@ -104,6 +104,12 @@ def find(key: str, name: str, kind: str = "model", revision: str | None = None) 
     return Repository(card=card.to_dict() if card is not None else {})
 
 
+def off(kinds: str = "models") -> str:
+    """A sentence where the hub is switched off; empty where it is asked."""
+    said = f"HF_HUB_OFFLINE is set, so that only {kinds} that were downloaded before are found. "
+    return said if constants.HF_HUB_OFFLINE else ""
+
+
 def _refusal(error: HfHubHTTPError, key: str, name: str, kind: str, revision: str | None) -> UserError:
     """The hub's refusal to describe a repository, as an error for the user."""
     endpoint = HfApi().endpoint

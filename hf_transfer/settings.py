@@ -1,245 +1,28 @@
-"""Keys: one flat namespace for YAML, the command line and Python.
+"""A checked configuration: the values of all keys, and the objects that a run reads them from.
 
 Every key is a field of one of three dataclasses, which hold its default and its help text: `ModelArguments`,
-`DataArguments` and `TransferArguments`. Values from all three sources go through the same `coerce`; precedence is
-default < YAML < command line; all problems are collected and raised together.
+`DataArguments` and `TransferArguments`. Values from YAML, the command line and Python go through the same `coerce`;
+precedence is default < YAML < command line; all problems are collected and raised together.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from transformers import TrainingArguments
-
-from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
-from hf_transfer.config.arguments.boundary import BoundaryArguments
-from hf_transfer.config.arguments.bucketing import BucketingArguments
-from hf_transfer.config.arguments.bucketing import check as check_bucketing
-from hf_transfer.config.arguments.calibration import CalibrationArguments
+from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.config.arguments.guards import GuardArguments
-from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.model import ModelArguments
-from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
-from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.config.arguments.trainer import INHERITED
-from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_run, unknown
-from hf_transfer.config.contradictions import contradictions, missing
-from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
-from hf_transfer.config.values import coerce
-from hf_transfer.errors import UserError, UserErrors, nearest, one_line
-from hf_transfer.models.head_keys import check as check_head
-from hf_transfer.objectives.losses import check as check_loss
-from hf_transfer.plan.checks import check
-from hf_transfer.plan.strategies import STRATEGIES
-from hf_transfer.run_folder import new_folder, run_file
+from hf_transfer.config.arguments.plan import learning_rate_of
+from hf_transfer.errors import UserError, one_line
+from hf_transfer.keys import COMMAND_LINE_ONLY, RUN_DEFAULTS, keys, read_values
+from hf_transfer.run_folder import run_file
 from hf_transfer.tasks import TASKS
 from hf_transfer.training.arguments import TransferArguments
-from hf_transfer.training.linear_probe import check as check_probe
-from hf_transfer.training.linear_probe import check_run
 
-# What `hf-transfer train` and `fine_tune` start from, where it differs from TransferArguments. A fine-tuning run wants
-# to be watched and to be resumable; TransferArguments keeps Trainer's defaults, as a drop-in must.
-RUN_DEFAULTS: dict[str, Any] = {
-    "strategy": "auto",
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "logging_steps": 0.05,
-    "on_nonfinite": "stop",
-    "dataloader_num_workers": -1,  # chosen for the machine
-    "boundary_cache": "auto",
-    "length_bucketing": "auto",
-    "batchnorm": "auto",
-    "pooling": "auto",
-    "pooling_layer": "auto",
-    "calibrate": "auto",
-    "remove_unused_columns": False,  # the task prepares exactly what the model reads
-}
-COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
-# Headings of TrainingArguments' docstring, shorter or joined; the others stand as they are, in lower case.
-TOPICS = {
-    "Training Duration and Batch Size": "length and batch size",
-    "Learning Rate & Scheduler": "learning rate",
-    "Regularization & Training Stability": "regularization",
-    "Mixed Precision Training": "precision",
-    "Activation Checkpointing": "memory and speed",
-    "Compilation": "memory and speed",
-    "Kernels": "memory and speed",
-    "Additional Optimizations": "memory and speed",
-    "Logging & Monitoring Training": "logging",
-    "Experiment Tracking Integration": "logging",
-    "Metrics Computation": "evaluation",
-    "Checkpointing & Saving": "checkpoints",
-    "Best Model Tracking": "checkpoints",
-    "Resuming Training": "checkpoints",
-    "Hugging Face Hub Integration": "hub",
-    "Hardware Configuration": "hardware",
-    "Accelerate Configuration": "hardware",
-    "DDP (DistributedDataParallel)": "distributed",
-    "FSDP (Fully Sharded Data Parallel)": "distributed",
-    "DeepSpeed": "distributed",
-    "Debugging & Profiling (Experimental)": "hardware",
-    "External Script Flags (not used by Trainer)": "checkpoints",
-}
-# Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
-_NOT_KEYS = (
-    "in_memory",
-    "parallelism_config",
-    "local_rank",
-    "hub_token",
-    "hub_strategy",  # a run is pushed once, when it has ended
-    "hub_always_push",
-    "do_train",
-    "do_eval",
-    "do_predict",
-    "debug",
-    "remove_unused_columns",
-    "label_names",
-    # A run's metrics need every logit, in the precision that the model is saved and predicts in.
-    "prediction_loss_only",
-    "eval_do_concat_batches",
-    "batch_eval_metrics",
-    "bf16_full_eval",
-    "fp16_full_eval",
-)
-# Other names of keys, which older releases of transformers have alone.
-_OLD_NAMES = {
-    "gradient_checkpointing": "activation_checkpointing",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-}
-_SECTIONS: tuple[tuple[str, type], ...] = (
-    ("model", ModelArguments),
-    ("data", DataArguments),
-    ("training", TransferArguments),
-)
-
-
-# Headings of the classes whose keys declare no topic of their own.
-_TOPIC_OF: tuple[tuple[type, str], ...] = (
-    (ModelArguments, "model"),
-    (DataArguments, "data"),
-    (AdapterArguments, "adapter"),
-    (PlanArguments, "plan"),
-    (ProbeArguments, "plan"),
-    (BoundaryArguments, "speed"),
-    (BucketingArguments, "speed"),
-    (LossArguments, "loss"),
-    (CalibrationArguments, "evaluation"),
-    (GuardArguments, "checkpoints"),
-)
-
-
-@cache
-def keys() -> dict[str, Key]:
-    """All keys, by topic."""
-    theirs = _trainers_docs()
-    topics = {name: topic for cls, topic in reversed(_TOPIC_OF) for name in keys_of(cls, topic)}
-    entries: dict[str, Key] = {}
-    for _, cls in _SECTIONS:
-        own = keys_of(cls, "training")
-        for name, entry in own.items():
-            if name in _NOT_KEYS or _OLD_NAMES.get(name) in own:
-                continue
-            topic, sentence = theirs.get(name, ("training", ""))
-            about = entry.about if entry.about.resume else INHERITED.get(name, Setting())
-            entries[name] = replace(
-                entry,
-                topic=about.topic or topics.get(name, topic),
-                default=RUN_DEFAULTS.get(name, entry.default),
-                help=(about.help or sentence).rstrip("."),
-                choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
-                about=about,
-            )
-    first = ("output", "model", "data", "plan", "speed", "adapter", "loss")
-    order = list(dict.fromkeys([*first, *(topic for topic, _ in theirs.values())]))
-    return dict(sorted(entries.items(), key=lambda named: order.index(named[1].topic)))
-
-
-def _trainers_docs() -> dict[str, tuple[str, str]]:
-    """(topic, first sentence) on each of `TrainingArguments`' fields: both stand in its docstring only."""
-    topic, found = "training", {}
-    doc = TrainingArguments.__doc__ or ""
-    for heading, name, text in re.findall(
-        r"^ {8}(?:> ([^\n]+)|(\w+) ?\(`[^\n]*\):?\n +([^\n]+))", doc, flags=re.MULTILINE
-    ):
-        if heading:
-            topic = TOPICS.get(heading, heading.lower())
-        else:
-            found[name] = (topic, text.split(". ")[0].rstrip(".:"))
-    return found
-
-
-def parser(prog: str = "hf-transfer train", description: str = "", words: str = "") -> argparse.ArgumentParser:
-    """All keys and `--config` as options, after `words`."""
-    made = make_parser(prog, f"{words}[--config FILE.yaml] [--key value ...]", description)
-    made.add_argument("--config", nargs="*", metavar="FILE", help="YAML file of keys; the command line comes before it")
-    add_keys(made, keys())
-    return made
-
-
-def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> tuple[dict[str, Any], list[str]]:
-    """(raw values by key, with `config` among them; problems) of `--key value` arguments. Prints `--help` and exits."""
-    return parse_run(parser(prog), argv, keys())
-
-
-def to_commented_yaml(values: Mapping[str, Any]) -> str:
-    """A YAML file with every key that a file may hold, with its help: `values` where given, else the defaults."""
-    given, problems = {}, []
-    for name, raw in values.items():
-        try:
-            given[name] = coerce(raw, keys()[name])
-        except KeyError:
-            problems.append(unknown(name, keys()))
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-    if problems:
-        raise UserErrors(problems)
-    shown = {name: entry for name, entry in keys().items() if name not in COMMAND_LINE_ONLY}
-    values = {name: given.get(name, entry.default) for name, entry in shown.items()}
-    return "\n".join(["# Every key of `hf-transfer train`, with its value.", *commented_yaml(shown, values), ""])
-
-
-# ---- the configuration ---------------------------------------------------------------------------------------------
-
-
-def _merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
-    """(values by key, keys whose value was refused, problems); what was given comes before the file."""
-    values: dict[str, Any] = {}
-    refused, problems = set[str](), []
-    for source, is_file in ((file, True), (given, False)):
-        for name, raw in source.items():
-            if name not in keys():
-                problems.append(unknown(name, keys()))
-            elif is_file and name in COMMAND_LINE_ONLY and raw:
-                problems.append(f"{name} cannot be set in a file, only on the command line.")
-            else:
-                try:
-                    values[name] = coerce(raw, keys()[name])
-                except ValueError as error:
-                    problems.append(f"{name}: {error}")
-                    refused.add(name)
-    return values, refused, problems
-
-
-def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
-    """Every problem that shows without a model and without data."""
-    plan = PlanArguments(**{f.name: values[f.name] for f in fields(PlanArguments)})
-    loss = LossArguments(**{f.name: values[f.name] for f in fields(LossArguments)})
-    problems = []
-    if values["task"] is not None and values["task"] not in TASKS:
-        problems.append(f"task: {values['task']!r} is not one of {', '.join(TASKS)}.{nearest(values['task'], TASKS)}")
-    problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
-    problems += check_head(values)
-    return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
+__all__ = ["Config", "keys"]
 
 
 @dataclass
@@ -271,20 +54,17 @@ class Config:
         Raises:
             UserErrors: every unknown key, wrong value and contradiction, in one message.
         """
-        chosen, rejected, wrong = _merged(file, given)
-        values = {name: chosen.get(name, key.default) for name, key in keys().items()}
-        if "output" in needs and not rejected and not wrong:
-            values["output_dir"] = values["output_dir"] or _new_folder(values)
-        wrong = [*problems, *wrong, *missing(values, rejected, needs), *_problems_of(values, chosen)]
-        if wrong:
-            raise UserErrors(wrong)
+        read = read_values(file, given, problems, needs, TASKS)
+        values = read.values
         if values["stages"] is not None:
             values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
         values["from_scratch"] |= values["strategy"] == "scratch"
         values["adapter"] = with_adapter(values["strategy"], values["adapter"])
         values["learning_rate"] = learning_rate_of(values["learning_rate"], values["strategy"], values["adapter"])
-        model, data, training = (_build(section, values) for _, section in _SECTIONS)
-        return cls(model, data, training, values, frozenset(chosen))
+        model, data, training = (
+            _build(section, values) for section in (ModelArguments, DataArguments, TransferArguments)
+        )
+        return cls(model, data, training, values, read.given)
 
     @property
     def split_seed(self) -> int:
@@ -304,13 +84,6 @@ class Config:
         note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
         head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
         return run_file(head + note, values, self.given, {n: key.default for n, key in keys().items()}, why or {})
-
-
-def _new_folder(values: Mapping[str, Any]) -> str | None:
-    """The folder of a run that was given none; None where another process or an earlier run must have the same."""
-    model, data = values["model_name_or_path"], values["dataset_name"] or values["train_file"]
-    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 or values["resume_from_checkpoint"]
-    return str(new_folder(str(model), str(data))) if model and data and not is_shared else None
 
 
 _DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")
@@ -334,12 +107,3 @@ def _build(section: type, values: Mapping[str, Any]) -> Any:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:  # TrainingArguments' own checks
         raise UserError(one_line(error)) from error
-
-
-def _out_of_range(values: Mapping[str, Any]) -> list[str]:
-    """The bounds that the keys declare, but for those of a plan, which `check` sees."""
-    declared = {name: key.about for name, key in keys().items() if name not in settings_of(PlanArguments)}
-    problems = list(wrong_values(values, declared))
-    if values["max_steps"] == 0:
-        problems.append("max_steps: expected a positive number, or -1 for none, got 0.")
-    return problems

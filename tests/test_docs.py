@@ -19,8 +19,9 @@ from hf_transfer.cli.program import usage
 from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.values import read_config_file
+from hf_transfer.keys import parse_command_line
 from hf_transfer.plan.strategies import STRATEGIES
-from hf_transfer.settings import Config, parse_command_line
+from hf_transfer.settings import Config
 from tests.helpers import texts, tiny_bert
 
 ROOT = Path(__file__).parents[1]

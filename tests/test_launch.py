@@ -13,7 +13,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from hf_transfer.settings import keys
+from hf_transfer.keys import keys
 
 ROOT = Path(__file__).parents[1]
 SLURM, SKYPILOT = ROOT / "launch" / "slurm.sbatch", ROOT / "launch" / "skypilot.yaml"

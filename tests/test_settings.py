@@ -7,7 +7,8 @@ import yaml
 
 from hf_transfer import UserError
 from hf_transfer.config.values import coerce, load_yaml, read_config_file
-from hf_transfer.settings import Config, keys, parse_command_line
+from hf_transfer.keys import keys, parse_command_line
+from hf_transfer.settings import Config
 
 NEEDED = {"model_name_or_path": "bundled:minilm-l6", "dataset_name": "bundled:rotten-tomatoes", "output_dir": "out"}
 
@@ -171,8 +172,8 @@ def test_all_problems_are_in_one_message():
     text = str(error.value)
     for part in (
         "6 problems found:",
-        "--strateg is not a key. Did you mean 'strategy'?",
-        "--lerning_rate is not a key. Did you mean 'learning_rate'?",
+        "--strateg is not a key. Did you mean --strategy?",
+        "--lerning_rate is not a key. Did you mean --learning_rate?",
         "seed: 'a' is not a whole number.",
         "'stray' is one word too many",
         "wieght_decay is not a key. Did you mean 'weight_decay'?",

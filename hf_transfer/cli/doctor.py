@@ -21,10 +21,14 @@ from enum import StrEnum
 from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from hf_transfer.errors import UserError, UserErrors, nearest, one_line
+
+if TYPE_CHECKING:
+    from hf_transfer.config.fields import Key
 
 DISTRIBUTION = "hf-transfer-toolkit"
 NAMESAKE = "hf-transfer"  # PyPI's retired downloader, which installs a package of our import name
@@ -302,18 +306,23 @@ HELP = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    from hf_transfer.cli.words import keys_with, words_parser
+def keys() -> dict[str, Key]:
+    from hf_transfer.cli.words import keys_with
 
-    return words_parser("doctor", "[EXTRA...]", HELP, keys_with())
+    return keys_with()
+
+
+def parser() -> argparse.ArgumentParser:
+    from hf_transfer.cli.words import words_parser
+
+    return words_parser("doctor", "[EXTRA...]", HELP, keys())
 
 
 def run(argv: Sequence[str]) -> int:
     """Examine the installation."""
-    from hf_transfer.cli.words import keys_with
     from hf_transfer.config.command_line import parse_words
 
-    words, values, problems = parse_words(parser(), argv, keys_with())
+    words, values, problems = parse_words(parser(), argv, keys())
     if problems:
         raise UserErrors(problems)
     counts = dict.fromkeys((OK, NOTE, WRONG), 0)

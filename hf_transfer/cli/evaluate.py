@@ -6,15 +6,19 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import setting
+from hf_transfer.config.fields import Key, setting
+from hf_transfer.config.places import check_data, format_of
 from hf_transfer.errors import UserError
 
 HELP = (
     "Metrics of a trained model on labeled data, with 95% intervals; by default on what the run held out. Examples "
-    "that the run trained on are left out. RUN is the folder of a run or of any saved model, or a hub id."
+    "that the run trained on are left out. RUN is the folder of a run or of any saved model, or a hub id. DATA is a "
+    "file, a folder, a hub id or bundled:<name>, if other data than the run's is meant."
 )
 
 
@@ -41,15 +45,36 @@ class EvaluateArguments:
 SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("views", Views))
 
 
+def keys() -> dict[str, Key]:
+    return keys_with(*SECTIONS)
+
+
 def parser() -> argparse.ArgumentParser:
-    return words_parser("evaluate", "RUN [--test_file F | --dataset_name D]", HELP, keys_with(*SECTIONS))
+    return words_parser("evaluate", "RUN [DATA]", HELP, keys())
+
+
+def _take_data(word: str, values: dict[str, Any]) -> None:
+    """The second word: a file or pattern of files as `test_file`, anything else as `dataset_name`.
+
+    Raises:
+        UserError: a key names data too.
+    """
+    if other := next((name for name in ("test_file", "dataset_name") if values[name]), None):
+        raise UserError(f"{other}: {word!r} was given as DATA too; keep one.")
+    check_data(word)
+    values["test_file" if format_of(Path(word)) else "dataset_name"] = word
 
 
 def run(argv: Sequence[str]) -> int:
     """Measure a trained model."""
-    words, values = read_words(parser(), argv, keys_with(*SECTIONS))
-    if len(words) != 1:
-        raise UserError(f"One RUN is needed, a run's folder or hub id; {len(words)} were given.", help_of("evaluate"))
+    words, values = read_words(parser(), argv, keys())
+    if not 1 <= len(words) <= 2:
+        raise UserError(
+            f"One RUN is needed, a run's folder or hub id, and DATA at most; {len(words)} words were given.",
+            help_of("evaluate"),
+        )
+    if len(words) == 2:
+        _take_data(words[1], values)
     if values["test_file"] and values["dataset_name"]:
         raise UserError("test_file and dataset_name contradict each other: keep one.")
 

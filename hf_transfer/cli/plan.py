@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_transfer.cli.words import read_run, run_parser
-from hf_transfer.config.fields import setting
+from hf_transfer.cli.words import read_run, run_keys, run_parser
+from hf_transfer.config.fields import Key, setting
+from hf_transfer.config.places import check_places
 
 HELP = (
     "What a run would do, with the keys of train: each stage, and each layer group's learning rate in it. Trains "
@@ -30,12 +31,21 @@ def parser() -> argparse.ArgumentParser:
     return run_parser("plan", HELP, PlanVerbArguments)
 
 
+def keys() -> dict[str, Key]:
+    return run_keys("plan", PlanVerbArguments)
+
+
 def run(argv: Sequence[str]) -> int:
     """Show what a run would do."""
+    from hf_transfer.keys import read_values
+
+    file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
+    needs = ("model",)
+    check_places(read_values(file, given, problems, needs).values)  # before anything slow is imported
+
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config
 
-    file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:
@@ -43,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
 
         check_preview(values["preview"])
     with tempfile.TemporaryDirectory() as folder:  # Trainer makes its folder
-        config = Config.from_sources(file, {**given, "output_dir": folder}, problems, needs=("model",))
+        config = Config.from_sources(file, {**given, "output_dir": folder}, needs=needs)
 
         from hf_transfer.runs.preview import plan_only
 

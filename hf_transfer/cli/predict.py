@@ -17,7 +17,7 @@ from typing import Any
 
 from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import setting, settings_of, wrong_values
+from hf_transfer.config.fields import Key, setting, settings_of, wrong_values
 from hf_transfer.errors import UserError, WorkFailed
 
 HELP = (
@@ -47,13 +47,17 @@ class PredictArguments:
 SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("views", Views))
 
 
+def keys() -> dict[str, Key]:
+    return keys_with(*SECTIONS)
+
+
 def parser() -> argparse.ArgumentParser:
-    return words_parser("predict", "RUN INPUT...", HELP, keys_with(*SECTIONS))
+    return words_parser("predict", "RUN INPUT...", HELP, keys())
 
 
 def run(argv: Sequence[str]) -> int:
     """Answer inputs. 1 where one of them could not be read."""
-    words, values = read_words(parser(), argv, keys_with(*SECTIONS))
+    words, values = read_words(parser(), argv, keys())
     if len(words) < 2:
         raise UserError(
             "RUN and INPUT are needed: a run's folder or hub id, then texts, files, folders or -.", help_of("predict")

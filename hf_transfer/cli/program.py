@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_transfer.cli.verbs import VERBS
+from hf_transfer.config.arguments.other_names import VERBS_ELSEWHERE
 from hf_transfer.errors import UserError, UserErrors, WorkFailed, chain, nearest, one_line
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -52,9 +53,14 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--print_completion":
         return _print_completion(argv[1:])
     if argv[0] not in VERBS:
-        raise UserError(
-            f"Unknown command {argv[0]!r}.{nearest(argv[0], VERBS)}", f"Available commands: {', '.join(VERBS)}."
-        )
+        ours = VERBS_ELSEWHERE.get(argv[0].lower())
+        hint = f" Did you mean {ours!r}?" if ours else nearest(argv[0], VERBS)
+        raise UserError(f"Unknown command {argv[0]!r}.{hint}", f"Available commands: {', '.join(VERBS)}.")
+    from hf_transfer.cli.help import page
+
+    if shown := page(argv[0], argv[1:]):
+        print(shown, end="")
+        return 0
     return VERBS[argv[0]].run(argv[1:])
 
 
@@ -64,7 +70,8 @@ def usage() -> str:
     return (
         "usage: hf-transfer VERB [--key value ...]\n\n"
         f"verbs:\n{verbs}\n\n"
-        "`hf-transfer VERB --help` lists a verb's keys, with their units and defaults.\n"
+        "`hf-transfer VERB --help` lists a verb's keys (of train and plan, those that most runs need), `--help-all`\n"
+        "every key, with units and defaults, and `--help KEY` tells all about one.\n"
         "`hf-transfer train --print_config > recipe.yaml` writes a recipe with every key.\n"
         "`hf-transfer --print_completion SHELL` prints a script that completes verbs and keys "
         f"({', '.join(SHELLS)}).\n"
@@ -93,7 +100,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     """The values of each key, and files where a key names one; argparse would check them with messages of its own."""
     import shtab
 
-    from hf_transfer.settings import keys
+    from hf_transfer.keys import keys
 
     for action in parser._actions:
         key = keys().get(action.dest)

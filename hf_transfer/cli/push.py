@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_transfer.cli.words import help_of, keys_with, read_words, words_parser
-from hf_transfer.config.fields import setting
+from hf_transfer.config.fields import Key, setting
 from hf_transfer.errors import UserError
 
 HELP = (
@@ -28,13 +28,17 @@ class PushArguments:
     public: bool = setting(False, "make the repository public")
 
 
+def keys() -> dict[str, Key]:
+    return keys_with(("push", PushArguments))
+
+
 def parser() -> argparse.ArgumentParser:
-    return words_parser("push", "RUN --hub_model_id OWNER/NAME", HELP, keys_with(("push", PushArguments)))
+    return words_parser("push", "RUN --hub_model_id OWNER/NAME", HELP, keys())
 
 
 def run(argv: Sequence[str]) -> int:
     """Push a run to a hub."""
-    words, values = read_words(parser(), argv, keys_with(("push", PushArguments)))
+    words, values = read_words(parser(), argv, keys())
     if len(words) != 1:
         raise UserError(f"One RUN is needed, a run's folder; {len(words)} were given.", help_of("push"))
     if values["private"] and values["public"]:

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_transfer.cli.words import read_run, run_parser
-from hf_transfer.config.fields import setting
+from hf_transfer.cli.words import read_run, run_keys, run_parser
+from hf_transfer.config.fields import Key, setting
+from hf_transfer.config.places import check_places
 from hf_transfer.errors import UserErrors
 
 
@@ -23,9 +24,13 @@ def parser() -> argparse.ArgumentParser:
     return run_parser("train", "Fine-tune a pretrained model on a dataset.", TrainArguments)
 
 
+def keys() -> dict[str, Key]:
+    return run_keys("train", TrainArguments)
+
+
 def run(argv: Sequence[str]) -> int:
     """Run a recipe."""
-    from hf_transfer.settings import Config, to_commented_yaml
+    from hf_transfer.keys import read_values, to_commented_yaml
 
     file, given, values, problems = read_run("train", argv, parser(), TrainArguments)
     if values["print_config"]:
@@ -33,12 +38,14 @@ def run(argv: Sequence[str]) -> int:
             raise UserErrors(problems)
         print(to_commented_yaml({**file, **given}), end="")
         return 0
-    config = Config.from_sources(file, given, problems)
+    check_places(read_values(file, given, problems).values)  # a mistake is told before anything slow is imported
 
     import torch
 
     from hf_transfer.runs.run import run as run_config
+    from hf_transfer.settings import Config
 
+    config = Config.from_sources(file, given)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"hf_transfer\.runs\.run$")  # that a push failed is raised here
         result = run_config(config)

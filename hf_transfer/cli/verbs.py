@@ -6,6 +6,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_transfer.config.fields import Key
 
 
 @dataclass(frozen=True)
@@ -13,7 +17,8 @@ class Verb:
     """One verb.
 
     Attributes:
-        module: in this package; it has `parser()`, for `--help` and completion, and `run(argv)`, to an exit code.
+        module: in this package; it has `parser()` and `keys()`, for help and completion, and `run(argv)`, to an exit
+            code.
         summary: one line for the list of verbs.
     """
 
@@ -23,6 +28,10 @@ class Verb:
     def parser(self) -> argparse.ArgumentParser:
         """The parser of its arguments."""
         return import_module(f"hf_transfer.cli.{self.module}").parser()
+
+    def keys(self) -> dict[str, Key]:
+        """Its keys, by name."""
+        return import_module(f"hf_transfer.cli.{self.module}").keys()
 
     def run(self, argv: Sequence[str]) -> int:
         """Do it; returns the exit code."""

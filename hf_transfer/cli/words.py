@@ -51,21 +51,30 @@ def keys_with(*sections: tuple[str, type]) -> dict[str, Key]:
 
 def run_parser(verb: str, summary: str, own: type) -> argparse.ArgumentParser:
     """All keys of a run, and the verb's own."""
-    from hf_transfer.settings import parser
+    from hf_transfer.keys import parser
 
     options = parser(f"hf-transfer {verb}", summary, words="[MODEL DATA OUT] ")
-    add_keys(options, keys_with(("instead" if verb == "train" else "shown", own)))
+    add_keys(options, _owned(verb, own))
     return options
+
+
+def run_keys(verb: str, own: type) -> dict[str, Key]:
+    """All keys of a run, and the verb's own."""
+    from hf_transfer.keys import keys
+
+    return {**keys(), **_owned(verb, own)}
+
+
+def _owned(verb: str, own: type) -> dict[str, Key]:
+    return keys_with(("instead" if verb == "train" else "shown", own))
 
 
 def read_run(
     verb: str, argv: Sequence[str], parser: argparse.ArgumentParser, own: type
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """(keys of the file, keys given, the verb's own values, problems)."""
-    from hf_transfer.settings import keys
-
-    owned = keys_with(("", own))
-    given, problems = parse_run(parser, argv, {**keys(), **owned})
+    owned = _owned(verb, own)
+    given, problems = parse_run(parser, argv, run_keys(verb, own))
     values = {name: coerce(given.pop(name, k.default), k) for name, k in owned.items()}
     path = given.pop("config", None)
     if isinstance(path, list):

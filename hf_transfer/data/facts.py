@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_transfer.data.groups import GroupLeak
 from hf_transfer.data.raw import BadExample
+from hf_transfer.errors import named, shortened
 
 _MAX_LISTED = 1000  # bad examples listed in `to_dict`
 _MAX_PRINTED = 10  # bad examples or class names printed
@@ -164,7 +165,7 @@ class Facts:
                 "auto or balanced_sampling: true compensates for it."
             )
         if empty := [name for name, count in self.splits["train"].classes.items() if not count]:
-            yield f"no training examples for {', '.join(empty[:_MAX_PRINTED])}."
+            yield f"no training examples for {named(empty, _MAX_PRINTED)}."
 
 
 def _counts(of_splits: dict[str, int]) -> str:
@@ -177,5 +178,5 @@ def _distribution(split: SplitFacts) -> str:
     by_count = sorted(split.classes.items(), key=lambda entry: -entry[1])
     if len(by_count) > _MAX_PRINTED:
         (largest, most), (smallest, fewest) = by_count[0], by_count[-1]
-        return f", {len(by_count)} classes, from {fewest:,} ({smallest}) to {most:,} ({largest})"
-    return ": " + ", ".join(f"{name} {count:,}" for name, count in split.classes.items())
+        return f", {len(by_count)} classes, from {fewest:,} ({shortened(smallest)}) to {most:,} ({shortened(largest)})"
+    return ": " + ", ".join(f"{shortened(name)} {count:,}" for name, count in split.classes.items())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_transfer.data.label_cells import name_of
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, named, shortened
 
 _OWN_CLASS, _FEW_EXAMPLES = 0.8, 20  # from this share of classes to examples on, and this many examples, they are none
 
@@ -25,7 +25,7 @@ def check_classes(column: str, values: Sequence[Any], names: Sequence[str], chec
     """
     different = {tuple(v) if isinstance(v, list) else v for v in values}
     if len(names) < 2 or len(different) < 2:
-        only = ", ".join(names) if len(names) < 2 else _shown(values[0], names)
+        only = named(names) if len(names) < 2 else _shown(values[0], names)
         raise UserError(
             f"Column {column!r} has only one class ({only}) in the training split; classification needs at least two."
         )
@@ -66,4 +66,7 @@ def soft_labels(column: str, value: Any) -> UserError:
 
 def _shown(value: Any, names: Sequence[str]) -> str:
     values = value if isinstance(value, list) else [value]
-    return ", ".join(names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values) or "none"
+    return (
+        ", ".join(shortened(names[v]) if isinstance(v, int) and 0 <= v < len(names) else shortened(v) for v in values)
+        or "none"
+    )

@@ -26,7 +26,7 @@ from hf_transfer.data.label_variants import merged
 from hf_transfer.data.label_vectors import named_vectors
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, SINGLE_LABEL, Labels
 from hf_transfer.data.raw import RawSplits, changed, replaced, with_column
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError, named, nearest
 
 _MAX_SHOWN = 5
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -141,10 +141,24 @@ def label_column(data: Any, inputs: Sequence[str], args: DataArguments) -> str |
     candidates = label_candidates(data, rest) if isinstance(data, Dataset) else rest
     if len(candidates) == 1:
         return candidates[0]
+    shown = _values_of(data, candidates) if isinstance(data, Dataset) else ""
     raise UserError(
         "label_column_name: cannot tell which column holds the labels.",
-        f"Name one of {', '.join(candidates or rest)}, or several columns of 0 and 1, one per label.",
+        f"Name one of {named(candidates, 10)}, or several columns of 0 and 1, one per label.{shown}",
     )
+
+
+def _values_of(split: Dataset, columns: Sequence[str]) -> str:
+    """A line to copy for each of the first columns, with what the column holds."""
+    lines = []
+    for name in columns[:_MAX_SHOWN]:
+        feature = split.features[name]
+        if isinstance(feature, Value):
+            given = split.unique(name)
+            shown = named((v for v in given if not is_missing(v)), 4)
+            word = f"'{name}'" if " " in name else name
+            lines.append(f"\n  --label_column_name {word}    {len(given):,} values: {shown}")
+    return "".join(lines)
 
 
 def _has(split: Dataset, columns: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from hf_transfer.data.label_cells import is_missing, name_of, number
 from hf_transfer.data.label_checks import check_classes, check_shares
 from hf_transfer.data.raw import with_column
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError, nearest, shortened
 
 LABELS = "labels"
 SINGLE_LABEL = "single_label_classification"
@@ -247,10 +247,11 @@ def _refuse(split: Dataset, name: str, column: str, labels: Labels, bad: Mapping
     rows = [split[row][column] for row in bad]
     counts = Counter(as_name(v) for row in rows for v in (row if isinstance(row, list) else [row]))
     unknown = {text: count for text, count in counts.items() if text not in class_names}
-    listed = ", ".join(repr(text) for text in list(unknown)[:_MAX_SHOWN]) + (" …" if len(unknown) > _MAX_SHOWN else "")
+    shown = ", ".join(repr(shortened(text)) for text in list(unknown)[:_MAX_SHOWN])
+    shown += " …" if len(unknown) > _MAX_SHOWN else ""
     raise UserError(
-        f"The {name} split has {len(bad)} examples with unknown {'label' if len(unknown) == 1 else 'labels'} {listed}.",
-        f"The model's labels are {', '.join(labels.names[:_MAX_SHOWN])}"
+        f"The {name} split has {len(bad)} examples with unknown {'label' if len(unknown) == 1 else 'labels'} {shown}.",
+        f"The model's labels are {', '.join(map(shortened, labels.names[:_MAX_SHOWN]))}"
         f"{' …' if len(labels.names) > _MAX_SHOWN else ''}.{nearest(next(iter(unknown)), labels.names)} {fix}".strip(),
     )
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.places import data_hint
 from hf_transfer.data import bundled
 from hf_transfer.data.image_folders import read_image_folder
 from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
-from hf_transfer.data.raw import BadExample, RawSplits
+from hf_transfer.data.raw import BadExample, RawSplits, replaced
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.tables import read_files
 from hf_transfer.errors import UserError, listed, nearest, one_line
@@ -95,7 +98,33 @@ def _read(source: Source, args: DataArguments) -> RawSplits:
         read.bad += one.bad
         read.files |= one.files
         read.written = one.written if split_name == "train" else read.written or one.written
+    for split_name, folder in source.folders.items():
+        one = _read_image_folder(split_name, folder, args)
+        read[split_name] = one[split_name]
+        read.notes += one.notes
     return read
+
+
+def _read_image_folder(split: str, folder: Path, args: DataArguments) -> RawSplits:
+    """The one split of an image folder, with its classes as names: other folders may have other classes.
+
+    Raises:
+        UserError: the folder holds several splits.
+    """
+    with folder_errors(folder, f"{split}_file"):
+        raw = read_image_folder(folder, args)
+    if len(raw) != 1:
+        raise UserError(
+            f"folder {str(folder)!r} holds several splits ({', '.join(raw)}).",
+            f"Set dataset_name: {folder} for all of them.",
+            key=f"{split}_file",
+        )
+    (images,) = raw.values()
+    for column, feature in images.features.items():
+        if isinstance(feature, ClassLabel):
+            names = [None if i is None or i < 0 else feature.names[i] for i in images[column][:]]
+            images = replaced(images, column, names, Value("string"))
+    return RawSplits({split: images}, [note.replace("train:", f"{split}:", 1) for note in raw.notes])
 
 
 def _read_named(source: Source, args: DataArguments) -> Mapping[str, Dataset]:
@@ -123,7 +152,7 @@ def _read_from_hub(name: str, config_name: str | None) -> DatasetDict:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"dataset_name: {name!r} cannot be loaded ({one_line(error)}).",
-            "Use a hub id, a file, a folder, or bundled:<name>.",
+            f"{hub_client.off('datasets')}{data_hint(name) or 'Use a hub id, a file, a folder, or bundled:<name>.'}",
         ) from error
 
 

@@ -15,12 +15,13 @@ from datasets.exceptions import DatasetsError
 
 from hf_transfer import hub_client
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.places import FORMATS, check_data, check_file, data_hint, format_of
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
 from hf_transfer.data.image_tree import is_hidden, walk
-from hf_transfer.data.rows import FORMATS, format_of, remedy
+from hf_transfer.data.rows import remedy
 from hf_transfer.data.run_outputs import is_run_file, is_run_folder
 from hf_transfer.data.split_names import split_roles, split_words
-from hf_transfer.errors import UserError, listed, nearest
+from hf_transfer.errors import UserError, listed
 
 IN_MEMORY = "in memory"  # `dataset_name` of data that was passed as a Python object
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
@@ -67,6 +68,7 @@ class Source:
         tables: the tables of `Kind.TABLES`.
         files: the tables of `train_file`, `validation_file` and `test_file` by split; they replace splits of
             `dataset_name`.
+        folders: image folders under these three keys, by split; they replace splits as `files` do.
         origin: license and language that the repository of `Kind.HUB` states.
     """
 
@@ -74,6 +76,7 @@ class Source:
     name: str = ""
     tables: Tables | None = None
     files: Mapping[str, Tables] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -96,15 +99,43 @@ def locate(args: DataArguments) -> Source:
                 key=key,
             )
     named = _locate_named(args)
-    given = {split: getattr(args, key) for split, key in _FILE_KEYS.items() if getattr(args, key)}
-    files = {
-        split: _tables({split: _matching(file, _FILE_KEYS[split])}, _FILE_KEYS[split]) for split, file in given.items()
-    }
-    return replace(named, files=files)
+    given = {split: str(getattr(args, key)) for split, key in _FILE_KEYS.items() if getattr(args, key)}
+    read = {split: _files_of(split, name) for split, name in given.items()}
+    return replace(
+        named,
+        files={
+            split: replace(_tables({split: found}, _FILE_KEYS[split]), notes=notes)
+            for split, (found, notes) in read.items()
+            if found
+        },
+        folders={split: Path(given[split]).expanduser() for split, (found, _) in read.items() if not found},
+    )
+
+
+def _files_of(split: str, name: str) -> tuple[list[str], tuple[str, ...]]:
+    """(the tables that the key of a split names: a file, a pattern, or those of a folder; notes). No tables in an image
+    folder.
+
+    Raises:
+        UserError: a folder holds tables of other splits too.
+    """
+    key, folder = _FILE_KEYS[split], Path(name).expanduser()
+    if not folder.is_dir():
+        return _matching(name, key), ()
+    with folder_errors(folder, key):
+        found, notes = _split_files(folder)
+    others = {standard for standard in found if standard not in ("train", split)}
+    if others or (split != "train" and {"train", split} <= set(found)):
+        raise UserError(
+            f"folder {name!r} holds tables of several splits ({', '.join(sorted(found))}).",
+            f"Set dataset_name: {name} for all of them, or name one file here.",
+            key=key,
+        )
+    return [file for files in found.values() for file in files], tuple(notes)
 
 
 @contextlib.contextmanager
-def folder_errors(folder: Path) -> Iterator[None]:
+def folder_errors(folder: Path, key: str = "dataset_name") -> Iterator[None]:
     """Context in which errors of reading a folder become `UserError`s about it."""
     try:
         yield
@@ -114,14 +145,14 @@ def folder_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"folder {str(folder)!r} cannot be read ({error.strerror}).",
             "Change its permissions, or copy the data to a folder you can read.",
-            key="dataset_name",
+            key=key,
         ) from error
     except (DatasetsError, OSError, ValueError) as error:
         raise UserError(
             f"unrecognized data in folder {str(folder)!r}.",
             f"It should contain {', '.join(FORMATS)} files, a dataset saved with save_to_disk, or one folder of images "
             "per class.",
-            key="dataset_name",
+            key=key,
         ) from error
 
 
@@ -150,9 +181,13 @@ def _locate_named(args: DataArguments) -> Source:
         matching = [Path(file) for file in _matching(name, "dataset_name")]
         root = Path(os.path.commonpath([file.parent for file in matching]))
         return Source(Kind.TABLES, name, _tables(_by_split(matching, root), "dataset_name"))
-    if format_of(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"file or folder {name!r} does not exist.", _similar_file(path), key="dataset_name")
-    return Source(Kind.HUB, name, origin=hub_client.find("dataset_name", name, "dataset").origin)
+    check_data(name)
+    try:
+        return Source(Kind.HUB, name, origin=hub_client.find("dataset_name", name, "dataset").origin)
+    except UserError as error:
+        if hint := data_hint(name):
+            raise type(error)(error.problem, hint, error.key) from error
+        raise
 
 
 def _locate_in_folder(folder: Path, name: str) -> Source:
@@ -262,8 +297,7 @@ def _tables(files: Mapping[str, Sequence[str]], key: str) -> Tables:
     for path in (path for split in paths.values() for path in split):
         if format_of(path) is None:
             raise UserError(f"unsupported file format: {str(path)!r}.", remedy(path), key=key)
-        if not path.is_file():
-            raise UserError(f"file {str(path)!r} does not exist.", _similar_file(path), key=key)
+        check_file(path, key)
     for split, members in paths.items():
         if len(formats := {format_of(path) for path in members}) > 1:
             raise UserError(
@@ -298,8 +332,3 @@ def _matching(name: str, key: str) -> list[str]:
             key=key,
         )
     return files
-
-
-def _similar_file(path: Path) -> str:
-    """A suggestion with the most similar name in the same folder."""
-    return nearest(path.name, [p.name for p in path.parent.iterdir()]).strip() if path.parent.is_dir() else ""

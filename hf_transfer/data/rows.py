@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from hf_transfer.config.places import FORMATS, format_of
 from hf_transfer.data.dialect import Dialect, convert, find_dialect, is_broken, open_text
 from hf_transfer.errors import UserError, one_line
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 _REMEDIES = {
     (".xlsx", ".xls", ".xlsm", ".ods"): "Export the sheet as CSV (UTF-8).",
     (".zip", ".tar", ".tgz", ".7z", ".rar"): "Unpack it and name the files or the folder.",
@@ -47,15 +47,6 @@ class BadRow:
 
     place: str
     reason: str
-
-
-def format_of(path: Path) -> str | None:
-    """`csv`, `json` or `parquet` by the suffix, also of a file compressed with gzip; None for other files."""
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        inner = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return inner if inner != "parquet" else None
-    return FORMATS.get(path.suffix.lower())
 
 
 def remedy(path: Path) -> str:

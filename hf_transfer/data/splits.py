@@ -16,7 +16,7 @@ from hf_transfer.data.draws import Array, class_counts, draw
 from hf_transfer.data.groups import check_column, draw_groups, groups_of, without_group
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, bad_labels, encode, missing_labels, unknown_label
 from hf_transfer.data.raw import BadExample, RawSplits, places
-from hf_transfer.errors import UserError, listed
+from hf_transfer.errors import UserError, named, shortened
 
 SHARE, FEWER, SHARE_OF_FEWER = 0.1, 500, 0.2  # held out for validation; below so many examples the other share
 ROW = "__row__"  # column holding an example's row in the input data
@@ -231,7 +231,7 @@ def _without_untrained_classes(
         values = split[LABELS][:]
         unseen = sorted(set(values) - trained)
         if unseen:
-            names = ", ".join(repr(labels.names[i]) for i in unseen[:10])
+            names = ", ".join(repr(shortened(labels.names[i])) for i in unseen[:10])
             if args.on_bad_example != "skip":
                 raise UserError(
                     f"The {name} split has examples of class {names}, but the training split has none.",
@@ -283,7 +283,7 @@ def _hold_out(
         note += f" They are all examples of {held:,} of {every:,} values of {column!r}."
     single = [labels.names[i] for i in np.flatnonzero(class_counts(train, labels) == 1)]
     if single:
-        note += f" Classes with a single example, which stays in training: {listed(single)}."
+        note += f" Classes with a single example, which stays in training: {named(single)}."
     return encoded | parts, note
 
 
@@ -308,7 +308,7 @@ def with_every_class(data: Data, group_column: str | None) -> Data:
     returned = data.validation.select(np.flatnonzero(members))
     note = (
         f"{len(returned):,} examples drawn for validation train after all: no other usable example of "
-        f"{listed(data.labels.names[i] for i in np.flatnonzero(lost))} is left."
+        f"{named(data.labels.names[i] for i in np.flatnonzero(lost))} is left."
     )
     return replace(
         data,

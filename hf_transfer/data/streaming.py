@@ -118,6 +118,11 @@ def open_streams(args: DataArguments, source: Source | None = None) -> Streams:
         opened = _open_tables(tables, args)
         streams[split] = opened[split]
         streams.notes += opened.notes
+    for split, folder in source.folders.items():
+        raise UserError(
+            f"{split}_file: an image folder is not streamed.",
+            f"Set dataset_name to the folder that holds {folder.name} and the other splits.",
+        )
     if "train" not in streams:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
     return Streams({name: _undecoded(stream) for name, stream in streams.items()}, streams.notes, streams.written)

@@ -16,8 +16,9 @@ import pyarrow as pa
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.places import format_of
 from hf_transfer.data.image_paths import with_images
-from hf_transfer.data.rows import BadRow, DelimitedFile, format_of, read_rows
+from hf_transfer.data.rows import BadRow, DelimitedFile, read_rows
 from hf_transfer.data.tables import array, json_types
 from hf_transfer.errors import UserError
 

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from hf_transfer.data.rows import BadRow, DelimitedFile, explained, format_of, json_rows, several_columns
+from hf_transfer.config.places import format_of
+from hf_transfer.data.rows import BadRow, DelimitedFile, explained, json_rows, several_columns
 from hf_transfer.errors import UserError
 
 CHUNK = 10_000  # rows converted at a time at most

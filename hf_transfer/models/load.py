@@ -20,18 +20,19 @@ from transformers import logging as transformers_logging
 from hf_transfer import hub_client
 from hf_transfer.adapters.files import adapter_config, put_on
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.places import check_model
 from hf_transfer.data.labels import Labels
-from hf_transfer.errors import UserError, listed, one_line
+from hf_transfer.errors import UserError, named, one_line
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.head_keys import settle
 from hf_transfer.models.heads import MLPSpec, blank, class_with_head, fresh_head, put_head, renew
 from hf_transfer.models.image_size import fill_resampled
-from hf_transfer.models.timm_names import check_timm_name, timm_config
+from hf_transfer.models.timm_names import check_timm_name, prefix_hint, timm_config
 
 _KEY = "model_name_or_path"
-_some = partial(listed, most=4)
+_some = partial(named, most=4)
 
 
 @dataclass
@@ -117,13 +118,7 @@ def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path), options
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        problem = "is a file, not a folder" if path.exists() else "does not exist"
-        raise UserError(
-            f"{name!r} {problem}.",
-            "Use a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
-            key=_KEY,
-        )
+    check_model(name)
     if name.startswith("timm/"):
         check_timm_name(name.removeprefix("timm/"))
     only_cached = _repository(args).only_cached
@@ -333,12 +328,17 @@ def _name(args: ModelArguments) -> str:
 
 def _repository(args: ModelArguments) -> hub_client.Repository:
     """The hub's answer about a model that is not local."""
-    return hub_client.find(_KEY, _name(args), revision=args.model_revision)
+    try:
+        return hub_client.find(_KEY, _name(args), revision=args.model_revision)
+    except UserError as error:
+        if hint := prefix_hint(_name(args)):
+            raise type(error)(error.problem, hint, error.key) from error
+        raise
 
 
 def _not_found(name: str, error: Exception) -> UserError:
     return UserError(
         f"{name!r} cannot be loaded ({one_line(error)}).",
-        "Use a hub id, a local folder, timm/<name> or bundled:<name>.",
+        f"{hub_client.off()}{prefix_hint(name) or 'Use a hub id, a local folder, timm/<name> or bundled:<name>.'}",
         key=_KEY,
     )

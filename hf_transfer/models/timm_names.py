@@ -43,3 +43,13 @@ def check_timm_name(name: str) -> str:
             f"timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}", key="model_name_or_path"
         )
     return architecture
+
+
+def prefix_hint(name: str) -> str:
+    """A hint for a name without owner that timm has; empty for any other name."""
+    try:
+        import timm
+    except ImportError:
+        return ""
+    is_timms = "/" not in name and ":" not in name and timm.is_model(name.split(".")[0])
+    return f"Did you mean 'timm/{name}'?" if is_timms else ""

@@ -14,28 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import UserError, nearest
 
 _SINGLE, _MULTI, _REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-
-
-def check(args: LossArguments) -> list[str]:
-    """Problems of the keys, one sentence each."""
-    problems = []
-    weights = args.class_weights
-    if isinstance(weights, str) and weights not in ("none", "auto"):
-        problems.append(
-            f"class_weights: {weights!r} must be none, auto or a mapping.{nearest(weights, ('none', 'auto'))}"
-        )
-    if isinstance(weights, Mapping):
-        problems += [
-            f"class_weights: {name}: {w!r} must be a number of 0 or more."
-            for name, w in weights.items()
-            if isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w < float("inf")
-        ]
-    return problems
 
 
 @dataclass

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification
 from hf_transfer.adapters.attach import is_adapted, summary
 from hf_transfer.analysis import hints
 from hf_transfer.data.bucketing import describe, lengths_of
+from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.linear_probe import note
@@ -55,10 +56,7 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     counts = ", ".join(f"{n} {seen if n == 'train' else ''}{len(split):,}" for n, split in data.splits.items())
     source = config.data.dataset_name or config.data.train_file
     say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
-    say(
-        f"Examples: {counts}. Labels: {', '.join(data.labels.names[:10])}"
-        + (f" and {len(data.labels.names) - 10} more." if len(data.labels.names) > 10 else ".")
-    )
+    say(f"Examples: {counts}. Labels: {named(data.labels.names, 10)}.")
     for line in prepared.notes:
         say(line)
     say(f"Data ({prepared.facts.seconds:.1f} s):")

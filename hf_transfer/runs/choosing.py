@@ -32,10 +32,11 @@ from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners
 from hf_transfer.models import pooling_layer
 from hf_transfer.models.heads import MLPSpec
 from hf_transfer.objectives.losses import make_loss
+from hf_transfer.plan import probe_checks
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
-from hf_transfer.training import linear_probe, run_identity
+from hf_transfer.training import run_identity
 from hf_transfer.training.checkpoints import newest_valid
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
@@ -142,7 +143,7 @@ def _unsolvable(prepared: Prepared) -> str:
     if any(os.environ.get(name, "").lower() in ("1", "true") for name in _SHARDED):
         return "FSDP and DeepSpeed shard the model"
     wanted = {**config.values, "strategy": "two-phase", "head_init": "probe", "probe_solver": "sgd"}
-    problems = [*linear_probe.check(SimpleNamespace(**wanted)), *linear_probe.check_run(wanted)]
+    problems = [*probe_checks.check(SimpleNamespace(**wanted)), *probe_checks.check_run(wanted)]
     if problems:
         return problems[0].partition(";")[0].rstrip(".")
     if MLPSpec.of(model.config) is not None:

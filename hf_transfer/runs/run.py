@@ -54,7 +54,7 @@ from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
-def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) -> Result:
+def fine_tune(model_name_or_path: str | None = None, dataset_name: Any = None, **keys: Any) -> Result:
     """Fine-tune a pretrained model on a dataset.
 
     Args:
@@ -70,7 +70,7 @@ def fine_tune(model_name_or_path: str, dataset_name: Any = None, **keys: Any) ->
 
 
 def configured(
-    model_name_or_path: str,
+    model_name_or_path: str | None,
     dataset_name: Any,
     keys: Mapping[str, Any],
     needs: Collection[str] = ("model", "output", "data"),

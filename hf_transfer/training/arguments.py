@@ -15,15 +15,15 @@ from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
+from hf_transfer.config.arguments.loss import check as check_loss
 from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.config.fields import setting, settings_of, wrong_values
+from hf_transfer.config.arguments.schedule import ScheduleArguments
+from hf_transfer.config.fields import settings_of, wrong_values
 from hf_transfer.errors import UserErrors
-from hf_transfer.objectives import losses
-from hf_transfer.plan import checks
-from hf_transfer.training import linear_probe
+from hf_transfer.plan import checks, probe_checks
 from hf_transfer.training.best_metric import set_direction
-from hf_transfer.training.schedules import LR_SCHEDULER_TYPES, SCHEDULES
+from hf_transfer.training.schedules import SCHEDULES
 
 
 @dataclass
@@ -35,6 +35,7 @@ class TransferArguments(
     LossArguments,
     CalibrationArguments,
     GuardArguments,
+    ScheduleArguments,
     TrainingArguments,
 ):
     """`TrainingArguments`, the keys of a Plan (`PlanArguments`), of the loss (`LossArguments`), of the guards.
@@ -49,15 +50,6 @@ class TransferArguments(
         UserErrors: all problems of the plan keys at once.
     """
 
-    lr_scheduler_type: str = setting(
-        "linear",
-        "factor on all learning rates over the run",
-        choices=LR_SCHEDULER_TYPES,
-        topic="learning rate",
-        resume="plan",
-        card="always",
-    )
-
     def __post_init__(self) -> None:
         self.adapter = with_adapter(self.strategy, self.adapter)
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
@@ -65,7 +57,7 @@ class TransferArguments(
         self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
         self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
-        problems = [*checks.check(self), *losses.check(self), *linear_probe.check(self), *check_bucketing(vars(self))]
+        problems = [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}
         problems += wrong_values({**vars(self), "lr_scheduler_type": schedule}, own)
         if problems:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
-from transformers.trainer_utils import SchedulerType
 
 from hf_transfer.errors import UserError, nearest
 
@@ -96,7 +95,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine_warm_restarts": cosine_warm_restarts,
     "slanted_triangular": slanted_triangular,
 }
-LR_SCHEDULER_TYPES = (*(s.value for s in SchedulerType), *SCHEDULES)
 # These start with a warmup of their own.
 _RISING = {"one_cycle": "pct_start", "slanted_triangular": "cut_frac"}
 

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from hf_transfer.cli.help import example
 from hf_transfer.cli.program import SHELLS, main
 from hf_transfer.cli.verbs import VERBS
+from hf_transfer.config.arguments.short_help import SHORT
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.command_line import describe
-from hf_transfer.config.values import load_yaml
-from hf_transfer.settings import COMMAND_LINE_ONLY, TOPICS, Config, keys
+from hf_transfer.config.fields import wrong_values
+from hf_transfer.config.values import coerce, load_yaml
+from hf_transfer.keys import COMMAND_LINE_ONLY, TOPICS, keys
+from hf_transfer.settings import Config
 from tests import warm
 
 SMALL = [
@@ -26,10 +30,8 @@ SMALL = [
 ]
 
 
-def help_of(verb: str, capsys) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
-    assert ended.value.code == 0
+def help_of(verb: str, capsys, *words: str) -> str:
+    assert main([verb, *(words or ("--help",))]) == 0
     return capsys.readouterr().out
 
 
@@ -41,7 +43,7 @@ def test_help_lists_the_verbs(capsys):
 
 
 def test_help_of_train_is_grouped_by_topic_with_defaults_and_units(capsys):
-    text = " ".join(help_of("train", capsys).split())
+    text = " ".join(help_of("train", capsys, "--help-all").split())
     assert set(keys()) <= {word.strip("-") for word in text.split() if word.startswith("--")}
     topics = list(dict.fromkeys(key.topic for key in keys().values()))
     assert len(topics) > 12 and topics[:4] == ["output", "model", "data", "plan"]
@@ -55,7 +57,34 @@ def test_help_of_train_is_grouped_by_topic_with_defaults_and_units(capsys):
     assert "External Script Flags (not used by Trainer)" in TOPICS
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v != "train"])
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_help_of_a_run_is_short_and_says_how_to_see_more(verb, capsys):
+    text = help_of(verb, capsys)
+    shown = [word[2:] for word in text.split() if word.startswith("--") and word[2:] in keys()]
+    assert sorted(shown) == sorted(name for names in SHORT.values() for name in names) and 12 < len(shown) < 20
+    assert len(text.splitlines()) < 75 and f"hf-transfer {verb} --help-all" in text and "--quiet" in text
+    assert "number of epochs; may be fractional [3.0]" in " ".join(text.split())
+
+
+def test_help_of_one_key(capsys):
+    text = " ".join(help_of("train", capsys, "bundled:minilm-l6", "--help", "lora_r").split())
+    for said in ("--lora_r INT", "rank of lora", "a positive number", "default 8", "read by lora, dora", "is refused."):
+        assert said in text, said
+    assert "--strategy full" not in text and "--lora_r 8, or in YAML lora_r: 8" in text
+    assert "allow_changed_plan" in help_of("train", capsys, "--help", "--learning_rate")
+    assert "--top_k INT" in help_of("predict", capsys, "--help", "top_k")
+    assert main(["train", "--help", "epochs"]) == 2
+    assert "Did you mean --num_train_epochs?" in capsys.readouterr().err
+
+
+def test_an_example_is_a_value_of_its_key():
+    for key in keys().values():
+        if shown := example(key):
+            value = coerce(shown, key)
+            assert not list(wrong_values({key.name: value}, {key.name: key.about})), (key.name, shown)
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("train", "plan")])
 def test_help_of_the_other_verbs(verb, capsys):
     text = help_of(verb, capsys)
     assert text.startswith(f"usage: hf-transfer {verb} ") and "--quiet" in text and "--debug" in text
@@ -127,7 +156,23 @@ def test_both_commands_are_installed():
         assert done.returncode == 2 and "Unknown command 'nonsense'" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["nonsense"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["nonsense"],
+        ["doctor", "--help"],
+        ["train", "--help"],
+        ["train", "--help-all"],
+        ["--print_completion", "bash"],
+        ["train", "x", "y", "--epochs", "3"],
+        ["plan", "x", "--strategy", "gradul"],
+        ["train", "bundled:minilm-l6", "reviws.csv"],
+        ["train", "minilm", "bundled:digits"],
+        ["predict", "x", "y", "--top", "3"],
+        ["evaluate", "x", "--top", "3"],
+    ],
+)
 def test_what_needs_no_model_imports_no_torch(words):
     code = "import sys; from hf_transfer.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print(*sys.modules)"

@@ -14,7 +14,8 @@ from transformers import HfArgumentParser
 from hf_transfer import TransferArguments, TransferTrainer, UserError, fine_tune
 from hf_transfer.data.bucketing_choice import choose, choose_for, measure
 from hf_transfer.hub.card_sections import _hyperparameters
-from hf_transfer.settings import Config, keys, parse_command_line, to_commented_yaml
+from hf_transfer.keys import keys, parse_command_line, to_commented_yaml
+from hf_transfer.settings import Config
 from tests.helpers import arguments, copy_state, images, pad, ragged_texts, texts, tiny_bert, tiny_vit
 
 KEYS = {"train_sampling_strategy": "random", "balanced_sampling": False, "length_column_name": "length"}

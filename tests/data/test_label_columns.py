@@ -13,7 +13,7 @@ from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import Columns, unread
 from hf_transfer.data.label_cells import Notation, are_shares, delimiter_of, notation, number, several
-from hf_transfer.data.label_columns import find_labels
+from hf_transfer.data.label_columns import find_labels, label_column
 from hf_transfer.data.label_variants import variant_key, variant_notes
 from hf_transfer.data.labels import Labels, encode, infer_labels
 from hf_transfer.data.load import load_splits
@@ -365,3 +365,12 @@ def test_one_0_1_column_per_label_of_a_csv(tmp_path):
     found = find_labels(splits, ("text",), DataArguments(label_column_name=["spam", "rude"]))
     assert found.splits["train"]["labels"][:] == [[0], [1], None]
     assert Value("int64") != found.splits["train"].features["labels"]
+
+
+def test_candidates_are_shown_with_what_they_hold_and_the_key_to_copy():
+    rows = {"review": LONG, "mood of it": ["a" * 200, "b"] * (len(LONG) // 2), "stars": FEW}
+    with pytest.raises(UserError) as error:
+        label_column(Dataset.from_dict(rows), ("review",), DataArguments())
+    text = str(error.value)
+    assert "--label_column_name stars    " in text and "--label_column_name 'mood of it'    2 values: aaa" in text
+    assert "a" * 61 not in text and "…" in text

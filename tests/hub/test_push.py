@@ -216,7 +216,7 @@ def test_what_its_owner_wrote_into_the_card_stays(hub, lfs, whole):
     [
         (("--hub_model_id", "a/b/c"), "is not a valid hub id"),
         (("--hub_model_id", "alice/x", "--hub_token", "hf_x"), "so that it ends up in no file"),
-        (("--hub_model_idd", "alice/x"), "Did you mean 'hub_model_id'?"),
+        (("--hub_model_idd", "alice/x"), "Did you mean --hub_model_id?"),
     ],
 )
 def test_wrong_words(keys, said, lfs, run):

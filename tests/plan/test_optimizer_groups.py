@@ -8,9 +8,10 @@ from transformers import get_scheduler
 
 from hf_transfer import TransferTrainer, layer_groups, make_plan
 from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.schedule import LR_SCHEDULER_TYPES
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
-from hf_transfer.training.schedules import LR_SCHEDULER_TYPES, make_schedule
 from hf_transfer.training.schedules import SCHEDULES as OURS
+from hf_transfer.training.schedules import make_schedule
 from tests.helpers import arguments, images, texts, tiny_bert, tiny_timm_resnet, tiny_timm_vit
 
 

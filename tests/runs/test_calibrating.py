@@ -16,9 +16,10 @@ from hf_transfer import Predictor, TransferArguments, TransferTrainer, fine_tune
 from hf_transfer.cli import predict
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.inference.predictor import merge
+from hf_transfer.keys import keys
 from hf_transfer.runs import calibrating
 from hf_transfer.runs.calibrating import Choice, choose
-from hf_transfer.settings import Config, keys
+from hf_transfer.settings import Config
 from tests.helpers import arguments, images, texts, tiny_bert, tiny_vit
 
 WORDS = ["red film", "good day", "the man", "no way", "all in"]

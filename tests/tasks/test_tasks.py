@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, default_data_collato
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_transfer import UserError, fine_tune
-from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.data import TASK_NAMES, DataArguments
 from hf_transfer.models.load import Loaded
 from hf_transfer.tasks import TASKS, choose_task
 from hf_transfer.tasks.base import Task
@@ -112,3 +112,7 @@ def test_columns_that_show_no_task_are_explained():
         choose_task({"a": Value("int64"), "b": Value("bool"), "label": Value("int64")}, DataArguments())
     with pytest.raises(UserError, match="several columns may be the text: a, b"):
         choose_task({"a": Value("string"), "b": Value("string"), "label": Value("int64")}, DataArguments())
+
+
+def test_the_names_that_are_checked_before_anything_is_imported():
+    assert set(TASK_NAMES) == set(TASKS)

@@ -20,9 +20,10 @@ from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
 from hf_transfer import TransferArguments, TransferTrainer, UserError, fine_tune
 from hf_transfer.config.arguments.plan import PlanArguments, is_wanted
 from hf_transfer.hub.card_sections import _hyperparameters
+from hf_transfer.keys import keys
 from hf_transfer.layers.frozen import frozen_modules, pretrained_statistics, running_statistics
 from hf_transfer.layers.groups import layer_groups
-from hf_transfer.settings import Config, keys
+from hf_transfer.settings import Config
 from tests.helpers import (
     CHECKPOINTING,
     PIXELS,

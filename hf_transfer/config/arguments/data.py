@@ -7,6 +7,8 @@ from typing import Any
 
 from hf_transfer.config.fields import setting
 
+TASK_NAMES = ("image-classification", "text-classification")  # those of this package; tests compare `tasks.TASKS`
+
 
 @dataclass
 class DataArguments:
@@ -27,9 +29,11 @@ class DataArguments:
         resume="free",
     )
     dataset_config_name: str | None = setting(None, "configuration of the hub dataset", resume="fixed")
-    train_file: str | None = setting(None, "CSV, JSON or Parquet file with the training data", resume="free")
-    validation_file: str | None = setting(None, "file with the validation data", resume="free")
-    test_file: str | None = setting(None, "file with the test data; never used for selection", resume="free")
+    train_file: str | None = setting(
+        None, "file, folder of files or image folder with the training data", resume="free"
+    )
+    validation_file: str | None = setting(None, "file or folder with the validation data", resume="free")
+    test_file: str | None = setting(None, "file or folder with the test data; never used for selection", resume="free")
     text_column_name: str | list[str] | None = setting(
         None, "text column, or two for a pair (default: the only one)", resume="fixed"
     )

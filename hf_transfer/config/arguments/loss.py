@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hf_transfer.config.fields import setting
+from hf_transfer.errors import nearest
 
 
 @dataclass
@@ -34,3 +36,20 @@ class LossArguments:
     balanced_sampling: bool = setting(
         False, "sample training examples so that all classes are equally frequent", resume="fixed", card="changed"
     )
+
+
+def check(args: LossArguments) -> list[str]:
+    """Problems of the keys, one sentence each."""
+    problems = []
+    weights = args.class_weights
+    if isinstance(weights, str) and weights not in ("none", "auto"):
+        problems.append(
+            f"class_weights: {weights!r} must be none, auto or a mapping.{nearest(weights, ('none', 'auto'))}"
+        )
+    if isinstance(weights, Mapping):
+        problems += [
+            f"class_weights: {name}: {w!r} must be a number of 0 or more."
+            for name, w in weights.items()
+            if isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w < float("inf")
+        ]
+    return problems

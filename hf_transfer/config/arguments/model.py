@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.config.fields import setting
+from hf_transfer.errors import UserError
 
 HEADS = ("linear", "mlp")
 HEAD_NORMS = ("none", "batch")
@@ -77,3 +79,40 @@ class ModelArguments:
         resume="fixed",
         card="changed",
     )
+
+
+def check_head(values: Mapping[str, Any]) -> list[str]:
+    """Problems of the keys of the head, one sentence each."""
+    if values["head"] != "mlp":
+        head = "without head: mlp" if values["head"] is None else f"with head: {values['head']}"
+        return [
+            f"{name} has no effect {head}; add head: mlp, or leave it out."
+            for name in ("head_hidden_size", "head_dropout", "head_norm")
+            if values[name] is not None
+        ]
+    try:
+        head_dropouts(values["head_dropout"])
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def head_dropouts(given: Any) -> tuple[float, float] | None:
+    """One value for both places, or two.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if given is None:
+        return None
+    both = list(given) if isinstance(given, list | tuple) else [given, given]
+    are_numbers = all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p < 1 for p in both)
+    if len(both) == 1 and isinstance(given, list | tuple):
+        both = both * 2
+    if len(both) != 2 or not are_numbers:
+        raise UserError(
+            "expected one probability, or two (before the hidden and before the last layer), each at least 0 and below "
+            f"1, got {given}.",
+            key="head_dropout",
+        )
+    return float(both[0]), float(both[1])

@@ -75,3 +75,12 @@ _FREE = """
 """
 # Speed, hardware, logging, evaluation, saving: nothing that decides which weights come out.
 INHERITED |= {name: Setting(resume="free") for name in _FREE.split()}
+INHERITED |= {
+    "bf16": Setting("bfloat16 mixed precision, on hardware that has it", "plan", card="changed"),
+    "fp16": Setting("float16 mixed precision with loss scaling", "plan", card="changed"),
+    "load_best_model_at_end": Setting("keep the weights of the best evaluation, by metric_for_best_model", "free"),
+    "metric_for_best_model": Setting(
+        "metric that says which evaluation is best, such as accuracy (default: loss)", "free"
+    ),
+    "resume_from_checkpoint": Setting("checkpoint folder to continue from; auto: the newest in output_dir", "free"),
+}

@@ -1,0 +1,89 @@
+"""How long it takes until a command answers: help, completion, a mistake, and what a run imports.
+
+    python benchmarks/startup.py [--repeats 7] [--quick]
+
+Each command is a fresh process; the median and the fastest of the repeats, with the time of an empty Python process
+among them. Writes benchmarks/results/startup.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PROGRAM = [sys.executable, "-m", "hf_transfer"]
+CASES = {
+    "an empty Python process": [sys.executable, "-c", ""],
+    "`hf-transfer --help`": [*PROGRAM, "--help"],
+    "`hf-transfer train --help`": [*PROGRAM, "train", "--help"],
+    "an unknown command": [*PROGRAM, "fit"],
+    "`train`: an unknown key": [*PROGRAM, "train", "bundled:minilm-l6", "bundled:rotten-tomatoes", "--epochs", "3"],
+    "`train`: a wrong value": [*PROGRAM, "train", "bundled:minilm-l6", "bundled:rotten-tomatoes", "--strategy", "ful"],
+    "`train`: a file that does not exist": [*PROGRAM, "train", "bundled:minilm-l6", "reviws.csv"],
+    "`predict`: an unknown key": [*PROGRAM, "predict", "run", "text", "--top", "3"],
+    "completion script for bash": [*PROGRAM, "--print_completion", "bash"],
+    "what a run imports (torch, transformers, datasets)": [sys.executable, "-c", "import hf_transfer.runs.run"],
+}
+
+
+def seconds(command: list[str], folder: str) -> float:
+    """Wall time of one process."""
+    began = time.perf_counter()
+    subprocess.run(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, env=environment()
+    )
+    return time.perf_counter() - began
+
+
+def environment() -> dict[str, str]:
+    """This checkout's package, whatever the working directory."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    repeats = 1 if options.quick else options.repeats
+    taken: dict[str, list[float]] = {name: [] for name in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "reviews.csv").write_text("text,label\na,b\n")
+        for command in CASES.values():
+            seconds(command, folder)  # files are read into memory
+        for _ in range(repeats):
+            for name, command in CASES.items():
+                taken[name].append(seconds(command, folder))
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "datasets"))
+    lines = [
+        "# Until a command answers",
+        "",
+        f"{machine}, {versions}; {repeats} processes each, after one that is not counted.",
+        "",
+        "| | median s | fastest s |",
+        "|---|---|---|",
+        *(f"| {name} | {statistics.median(all_):.2f} | {min(all_):.2f} |" for name, all_ in taken.items()),
+        "",
+    ]
+    print("\n".join(lines))
+    if not options.quick:
+        RESULTS.mkdir(exist_ok=True)
+        found = {"machine": machine, "versions": versions, "seconds": taken}
+        (RESULTS / "startup.json").write_text(json.dumps(found, indent=1) + "\n")
+        (RESULTS / "startup.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
