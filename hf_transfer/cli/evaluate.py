@@ -14,7 +14,8 @@ from hf_transfer.errors import UserError
 
 HELP = (
     "Metrics of a trained model on labeled data, with 95% intervals; by default on what the run held out. Examples "
-    "that the run trained on are left out. RUN is the folder of a run or of any saved model, or a hub id."
+    "that the run trained on are left out. RUN is the folder of a run or of any saved model, or a hub id; DATA is what "
+    "--dataset_name takes."
 )
 
 
@@ -42,14 +43,20 @@ SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("views", V
 
 
 def parser() -> argparse.ArgumentParser:
-    return words_parser("evaluate", "RUN [--test_file F | --dataset_name D]", HELP, keys_with(*SECTIONS))
+    return words_parser("evaluate", "RUN [DATA | --test_file F | --dataset_name D]", HELP, keys_with(*SECTIONS))
 
 
 def run(argv: Sequence[str]) -> int:
     """Measure a trained model."""
     words, values = read_words(parser(), argv, keys_with(*SECTIONS))
-    if len(words) != 1:
-        raise UserError(f"One RUN is needed, a run's folder or hub id; {len(words)} were given.", help_of("evaluate"))
+    if not 1 <= len(words) <= 2:
+        raise UserError(
+            f"RUN is needed, a run's folder or hub id, and at most one DATA; {len(words)} words were given.",
+            help_of("evaluate"),
+        )
+    if words[1:] and (values["test_file"] or values["dataset_name"]):
+        raise UserError(f"{words[1]!r} contradicts test_file and dataset_name: keep one.")
+    values["dataset_name"] = values["dataset_name"] or next(iter(words[1:]), None)
     if values["test_file"] and values["dataset_name"]:
         raise UserError("test_file and dataset_name contradict each other: keep one.")
 

@@ -1,4 +1,4 @@
-"""Data given as Python objects: `datasets` datasets and pandas DataFrames."""
+"""Data given as Python objects: `datasets` datasets, pandas DataFrames and the other tables of `forms`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image
 from PIL import Image as Pixels
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.forms import columns_of, is_column, is_frame, is_table, plain_cells
 from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.images import open_image
 from hf_transfer.data.split_names import standard_name
@@ -20,8 +21,9 @@ from hf_transfer.errors import UserError, one_line
 _MODES_OF_PNG = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 
 
-def splits_of(data: Any, args: DataArguments | None = None) -> DatasetDict:
-    """Splits from a `Dataset`, a `DatasetDict`, a pandas DataFrame, or a mapping from split names to any of these.
+def splits_of(data: Any, args: DataArguments | None = None, name: str = "train") -> DatasetDict:
+    """Splits from a `Dataset`, a `DatasetDict`, a pandas DataFrame, a dict of columns, a list of dicts, a tuple of
+    inputs and labels, or a mapping from split names to any of these.
 
     A categorical column becomes a class column in the order of its categories; cells holding images become an image
     column, and so does a column of image paths, as in a table (see `image_paths`); those are relative to the working
@@ -29,29 +31,45 @@ def splits_of(data: Any, args: DataArguments | None = None) -> DatasetDict:
 
     Args:
         data: the splits.
-        args: data keys, which may name the image column or the task.
+        args: data keys, which may name the image column or the task, and name the columns of a tuple.
+        name: the split of data that names none.
 
     Raises:
-        UserError: unsupported type, a mapping without split names, or a column whose name is not a string.
+        UserError: unsupported type, a mapping without split names, a column whose name is not a string, or columns of
+            different lengths.
     """
-    named = data if isinstance(data, Mapping) else {"train": data}
+    args = args or DataArguments()
+    named = data if _names_splits(data) else {name: data}
     if not named or not all(isinstance(name, str) for name in named):
         raise UserError(
             "dataset: the keys of a mapping must be split names.", 'Pass, for example, {"train": …, "test": …}.'
         )
-    splits = {standard_name(name): _split_of(split, name) for name, split in named.items()}
+    splits = {standard_name(name): _split_of(split, name, args) for name, split in named.items()}
     here = Path("in memory")  # as if the table were a file in the working directory
-    return DatasetDict({name: with_images(split, here, args or DataArguments()) for name, split in splits.items()})
+    return DatasetDict({name: with_images(split, here, args) for name, split in splits.items()})
 
 
-def _split_of(split: Any, name: str) -> Dataset:
+def _names_splits(data: Any) -> bool:
+    """Whether it is a mapping from split names to tables, not from column names to columns."""
+    if not isinstance(data, Mapping):
+        return False
+    return all(map(is_table, data.values())) or not all(map(is_column, data.values()))
+
+
+def _split_of(split: Any, name: str, args: DataArguments) -> Dataset:
     if isinstance(split, Dataset):
         return split.with_format(None)  # rows are read as plain Python values
-    if type(split).__module__.split(".")[0] == "pandas" and hasattr(split, "columns"):
+    if is_frame(split):
         return _from_frame(split, name)
+    if is_table(split):
+        import pandas
+
+        columns = {column: plain_cells(values) for column, values in columns_of(split, args).items()}
+        return _from_frame(pandas.DataFrame(columns), name)
     raise UserError(
         f"dataset: unsupported type {type(split).__name__} for the {name} split.",
-        "Pass a datasets.Dataset, a DatasetDict, a pandas.DataFrame, or a dict from split names to these.",
+        "Pass a datasets.Dataset, a DatasetDict, a pandas.DataFrame, a dict of columns, a list of dicts, a tuple of "
+        "inputs and labels, or a dict from split names to these.",
     )
 
 
@@ -61,7 +79,7 @@ def _from_frame(frame: Any, name: str) -> Dataset:
     invalid = [c for c in frame.columns if not isinstance(c, str)]
     if invalid:
         raise UserError(
-            f"dataset: column name {invalid[0]!r} of the {name} DataFrame is not a string.", "Rename the column."
+            f"dataset: column name {invalid[0]!r} of the {name} data is not a string.", "Rename the column."
         )
     classes = {c: list(frame[c].cat.categories) for c in frame.columns if frame[c].dtype.name == "category"}
     images = {c: _image_cells(frame[c], c, name) for c in frame.columns if _holds_images(frame[c])}
@@ -93,10 +111,10 @@ def _from_columns(frame: Any, name: str) -> Dataset:
             kinds = sorted({type(v).__name__ for v in frame[column] if not _is_missing(v)})
             if len(kinds) > 1:
                 raise UserError(
-                    f"dataset: column {column!r} of the {name} DataFrame mixes {' and '.join(kinds)}.",
-                    f"Make them one kind, for example frame[{column!r}].astype(str).",
+                    f"dataset: column {column!r} of the {name} data mixes {' and '.join(kinds)}.",
+                    "Make them one kind, for example all of them strings.",
                 ) from error
-        raise UserError(f"dataset: the {name} DataFrame cannot be read ({one_line(error, 150)}).") from error
+        raise UserError(f"dataset: the {name} data cannot be read ({one_line(error, 150)}).") from error
 
 
 # ---- cells that hold images ----
@@ -129,7 +147,7 @@ def _image_cells(column: Any, name: str, split: str) -> list[dict[str, Any] | No
         try:
             cells.append(None if _is_missing(value) else {"path": None, "bytes": _lossless(open_image(value))})
         except ValueError as error:
-            raise UserError(f"dataset: row {row} of column {name!r} of the {split} DataFrame {error}.") from error
+            raise UserError(f"dataset: row {row} of column {name!r} of the {split} data {error}.") from error
     return cells
 
 

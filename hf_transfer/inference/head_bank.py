@@ -11,7 +11,7 @@ import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from hf_transfer.adapters.attach import is_adapted
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError, nearest, option
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.models.shared import SharedBackbone, sharing
 
@@ -53,7 +53,7 @@ class HeadBank:
             if not is_adapted(predictor.model):
                 raise UserError(
                     f"bank: {str(run)!r} is a whole model, not an adapter on a backbone that others can share.",
-                    "Train it with an adapter, for example --adapter lora.",
+                    f"Train it with an adapter, for example {option('adapter', 'lora')}.",
                 )
             for module in predictor.model.modules():  # the untrained copy of what was trained whole
                 if isinstance(module, AuxiliaryTrainingWrapper):
@@ -101,11 +101,21 @@ class HeadBank:
                 answers[i] = {**answer, "task": name}
         return answers
 
-    def evaluate(self, task: str, **options: Any) -> dict[str, Any]:
-        """Metrics of a task, as `Predictor.evaluate` gives them: by default on what its run held out."""
+    def evaluate(
+        self, task: str, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+    ) -> dict[str, Any]:
+        """Metrics of a task, as `Predictor.evaluate` gives them: by default on what its run held out.
+
+        Args:
+            task: its name.
+            data: as there, like the others.
+            split: likewise.
+            max_examples: likewise.
+            **keys: likewise.
+        """
         predictor, lock = self._task(task)
         with lock:
-            return predictor.evaluate(**options)
+            return predictor.evaluate(data, split, max_examples, **keys)
 
     @property
     def nbytes(self) -> int:
