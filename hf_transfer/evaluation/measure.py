@@ -36,12 +36,13 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
     """Evaluate a Trainer's model on prepared examples.
 
     Returns:
-        A dict with `metrics`, `intervals` (95% confidence intervals), `confusion` (see `metrics.confusion`) and
-        `num_examples`.
+        A dict with `metrics`, `intervals` (95% confidence intervals), `confusion` (see `metrics.confusion`),
+        `num_examples`, and the arrays `logits` and `labels`.
     """
     prediction = trainer.predict(prepared)
     logits, values = logits_of(prediction.predictions), without_speed(prediction.metrics, "test_")
-    return measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+    results = measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+    return {**results, "logits": logits, "labels": prediction.label_ids}
 
 
 def measured(

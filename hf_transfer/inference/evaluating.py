@@ -122,8 +122,20 @@ class Evaluating(Answering):
             return chosen._replace(examples=sample)
         return chosen
 
-    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
-        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+    def _answered(
+        self, data: Any, split: str | None, max_examples: int | None, keys: Mapping[str, Any]
+    ) -> tuple[HeldOut, Any, Any]:
+        """(the examples of what `evaluate` is given, their (examples, outputs) logits, their encoded labels)."""
+        model, args = self._on(data, keys)
+        held_out = model._held_out(args, split, max_examples)
+        return held_out, model._logits_of(held_out.examples, held_out.inputs), np.array(held_out.examples[LABELS][:])
+
+    def _logits_of(self, examples: Dataset, inputs: tuple[str, ...]) -> Any:
+        """(examples, outputs) logits, pooled over the looks at each example.
+
+        Raises:
+            UserError: an example is unusable.
+        """
         logits: list[Any] = []
         for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
             rows = list(zip(*(batch[c] for c in inputs), strict=True))
@@ -133,7 +145,11 @@ class Evaluating(Answering):
                     row = sum(len(part) for part in logits) + i
                     raise UserError(f"Example {row} of the data cannot be used: {item.error}.")
             logits.append(self.logits([item.values for item in read if item.values is not None])[0])
-        kind, pooled = self.labels.problem_type, np.concatenate(logits)
+        return np.concatenate(logits)
+
+    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
+        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+        kind, pooled = self.labels.problem_type, self._logits_of(examples, inputs)
         labels = np.array(examples[LABELS][:])
         loss = Loss(kind).total(torch.tensor(pooled), torch.tensor(labels)) / len(labels)
         values = {"loss": float(loss), **metrics.compute(kind, pooled, labels)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -23,10 +24,21 @@ from hf_transfer.training.trainer import TransferTrainer
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
 
-def measured(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: str) -> dict[str, Any]:
+def measured(
+    trainer: TransferTrainer,
+    prepared: dict[str, Any],
+    problem_type: str,
+    seen: Callable[[str, Any, Any], None] | None = None,
+) -> dict[str, Any]:
     """Metrics of the held-out splits, with intervals for the one that counts.
 
     The model's configuration gets the scores of the validation split that prediction sets are made from.
+
+    Args:
+        trainer: with the trained model.
+        prepared: prepared examples by split.
+        problem_type: as in `transformers` configurations.
+        seen: is given the name of the split that counts, its (examples, outputs) logits and its labels.
     """
     validation, prediction = _validated(trainer)
     if problem_type == SINGLE_LABEL:
@@ -34,6 +46,8 @@ def measured(trainer: TransferTrainer, prepared: dict[str, Any], problem_type: s
         setattr(trainer.model.config, conformal.ENTRY, record)
     split = "test" if "test" in prepared else "validation"
     held_out = held_out_metrics(trainer, prepared[split], problem_type)
+    if seen is not None:
+        seen(split, held_out["logits"], held_out["labels"])
     return {
         "metrics": held_out["metrics"],
         "metrics_split": split,

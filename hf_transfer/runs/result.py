@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.evaluation.mistakes import confusion_frame
 from hf_transfer.hub import push
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.plan.plan import Plan
@@ -81,6 +82,47 @@ class Result:
             UserError: there is no such data or key, or the labels are not the model's.
         """
         return self.predictor.evaluate(dataset_name, split, max_examples, **keys)
+
+    def predict_proba(self, inputs: Any) -> Any:
+        """(inputs, labels) probabilities in the order of `labels`: see `Predictor.predict_proba`."""
+        return self.predictor.predict_proba(inputs)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels, in the order of the outputs."""
+        return list(self.predictor.labels.names)
+
+    @property
+    def history(self) -> Any:
+        """What was logged, as a pandas frame: see `Predictor.history`."""
+        return self.predictor.history
+
+    def confusion_matrix(self, dataset_name: Any = None, split: str | None = None, **keys: Any) -> Any:
+        """Counts as a pandas frame, rows true classes and columns predicted ones: see `Predictor.confusion_matrix`.
+
+        Args:
+            dataset_name: as of `evaluate`; without any, of the split that the run was measured on.
+            split: likewise.
+            **keys: likewise.
+        """
+        if dataset_name is None and split is None and not keys:
+            self.predictor.check_confusion()
+            return confusion_frame(self.results["confusion"], self.labels)
+        return self.predictor.confusion_matrix(dataset_name, split, **keys)
+
+    def errors(self, dataset_name: Any = None, split: str | None = None, **keys: Any) -> Any:
+        """The wrong answers as a pandas frame, the worst first: see `Predictor.errors`.
+
+        Args:
+            dataset_name: as of `evaluate`; without any, of the split that the run was measured on.
+            split: likewise.
+            **keys: likewise.
+        """
+        return self.predictor.errors(dataset_name, split, **keys)
+
+    def plot_curves(self) -> Any:
+        """A matplotlib figure of the losses and validation metrics by step."""
+        return self.predictor.plot_curves()
 
     def push_to_hub(
         self,

@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -30,6 +31,7 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import with_choices, with_decisions
+from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
@@ -194,7 +196,7 @@ def _finish(ready: _Ready) -> Result:
     calibration = _calibrate(ready)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, labels.problem_type)
+    results = measured(trainer, ready.splits, labels.problem_type, partial(write_errors, ready.prepared, trainer))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -226,6 +228,7 @@ def _finish(ready: _Ready) -> Result:
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         seed=config.split_seed,
         record=Record.load(output_dir / EXAMPLES),
+        folder=output_dir,
     )
     return Result(output_dir, results, trainer.plan, trainer, predictor)
 
@@ -273,7 +276,7 @@ def _talks(args: TransferArguments) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
+    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)
