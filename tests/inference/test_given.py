@@ -13,6 +13,7 @@ from PIL import Image as Pixels
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.cli.program import main
+from hf_transfer.inference.answer_files import write_table
 
 TEXTS = ["good film", "and/or", "reviews.csv", "bad film"]
 ROWS = {"text": [f"words {i}" for i in range(24)], "label": ["no", "yes"] * 12}
@@ -137,3 +138,48 @@ def test_evaluation_in_every_form(texts, images, here, capsys):
         assert images.evaluate((given, right))["metrics"]["accuracy"] == 1.0
     with pytest.raises(UserError, match="is unlabeled"):
         texts.evaluate(pd.DataFrame({"text": TEXTS}))
+
+
+# ---- `predict --output` ----
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "CSV"])
+def test_answers_as_a_table(texts, here, form, capsys):
+    """The same numbers in every form; a text that cannot be read has its row."""
+    argv = ["predict", str(texts.output_dir), *TEXTS[:2], 'a\nb, "c"', "", "--output", f"answers.{form}", "--quiet"]
+    assert main(argv) == 1 and capsys.readouterr().out == ""
+    expected = texts.predict([*TEXTS[:2], 'a\nb, "c"'])
+    if form == "jsonl":
+        lines = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+        assert lines == [*expected, {"input": "", "error": "empty text"}]
+        return
+    table = pd.read_parquet("answers.parquet") if form == "parquet" else pd.read_csv(f"answers.{form}", na_filter=False)
+    assert list(table.columns) == ["input", "label", "score", "score_no", "score_yes", "error"] and len(table) == 4
+    assert table["input"].tolist() == [*shown(expected), ""]
+    assert table["label"].tolist()[:3] == [a["label"] for a in expected]
+    for name in ("no", "yes"):
+        scores = pd.to_numeric(table[f"score_{name}"]).tolist()
+        assert scores[:3] == pytest.approx([a["scores"][name] for a in expected]) and scores[3] != scores[3]
+    assert table["error"].tolist()[3] == "empty text" and {p.name for p in here.glob("answers*")} == {f"answers.{form}"}
+
+
+def test_an_output_of_another_kind(texts, here, capsys):
+    assert main(["predict", str(texts.output_dir), "a", "--output", "answers.xlsx"]) == 2
+    assert "output: 'answers.xlsx' does not end in .csv, .jsonl or .parquet." in capsys.readouterr().err
+
+
+def test_lists_in_a_table(tmp_path):
+    """Answers of several labels, of sets, of pairs and of features; scores in the order of the model's labels."""
+    answers = [
+        {"input": ["a", "b"], "labels": ["x", "y"], "scores": {"y": 0.5, "x": 0.75}, "features": [1.0, 2.0]},
+        {"input": ["c", "d"], "labels": [], "scores": {"x": 0.25}, "abstains": True, "set": ["x"]},
+    ]
+    (tmp_path / "lines").write_text("".join(json.dumps(a) + "\n" for a in answers))
+    for form in (".csv", ".parquet"):
+        write_table(tmp_path / "lines", tmp_path / f"t{form}", ["x", "y"], form)
+    columns = ["input", "input_pair", "labels", "set", "abstains", "score_x", "score_y", "features"]
+    first, second = (tmp_path / "t.csv").read_text().splitlines()[1:]
+    assert (tmp_path / "t.csv").read_text().splitlines()[0].split(",") == columns
+    assert first == 'a,b,"[""x"", ""y""]",,,0.75,0.5,"[1.0, 2.0]"' and second == 'c,d,[],"[""x""]",true,0.25,,'
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    assert list(table.columns) == columns and table["labels"][0].tolist() == ["x", "y"] and table["abstains"][1]
