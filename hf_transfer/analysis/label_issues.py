@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_transfer.analysis.out_of_fold import FOLDS, REPEATS, OutOfFold, out_of_fold, strata
+from hf_transfer.analysis.out_of_fold import REPEATS, OutOfFold, out_of_fold
 from hf_transfer.errors import UserError
 from hf_transfer.features import FrozenFeatures
-from hf_transfer.features.convex_head import STRENGTHS
+from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS
+from hf_transfer.features.cross_validation import FOLDS, strata
 from hf_transfer.features.layouts import MEAN
 from hf_transfer.layers.architectures import HEAD
 
@@ -114,7 +115,8 @@ def _layers(groups: Sequence[str]) -> list[str]:
 def _best(features: FrozenFeatures, labels: torch.Tensor, seed: int) -> dict[str, float]:
     """{layer group: L2 strength} with the least out-of-fold log-loss on a sample that is balanced by class."""
     rows, _, encoded = _judgeable(labels)
-    order = _by_turns(strata(encoded), seed)[: max(_SAMPLE, 2 * len(encoded.unique()))]
+    kind = SINGLE if labels.dim() == 1 else MULTI
+    order = _by_turns(strata(kind, encoded), seed)[: max(_SAMPLE, 2 * len(encoded.unique()))]
     kept, _, sample = _judgeable(encoded[order])
     rows = rows[order][kept]
     folds, repeats = (3, 1) if len(rows) > _CLEAR else (FOLDS, REPEATS)

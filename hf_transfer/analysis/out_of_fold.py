@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS, Problem
+from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS
+from hf_transfer.features.cross_validation import FOLDS, divisions, held_out_logits
 
-FOLDS = 5
 REPEATS = 2
 _PATIENCE = 2  # weaker strengths that are tried after the best one; they take longest
 
@@ -60,17 +60,10 @@ def out_of_fold(
     """
     kind = SINGLE if labels.dim() == 1 else MULTI
     outputs = int(labels.max()) + 1 if kind == SINGLE else labels.shape[1]
-    draws = [fold_numbers(labels, folds, seed + i) for i in range(repeats)]
-    held_out = [(i, np.flatnonzero(draw == fold)) for i, draw in enumerate(draws) for fold in np.unique(draw)]
-    problems = []
-    for _, rows in held_out:
-        rest = np.setdiff1d(np.arange(len(labels)), rows)
-        problems.append(Problem(kind, features[rest], labels[rest], outputs))
+    draws = divisions(kind, labels, repeats, seed, folds)
+    paths = held_out_logits(kind, features, labels, outputs, draws, strengths)
     best, worse = OutOfFold(np.empty(0), 0.0, np.inf), 0
-    for strength, heads in zip(strengths, zip(*(p.path(strengths) for p in problems), strict=True), strict=True):
-        logits = torch.empty(repeats, len(labels), outputs, dtype=torch.float64)
-        for (i, rows), head in zip(held_out, heads, strict=True):
-            logits[i, rows] = head.logits(features[rows])
+    for strength, logits in zip(strengths, paths, strict=False):  # the last ones are not solved for
         loss = sum(_log_loss(one, labels) for one in logits) / repeats
         if loss < best.loss:
             probabilities = (logits.softmax(-1) if kind == SINGLE else logits.sigmoid()).mean(0)
@@ -84,24 +77,3 @@ def _log_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
     if labels.dim() == 1:
         return float(functional.cross_entropy(logits, labels))
     return float(functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="sum") / len(labels))
-
-
-def fold_numbers(labels: torch.Tensor, folds: int, seed: int) -> Array:
-    """(examples,) number of each example's fold: the members of a class are dealt out in turn, in random order.
-
-    With several labels per example, an example counts as a member of the rarest of its classes.
-    """
-    chance, stratum = np.random.default_rng(seed), strata(labels)
-    order = np.concatenate([chance.permutation(np.flatnonzero(stratum == value)) for value in np.unique(stratum)])
-    numbers = np.empty(len(order), dtype=int)
-    numbers[order] = np.arange(len(order)) % folds
-    return numbers
-
-
-def strata(labels: torch.Tensor) -> Array:
-    """(examples,) class of each example; of several the rarest, and -1 for an example without any."""
-    if labels.dim() == 1:
-        return labels.numpy()
-    positive = labels.numpy() > 0
-    counts = np.where(positive, positive.sum(0), len(labels) + 1)
-    return np.where(positive.any(1), counts.argmin(1), -1)

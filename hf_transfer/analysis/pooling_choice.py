@@ -9,7 +9,6 @@ folds is luck. All candidates share the folds, so that they are compared example
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,9 +17,9 @@ import torch
 from torch.nn import functional
 
 from hf_transfer.features import FrozenFeatures
-from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Problem
+from hf_transfer.features.convex_head import MULTI, REGRESSION, STRENGTHS
+from hf_transfer.features.cross_validation import Array, divisions, held_out_logits
 
-FOLDS = 5
 LEAST_EXAMPLES = 10  # below, a fold has one example
 REPEATS = ((100, 4), (300, 2))  # (up to so many examples, divisions into folds); beyond them one
 _PATIENCE = 2  # strengths, from strong to weak, without an improvement
@@ -93,11 +92,12 @@ def choose_pooling(
         seed: of the folds.
         weights: (outputs,) of the classes; None for 1 each.
     """
-    splits = folds(kind, labels, seed)
+    repeats = next((times for most, times in REPEATS if len(labels) <= most), 1)
+    draws = divisions(kind, labels, repeats, seed)
     found: dict[tuple[str, str], tuple[Candidate, torch.Tensor]] = {}
     for group, pooling in dict.fromkeys([*cells, own]):
         x = features.matrix(group, pooling)
-        losses, l2 = held_out_losses(kind, x, labels, outputs, splits, weights)
+        losses, l2 = held_out_losses(kind, x, labels, outputs, draws, weights)
         found[group, pooling] = Candidate(group, pooling, float(losses.mean()), l2), losses
     ranked = sorted((found[cell][0] for cell in dict.fromkeys(cells)), key=lambda one: one.loss)
     best, ours = ranked[0], found[own][0]
@@ -106,44 +106,20 @@ def choose_pooling(
     return PoolingChoice(best, ours, float(difference.mean()), error, tuple(ranked))
 
 
-def folds(kind: str, labels: torch.Tensor, seed: int) -> list[tuple[Any, Any]]:
-    """[(training rows, held-out rows)] of all divisions; stratified by class where there is one class per example.
-
-    A class with fewer examples than folds is missing from some held-out parts, or, with one example, from the training
-    rows of the fold that holds it out.
-    """
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    count = len(labels)
-    repeats = next((times for most, times in REPEATS if count <= most), 1)
-    number = min(FOLDS, count)
-    is_stratified = kind == SINGLE and int(labels.bincount().max()) >= number
-    splits: list[tuple[Any, Any]] = []
-    for repeat in range(repeats):
-        how = (StratifiedKFold if is_stratified else KFold)(number, shuffle=True, random_state=seed + repeat)
-        with warnings.catch_warnings():  # about classes with fewer examples than folds
-            warnings.simplefilter("ignore", UserWarning)
-            splits += list(how.split(labels, labels if is_stratified else None))
-    return splits
-
-
 def held_out_losses(
     kind: str,
     x: torch.Tensor,
     labels: torch.Tensor,
     outputs: int,
-    splits: Sequence[tuple[Any, Any]],
+    draws: Sequence[Array],
     weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
-    """((examples,) loss of each when it was held out, at the best strength, meaned over divisions; that strength)."""
-    problems = [Problem(kind, x[a], labels[a], outputs, weights) for a, _ in splits]
+    """((examples,) loss of each when it was held out, at the best strength, meaned over draws; that strength)."""
+    paths = held_out_logits(kind, x, labels, outputs, draws, STRENGTHS, weights)
     best: tuple[float, torch.Tensor, float] | None = None
     waited = 0
-    for strength, heads in zip(STRENGTHS, zip(*(p.path(STRENGTHS) for p in problems), strict=True), strict=True):
-        losses = torch.zeros(len(x), dtype=torch.float64)
-        for head, (_, held) in zip(heads, splits, strict=True):
-            losses[held] += _losses(kind, head.logits(x[held]), labels[held])
-        losses /= len(splits) / min(FOLDS, len(x))
+    for strength, logits in zip(STRENGTHS, paths, strict=False):  # the weakest are not solved for
+        losses = torch.stack([_losses(kind, one, labels, weights) for one in logits]).mean(0)
         mean = float(losses.mean())
         waited = 0 if best is None or mean < best[0] else waited + 1
         if best is None or mean < best[0]:
@@ -154,9 +130,15 @@ def held_out_losses(
     return best[1], best[2]
 
 
-def _losses(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _losses(kind: str, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """(examples,) losses, whose mean is the loss that the head is solved for."""
     if kind == REGRESSION:
         return (logits - labels).square().mean(1)
+    weights = None if weights is None else weights.double()
     if kind == MULTI:
-        return functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").mean(1)
-    return functional.cross_entropy(logits, labels, reduction="none")
+        each = functional.binary_cross_entropy_with_logits(
+            logits, labels.double(), pos_weight=weights, reduction="none"
+        )
+        return each.mean(1)
+    each = functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+    return each if weights is None else each / weights[labels].mean()

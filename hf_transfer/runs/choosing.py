@@ -31,6 +31,7 @@ from hf_transfer.layers.groups import LayerGroup, layer_groups
 from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners
 from hf_transfer.models import pooling_layer
 from hf_transfer.models.heads import MLPSpec
+from hf_transfer.objectives.losses import make_loss
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
@@ -219,8 +220,9 @@ def _compare_layers(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
     if args.process_index == 0:
         own = (groups[-1].name, "mean" if vars(model.config).get("classifier_pooling") == "mean" else "cls")
         cells = [(name, "mean") for name in reversed(wanted) if _keep(name) >= pooling_layer.least_layers(model)]
+        weights = make_loss(args, model.config, examples).weights
         outputs = len(labels.names)
-        answer = [choose_pooling(features, truth, labels.problem_type, outputs, own, cells, args.seed)]
+        answer = [choose_pooling(features, truth, labels.problem_type, outputs, own, cells, args.seed, weights)]
     if args.world_size > 1:
         broadcast_object_list(answer)
     return answer[0], ""

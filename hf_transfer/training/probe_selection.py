@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation import metric_table
-from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Head, Problem
+from hf_transfer.features.convex_head import MULTI, REGRESSION, STRENGTHS, Head, Problem
+from hf_transfer.features.cross_validation import Array, divisions, held_out_logits
 
-FOLDS = 5
 # Weaker strengths take longest, and are not tried after so many without improvement of the metric or the loss.
 PATIENCE = 3
 
@@ -126,18 +126,17 @@ def choose(
     """
     began, kind = time.perf_counter(), measure.kind
 
-    def problem(x: torch.Tensor, y: torch.Tensor) -> Problem:
-        return Problem(kind, x, y, layer.out_features, weights, layer.bias is not None)
-
-    whole = problem(*train)
+    problem = kind, *train, layer.out_features
+    whole = Problem(*problem, weights, layer.bias is not None)
     if validation is not None:
-        held_out, folds = "validation", [(whole, *validation)]
+        held_out, (x, labels) = "validation", validation
+        paths: Iterable[torch.Tensor] = (one.logits(x) for one in whole.path(STRENGTHS))
     else:
-        splits = _folds(kind, train[1], seed)
-        held_out = f"{len(splits)}-fold cross-validation"
-        x, y = train
-        folds = [(problem(x[a], y[a]), x[b], y[b]) for a, b in splits]
-    scores, best = _scores(folds, measure)
+        labels, draws = train[1], _draw(kind, train[1], seed)
+        held_out = f"{len(np.unique(draws))}-fold cross-validation"
+        found = held_out_logits(*problem, draws, STRENGTHS, weights, layer.bias is not None)
+        paths = (one[0] for one in found)
+    scores, best = _scores(paths, labels, measure)
     head = whole.exact(STRENGTHS[best])
     seconds = time.perf_counter() - began
     loss = whole.loss(head, train[0])
@@ -146,15 +145,18 @@ def choose(
 
 
 def _scores(
-    folds: Sequence[tuple[Problem, torch.Tensor, torch.Tensor]], measure: Measure
+    paths: Iterable[torch.Tensor], labels: torch.Tensor, measure: Measure
 ) -> tuple[list[tuple[float, float, float]], int]:
-    """(by strength, the measure over the held-out examples of all folds; index of the best)."""
-    labels = torch.cat([y for _, _, y in folds])
-    paths = zip(*(problem.path(STRENGTHS) for problem, _, _ in folds), strict=True)
+    """(by strength, the measure over the held-out examples; index of the best).
+
+    Args:
+        paths: their logits, by strength.
+        labels: of them.
+        measure: of the logits.
+    """
     scores: list[tuple[float, float, float]] = []
     best = least_loss = 0
-    for i, heads in enumerate(paths):
-        logits = torch.cat([head.logits(x) for head, (_, x, _) in zip(heads, folds, strict=True)])
+    for i, logits in enumerate(paths):
         scores.append(measure(logits, labels))
         best = i if scores[i][1:] > scores[best][1:] else best
         least_loss = i if scores[i][2] > scores[least_loss][2] else least_loss
@@ -163,15 +165,8 @@ def _scores(
     return scores, best
 
 
-def _folds(kind: str, labels: torch.Tensor, seed: int) -> Sequence[tuple[Any, Any]]:
-    """[(training rows, held-out rows)], stratified by class."""
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    count = min(FOLDS, len(labels))
-    if count < 2:
+def _draw(kind: str, labels: torch.Tensor, seed: int) -> Sequence[Array]:
+    """One division into folds."""
+    if len(labels) < 2:
         raise UserError("One example is too few to solve for a head.", "Add examples, or use probe_solver: sgd.")
-    if kind == SINGLE and int(labels.bincount().max()) >= count:
-        with warnings.catch_warnings():  # about classes with fewer examples than folds
-            warnings.simplefilter("ignore", UserWarning)
-            return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
-    return list(KFold(count, shuffle=True, random_state=seed).split(labels))
+    return divisions(kind, labels, 1, seed)

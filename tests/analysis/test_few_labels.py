@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from hf_transfer.analysis.few_labels import FEW, Choice, Chosen, Seen, choose, pooling
-from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, folds, held_out_losses
+from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, held_out_losses
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
+from hf_transfer.features.cross_validation import divisions
 
 SEEN = Seen(192, 64, False, True, "", False, None, None)
 
@@ -103,24 +104,27 @@ def test_the_informative_layer_is_chosen_and_beats_the_own_one():
 def test_the_held_out_loss_is_that_of_a_logistic_regression():
     """scikit-learn as the oracle: C = 1 / (n * strength), on standardized features."""
     x, y = blobs(40, 3, 0.5)
-    splits = folds(SINGLE, y, 0)[:5]
-    losses, l2 = held_out_losses(SINGLE, x, y, 2, splits)
-    for rows, held in splits:
+    draws = divisions(SINGLE, y, 1, 0)
+    losses, l2 = held_out_losses(SINGLE, x, y, 2, draws)
+    for fold in range(5):
+        rows, held = draws[0] != fold, draws[0] == fold
         scaler = StandardScaler().fit(x[rows])
-        model = LogisticRegression(C=1 / (len(rows) * l2 / 2), tol=1e-8).fit(scaler.transform(x[rows]), y[rows])
-        expected = -torch.tensor(model.predict_log_proba(scaler.transform(x[held])))[range(len(held)), y[held]]
+        model = LogisticRegression(C=1 / (rows.sum() * l2 / 2), tol=1e-8).fit(scaler.transform(x[rows]), y[rows])
+        expected = -torch.tensor(model.predict_log_proba(scaler.transform(x[held])))[range(held.sum()), y[held]]
         torch.testing.assert_close(losses[held], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_every_example_is_held_out_once_per_division():
-    y = torch.arange(40) % 2
-    splits = folds(SINGLE, y, 3)
-    assert len(splits) == 20
-    for number in range(4):
-        held = [i for _, rows in splits[5 * number : 5 * number + 5] for i in rows]
-        assert sorted(held) == list(range(40))
-    assert all(abs(int(y[rows].sum()) - 4) <= 1 for _, rows in splits), "stratified"
-    assert len(folds(REGRESSION, torch.rand(400, 1), 0)) == 5
+def test_the_mean_of_weighted_losses_is_that_of_repeated_examples():
+    x, y = blobs(40, 3, 0.5)
+    losses, l2 = held_out_losses(SINGLE, x, y, 2, divisions(SINGLE, y, 1, 0), torch.tensor([1.0, 3.0]))
+    rows = torch.cat([torch.arange(40), *(y.nonzero()[:, 0],) * 2])
+    repeated = divisions(SINGLE, y, 1, 0)[0][rows]  # copies share a fold
+    expected, strength = held_out_losses(SINGLE, x[rows], y[rows], 2, [repeated])
+    assert l2 == strength
+    # Standardized features are not the same, so that the penalty is not quite either.
+    assert float(losses.mean()) == pytest.approx(float(expected.mean()), rel=0.02)
+    unweighted, _ = held_out_losses(SINGLE, x, y, 2, divisions(SINGLE, y, 1, 0))
+    assert float(unweighted.mean()) != pytest.approx(float(expected.mean()), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [MULTI, REGRESSION])

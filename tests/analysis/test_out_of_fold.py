@@ -7,7 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from hf_transfer.analysis.out_of_fold import fold_numbers, out_of_fold
+from hf_transfer.analysis.out_of_fold import out_of_fold
+from hf_transfer.features.convex_head import SINGLE
+from hf_transfer.features.cross_validation import divisions
 
 
 def clouds(counts, width=5, seed=0):
@@ -19,31 +21,12 @@ def clouds(counts, width=5, seed=0):
     return centers[labels] + torch.randn(len(labels), width, generator=g), labels
 
 
-def test_folds_are_stratified_and_members_of_a_small_class_are_apart():
-    _, labels = clouds([23, 41, 2, 4])
-    folds = fold_numbers(labels, 5, seed=3)
-    sizes = np.bincount(folds, minlength=5)
-    assert sizes.max() - sizes.min() <= 1
-    for value in range(4):
-        own = np.bincount(folds[labels == value], minlength=5)
-        assert own.max() - own.min() <= 1
-    assert (fold_numbers(labels, 5, seed=3) == folds).all() and (fold_numbers(labels, 5, seed=4) != folds).any()
-
-
-def test_several_labels_are_stratified_by_the_rarest():
-    labels = torch.zeros(40, 3)
-    labels[:, 0] = 1
-    labels[[1, 30], 2] = 1  # the rare one, beside the common one
-    folds = fold_numbers(labels, 5, seed=0)
-    assert folds[1] != folds[30] and sorted(np.bincount(folds)) == [8] * 5
-
-
 def test_probabilities_are_those_of_the_other_folds_heads():
     """Against scikit-learn, fold by fold: C = 1 / (examples × strength) is the same penalty."""
     x, y = clouds([15, 20, 25])
     found = out_of_fold(x, y, repeats=2, strengths=[0.1], seed=7)
     expected = np.zeros((60, 3))
-    for draw in (fold_numbers(y, 5, 7), fold_numbers(y, 5, 8)):
+    for draw in divisions(SINGLE, y, 2, seed=7):
         for fold in range(5):
             rest, held = draw != fold, draw == fold
             mean, deviation = x[rest].mean(0), x[rest].std(0, correction=0)

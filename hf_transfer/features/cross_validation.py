@@ -1,0 +1,95 @@
+"""Cross-validation of the convex head: folds, and what heads say of examples that they were not solved for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS, Problem
+
+FOLDS = 5
+
+Array = np.ndarray[Any, Any]
+
+
+def divisions(kind: str, labels: torch.Tensor, repeats: int, seed: int, folds: int = FOLDS) -> list[Array]:
+    """Several draws of `fold_numbers`.
+
+    Args:
+        kind: `problem_type` as in `transformers` configurations.
+        labels: as `features.convex_head.Problem` takes them.
+        repeats: number of draws.
+        seed: of the first draw; each has its own.
+        folds: in each draw, at most as many as there are examples.
+    """
+    stratum = strata(kind, labels)
+    return [fold_numbers(stratum, min(folds, len(labels)), seed + i) for i in range(repeats)]
+
+
+def fold_numbers(stratum: Array, folds: int, seed: int) -> Array:
+    """(examples,) number of each example's fold: the members of a stratum are dealt out in turn, in random order.
+
+    A stratum with fewer examples than folds has each of them in a fold of its own.
+
+    Args:
+        stratum: (examples,) of `strata`.
+        folds: number of folds.
+        seed: of the order.
+    """
+    chance = np.random.default_rng(seed)
+    order = np.concatenate([chance.permutation(np.flatnonzero(stratum == value)) for value in np.unique(stratum)])
+    numbers = np.empty(len(order), dtype=int)
+    numbers[order] = np.arange(len(order)) % folds
+    return numbers
+
+
+def strata(kind: str, labels: torch.Tensor) -> Array:
+    """(examples,) what folds are stratified by: the class; of several the rarest, or -1 for none; a regression has one.
+
+    Args:
+        kind: `problem_type` as in `transformers` configurations.
+        labels: as `features.convex_head.Problem` takes them.
+    """
+    if kind == SINGLE:
+        return labels.numpy()
+    if kind != MULTI:
+        return np.zeros(len(labels), dtype=int)
+    positive = labels.numpy() > 0
+    counts = np.where(positive, positive.sum(0), len(labels) + 1)
+    return np.where(positive.any(1), counts.argmin(1), -1)
+
+
+def held_out_logits(
+    kind: str,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    outputs: int,
+    draws: Sequence[Array],
+    strengths: Sequence[float] = STRENGTHS,
+    weights: torch.Tensor | None = None,
+    has_bias: bool = True,
+) -> Iterator[torch.Tensor]:
+    """For each L2 strength, (draws, examples, outputs) logits in float64 by heads that were solved for on other folds.
+
+    Args:
+        kind: of the `features.convex_head.Problem`, like the next three and the last two.
+        features: (examples, width).
+        labels: of the examples.
+        outputs: of the head.
+        draws: of `divisions`.
+        strengths: from strong to weak.
+        weights: of the classes.
+        has_bias: whether the head has a bias.
+    """
+    held_out = [(i, np.flatnonzero(draw == fold)) for i, draw in enumerate(draws) for fold in np.unique(draw)]
+    every = np.arange(len(labels))
+    rest = [np.setdiff1d(every, rows) for _, rows in held_out]
+    problems = [Problem(kind, features[rows], labels[rows], outputs, weights, has_bias) for rows in rest]
+    for heads in zip(*(problem.path(strengths) for problem in problems), strict=True):
+        logits = torch.empty(len(draws), len(labels), outputs, dtype=torch.float64)
+        for (i, rows), head in zip(held_out, heads, strict=True):
+            logits[i, rows] = head.logits(features[rows])
+        yield logits

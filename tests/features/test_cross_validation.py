@@ -1,0 +1,34 @@
+"""Folds for the convex head."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
+from hf_transfer.features.cross_validation import divisions
+
+
+def test_folds_are_stratified_and_members_of_a_small_class_are_apart():
+    labels = torch.tensor([0] * 23 + [1] * 41 + [2] * 2 + [3] * 4)
+    (folds,) = divisions(SINGLE, labels, 1, seed=3)
+    sizes = np.bincount(folds, minlength=5)
+    assert sizes.max() - sizes.min() <= 1
+    for value in range(4):
+        own = np.bincount(folds[labels == value], minlength=5)
+        assert own.max() - own.min() <= 1
+    again, other = divisions(SINGLE, labels, 2, seed=3)
+    assert (again == folds).all() and (other != folds).any()
+
+
+def test_several_labels_are_stratified_by_the_rarest():
+    labels = torch.zeros(40, 3)
+    labels[:, 0] = 1
+    labels[[1, 30], 2] = 1  # the rare one, beside the common one
+    (folds,) = divisions(MULTI, labels, 1, seed=0)
+    assert folds[1] != folds[30] and sorted(np.bincount(folds)) == [8] * 5
+
+
+def test_a_regression_has_folds_of_equal_size_and_never_more_than_examples():
+    assert sorted(np.bincount(divisions(REGRESSION, torch.rand(40, 1), 1, seed=0)[0])) == [8] * 5
+    assert sorted(divisions(REGRESSION, torch.rand(3, 1), 1, seed=0)[0]) == [0, 1, 2]
