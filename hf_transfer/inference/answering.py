@@ -62,7 +62,7 @@ class Answering:
                 the path of an image, a table, a file of lines or a folder; or several of them in anything that can be
                 iterated over: a list, a generator, a `datasets` column or dataset, a pandas Series or DataFrame, a dict
                 of columns, an array of texts, (N, H, W, C) or (N, H, W) pixels; or a list of those. A string that names
-                an existing file or folder is read, unless it stands in a column of a table.
+                an existing file or folder is read.
             top_k: only so many scores, the highest first; None gives all, in the order of the labels.
             features: add what the head receives: one vector per example.
 

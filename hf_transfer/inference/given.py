@@ -15,10 +15,12 @@ from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.forms import is_column, is_frame, rows_of_columns
+from hf_transfer.data.image_paths import IMAGE_SUFFIXES
 from hf_transfer.errors import UserError
-from hf_transfer.inference.inputs import Example, check_inputs, example, read_inputs
+from hf_transfer.inference.inputs import LINES, TABLES, Example, check_inputs, example, read_inputs
 from hf_transfer.tasks.base import Task
 
+_ENDINGS = (*TABLES, *LINES, *IMAGE_SUFFIXES)
 _MOST_CHANNELS = 4  # an array of (height, width, up to so many) is one image
 
 
@@ -76,6 +78,13 @@ def _rows_of_array(array: np.ndarray[Any, Any]) -> Iterator[Any]:
     yield from array if several else [array]
 
 
+def _names_file(value: Any) -> bool:
+    """Whether a text is the name of an existing file that holds inputs."""
+    if not isinstance(value, str) or not value.lower().endswith(_ENDINGS):
+        return False
+    return os.path.isfile(value)
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads inputs as examples of a model.
@@ -104,7 +113,7 @@ class Reader:
                 for read in self._of_path(os.fspath(item), place):
                     yield f"{place}: {read.shown!r}", read
             else:
-                yield place, self._of_value(item)
+                yield place, self._of_value(item, place)
 
     def _is_path(self, item: str | os.PathLike[str], place: str, alone: bool) -> bool:
         """Whether an input is to be read from the disk; a text that only looks like a path is a text."""
@@ -112,7 +121,11 @@ class Reader:
             return True
         if not os.path.isdir(item):  # os.path takes any text; pathlib stumbles over a long one
             return os.path.isfile(item)
-        if not alone and not self.task.suffixes and os.path.basename(item) == item and len(self.columns) != 2:
+        if alone or self.task.suffixes or len(self.columns) == 2:
+            return True
+        if not any(c.isalnum() for c in item):  # `/` and `.`
+            return False
+        if os.path.basename(item) == item:
             raise UserError(
                 f"{item!r} could be a text, and there is a folder of that name here.",
                 f'Pass Path({item!r}) to read the folder, or {{"{self.columns[0] if self.columns else "text"}": '
@@ -133,9 +146,13 @@ class Reader:
         except UserError as error:
             raise (error if error.key not in ("", "INPUT") else error.with_key(place)) from error
 
-    def _of_value(self, item: Any) -> Example:
-        """The example of a text, an image, a tuple of columns or a row."""
-        columns = self.columns
+    def _of_value(self, item: Any, place: str) -> Example:
+        """The example of a text, an image, a tuple of columns or a row.
+
+        Raises:
+            UserError: a text of a row is the name of a file.
+        """
+        columns, is_row = self.columns, isinstance(item, Mapping)
         if isinstance(item, Mapping) and columns and all(c in item for c in columns):
             item = tuple(item[c] for c in columns)
         elif isinstance(item, Mapping) and not columns and "bytes" not in item:  # how `datasets` stores an image
@@ -144,4 +161,10 @@ class Reader:
             item = tuple(item[c] for c in inputs) if inputs else item
         item = item[0] if isinstance(item, tuple) and len(item) == 1 else item
         raw = list(item) if isinstance(item, tuple) else [item]
+        if is_row and not self.task.suffixes and (name := next(filter(_names_file, raw), None)):
+            raise UserError(
+                f"{name!r} is the name of a file, and stands in a column of texts.",
+                "Pass the paths alone to read the files: frame['column'], not the frame.",
+                key=place,
+            )
         return example(self.task, raw if len(raw) > 1 else item, raw)

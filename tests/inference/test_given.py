@@ -72,6 +72,10 @@ def test_texts_in_every_form(texts, here):
         ("0.png", r"inputs\[0\]: '0.png' is an image, and the model reads text"),
         (["a", "README"], r"inputs\[1\]: 'README' has an unsupported file type"),
         (["a", "docs"], r"inputs\[1\]: 'docs' could be a text, and there is a folder .*Path\('docs'\)"),
+        (
+            pd.DataFrame({"text": ["a", "lines.txt"]}),
+            r"inputs\[1\]: 'lines.txt' is the name of a file, and stands in a",
+        ),
         (Path("none.csv"), r"inputs\[0\]: there is no file or folder 'none.csv'"),
         ([Pixels.new("RGB", (4, 4))], r"inputs\[0\]: .* is not a string"),
         (DatasetDict({"test": Dataset.from_dict(ROWS)}), r"the splits test of a dataset were given.*data\['test'\]"),
@@ -89,6 +93,7 @@ def test_what_is_no_text(texts, here, given, said):
 
 def test_a_word_that_names_a_folder_can_be_a_text(texts, here):
     one = pd.DataFrame({"text": ["docs"]})
+    assert shown(texts.predict(["a", "/", ".", ".."])) == ["a", "/", ".", ".."]
     assert shown(texts.predict([{"text": "docs"}])) == shown(texts.predict(one)) == ["docs"]
 
 
