@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hf_transfer.config.values import load_yaml
 
@@ -33,6 +36,44 @@ def new_folder(model: str, data: str) -> Path:
 
     names = (Path("runs") / f"{short(data)}-{short(model)}-{number}" for number in count(1))
     return next(path for path in names if not path.exists())
+
+
+def run_file(
+    head: str, values: Mapping[str, Any], given: Collection[str], defaults: Mapping[str, Any], why: Mapping[str, str]
+) -> str:
+    """The text of `run.yaml`: what was given, what was chosen for the run, with the reason as a comment, and the rest.
+
+    Args:
+        head: comment lines.
+        values: by key, in their order.
+        given: names of the keys that were given. If that is all of them, an earlier `run.yaml` was, and those that
+            have their default value count as the rest.
+        defaults: by key.
+        why: by key that was chosen, the reason, which may be empty.
+    """
+    is_repeated = set(values) <= set(given)
+    sections: dict[str, dict[str, Any]] = {"Given": {}, "Chosen for this run": {}, "Defaults": {}}
+    for name, value in values.items():
+        is_default = value == defaults[name]
+        if name in given and name not in why and not (is_default and (is_repeated or value is None)):
+            sections["Given"][name] = value
+        elif name in why or not is_default:
+            sections["Chosen for this run"][name] = value
+        else:
+            sections["Defaults"][name] = value
+    text = head
+    for title, entries in sections.items():
+        text += f"\n# {title}\n" if entries else ""
+        text += "".join(_entry(name, value, why.get(name, "")) for name, value in entries.items())
+    return text
+
+
+def _entry(name: str, value: Any, reason: str) -> str:
+    """A key in YAML, with a comment after it, or above it if it takes several lines."""
+    entry, reason = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True), " ".join(reason.split())
+    if not reason:
+        return str(entry)
+    return f"{entry.rstrip()}  # {reason}\n" if entry.count("\n") == 1 else f"# {reason}\n{entry}"
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
 from transformers import TrainingArguments
 
 from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
@@ -41,7 +40,7 @@ from hf_transfer.models.head_keys import check as check_head
 from hf_transfer.objectives.losses import check as check_loss
 from hf_transfer.plan.checks import check
 from hf_transfer.plan.strategies import STRATEGIES
-from hf_transfer.run_folder import new_folder
+from hf_transfer.run_folder import new_folder, run_file
 from hf_transfer.tasks import TASKS
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.linear_probe import check as check_probe
@@ -296,18 +295,15 @@ class Config:
         """With what was seen from the data in place of nothing, for `run.yaml` and for what comes after training."""
         return replace(self, data=replace(self.data, **data), values={**self.values, **data})
 
-    def to_yaml(self) -> str:
-        """A file that repeats this run; keys that a file may not hold stand in a comment."""
-        values = {
-            k: v
-            for k, v in self.values.items()
-            if k not in (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
-        }
+    def to_yaml(self, why: Mapping[str, str] | None = None) -> str:
+        """A file that repeats this run, see `run_file`; keys that a file may not hold stand in a comment."""
+        left_out = (*COMMAND_LINE_ONLY, "resume_from_checkpoint", "overwrite_output_dir")
+        values = {k: v for k, v in self.values.items() if k not in left_out}
         values |= {name: _from_anywhere(values[name]) for name in _DATA_PATHS}
         only = [f"--{k}" for k in COMMAND_LINE_ONLY if self.values[k]]
         note = f"# The run was also given, on the command line only: {' '.join(only)}\n" if only else ""
         head = "# Repeats this run: hf-transfer train --config run.yaml --output_dir again\n"
-        return head + note + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return run_file(head + note, values, self.given, {n: key.default for n, key in keys().items()}, why or {})
 
 
 def _new_folder(values: Mapping[str, Any]) -> str | None:

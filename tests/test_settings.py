@@ -229,6 +229,29 @@ def test_run_yaml_repeats_the_configuration():
     }
 
 
+def test_run_yaml_begins_with_what_was_given():
+    made = config(strategy="gradual", seed=3, head_epochs=1, num_train_epochs=3)
+    made.values |= {
+        "task": "text-classification",
+        "calibrate": False,
+        "text_column_name": ["a", "b"],
+        "warmup_steps": 0.1,
+    }
+    why = {"calibrate": "only 9 examples: # too\nfew", "warmup_steps": "", "text_column_name": "found"}
+    text = made.to_yaml(why)
+    assert yaml.safe_load(text)["calibrate"] is False and yaml.safe_load(text)["text_column_name"] == ["a", "b"]
+    given, chosen, rest = (part.splitlines()[1:] for part in text.split("\n\n")[1:])
+    assert {line.partition(":")[0] for line in given} == made.given
+    assert "calibrate: false  # only 9 examples: # too few" in chosen and "warmup_steps: 0.1" in chosen
+    at = chosen.index("text_column_name:")
+    assert chosen[at - 1] == "# found" and chosen[at + 1] == "- a" and "task: text-classification" in chosen
+    assert "adam_beta1: 0.9" in rest
+    again = Config.from_sources(load_yaml(text), {"output_dir": "again"})
+    assert again.values == {**made.values, "output_dir": "again"}
+    given, *_ = again.to_yaml().split("\n\n")[1:]
+    assert "seed: 3" in given and "adam_beta1" not in given  # of a repeated run, what differs from the defaults
+
+
 def test_what_only_the_command_line_may_say_stands_in_a_comment():
     text = config(trust_remote_code=True).to_yaml()
     assert "trust_remote_code" not in yaml.safe_load(text)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +30,9 @@ _OTHER_KINDS = {
     b"\xfd7zXZ": ("compressed with xz", "Decompress it: unxz FILE."),
     b"(\xb5/\xfd": ("compressed with zstd", "Decompress it: unzstd FILE."),
 }
+_HALF = re.compile("[\ud800-\udfff]")
+_MARK = "hf_transfer.mark"
+codecs.register_error(_MARK, lambda error: ("\udc80", error.end))  # type: ignore[attr-defined]
 
 
 def is_compressed(path: Path) -> bool:
@@ -40,7 +45,7 @@ def open_text(path: Path, skip_bad: bool = False, newline: str | None = None) ->
 
     Args:
         path: the file.
-        skip_bad: replace bytes that are not valid by U+FFFD instead of raising `UnicodeDecodeError`.
+        skip_bad: mark bytes that are not valid, see `is_broken`, instead of raising `UnicodeDecodeError`.
         newline: as in `open`.
 
     Raises:
@@ -57,7 +62,12 @@ def open_text(path: Path, skip_bad: bool = False, newline: str | None = None) ->
     if encoding == "utf-8" and len(beginning) == 8 and not (any(beginning[::2]) and any(beginning[1::2])):
         opened.close()
         raise UserError(f"{str(path)!r} is UTF-16 without a byte order mark.", convert(path))
-    return io.TextIOWrapper(opened, encoding, "replace" if skip_bad else "strict", newline)
+    return io.TextIOWrapper(opened, encoding, _MARK if skip_bad else "strict", newline)
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text holds half a character: a byte that could not be decoded, or an escape such as `\\ud800`."""
+    return not text.isascii() and _HALF.search(text) is not None
 
 
 def convert(path: Path) -> str:
@@ -135,11 +145,12 @@ def find_dialect(path: Path) -> Dialect:
     skipped, declared = _declared(beginning)
     promised = declared or ("\t" if ".tsv" in path.suffixes[-2:] else ",")
     header = _first_line(beginning, skipped)
+    unquoted = re.sub('"[^"]*"', "", header)
     delimiter, notes = promised, []
-    if promised not in header:
-        fits = [d for d in _DELIMITERS if d in header and _is_table(beginning, skipped, d)]
+    if promised not in unquoted:
+        fits = [d for d in _DELIMITERS if d in unquoted and _is_table(beginning, skipped, d)]
         if fits:
-            delimiter = max(fits, key=header.count)
+            delimiter = max(fits, key=unquoted.count)
             notes.append(f"{path.name}: the cells are separated by {_DELIMITERS[delimiter]}.")
     with path.open("rb") as raw:
         if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
@@ -172,9 +183,12 @@ def _first_line(beginning: str, skipped: int) -> str:
 def _is_table(beginning: str, skipped: int, delimiter: str) -> bool:
     """Whether the first rows have as many cells as the header, and more than one."""
     whole = beginning if len(beginning) < _BEGINNING else beginning[: beginning.rfind("\n")]
-    rows = Dialect(delimiter, "none" if delimiter == "\t" else "csv", skipped).rows(io.StringIO(whole, newline=""))
-    widths = {len(row) if isinstance(row, list) else 0 for _, row in islice(rows, _SEEN)}
-    return len(widths) == 1 and min(widths) > 1
+    for quoting in ("none", "csv") if delimiter == "\t" else ("csv",):
+        rows = Dialect(delimiter, quoting, skipped).rows(io.StringIO(whole, newline=""))
+        widths = {len(row) if isinstance(row, list) else 0 for _, row in islice(rows, _SEEN)}
+        if len(widths) == 1 and min(widths) > 1:
+            return True
+    return False
 
 
 def _quoting(path: Path, delimiter: str, skipped: int) -> tuple[str, str]:

@@ -96,7 +96,7 @@ def without_bad(
             `max_bad_fraction` allows, or no example is left.
     """
     skips = args.on_bad_example == "skip"
-    examined = _examine_split(split, inputs, trace, None if skips else SAMPLE, 0, skips)
+    examined = _examine_split(split, inputs, trace, None if skips else SAMPLE, 0)
     bad = [BadExample(name, name_of(split, inputs, i), reason) for i, reason in examined.bad.items()]
     bad = [*skipped, *bad]
     if bad and len(examined.bad) == len(split):
@@ -134,7 +134,7 @@ def _examine(
     skips = args.on_bad_example == "skip"
     limit = None if skips or args.drop_leaks else SAMPLE
     examined = {
-        name: _examine_split(data.splits[name], data.inputs, trace, limit, seed, skips)
+        name: _examine_split(data.splits[name], data.inputs, trace, limit, seed)
         for name in HELD_OUT_FIRST
         if name in data.splits and name in only
     }
@@ -156,7 +156,7 @@ def _examine(
 
 
 def _examine_split(
-    split: Dataset, inputs: Sequence[str], trace: TraceFunction, limit: int | None, seed: int, strict: bool
+    split: Dataset, inputs: Sequence[str], trace: TraceFunction, limit: int | None, seed: int
 ) -> ExaminedSplit:
     rows = np.arange(len(split))
     if limit is not None and len(split) > limit:
@@ -168,7 +168,7 @@ def _examine_split(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in examples.iter(batch_size=_BATCH):
             values = zip(*(batch[c] for c in inputs), strict=True)
-            for result in (pool.map if has_images else map)(lambda v: _trace(trace, v, strict), values):
+            for result in (pool.map if has_images else map)(lambda v: _trace(trace, v), values):
                 if isinstance(result, str):
                     bad[int(rows[len(traces) + len(bad)])] = result
                 else:
@@ -177,13 +177,8 @@ def _examine_split(
     return ExaminedSplit(usable, traces, bad)
 
 
-def _trace(trace: TraceFunction, values: Sequence[Any], strict: bool) -> Trace | str:
-    """The trace of an example, or the reason why it is unusable.
-
-    With `strict`, U+FFFD marks bytes that were not valid UTF-8 and were replaced when the file was read.
-    """
-    if strict and any(isinstance(v, str) and "\ufffd" in v for v in values):
-        return "not valid UTF-8"
+def _trace(trace: TraceFunction, values: Sequence[Any]) -> Trace | str:
+    """The trace of an example, or the reason why it is unusable."""
     try:
         return trace(values)
     except ValueError as error:

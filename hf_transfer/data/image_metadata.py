@@ -163,9 +163,15 @@ def split_by_column(split: Split, tables: Mapping[str, Metadata], notes: list[st
     """
     rows = Described(split, tables).rows
     values = [None if row is None else row.get("split") for row in rows]
-    roles = split_roles({value for value in values if isinstance(value, str)})
+    roles = split_roles(sorted({value for value in values if isinstance(value, str)}))
     if not roles:
         return [split]
+    for name, role in roles.items():
+        if (twin := next(other for other, its in roles.items() if its == role)) != name:
+            raise _error(
+                f"in column split of the metadata, {twin!r} and {name!r} both mean the {role} split.",
+                "Write one of them everywhere.",
+            )
     if odd := [path for path, value in zip(split.paths, values, strict=True) if value not in roles]:
         raise _error(
             f"the metadata has a column split, but {len(odd):,} of {len(rows):,} images have no train, validation or "

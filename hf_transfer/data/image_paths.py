@@ -7,6 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Image, Value
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.errors import UserError
 
 # Column names that are recognized without `image_column_name`.
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "image_path", "file_name", "filename", "file", "path")
@@ -32,13 +33,22 @@ def with_images(table: Dataset, file: Path, args: DataArguments) -> Dataset:
 
     A text column holds paths if `image_column_name` names it, or if it has one of the usual names and its first value
     has an image extension. Relative paths are resolved against the table's folder, or against the working directory if
-    the first one exists only there.
+    the first one exists only there. Paths written on Windows are read as such.
+
+    Raises:
+        UserError: they are addresses.
     """
     column = _path_column(table, args)
     if column is None:
         return table
-    values = table[column][:]
+    values = [None if not v else native(v, file.parent) for v in table[column][:]]
     first = next((v for v in values if v), "")
+    if "://" in first:
+        raise UserError(
+            f"column {column!r} of {str(file)!r} holds addresses ({first!r}), and images are read from files.",
+            "Download them, and write their paths into the column.",
+            key="image_column_name",
+        )
     here = Path(first).exists() and not (file.parent / first).exists()
     base = Path() if here else file.parent
     paths = [None if not v else str((base / v).absolute()) for v in values]
@@ -46,6 +56,11 @@ def with_images(table: Dataset, file: Path, args: DataArguments) -> Dataset:
     order = table.column_names
     with_cells = table.remove_columns(column).add_column(column, cells, feature=Image(decode=False))
     return with_cells.select_columns(order)
+
+
+def native(path: str, folder: Path) -> str:
+    """A path with this system's separators, if no such file exists as it is written."""
+    return path if "\\" not in path or (folder / path).exists() else path.replace("\\", "/")
 
 
 def _path_column(table: Dataset, args: DataArguments) -> str | None:

@@ -28,6 +28,10 @@ _THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+")
 _UNITS = re.compile(r"(?P<before>[$€£¥]\s?)?(?P<number>-?\d+([.,]\d+)?)(?P<after>\s?[%€£¥$])?")
 _DELIMITERS = ("|", ";", ",")
 _VECTOR = re.compile(r"[01](?P<between>\s*[,;|\s]\s*)[01]((?P=between)[01])+")
+_PART = r"(?:[^\s:=,;|]+\s*[:=]\s*)?(?:0?\.\d+|[01](?:\.0*)?|\d(?:\.\d+)?[eE]-\d+)"
+_SHARES = re.compile(rf"{_PART}(?:\s*[,;|\s]\s*{_PART})+")
+_NO_QUOTES = str.maketrans("", "", "\"'")
+_FRACTION = re.compile(r"\.\d*[1-9]|[eE]-\d")
 _MAX_INT = 2**63 - 1
 
 
@@ -44,7 +48,7 @@ class Notation(Enum):
 
 def is_missing(value: Any) -> bool:
     """Whether a cell holds no label: None, NaN, or nothing but spaces."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    return value is None or value != value or (isinstance(value, str | bytes) and not value.strip())
 
 
 def notation(texts: Collection[str]) -> Notation:
@@ -74,6 +78,7 @@ def notation(texts: Collection[str]) -> Notation:
                 f"the label {plain[0]!r} has two readings: {plain[0].replace(',', '.')} with a decimal comma, or "
                 f"{plain[0].replace(',', '')} with a thousands separator.",
                 "Write it without the comma, or set problem_type: single_label_classification if it is a name.",
+                key="label_column_name",
             )
         return Notation.COMMA
     matched = [_UNITS.fullmatch(t) for t in texts]
@@ -82,8 +87,10 @@ def notation(texts: Collection[str]) -> Notation:
         return Notation.UNIT
     if all(number(t) is not None for t in texts):
         raise UserError(
-            f"the labels are numbers that are written in different ways, such as {', '.join(sorted(texts)[:3])}.",
-            "Write all of them alike, or set problem_type: single_label_classification if they are names.",
+            f"the labels are numbers in different notations, such as {', '.join(map(repr, sorted(texts)[:3]))}.",
+            "Write all of them alike and without spaces, or set problem_type: single_label_classification if they are "
+            "names.",
+            key="label_column_name",
         )
     return Notation.NAMES
 
@@ -107,6 +114,8 @@ def name_of(value: Any) -> str:
         return str(int(value))
     if isinstance(value, datetime.datetime) and value.time() == datetime.time():
         return value.date().isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
     return str(value)
 
 
@@ -145,6 +154,13 @@ def several(value: Any) -> list[Any] | None:
     if text[0] == "[" and words and all(_NUMBER.fullmatch(word) for word in words):
         return [float(w) if "." in w else int(w) for w in words]
     return None
+
+
+def are_shares(texts: Collection[str]) -> bool:
+    """Whether each cell gives a number between 0 and 1 for several labels, in any notation: `0.2 0.8`, `[0.2, 0.8]`,
+    `{'pos': 0.2, 'neg': 0.8}`, `pos:0.2;neg:0.8`; and some of them are fractions."""
+    plain = [text.strip().strip("[](){}").translate(_NO_QUOTES).strip() for text in texts]
+    return any(map(_FRACTION.search, plain)) and all(map(_SHARES.fullmatch, plain))
 
 
 def delimiter_of(texts: Collection[str]) -> str | None:

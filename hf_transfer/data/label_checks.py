@@ -47,14 +47,21 @@ def check_classes(column: str, values: Sequence[Any], names: Sequence[str], chec
 
 def check_shares(column: str, values: Sequence[Any]) -> None:
     """Raises:
-    UserError: the lists hold fractions, such as the share of each class.
+    UserError: the lists, or the objects with named values, hold fractions, such as the probability of each class.
     """
-    if any(isinstance(x, float) and not x.is_integer() for v in values for x in v):
-        raise UserError(
-            f"column {column!r} holds vectors of fractions such as {values[0]}: neither one class nor several.",
-            "Training on soft labels is not supported; write the most probable class into the column.",
-            key="label_column_name",
-        )
+    numbers = (v.values() if isinstance(v, dict) else v for v in values)
+    if any(isinstance(x, float) and not x.is_integer() for row in numbers for x in row):
+        raise soft_labels(column, values[0])
+
+
+def soft_labels(column: str, value: Any) -> UserError:
+    """The error for a column that holds a probability per class."""
+    return UserError(
+        f"column {column!r} holds fractions for several classes, such as {value}: soft labels, neither one class nor "
+        "several.",
+        "Training on soft labels is not supported; write the most probable class into the column.",
+        key="label_column_name",
+    )
 
 
 def _shown(value: Any, names: Sequence[str]) -> str:

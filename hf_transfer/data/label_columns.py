@@ -13,6 +13,7 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import label_candidates
 from hf_transfer.data.label_cells import (
     Notation,
+    are_shares,
     delimiter_of,
     is_missing,
     is_whole,
@@ -20,7 +21,7 @@ from hf_transfer.data.label_cells import (
     number,
     several,
 )
-from hf_transfer.data.label_checks import check_shares
+from hf_transfer.data.label_checks import check_shares, soft_labels
 from hf_transfer.data.label_variants import merged
 from hf_transfer.data.label_vectors import named_vectors
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, SINGLE_LABEL, Labels
@@ -75,11 +76,15 @@ def find_labels(
     """
     raw = RawSplits.of(splits)
     first = raw.main
+    if LABELS in inputs:
+        raise UserError(f"the input column is called {LABELS!r}, like the labels that a model is given.", "Rename it.")
     columns = label_column(first, inputs, args)
     if isinstance(columns, list):
         joined = {n: _join(s, n, columns) if _has(s, columns) else s for n, s in raw.items()}
         return LabelColumn(raw.but(joined), LABELS)
     delimiter = args.label_delimiter
+    if known is None and _may_be_several(args) and are_shares(cells := _distinct(raw, columns)):
+        raise soft_labels(columns, cells[0])
     lists = _as_lists(raw, columns, known is not None) if _is_text(first, columns) and _may_be_several(args) else None
     if lists is not None:
         raw, delimiter = lists, None
@@ -158,7 +163,7 @@ def _join(split: Dataset, name: str, columns: list[str]) -> Dataset:
     """`split` with its 0/1 label columns replaced by one column of lists: the names of the columns that are 1."""
     cells = [[_binary(v, name, column) for v in split[column][:]] for column in columns]
     rows = [None if None in row else [i for i, v in enumerate(row) if v] for row in zip(*cells, strict=True)]
-    return with_column(split, LABELS, rows, datasets.List(ClassLabel(names=columns)), columns)
+    return with_column(split, LABELS, rows, datasets.List(ClassLabel(names=columns)), [*columns, LABELS])
 
 
 def _binary(value: Any, split: str, column: str) -> int | None:

@@ -15,8 +15,9 @@ from hf_transfer.data.raw import RawSplits, changed
 
 
 def variant_key(name: str) -> str:
-    """What variants of one name share: they differ in case, spaces or Unicode form alone."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """What variants of one name share: they differ in case, spaces, Unicode form or invisible characters alone."""
+    visible = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+    return " ".join("".join(visible).casefold().split())
 
 
 def variants(counts: Mapping[str, int]) -> list[dict[str, int]]:

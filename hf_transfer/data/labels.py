@@ -68,6 +68,7 @@ def infer_labels(
     unlabeled = set(missing)
     feature, values = train.features[column], [v for i, v in enumerate(train[column][:]) if i not in unlabeled]
     inferred = problem_type or _problem_type(feature, values, bool(missing))
+    check_shares(column, [v for v in values if isinstance(v, dict)])
     _check_problem_type(inferred, column, values)
     if inferred == REGRESSION:
         if not skip_missing and (bad := bad_labels(train, "train", column, Labels(REGRESSION, (column,)))):

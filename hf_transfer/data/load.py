@@ -99,6 +99,7 @@ def _read(source: Source, args: DataArguments) -> RawSplits:
         read.written = one.written if split_name == "train" else read.written or one.written
     if source.kind is not Kind.IN_MEMORY and args.in_memory is not None:  # `eval_dataset`, `test_dataset`
         read.update(args.in_memory)
+        read.notes += RawSplits.of(args.in_memory).notes
     return read
 
 
@@ -133,7 +134,7 @@ def _read_from_hub(name: str, config_name: str | None) -> DatasetDict:
 
 def _read_files(tables: Tables, args: DataArguments) -> RawSplits:
     """The tables of each split, with image paths turned into image columns."""
-    read = RawSplits({})
+    read = RawSplits({}, tables.notes)
     for split, paths in tables.paths.items():
         try:
             files = read_files(paths, args.on_bad_example == "skip")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -18,9 +18,9 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
 from hf_transfer.data.image_tree import is_hidden, walk
 from hf_transfer.data.rows import FORMATS, format_of, remedy
-from hf_transfer.data.run_outputs import is_run_file
-from hf_transfer.data.split_names import VALIDATION_NAMES, split_roles, standard_name
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.data.run_outputs import is_run_file, is_run_folder
+from hf_transfer.data.split_names import split_roles, split_words
+from hf_transfer.errors import UserError, listed, nearest
 
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
@@ -45,10 +45,12 @@ class Tables:
     Attributes:
         key: the key that names them, for messages.
         paths: files by split.
+        notes: messages for the user.
     """
 
     key: str
     paths: Mapping[str, Sequence[Path]]
+    notes: tuple[str, ...] = ()
 
     def format_of(self, split: str) -> str | None:
         """`csv`, `json` or `parquet`."""
@@ -144,8 +146,12 @@ def _locate_named(args: DataArguments) -> Source:
     if path.is_dir():
         with folder_errors(path):
             return _locate_in_folder(path, name)
-    if path.is_file() or _is_pattern(name):
-        return Source(Kind.TABLES, name, _tables({"train": _matching(name, "dataset_name")}, "dataset_name"))
+    if path.is_file():
+        return Source(Kind.TABLES, name, _tables({"train": [name]}, "dataset_name"))
+    if _is_pattern(name):
+        matching = [Path(file) for file in _matching(name, "dataset_name")]
+        root = Path(os.path.commonpath([file.parent for file in matching]))
+        return Source(Kind.TABLES, name, _tables(_by_split(matching, root), "dataset_name"))
     if format_of(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"file or folder {name!r} does not exist.", _similar_file(path), key="dataset_name")
     return Source(Kind.HUB, name, origin=hub_client.find("dataset_name", name, "dataset").origin)
@@ -154,8 +160,9 @@ def _locate_named(args: DataArguments) -> Source:
 def _locate_in_folder(folder: Path, name: str) -> Source:
     if any((folder / file).is_file() for file in ("dataset_dict.json", "dataset_info.json")):
         return Source(Kind.SAVED, name)
-    if files := _split_files(folder):
-        tables = _tables(files, "dataset_name")
+    files, notes = _split_files(folder)
+    if files:
+        tables = replace(_tables(files, "dataset_name"), notes=tuple(notes))
         _check_no_classes(folder, tables)
         return Source(Kind.TABLES, name, tables)
     return Source(Kind.IMAGE_FOLDER, name)
@@ -191,26 +198,62 @@ def _names_images(table: Path) -> bool:
     )
 
 
-def _split_files(folder: Path) -> dict[str, list[str]]:
-    """The tables of a folder by the split in their file names; all are training data if no name contains a split.
+def _split_files(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """(the tables of a folder by split, notes about what else is in it).
 
     Raises:
-        UserError: some names contain a split and others do not.
+        UserError: see `_by_split`.
+    """
+    inside = sorted(path for path in folder.iterdir() if not is_hidden(path.name) and not is_run_file(path))
+    # A metadata file belongs to an image folder.
+    tables = [path for path in inside if format_of(path) and not path.is_dir() and path.stem != "metadata"]
+    others = [f"{path.name}{'/' * path.is_dir()}" for path in inside if path not in tables and not is_run_folder(path)]
+    return _by_split(tables, folder), [f"Not read in {folder.name!r}: {listed(others)}."] if others else []
+
+
+def _by_split(files: Sequence[Path], root: Path) -> dict[str, list[str]]:
+    """The tables below a folder by the split in their names, else in those of their folders; all are training data if
+    no name contains a split.
+
+    Raises:
+        UserError: a name contains several splits, some names contain one and others do not, two names for a split are
+            used, or two files seem to be the same data.
     """
     by_split: dict[str, list[str]] = {}
-    for file in sorted(file for file in folder.iterdir() if not is_run_file(file)):
-        # A metadata file belongs to an image folder.
-        if format_of(file) and file.stem != "metadata" and not is_hidden(file.name):
-            words = re.split(r"[-_. ]+", file.stem.lower())
-            named = [s for s in ("train", "test", *VALIDATION_NAMES) if s in words]
-            by_split.setdefault(standard_name(named[0]) if named else "", []).append(str(file))
+    used: dict[str, tuple[frozenset[str], Path]] = {}
+    for file in files:
+        relative = file.relative_to(root)
+        words = split_words(str(relative)[: -len(relative.name)] + _base(file))
+        splits = sorted(set(words.values()))
+        if len(splits) > 1:
+            raise _unclear(f"the name {str(relative)!r} contains several splits ({', '.join(splits)}).")
+        split = splits[0] if splits else ""
+        by_split.setdefault(split, []).append(str(file))
+        known, first = used.setdefault(split, (frozenset(words), relative))
+        if known != frozenset(words):
+            raise _unclear(f"{str(first)!r} and {str(relative)!r} both mean the {split} split.")
     if "" in by_split and len(by_split) > 1:
-        raise UserError(
-            f"some file names in folder {str(folder)!r} contain a split, but {Path(by_split[''][0]).name!r} does not.",
-            "Include train, validation or test in its name, or set train_file, validation_file and test_file.",
-            key="dataset_name",
-        )
-    return {split or "train": files for split, files in by_split.items()}
+        raise _unclear(f"some file names in folder {str(root)!r} contain a split, but {Path(by_split[''][0]).name!r} "
+                       "does not.")  # fmt: skip
+    seen: dict[Path, Path] = {}
+    for file in files:
+        if (twin := seen.setdefault(file.with_name(_base(file)), file)) is not file:
+            raise _unclear(f"{twin.name!r} and {file.name!r} seem to be the same data in two formats.")
+    return {split or "train": members for split, members in by_split.items()}
+
+
+def _base(file: Path) -> str:
+    """The name of a table without its suffixes."""
+    return file.name.removesuffix(file.suffix).removesuffix(file.suffixes[-2] if file.suffix == ".gz" else "")
+
+
+def _unclear(problem: str) -> UserError:
+    return UserError(
+        problem,
+        "Include one of train, validation and test in every name, move other files elsewhere, or set train_file, "
+        "validation_file and test_file.",
+        key="dataset_name",
+    )
 
 
 def _tables(files: Mapping[str, Sequence[str]], key: str) -> Tables:

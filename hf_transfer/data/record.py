@@ -130,8 +130,8 @@ class Record:
 
     def including(self, earlier: Record) -> Record:
         """This record with the training examples of an earlier part of the same run."""
-        if not ("train" in self.splits and "train" in earlier.splits):  # a resumed stream is read again from its start
-            return self
+        if not ("train" in self.splits and "train" in earlier.splits):
+            return replace(self, streamed=earlier.streamed)  # of a run that had ended
         now, then = self.splits["train"], earlier.splits["train"]
         more = ~np.isin(then.content, now.content)
         both = SplitRecord(*(np.concatenate([getattr(now, f), getattr(then, f)[more]]) for f in ("content", "labels")))

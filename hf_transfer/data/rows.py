@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from hf_transfer.data.dialect import Dialect, convert, find_dialect, open_text
+from hf_transfer.data.dialect import Dialect, convert, find_dialect, is_broken, open_text
 from hf_transfer.errors import UserError, one_line
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
@@ -32,6 +32,7 @@ _MOST_HEADER_ROWS = 1000  # rows with which a header is compared
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _WORDS_OF_A_TEXT = 4
 _PARQUET_ROWS = 256
+_NOT_UTF8 = "not valid UTF-8"
 _MANY = 10  # values of one cell of a table that has one row
 
 
@@ -69,7 +70,7 @@ class DelimitedFile:
 
     Args:
         path: the file.
-        skip_bad: bytes that are not valid UTF-8 become U+FFFD instead of an error.
+        skip_bad: a row with bytes that are not valid UTF-8 does not fit, instead of an error.
 
     Attributes:
         names: column names; one without a name is called `Unnamed: i`, as pandas does.
@@ -90,10 +91,12 @@ class DelimitedFile:
         header = beginning[0][1]
         if isinstance(header, str):
             raise UserError(f"line {beginning[0][0]} of {str(path)!r} cannot be read: {header}.")
+        if any(map(is_broken, header)):
+            raise UserError(f"the header of {str(path)!r} is not text in UTF-8.", convert(path))
         self.header = header
         self.names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(header)]
         if repeated := [name for name, count in Counter(self.names).items() if count > 1]:
-            raise UserError(f"{str(path)!r} has several columns called {repeated[0]!r}.", "Rename them.")
+            raise several_columns(path, repeated[0])
         rows = [cells for _, cells in beginning[1:] if isinstance(cells, list) and len(cells) == len(header)]
         if reason := _looks_like_data(header, rows):
             raise UserError(
@@ -131,6 +134,8 @@ class DelimitedFile:
             return cells
         if len(cells) != len(self.names):
             return self._width_reason(len(cells))
+        if self.skip_bad and any(map(is_broken, cells)):
+            return _NOT_UTF8
         return "it repeats the header" if cells == self.header else ""
 
     def _width_reason(self, cells: int) -> str:
@@ -138,6 +143,10 @@ class DelimitedFile:
         kind = "tab" if self.dialect.delimiter == "\t" else repr(self.dialect.delimiter)
         why = "a cell is missing" if few else f"a cell that contains a {kind} has to stand in double quotes"
         return f"it has {cells} {'cell' if cells == 1 else 'cells'}, and the header has {len(self.names)}; {why}"
+
+
+def several_columns(path: Path, name: str) -> UserError:
+    return UserError(f"{str(path)!r} has several columns called {name!r}.", "Rename them.")
 
 
 def read_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | BadRow]:
@@ -181,8 +190,9 @@ def json_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | B
             first = file.read(1)
         file.seek(0)
         if first == "[":
-            for number, row in enumerate(_json_list(path, file.read()), 1):
-                yield _object(row, f"{path.name} entry {number}")
+            text = file.read()
+            for number, row in enumerate(_json_list(path, text), 1):
+                yield _object(row, f"{path.name} entry {number}", text)
             return
         _check_lines(path, file)
         for number, line in enumerate(file, 1):
@@ -194,7 +204,7 @@ def json_rows(path: Path, skip_bad: bool = False) -> Iterator[dict[str, Any] | B
             except ValueError as error:
                 yield BadRow(place, f"it is not valid JSON ({one_line(error, 80)})")
                 continue
-            yield _object(row, place)
+            yield _object(row, place, line)
 
 
 def _check_lines(path: Path, file: IO[str]) -> None:
@@ -239,10 +249,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _object(row: Any, place: str) -> dict[str, Any] | BadRow:
-    if isinstance(row, dict):
-        return row
-    return BadRow(place, f"{json.dumps(row)[:60]} is not an object with named values")
+def _object(row: Any, place: str, written: str) -> dict[str, Any] | BadRow:
+    """A row, `written` in this text or in a part of it."""
+    if not isinstance(row, dict):
+        return BadRow(place, f"{json.dumps(row)[:60]} is not an object with named values")
+    may_be_broken = "\\u" in written or not written.isascii()
+    if may_be_broken and is_broken(json.dumps(row, ensure_ascii=False)):
+        return BadRow(place, _NOT_UTF8 if is_broken(written) else "not valid Unicode (half a character)")
+    return row
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

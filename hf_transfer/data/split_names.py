@@ -37,18 +37,28 @@ def split_roles(names: Iterable[str]) -> dict[str, str]:
     }
 
 
+def split_words(name: str) -> dict[str, str]:
+    """The words of a name that mean a split, such as `training`, each with that split; `trainset` is `train`."""
+    return {stem: split for word in _words(name) if (stem := _stem(word)) and (split := _split_of(stem))}
+
+
 def _parse(name: str) -> tuple[str, tuple[str, ...]] | None:
     """(the split that occurs in a name, the other words of it); None if none occurs, or several."""
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+", name)]
-    splits = {word: split for word in words if (split := _split_of(word))}
-    rest = tuple(word for word in words if word not in splits and word not in FILLERS)
-    return (next(iter(splits.values())), rest) if len(set(splits.values())) == 1 else None
+    splits = set(split_words(name).values())
+    rest = tuple(word for word in _words(name) if not _stem(word) and word not in FILLERS)
+    return (next(iter(splits)), rest) if len(splits) == 1 else None
 
 
-def _split_of(word: str) -> str:
-    """The split that a word such as `training` or `trainset` means, or an empty string."""
-    for stem in (word, *(word.removesuffix(filler) for filler in FILLERS if word.endswith(filler))):
-        name = "train" if stem == "trainval" else standard_name(stem)
-        if name in SPLITS:
-            return name
-    return ""
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+", name)]
+
+
+def _stem(word: str) -> str:
+    """The part of a word such as `trainset` that means a split, or an empty string."""
+    stems = (word, *(word.removesuffix(filler) for filler in FILLERS if word.endswith(filler)))
+    return next((stem for stem in stems if _split_of(stem)), "")
+
+
+def _split_of(stem: str) -> str:
+    name = "train" if stem == "trainval" else standard_name(stem)
+    return name if name in SPLITS else ""

@@ -115,7 +115,9 @@ def open_streams(args: DataArguments, source: Source | None = None) -> Streams:
     named = _open_named(source, args)
     streams = Streams({standard_name(name): stream for name, stream in named.items()}, named.notes, named.written)
     for split, tables in source.files.items():
-        streams[split] = _open_tables(tables, args)[split]
+        opened = _open_tables(tables, args)
+        streams[split] = opened[split]
+        streams.notes += opened.notes
     if "train" not in streams:
         raise UserError(f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(streams)}.")
     return Streams({name: _undecoded(stream) for name, stream in streams.items()}, streams.notes, streams.written)
@@ -135,7 +137,7 @@ def _open_named(source: Source, args: DataArguments) -> Streams:
     if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED) or args.in_memory is not None:
         raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
     if source.tables is not None:
-        return Streams(_open_tables(source.tables, args))
+        return _open_tables(source.tables, args)
     if source.kind is Kind.IMAGE_FOLDER:
         with folder_errors(source.path):
             raw = read_image_folder(source.path, args)
@@ -147,11 +149,12 @@ def _open_named(source: Source, args: DataArguments) -> Streams:
         raise UserError(f"dataset_name: {source.name!r} cannot be streamed ({one_line(error)}).") from error
 
 
-def _open_tables(tables: Tables, args: DataArguments) -> dict[str, Any]:
-    streams = {}
+def _open_tables(tables: Tables, args: DataArguments) -> Streams:
+    streams = Streams({}, tables.notes)
     for split, paths in tables.paths.items():
         try:
-            streams[split] = table_stream(paths, args)
+            streams[split], notes = table_stream(paths, args)
         except UserError as error:
             raise (error if error.key else error.with_key(tables.key)) from error
+        streams.notes += notes
     return streams

@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.image_paths import with_images
-from hf_transfer.data.rows import BadRow, format_of, read_rows
+from hf_transfer.data.rows import BadRow, DelimitedFile, format_of, read_rows
 from hf_transfer.data.tables import array, json_types
 from hf_transfer.errors import UserError
 
@@ -25,18 +25,21 @@ PLACE, REASON = "__place__", "__reason__"
 LOOK_ROWS = 10_000  # rows whose types decide those of a JSON stream
 
 
-def table_stream(paths: Sequence[Path], args: DataArguments) -> Any:
-    """A stream of the rows of one split; each file is a shard.
+def table_stream(paths: Sequence[Path], args: DataArguments) -> tuple[Any, list[str]]:
+    """(a stream of the rows of one split, messages for the user); each file is a shard.
 
     Raises:
         UserError: a file cannot be read, or lists images.
     """
     if format_of(paths[0]) == "parquet":
-        return datasets.load_dataset("parquet", data_files=[str(p) for p in paths], split="train", streaming=True)
-    beginning = [row for row in islice(read_rows(paths[0]), LOOK_ROWS) if isinstance(row, dict)]
+        return datasets.load_dataset("parquet", data_files=[str(p) for p in paths], split="train", streaming=True), []
+    skips = args.on_bad_example == "skip"
+    beginning = [row for row in islice(read_rows(paths[0], skips), LOOK_ROWS) if isinstance(row, dict)]
     if not beginning:
         raise UserError(f"{str(paths[0])!r} has no examples.")
+    notes = list[str]()
     if format_of(paths[0]) == "csv":
+        notes += DelimitedFile(paths[0], skips).notes
         features = {name: Value("string") for name in beginning[0]}
     else:
         features = dict(Features.from_arrow_schema(json_types(beginning, paths[0])))
@@ -44,15 +47,17 @@ def table_stream(paths: Sequence[Path], args: DataArguments) -> Any:
     if any(isinstance(f, Image) for f in with_images(first, paths[0], args).features.values()):
         raise UserError("streaming: the images listed in a table are already on disk.", "Remove streaming.")
     types = Features(features).arrow_schema
-    return IterableDataset.from_generator(
+    stream = IterableDataset.from_generator(
         _rows,
         features=Features({**features, PLACE: Value("string"), REASON: Value("string")}),
-        gen_kwargs={"paths": [str(p) for p in paths], "types": types, "skip_bad": args.on_bad_example == "skip"},
+        gen_kwargs={"paths": [str(p) for p in paths], "types": types, "skip_bad": skips},
     )
+    return stream, notes
 
 
 def _rows(paths: Sequence[str], types: pa.Schema, skip_bad: bool) -> Iterator[dict[str, Any]]:
     for path in map(Path, paths):
+        is_csv = format_of(path) == "csv"
         for number, row in enumerate(read_rows(path, skip_bad), 1):
             values = dict.fromkeys(types.names)
             if isinstance(row, BadRow):
@@ -63,6 +68,8 @@ def _rows(paths: Sequence[str], types: pa.Schema, skip_bad: bool) -> Iterator[di
                 values |= {f.name: array([row.get(f.name)], f, path)[0].as_py() for f in types}
             except UserError as error:
                 reason = f"{error.problem}"
+            if is_csv and (missing := set(values) - set(row)):
+                reason = f"it has no column {min(missing)!r}, which the beginning of the data has"
             if more := set(row) - set(values):
                 reason = f"it has a column {min(more)!r}, which the beginning of the data has not"
             yield {**values, PLACE: place, REASON: reason}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,14 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from hf_transfer.data.rows import BadRow, DelimitedFile, explained, format_of, json_rows
+from hf_transfer.data.rows import BadRow, DelimitedFile, explained, format_of, json_rows, several_columns
 from hf_transfer.errors import UserError
 
 CHUNK = 10_000  # rows converted at a time at most
 _CHUNK_CHARACTERS = 8 << 20  # and about as many characters: documents can be long
 _BLOCK = 100  # rows after which they are counted
 _IN_MEMORY = 256 << 20
-_VERSION = "1"  # of the cached files
+_VERSION = "2"  # of the cached files
 _MAX_SHOWN = 3
 
 
@@ -78,6 +79,8 @@ def _read(path: Path, skip_bad: bool, schema: pa.Schema | None) -> Read:
     if read.bad and not skip_bad:
         _refuse(read.bad)
     if not len(read.table):
+        if read.bad:
+            raise UserError(f"{str(path)!r} has no row that fits ({read.bad[0].place}: {read.bad[0].reason}).")
         raise UserError(f"{str(path)!r} has no examples.", "It has only a header, or nothing at all.")
     return read
 
@@ -113,6 +116,7 @@ class _Chunks:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=CHUNK):
                     table = pa.Table.from_batches([batch]).select(self.schema.names)
+                    table.validate(full=True)  # texts in UTF-8
                     yield from table.cast(self.schema).to_batches()
 
     def _good(self, rows: Iterable[Any]) -> Iterator[Any]:
@@ -197,7 +201,9 @@ def _parquet_schema(paths: Sequence[Path]) -> pa.Schema:
     schemas = []
     for path in paths:
         with explained(path):
-            schemas.append(_without_dictionaries(pq.read_schema(path)))
+            schemas.append(_plain(pq.read_schema(path)))
+        if repeated := [name for name, count in Counter(schemas[-1].names).items() if count > 1]:
+            raise several_columns(path, repeated[0])
     for path, schema in zip(paths, schemas, strict=True):
         _check_columns(path, schema.names, paths[0], schemas[0].names)
     try:
@@ -206,10 +212,16 @@ def _parquet_schema(paths: Sequence[Path]) -> pa.Schema:
         raise UserError(f"the files of a split have columns of different types ({error}).") from error
 
 
-def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
-    """The schema with the values of pandas' categories in place of their codes."""
-    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
-    return pa.schema(plain, schema.metadata)
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """The schema with the values of pandas' categories in place of their codes, and texts in place of views of them."""
+    return pa.schema([f.with_type(_plain_type(f.type)) for f in schema], schema.metadata)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return views.get(kind, kind)
 
 
 def _json_schema(paths: Sequence[Path], skip_bad: bool) -> tuple[pa.Schema, list[str]]:

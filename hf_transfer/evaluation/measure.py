@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import logit
 from transformers import EvalPrediction, Trainer
 
 from hf_transfer.evaluation import metrics
+from hf_transfer.evaluation.by_class import per_class
 from hf_transfer.evaluation.metric_table import LOSS, METRIC_TABLE
 from hf_transfer.evaluation.thresholds import logits_of, thresholds_of
 
@@ -37,7 +38,7 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
 
     Returns:
         A dict with `metrics`, `intervals` (95% confidence intervals), `confusion` (see `metrics.confusion`),
-        `num_examples`, and the arrays `logits` and `labels`.
+        `per_class` (see `by_class.per_class`), `num_examples`, and the arrays `logits` and `labels`.
     """
     prediction = trainer.predict(prepared)
     logits, values = logits_of(prediction.predictions), without_speed(prediction.metrics, "test_")
@@ -56,6 +57,7 @@ def measured(
         "metrics": values,
         "intervals": metrics.intervals(problem_type, logits, labels, limits=limits),
         "confusion": metrics.confusion(problem_type, logits, labels, limits),
+        "per_class": per_class(problem_type, logits, labels, limits),
         "num_examples": len(labels),
     }
 
@@ -66,8 +68,11 @@ def without_speed(values: dict[str, Any], prefix: str) -> dict[str, float]:
     return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix) and not k.endswith(hidden)}
 
 
-def format_metrics(values: dict[str, float], intervals: dict[str, list[float]]) -> Iterator[str]:
-    """One line per metric, with its confidence interval if there is one."""
+def format_metrics(
+    values: Mapping[str, float], intervals: Mapping[str, Sequence[float]], baseline: Mapping[str, float] | None = None
+) -> Iterator[str]:
+    """One line per metric, with its confidence interval and its baseline if there are any."""
     for name, value in values.items():
         low, high = intervals.get(name, (None, None))
-        yield f"  {name:<16} {value:.4f}" + (f"   95% CI {low:.4f} to {high:.4f}" if low is not None else "")
+        line = f"  {name:<16} {value:.4f}" + (f"   95% CI {low:.4f} to {high:.4f}" if low is not None else "")
+        yield f"{line}   baseline {baseline[name]:.4f}" if baseline and name in baseline else line

@@ -49,6 +49,12 @@ _METRICS = (
     Metric("spearman", True, (REGRESSION,)),
 )
 METRIC_TABLE = {metric.name: metric for metric in _METRICS}
+# What a person is shown while training; by the first, a run is compared with the baseline and with itself.
+LEADING: dict[str, tuple[str, ...]] = {
+    SINGLE_LABEL: ("accuracy", LOSS),
+    MULTI_LABEL: ("f1_micro", LOSS),
+    REGRESSION: ("rmse", "mae"),
+}
 
 
 def names(problem_type: str, num_labels: int) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ __all__ = [
     "calibration_error",
     "compute",
     "confusion",
+    "constant_labels",
     "intervals",
     "names",
 ]
@@ -125,8 +126,8 @@ def compute(problem_type: str, logits: Array, labels: Array, limits: Array | flo
 def baseline(problem_type: str, train: Array, held_out: Array, num_labels: int) -> dict[str, float]:
     """Metrics of a constant prediction, which ignores the input.
 
-    It predicts the most frequent class of the training set, the labels that more than half of its examples have, or its
-    mean. Metrics of ranking and calibration are left out, because they are meaningless for a constant.
+    It predicts the most frequent class of the training set, its `constant_labels`, or its mean. Metrics of ranking and
+    calibration are left out, because they are meaningless for a constant.
 
     Args:
         problem_type: as in `transformers` configurations.
@@ -138,13 +139,29 @@ def baseline(problem_type: str, train: Array, held_out: Array, num_labels: int) 
     if problem_type == REGRESSION:
         values = scores.regression(np.full(count, train.mean()), held_out)
     elif problem_type == MULTI_LABEL:
-        constant = np.broadcast_to(2.0 * (train.mean(axis=0) > 0.5) - 1, (count, num_labels))
+        constant = np.broadcast_to(2.0 * constant_labels(train) - 1, (count, num_labels))
         exact = scores.exact_matches(constant, held_out).mean()
         values = scores.from_label_counts(*scores.label_counts(constant, held_out), exact)
     else:
         most = np.full(count, np.bincount(train, minlength=num_labels).argmax())
         values = scores.from_counts(*scores.class_counts(held_out, most, num_labels))
     return {name: float(value) for name, value in values.items() if METRIC_TABLE[name].of_constants}
+
+
+def constant_labels(train: Array) -> Array:
+    """Which labels a constant answer has that reaches the highest micro F1 on the training set, (classes,) of bool.
+
+    They are the most frequent ones. The answer that is right most often is often no label at all, whose F1 is 0.
+
+    Args:
+        train: (examples, classes) of 0 and 1.
+    """
+    positives = np.asarray(train).sum(axis=0)
+    order = np.argsort(-positives, kind="stable")
+    f1 = 2 * positives[order].cumsum() / (np.arange(1, len(order) + 1) * len(train) + max(positives.sum(), 1))
+    members = np.zeros(len(order), bool)
+    members[order[: int(f1.argmax()) + 1]] = positives.any()
+    return members
 
 
 def confusion(problem_type: str, logits: Array, labels: Array, limits: Array | float = 0.0) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import logging
 
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import NUMBERS, Numbered, NumberedCollator, StoredInputs, lengths_of
@@ -57,12 +58,13 @@ def run_pass(
         num_workers=num_workers,
         pin_memory=pin_memory,
     )
-    total = sum(map(len, batches))
+    total, is_silent = sum(map(len, batches)), logging.get_verbosity() >= logging.ERROR
+    hidden = None if shows_progress and not is_silent else True  # None: only in a terminal
     with (
         untouched(model),
         torch.no_grad(),
         contextlib.nullcontext() if autocast is None else autocast,
-        tqdm(total=total, desc="features", unit="ex", delay=_SILENT, disable=not shows_progress, leave=False) as bar,
+        tqdm(total=total, desc="features", unit="ex", delay=_SILENT, disable=hidden, leave=False) as bar,
     ):
         model.eval()
         for loaded in loader:

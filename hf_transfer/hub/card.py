@@ -17,7 +17,6 @@ from hf_transfer.data import bundled
 from hf_transfer.data.labels import LABELS
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.splits import Data
-from hf_transfer.evaluation import metrics
 from hf_transfer.hub import card_sections
 from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, is_hub_id, loading, plain
 from hf_transfer.hub.card_metadata import metadata
@@ -51,7 +50,7 @@ def facts(
     is_hub_dataset = values["dataset_name"] and not _is_local(dataset)
     dataset_on_hub = bundled_data.name if bundled_data else dataset if is_hub_dataset else None
     bundled_base = bundled.HUB.get(str(base)) or bundled.HUB.get(bundled_models.named_by(str(base)) or "")
-    held_out, train, is_text = data.splits[split], data.train, values["task"] == "text-classification"
+    held_out, is_text = data.splits[split], values["task"] == "text-classification"
     is_shown = dataset_on_hub or bundled_data or dataset == IN_MEMORY
     return {
         "base_model": base_on_hub,
@@ -61,12 +60,6 @@ def facts(
         "language": (bundled_data and bundled_data.language)
         or data_origin.get("language")
         or model_origin.get("language"),
-        "baseline": metrics.baseline(
-            data.labels.problem_type,
-            _labels(train),
-            _labels(held_out),
-            len(data.labels.names),
-        ),
         "examples": _examples(held_out, data.inputs, values["card_examples"]) if is_text else [],
     }
 
@@ -92,10 +85,6 @@ def hub_name(model: str | None) -> str | None:
 
 def _is_local(name: Any) -> bool:
     return Path(str(name)).expanduser().exists() or not (is_hub_id(str(name)) or re.fullmatch(r"[\w.-]+", str(name)))
-
-
-def _labels(split: Any) -> metrics.Array:
-    return split.with_format("numpy", columns=[LABELS])[LABELS][:]
 
 
 def _examples(split: Any, inputs: Sequence[str], most: int) -> list[str]:

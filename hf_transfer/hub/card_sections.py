@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
+from hf_transfer.evaluation import standing
+from hf_transfer.evaluation.by_class import most_confused, pairs
 from hf_transfer.evaluation.calibration import describe
+from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.hub.card_markdown import escape, link, plain, table
 from hf_transfer.settings import keys as all_keys
 from hf_transfer.training.arguments import TransferArguments
@@ -58,8 +61,9 @@ def _dataset(results: Mapping[str, Any]) -> str:
 
 def results_table(results: Mapping[str, Any]) -> list[str]:
     """Metrics with confidence intervals, next to a constant baseline."""
-    intervals, split, baseline = results["intervals"], results["metrics_split"], results["card"]["baseline"]
-    kind = "mean of the training set" if results["problem_type"] == REGRESSION else "most frequent label"
+    intervals, split, baseline = results["intervals"], results["metrics_split"], _baseline(results)["metrics"]
+    kinds = {REGRESSION: "mean of the training set", MULTI_LABEL: "best constant answer"}
+    kind = kinds.get(results["problem_type"], "most frequent label")
     rows = [
         (
             f"`{name}`",
@@ -74,7 +78,10 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
         f"Evaluated on the {count:,} examples of the {split} split. The 95% confidence intervals account for the "
         "sampling of these examples, not for the variation between training seeds. The baseline ignores the input.",
         "",
-        *table(("metric", "value", "95% CI", f"baseline ({kind})"), rows),
+        *table(
+            ("metric", "value", "95% CI", f"baseline ({kind})"),
+            rows,
+        ),
         *_doubt(results),
         *_calibration(results),
     ]
@@ -92,11 +99,18 @@ def _calibration(results: Mapping[str, Any]) -> list[str]:
 
 def _doubt(results: Mapping[str, Any]) -> list[str]:
     """A warning if the model is not significantly better than the baseline."""
-    baseline, intervals = results["card"]["baseline"], results["intervals"]
-    name = next((n for n in ("accuracy", "f1_micro") if n in baseline and n in intervals), None)
-    if name is None or intervals[name][0] > baseline[name]:
+    baseline, intervals = _baseline(results), results["intervals"]
+    name = baseline["compared_by"]
+    if standing.verdict(name, baseline["metrics"], intervals) in (None, standing.BETTER):
         return []
-    return ["", f"**Not significantly better than the baseline (the 95% CI of `{name}` does not exceed it).**"]
+    return ["", f"**Not significantly better than the baseline (by the 95% CI of `{name}`).**"]
+
+
+def _baseline(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The baseline; older runs keep its metrics in what they record for the card."""
+    if "baseline" in results:
+        return results["baseline"]
+    return {"metrics": results["card"]["baseline"], "compared_by": LEADING[results["problem_type"]][0]}
 
 
 def _number(value: float | None) -> str:
@@ -114,20 +128,13 @@ def confusion(results: Mapping[str, Any]) -> list[str]:
     if len(names) <= _MAX_CLASSES:
         columns = ("true \\ predicted", *names)
         return table(columns, [(name, *row) for name, row in zip(names, counts, strict=True)])
-    pairs = counts["pairs"] if isinstance(counts, Mapping) else _pairs(counts)
     totals: Counter[int] = Counter()
-    for i, _, n in pairs:
+    for i, _, n in pairs(counts):
         totals[i] += n
-    largest = sorted(((i, j, n) for i, j, n in pairs if i != j), key=lambda pair: -pair[2])[:_MAX_CONFUSIONS]
-    rows = [(names[i], names[j], n, totals[i]) for i, j, n in largest]
+    rows = [(names[i], names[j], n, totals[i]) for i, j, n in most_confused(counts, _MAX_CONFUSIONS)]
     if not rows:
         return ["All predictions are correct."]
     return ["The most frequent errors:", "", *table(("true", "predicted", "errors", "examples"), rows)]
-
-
-def _pairs(matrix: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """[(true class, predicted class, count)] of the pairs that occur."""
-    return [(i, j, n) for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
 
 
 # ---- labels and data -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.dialect import convert
-from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES, UNREADABLE_IMAGES
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES, UNREADABLE_IMAGES, native
 from hf_transfer.data.image_tree import visible_files
 from hf_transfer.data.rows import FORMATS, BadRow, format_of, read_rows
 from hf_transfer.errors import UserError, nearest, one_line, option
@@ -116,7 +116,13 @@ def _is_pipe(word: str) -> bool:
 def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example | None]:
     kinds = task.suffixes or TABLES | LINES
     unreadable = UNREADABLE_IMAGES if task.suffixes else {}
-    files = [p for p in visible_files(folder) if p.suffix.lower() in kinds or p.suffix.lower() in unreadable]
+    files = [
+        p
+        for p in visible_files(folder)
+        if p.suffix.lower() in kinds
+        or p.suffix.lower() in unreadable
+        or (p.suffix.lower() == ".gz" and format_of(p) and not task.suffixes)
+    ]
     if not files:
         raise UserError(f"the folder {str(folder)!r} holds no file to read.", _supported(task), key="INPUT")
     for path in files:
@@ -208,7 +214,8 @@ def _told(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
 def _beside(path: Path, value: Any, task: Task) -> Any:
     """A picture's path that is relative to the table; as it stands where there is no such file."""
     relative = task.suffixes and isinstance(value, str) and not Path(value).is_absolute()
-    return str(path.parent / value) if relative and os.path.isfile(path.parent / value) else value
+    own = native(value, path.parent) if relative else value
+    return str(path.parent / own) if relative and os.path.isfile(path.parent / own) else value
 
 
 def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -> tuple[str, ...]:

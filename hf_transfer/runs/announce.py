@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
+from datasets import Dataset
+from transformers import AutoModelForImageClassification
+
 from hf_transfer.adapters.attach import is_adapted, summary
-from hf_transfer.data.bucketing import describe
+from hf_transfer.analysis import hints
+from hf_transfer.data.bucketing import describe, lengths_of
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.linear_probe import note
@@ -17,6 +24,28 @@ def _on_batches(trainer: TransferTrainer) -> str:
     if trainer.bucketing.on:
         return describe(trainer.length_sampler(), trainer.args.world_size)
     return trainer.bucketing.line()
+
+
+def _on_rates(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
+    """Learning rates that cannot work; nothing where a solver takes no steps."""
+    config = prepared.config
+    if trainer.plan is not None and config.training.probe_solver != "lbfgs":
+        is_new = is_adapted(trainer.model) or config.values["from_scratch"]
+        optim = getattr(config.training.optim, "value", str(config.training.optim))
+        yield from hints.rate_hints(trainer.plan, optim, is_new, trainer.num_steps)
+
+
+def _on_costs(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
+    """Input sizes that would save time, of the keys that were not given."""
+    config, sizes, train = prepared.config, prepared.facts.splits["train"].sizes, trainer.train_dataset
+    is_text = isinstance(train, Dataset) and "input_ids" in train.column_names
+    if config.data.max_seq_length is None and is_text:
+        characters = sizes["characters"][1] if "characters" in sizes else None
+        batch, is_bucketed = config.training.train_batch_size, trainer.bucketing.on
+        yield from filter(None, [hints.length_hint(lengths_of(train, ""), batch, is_bucketed, characters)])
+    if config.data.image_size is None and prepared.task.mixes:
+        build = partial(AutoModelForImageClassification.from_config, trust_remote_code=config.model.trust_remote_code)
+        yield from filter(None, [hints.image_size_hint(sizes, trainer.model.config, build)])
 
 
 def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
@@ -35,6 +64,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     say(f"Data ({prepared.facts.seconds:.1f} s):")
     for line in prepared.facts.lines():
         say(line)
+    for line in _on_costs(prepared, trainer):
+        say(f"  Hint: {line}")
     if is_adapted(trainer.model):
         say(summary(trainer.model))
     if line := _on_batches(trainer):
@@ -44,6 +75,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         for line in prepared.chosen.lines():
             say(line)
         say(str(trainer.plan))
+        for line in _on_rates(prepared, trainer):
+            say(f"Warning: {line}")
         if line := trainer.choices["batchnorm"].line():
             say(line)
         if more := note(config.training, trainer.below_solution, prepared.loaded.fresh):

@@ -20,6 +20,7 @@ from hf_transfer.data.labels import REGRESSION
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.evaluation import conformal
 from hf_transfer.evaluation.calibration import Calibration, fit_temperature
+from hf_transfer.evaluation.metric_table import LOSS
 from hf_transfer.evaluation.thresholds import LABEL_THRESHOLDS
 from hf_transfer.evaluation.thresholds import logits_of as logits_among
 from hf_transfer.layers.side_effects import untouched
@@ -130,7 +131,7 @@ def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Ca
     prediction = trainer.predict(validation)
     layer = head_layers(trainer).last
     assert layer is not None, "checked by `choose`"
-    (answer,) = broadcast_object_list([_fit(prediction)])
+    (answer,) = broadcast_object_list([_fit(prediction, _expected_loss(trainer))])
     if isinstance(answer, WorkFailed):
         raise answer
     with torch.no_grad():
@@ -140,10 +141,21 @@ def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Ca
     return answer
 
 
-def _fit(prediction: Any) -> Calibration | WorkFailed:
+def _expected_loss(trainer: TransferTrainer) -> float | None:
+    """The loss in cross-validation of the head that the run began with: that is as calibrated as its L2 strength.
+
+    None if there is no such head, it was chosen by another measure, or its loss is weighted.
+    """
+    solution, loss = trainer.solution, trainer.objective.loss
+    if solution is None or solution.measure != LOSS or (loss is not None and loss.weights is not None):
+        return None
+    return solution.score
+
+
+def _fit(prediction: Any, expected_loss: float | None) -> Calibration | WorkFailed:
     """The temperature, or why there is none, for all processes."""
     try:
-        return fit_temperature(logits_among(prediction.predictions), prediction.label_ids)
+        return fit_temperature(logits_among(prediction.predictions), prediction.label_ids, expected_loss)
     except WorkFailed as error:
         return error
 

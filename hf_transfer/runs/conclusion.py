@@ -8,60 +8,88 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.evaluation.calibration import describe
-from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.files import say
 from hf_transfer.models.heads import MLP
 from hf_transfer.run_folder import LABEL_ISSUES, RUN_FILE
+from hf_transfer.runs.ending import ending
 from hf_transfer.runs.result import Result
+from hf_transfer.settings import COMMAND_LINE_ONLY, Config
 from hf_transfer.tasks.base import Task
 
 
-def conclude(result: Result, task: Task) -> None:
-    """Print it."""
+def conclude(result: Result, task: Task, config: Config, inputs: tuple[str, ...]) -> None:
+    """Print it.
+
+    Args:
+        result: of the run.
+        task: what the model reads.
+        config: of the run.
+        inputs: names of the input columns.
+    """
     results, folder = result.results, result.output_dir
     say()
     say(
         f"Result on {results['metrics_split']} ({results['train_seconds']:.0f} s of training, "
         f"{results['trainable_parameters']:,} of {results['total_parameters']:,} parameters trained):"
     )
-    for line in format_metrics(results["metrics"], results["intervals"]):
+    for line in ending(results):
         say(line)
     if calibration := results["calibration"]:
         say(f"Calibration: {describe(calibration)}.")
     if line := _on_labels(results["label_issues"]):
         say(line)
+    if not math.isfinite(results["metrics"]["loss"]):
+        say("Warning: the loss is NaN or infinite: training diverged. Try a lower learning_rate.")
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
-    if not math.isfinite(results["metrics"]["loss"]):
-        say("The loss is not a number: training diverged. Try a lower learning_rate.")
-    python = shlex.quote(_python())
-    ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
     say("Next:")
-    recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
-    what = "texts" if not task.suffixes else "paths of images"
-    say(f"  {ours} predict {shlex.quote(str(folder))} -   # answers {what} from standard input, a line each")
-    say(f"  {ours} evaluate {shlex.quote(str(folder))}   # these metrics again; --test_file for others")
-    say(f"  {ours} train --config {recipe} --output_dir {again}   # repeats the run")
-    if task.auto_class and results["head"]["type"] == MLP:
-        code = f"from hf_transfer import Predictor as P; print(P.load({json.dumps(str(folder))}).model.config.id2label)"
-        say(f"  {python} -c {shlex.quote(code)}")
-    elif task.auto_class and is_adapted(result.model):
-        code = (
-            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({json.dumps(str(folder))}); "
+    for command in _next_commands(result, task, config, inputs):
+        say(f"  {command}")
+
+
+def _next_commands(result: Result, task: Task, config: Config, inputs: tuple[str, ...]) -> Iterator[str]:
+    """Commands that work as they stand, with a comment after `   #`."""
+    folder, python = result.output_dir, shlex.quote(_python())
+    ours = "hf-transfer" if shutil.which("hf-transfer") else f"{python} -m hf_transfer"
+    trusts = " --trust_remote_code" if config.values["trust_remote_code"] else ""
+    where = shlex.quote(str(folder))
+    if len(inputs) == 1:
+        what = "texts" if not task.suffixes else "paths of images"
+        yield f"{ours} predict {where} -{trusts}   # answers {what} from standard input, one per line"
+    else:  # a line holds one text
+        code = f"from hf_transfer import Predictor as P; print(P.load({json.dumps(str(folder))}).predict([('a', 'b')]))"
+        yield f"{python} -c {shlex.quote(code)}   # answers pairs of texts"
+    if config.data.dataset_name != IN_MEMORY:  # else no file says where the data is
+        yield f"{ours} evaluate {where}{trusts}   # these metrics again; --test_file for others"
+        recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
+        flags = "".join(f" --{name}" for name in COMMAND_LINE_ONLY if config.values[name])
+        yield f"{ours} train --config {recipe} --output_dir {again}{flags}   # repeats the run"
+    if code := _loading(result, task, folder):
+        yield f"{python} -c {shlex.quote(code)}"
+
+
+def _loading(result: Result, task: Task, folder: Path) -> str:
+    """Python that loads the model; empty if there is no class for it."""
+    place = json.dumps(str(folder))
+    if not task.auto_class:
+        return ""
+    if result.results["head"]["type"] == MLP:
+        return f"from hf_transfer import Predictor as P; print(P.load({place}).model.config.id2label)"
+    if is_adapted(result.model):
+        return (
+            f"import transformers as t, peft; c = peft.PeftConfig.from_pretrained({place}); "
             f"m = t.{task.auto_class}.from_pretrained(c.base_model_name_or_path, "
-            f"config=t.AutoConfig.from_pretrained({json.dumps(str(folder))}), ignore_mismatched_sizes=True); "
-            f"print(peft.PeftModel.from_pretrained(m, {json.dumps(str(folder))}).config.id2label)"
+            f"config=t.AutoConfig.from_pretrained({place}), ignore_mismatched_sizes=True); "
+            f"print(peft.PeftModel.from_pretrained(m, {place}).config.id2label)"
         )
-        say(f"  {python} -c {shlex.quote(code)}")
-    elif task.auto_class:
-        load = f"M.from_pretrained({json.dumps(str(folder))})"
-        code = f"from transformers import {task.auto_class} as M; print({load}.config.id2label)"
-        say(f"  {python} -c {shlex.quote(code)}")
+    return f"from transformers import {task.auto_class} as M; print(M.from_pretrained({place}).config.id2label)"
 
 
 def _on_labels(found: Mapping[str, Any] | None) -> str:

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
-
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.locate import IN_MEMORY
+from hf_transfer.data.raw import RawSplits
 from hf_transfer.errors import UserError
 from hf_transfer.settings import Config
 
@@ -49,7 +48,7 @@ def configured(
     return replace(config, data=replace(config.data, in_memory=_in_memory(objects, config.data)))
 
 
-def _in_memory(objects: Mapping[str, Any], args: DataArguments) -> DatasetDict:
+def _in_memory(objects: Mapping[str, Any], args: DataArguments) -> RawSplits:
     """The splits that were given as Python objects.
 
     Args:
@@ -59,7 +58,7 @@ def _in_memory(objects: Mapping[str, Any], args: DataArguments) -> DatasetDict:
     Raises:
         UserError: they are no data, or a split was given twice.
     """
-    splits = DatasetDict()
+    splits = RawSplits({})
     for key, value in objects.items():
         name = key.removesuffix("_file")
         named = splits_of(value, args) if key == "dataset_name" else splits_of(value, args, name)
@@ -67,5 +66,6 @@ def _in_memory(objects: Mapping[str, Any], args: DataArguments) -> DatasetDict:
             raise UserError(f"{_HELD_OUT[key]}: expected one split, got {', '.join(named)}.", "Give one of them.")
         if name in splits:
             raise UserError(f"{_HELD_OUT[key]}: the dataset has a {name} split already.", "Keep one of them.")
-        splits |= named
+        splits.update(named)
+        splits.notes += named.notes
     return splits

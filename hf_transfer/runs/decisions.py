@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.settings import Config
+from hf_transfer.settings import Config, keys
 from hf_transfer.training.checkpoints import newest_valid
+from hf_transfer.training.choices import DECIDABLE
 from hf_transfer.training.trainer import TransferTrainer
 
 Decisions = dict[str, Any]
@@ -43,4 +44,44 @@ def with_choices(config: Config, trainer: TransferTrainer, checkpoint: str | Non
     found = newest_valid(Path(str(trainer.args.output_dir)))[0] if checkpoint == "auto" else checkpoint
     if found is not None:
         trainer.choices.recall(found)
-    return replace(config, values=config.values | trainer.choices.values)
+    own = {"logging_steps": trainer.args.logging_steps}
+    return replace(config, values=config.values | trainer.choices.values | own)
+
+
+_FOUND = (
+    "task",
+    "problem_type",
+    "label_column_name",
+    "label_delimiter",
+    "label_vector_names",
+    "text_column_name",
+    "image_column_name",
+    "pixel_range",
+)
+
+
+def reasons(config: Config, chosen: Mapping[str, str], trainer: TransferTrainer, calibrates: str) -> dict[str, str]:
+    """Why a run has the values of the keys that were not given, by key, for `run.yaml`.
+
+    Args:
+        config: of the run, with what was chosen.
+        chosen: reasons of what `strategy: auto` chose.
+        trainer: with a resolved plan.
+        calibrates: the reason of what `calibrate: auto` came to.
+    """
+    values, args, steps = config.values, trainer.args, trainer.num_steps
+    why = dict.fromkeys(_FOUND, "found in the data") | {
+        "train_val_split": "the data has no validation split",
+        "output_dir": "a new folder",
+        "num_train_epochs": "the sum of stages",
+        "learning_rate": "of the strategy",
+        "from_scratch": "of the strategy",
+        "adapter": "of the strategy",
+        "logging_steps": f"{-(-steps // max(1, int(args.logging_steps)))} lines in {steps} steps",
+    }
+    why = {name: reason for name, reason in why.items() if name not in config.given}
+    why = {name: reason for name, reason in why.items() if values[name] != keys()[name].default}
+    decided = {name: trainer.choices[name].why for name in DECIDABLE if getattr(args, name) == "auto"}
+    if args.calibrate == "auto":
+        decided["calibrate"] = calibrates
+    return {**why, **{name: reason or "what auto comes to" for name, reason in (decided | dict(chosen)).items()}}

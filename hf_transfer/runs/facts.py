@@ -10,12 +10,16 @@ from typing import Any
 from transformers import EvalPrediction
 
 from hf_transfer.adapters.attach import name_of
-from hf_transfer.data.labels import SINGLE_LABEL
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.data.splits import Data
 from hf_transfer.evaluation import conformal
+from hf_transfer.evaluation.by_class import most_confused, named
 from hf_transfer.evaluation.measure import held_out_metrics, without_speed
+from hf_transfer.evaluation.scores import Array
+from hf_transfer.evaluation.standing import against_baseline
 from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.models.heads import head_of
+from hf_transfer.runs.kept import kept
 from hf_transfer.runs.machine import device_name
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
@@ -27,19 +31,20 @@ _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", 
 def measured(
     trainer: TransferTrainer,
     prepared: dict[str, Any],
-    problem_type: str,
+    data: Data,
     seen: Callable[[str, Any, Any], None] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of the held-out splits, with intervals for the one that counts.
+    """Metrics of the held-out splits; intervals, the baseline and the classes for the one that counts.
 
     The model's configuration gets the scores of the validation split that prediction sets are made from.
 
     Args:
         trainer: with the trained model.
         prepared: prepared examples by split.
-        problem_type: as in `transformers` configurations.
+        data: with encoded labels.
         seen: is given the name of the split that counts, its (examples, outputs) logits and its labels.
     """
+    problem_type, names = data.labels.problem_type, data.labels.names
     validation, prediction = _validated(trainer)
     if problem_type == SINGLE_LABEL:
         record = conformal.record_of(logits_of(prediction.predictions), prediction.label_ids)
@@ -48,13 +53,30 @@ def measured(
     held_out = held_out_metrics(trainer, prepared[split], problem_type)
     if seen is not None:
         seen(split, held_out["logits"], held_out["labels"])
+    baseline = against_baseline(
+        problem_type,
+        names,
+        _labels(data.train),
+        _labels(data.splits[split]),
+        held_out["metrics"],
+        held_out["intervals"],
+    )
+    confusions = most_confused(held_out["confusion"]) if problem_type == SINGLE_LABEL else []
     return {
         "metrics": held_out["metrics"],
         "metrics_split": split,
         "validation_metrics": validation,
         "intervals": held_out["intervals"],
+        "baseline": baseline,
+        "per_class": named(names, held_out["per_class"]),
         "confusion": held_out["confusion"],
+        "confusions": [{"true": names[i], "predicted": names[j], "count": n} for i, j, n in confusions],
+        "kept": kept(trainer, problem_type, validation, trainer.course.compare(prediction) if trainer.course else None),
     }
+
+
+def _labels(split: Any) -> Array:
+    return split.with_format("numpy", columns=[LABELS])[LABELS][:]
 
 
 def _validated(trainer: TransferTrainer) -> tuple[dict[str, float], Any]:

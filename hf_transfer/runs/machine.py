@@ -19,6 +19,7 @@ from hf_transfer.errors import WorkFailed
 from hf_transfer.runs.decisions import Decisions
 from hf_transfer.tasks.base import Task
 from hf_transfer.training.arguments import TransferArguments
+from hf_transfer.training.console import is_silent
 from hf_transfer.training.trainer import TransferTrainer
 
 MOST_WORKERS = 8  # per training process; more have not made loading faster than the bus
@@ -27,10 +28,16 @@ PREFETCHED = 4  # batches per worker
 
 @contextlib.contextmanager
 def quiet_libraries(args: TransferArguments) -> Iterator[None]:
-    """Context without progress bars for each tokenized split and each file of weights, which hide the run's output."""
+    """Context without progress bars for each tokenized split and each file of weights, which hide the run's output.
+
+    With `log_level: error`, the pass over frozen features has none either.
+    """
     if args.log_level in ("debug", "info"):
         yield
         return
+    verbosity = transformers_logging.get_verbosity()
+    if is_silent(args):
+        transformers_logging.set_verbosity_error()
     had_bars = not datasets.are_progress_bars_disabled()
     had_transformers_bars = transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -42,6 +49,7 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
             datasets.enable_progress_bars()
         if had_transformers_bars:
             transformers_logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
 
 
 def end_workers(trainer: TransferTrainer) -> None:

@@ -38,6 +38,8 @@ from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
+from hf_transfer.training.course import Course
+from hf_transfer.training.pace import log_interval
 from hf_transfer.training.run_identity import fingerprint
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -233,6 +235,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
     """
     args, output_dir = prepared.config.training, Path(str(prepared.config.training.output_dir))
     labels = prepared.loaded.labels
+    course = Course(labels.problem_type)
     with _trainer_errors(output_dir):
         trainer = TransferTrainer(
             model=prepared.loaded.model,
@@ -241,15 +244,19 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             eval_dataset=validation,
             processing_class=prepared.processor,
             data_collator=_collator(prepared),
-            compute_metrics=lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model),
+            compute_metrics=course.watching(lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model)),
         )
+        course.trainer = trainer
+        trainer.course = course
         trainer.data_keys = _course(prepared)
         trainer.chosen = {name: choice.value for name, choice in prepared.chosen.keys.items()}
         trainer.add_callback(Epochs(prepared.chance))
         trainer.boundary.blocked = _live_changes(prepared)
         if prepared.chance.views is not None:
             trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
-        trainer.resolve_plan()
+        steps = trainer.resolve_plan()
+        if "logging_steps" not in prepared.config.given:
+            args.logging_steps = log_interval(args.logging_steps, steps)
         trainer.check_optimization()
         check_disk(output_dir, trainer)
     return trainer

@@ -30,7 +30,7 @@ from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
-from hf_transfer.runs.decisions import with_choices, with_decisions
+from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.label_issues import write_label_issues
@@ -49,7 +49,8 @@ from hf_transfer.runs.saving import check_saved, record_examples, recorded_strea
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
 from hf_transfer.training.arguments import TransferArguments
-from hf_transfer.training.progress import Bars, History, Lines
+from hf_transfer.training.console import is_silent
+from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -169,7 +170,9 @@ def _prepare(config: Config) -> _Ready:
             say(line)
         if config.data.overwrite_output_dir and checkpoint is None:
             _clear(output_dir)
-        write_text(output_dir / RUN_FILE, prepared.config.to_yaml())
+        chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
+        why = reasons(config, chosen, trainer, ready.calibrates.why)
+        write_text(output_dir / RUN_FILE, prepared.config.to_yaml(why))
         record_examples(prepared, output_dir, is_resumed=checkpoint is not None)
     ready.label_issues = write_label_issues(prepared, trainer, output_dir, checkpoint is not None, ready.talks)
     return ready
@@ -183,7 +186,8 @@ def _said_before(ready: _Ready) -> list[str]:
 
 def _train(ready: _Ready) -> None:
     """Train, and save the model before it is evaluated: what fails there does not cost the training."""
-    with recorded_stream(ready.splits["train"], ready.output_dir):
+    skips_ahead = ready.checkpoint is not None and bool(ready.prepared.config.training.ignore_data_skip)
+    with recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
         ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
     save_model(ready.trainer, ready.output_dir)
 
@@ -196,7 +200,7 @@ def _finish(ready: _Ready) -> Result:
     calibration = _calibrate(ready)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, labels.problem_type, partial(write_errors, ready.prepared, trainer))
+    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -250,7 +254,7 @@ def _publish(ready: _Ready, result: Result) -> Result:
     """Report the result, and push it if it was asked for."""
     if ready.trainer.is_world_process_zero():
         if ready.talks:
-            conclude(result, ready.prepared.task)
+            conclude(result, ready.prepared.task, ready.prepared.config, ready.prepared.inputs)
         if ready.target:
             result.push_error = _push(result, ready.target, ready.talks)
     return result
@@ -271,7 +275,7 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
 
 def _talks(args: TransferArguments) -> bool:
     """Whether the run says what it does: not from `log_level: error` on."""
-    return args.log_level not in ("error", "critical")
+    return not is_silent(args)
 
 
 def _clear(output_dir: Path) -> None:
@@ -283,12 +287,15 @@ def _clear(output_dir: Path) -> None:
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
+    trainer.shows_plan = False  # `announce` has printed it
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    if talks and sys.stderr.isatty():
-        trainer.add_callback(Bars())
     if talks:
-        trainer.add_callback(Lines(trainer))
+        clock = Clock(trainer)
+        trainer.add_callback(clock)
+        if sys.stderr.isatty():
+            trainer.add_callback(Bars(clock))
+        trainer.add_callback(Lines(clock))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
 
 

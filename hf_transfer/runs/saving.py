@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hf_transfer.adapters.attach import is_adapted
@@ -33,10 +34,17 @@ def record_examples(prepared: Prepared, output_dir: Path, is_resumed: bool) -> N
 
 
 @contextlib.contextmanager
-def recorded_stream(train: Any, output_dir: Path) -> Iterator[None]:
-    """Context of training; what a stream gave to it is added to the record of the examples."""
+def recorded_stream(train: Any, output_dir: Path, skips_ahead: bool) -> Iterator[None]:
+    """Context of training; what a stream gave to it is added to the record of the examples.
+
+    Args:
+        train: the training set.
+        output_dir: where the record is.
+        skips_ahead: whether a resumed run reads only what comes after its checkpoint, so that what it trained on before
+            is not known. Otherwise it reads a stream again from its start.
+    """
     passed = train.read.passed if isinstance(train, Stream) else None
-    if passed is None:
+    if passed is None or skips_ahead:
         yield
         return
     passed.begin()
@@ -44,7 +52,9 @@ def recorded_stream(train: Any, output_dir: Path) -> Iterator[None]:
         yield
         record = Record.load(output_dir / EXAMPLES)
         assert record is not None, "written before training"
-        replace(record, streamed=passed.contents()).save(output_dir / EXAMPLES)
+        parts = [part for part in (record.streamed, passed.contents()) if part is not None and len(part)]
+        streamed = np.unique(np.concatenate(parts)) if parts else None  # resumed at its last step, it reads nothing
+        replace(record, streamed=streamed).save(output_dir / EXAMPLES)
     finally:
         passed.end()
 

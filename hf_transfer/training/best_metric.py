@@ -8,7 +8,7 @@ by which smaller is better only if the name ends in "loss".
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import EarlyStoppingCallback
@@ -52,6 +52,19 @@ def watched(args: Any) -> tuple[str, bool]:
     """(name in the log of the metric that decides, whether greater is better); without one the loss."""
     name = (args.metric_for_best_model or LOSS).removeprefix("eval_")
     return f"eval_{name}", bool(args.metric_for_best_model and args.greater_is_better)
+
+
+def best_of(logs: Sequence[Mapping[str, Any]], name: str, greater: bool) -> Mapping[str, Any] | None:
+    """The log entry of the best evaluation, the last one in case of a tie; None without any.
+
+    Args:
+        logs: `TrainerState.log_history`.
+        name: of the metric in the log, including `eval_`.
+        greater: whether greater is better.
+    """
+    sign = 1 if greater else -1
+    evaluations = [log for log in logs if name in log and not math.isnan(log[name])]
+    return max(evaluations, key=lambda log: (sign * log[name], log["step"]), default=None)
 
 
 # ---- evaluations ---------------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ What is overridden, and why that hook:
 - `_inner_training_loop`: replaced if the head is solved for.
 - `_prepare_for_training`: the head is initialized before the model is wrapped.
 - `_run_epoch`: the solution is logged first, once callbacks have begun.
+- `_counters`: checkpoints say what was solved for.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainingArguments
@@ -17,7 +19,7 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import UserError, option
-from hf_transfer.training import linear_probe
+from hf_transfer.training import linear_probe, run_identity
 from hf_transfer.training.probe_selection import Solution
 from hf_transfer.training.resuming import Resumable
 
@@ -89,15 +91,21 @@ class Probing(Resumable):
         return TrainOutput(0, self.solution.loss, metrics)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Initialize the head, unless the run is resumed: then its checkpoint holds the head."""
+        """Initialize the head, unless the run is resumed: then its checkpoint holds it, and what is known of it."""
         self.solution = None
         if linear_probe.wanted(self.args) and resume_from_checkpoint is None:
             self.solution = linear_probe.solve(self)
+        elif resume_from_checkpoint is not None:
+            saved = (run_identity.read(resume_from_checkpoint) or {}).get("solution")
+            self.solution = Solution(**saved) if saved else None
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _counters(self) -> dict[str, Any]:
+        return {**super()._counters(), "solution": None if self.solution is None else asdict(self.solution)}
 
     def continue_counting(self) -> None:
         super().continue_counting()
-        if self.solution is not None:
+        if self.solution is not None and self.resumed_at == 0:
             self._seconds_before += self.solution.seconds + self.solution.feature_seconds
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:

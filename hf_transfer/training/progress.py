@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,78 @@ from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
+from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.files import say
+from hf_transfer.training.console import RATE, rates_in_words
+from hf_transfer.training.pace import Pace, spell
 from hf_transfer.training.trainer import TransferTrainer
 
-RATE = "learning_rate/"
+_WORTH_SAYING = 10  # seconds left
+
+
+class Clock(TrainerCallback):
+    """Knows how long training still takes; the first callback, so that the others may ask it."""
+
+    def __init__(self, trainer: TransferTrainer):
+        self.trainer, self.pace = trainer, Pace()
+
+    def _stage(self) -> int | None:
+        return None if self.trainer.unfreezing is None else self.trainer.unfreezing.stage
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.pace.restart(self._stage(), state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.pace.note(self._stage(), state.global_step)
+
+    def left(self) -> str:
+        """The time left in words, of the current stage where another follows; empty if it is not known or short."""
+        plan, stage, end, where = self.trainer.plan, self._stage(), self.trainer.state.max_steps, ""
+        if plan is not None and stage is not None and stage + 1 < len(plan.stages):
+            following = plan.stages[stage + 1].start
+            if following is None:  # a plateau ends the stage
+                return ""
+            end, where = following, " of this stage"
+        seconds = self.pace.left(end)
+        return "" if seconds is None or seconds < _WORTH_SAYING else f"about {spell(seconds)}{where} left"
 
 
 class Bars(ProgressCallback):
-    """transformers' progress bars without its log lines, which `Lines` prints."""
+    """transformers' progress bars, with the time left instead of the speed, and without its log lines."""
+
+    def __init__(self, clock: Clock):
+        super().__init__()
+        self.clock = clock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            layout = "{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}, {elapsed}{postfix}"
+            self.training_bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                dynamic_ncols=True,
+                bar_format=layout,
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str(self.clock.left(), refresh=False)
+        super().on_step_end(args, state, control)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        is_new = self.prediction_bar is None
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if is_new and self.prediction_bar is not None:
+            self.prediction_bar.leave = False  # also after training
 
     def on_log(self, *_: Any, **__: Any) -> None:
         pass
@@ -30,8 +95,8 @@ class Bars(ProgressCallback):
 class Lines(TrainerCallback):
     """One plain line per log, in a terminal or not."""
 
-    def __init__(self, trainer: TransferTrainer):
-        self.trainer = trainer
+    def __init__(self, clock: Clock):
+        self.trainer, self.clock = clock.trainer, clock
 
     def on_log(
         self,
@@ -47,29 +112,46 @@ class Lines(TrainerCallback):
                 say(line)
 
     def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
-        plan = self.trainer.plan
         if "loss" in logs:
-            stage = ""
-            if plan is not None:
-                index = logs["stage"]
-                stage = f"  stage {index + 1}/{len(plan.stages)} ({plan.stages[index].name})"
-            norm = f"  grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else ""
-            cache = f"  cache {logs['cache_gain']:.1f}x" if "cache_gain" in logs else ""
-            return (
-                f"step {state.global_step}/{state.max_steps}  epoch {logs.get('epoch', 0):.2f}{stage}  "
-                f"loss {logs['loss']:.4f}{norm}  learning rate {logs['learning_rate']:.2e}{cache}"
-            )
+            return self._of_step(state, logs)
         if "probe_l2" in logs:
             return str(self.trainer.solution)
         if "eval_loss" in logs:
-            hidden = ("runtime", "per_second", "epoch", "stage")
-            values = [
-                f"{k.removeprefix('eval_')} {v:.4f}"
-                for k, v in logs.items()
-                if isinstance(v, float) and not k.endswith(hidden)
-            ]
-            return f"  validation at epoch {logs.get('epoch', 0):.2f}: {', '.join(values)}"
+            course = self.trainer.course
+            worse = f" ({course.drop})" if course is not None and course.drop is not None else ""
+            return f"  validation at epoch {logs.get('epoch', 0):.2f}: {shown_metrics(logs, self.trainer.args)}{worse}"
         return ""
+
+    def _of_step(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        plan, stage = self.trainer.plan, ""
+        if plan is not None:
+            index = logs["stage"]
+            stage = f"stage {index + 1}/{len(plan.stages)} ({plan.stages[index].name})"
+        parts = [
+            f"step {state.global_step}/{state.max_steps}",
+            f"epoch {logs.get('epoch', 0):.2f}",
+            stage,
+            f"loss {logs['loss']:.4f}",
+            f"grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else "",
+            f"learning rate {rates_in_words(logs)}",
+            f"cache {logs['cache_gain']:.1f}x" if "cache_gain" in logs else "",
+            self.clock.left(),
+        ]
+        return "  ".join(filter(None, parts))
+
+
+def shown_metrics(logs: Mapping[str, Any], args: Any) -> str:
+    """The metrics of an evaluation that matter most, and the one that decides; all of them where none is known."""
+    values = {
+        name.removeprefix("eval_"): value
+        for name, value in logs.items()
+        if isinstance(value, float) and not name.endswith(("runtime", "per_second", "epoch", "stage"))
+    }
+    decides = (args.metric_for_best_model or "").removeprefix("eval_")
+    kinds = (MULTI_LABEL, REGRESSION, SINGLE_LABEL)  # several labels have an accuracy too
+    leading = next((LEADING[kind] for kind in kinds if LEADING[kind][0] in values), tuple(values))
+    names = dict.fromkeys([*leading, decides])
+    return ", ".join(f"{name} {values[name]:.4f}" for name in names if name in values)
 
 
 class History(TrainerCallback):

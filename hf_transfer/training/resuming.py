@@ -232,6 +232,7 @@ class Resumable(Saving):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer would take one more step if it is resumed at its last one."""
         if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # of a stream, Trainer counts on endless epochs
             return None
         return super()._run_epoch(*args, **kwargs)
 

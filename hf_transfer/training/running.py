@@ -27,6 +27,8 @@ class RunningTrainer(Protocol):
     _tr_loss: Any
 
     plan: Plan | None
+    shows_plan: bool
+    shown_plan: Plan | None
     layer_groups: tuple[LayerGroup, ...]
     trainable: tuple[str, ...]
     pretrained_statistics: frozenset[str]

@@ -44,11 +44,12 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, batchnorm, linear_probe
+from hf_transfer.training import adalora, batchnorm, console, linear_probe
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
+from hf_transfer.training.course import Course
 from hf_transfer.training.loading import Loading
 from hf_transfer.training.schedules import SCHEDULES, run_schedule
 from hf_transfer.training.stages import Unfreezing
@@ -70,6 +71,10 @@ class TransferMixin(Loading):
         objective: the loss, the weight of a micro-batch, and the penalties; `objective.penalties` may be appended to
             before training.
         boundary: replays the frozen part, if `boundary_cache` is on.
+        course: compares the evaluations of a run, if there are metrics of ours.
+        num_steps: optimizer steps of the run, once the plan is resolved.
+        shows_plan: whether `train` prints the plan; not with `log_level: error`.
+        shown_plan: the plan that it printed.
 
     Raises:
         UserError: the model, the optimizer or the distributed backend cannot execute the plan.
@@ -82,6 +87,10 @@ class TransferMixin(Loading):
     unfreezing: Unfreezing | None = None
     trainable: tuple[str, ...] = ()
     pretrained_statistics: frozenset[str] = frozenset()
+    course: Course | None = None
+    num_steps: int = 0
+    shows_plan: bool = True
+    shown_plan: Plan | None = None
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
         if isinstance(args, TransferArguments):
@@ -92,6 +101,7 @@ class TransferMixin(Loading):
         self.objective = Objective()
         self.boundary = BoundaryCache(self)
         if isinstance(self.args, TransferArguments):
+            console.replace_default(self.callback_handler, self.args)
             set_direction(self.args, self.args.has_own_direction, evaluation_sets(self))
             has_plan = plan.is_wanted(self.args)
             self._set_objective(has_plan)
@@ -233,6 +243,7 @@ class TransferMixin(Loading):
                 )
             # Recreated: a hyperparameter search sets arguments between trials, and `max_steps` the length of the run.
             steps_per_epoch, max_steps = values[1], values[-1]
+            self.num_steps = max_steps
             num_epochs = max_steps / steps_per_epoch if args.max_steps > 0 else None
             new_plan = make_plan(self.args, self.layer_groups, num_train_epochs=num_epochs)
             self.plan = new_plan.resolve(steps_per_epoch, max_steps)
@@ -240,6 +251,8 @@ class TransferMixin(Loading):
             if self._solves:  # without a training step
                 stage = replace(new_plan.stages[0], start=0, epochs=0.0)
                 self.plan = replace(self.plan, stages=(stage,), num_train_epochs=0.0)
+            if self.is_in_train:
+                console.show_plan(self, new_plan if self._solves else self.plan)
         return values
 
     def resolve_plan(self) -> int:
@@ -247,6 +260,7 @@ class TransferMixin(Loading):
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.shown_plan = None
         if self.plan is not None:
             self._set_layers()
         try:

@@ -279,6 +279,9 @@ def test_the_splits_of_a_column(tmp_path):
     table(tmp_path, "kind,split", *rows[:3], "3.png,b,later")
     with pytest.raises(UserError, match="1 of 4 images have no train, validation or test in it"):
         read(tmp_path)
+    table(tmp_path, "kind,split", *rows[:3], "3.png,b,dev")
+    with pytest.raises(UserError, match="'dev' and 'val' both mean the validation split"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image as Pixels
 
 from hf_transfer import Predictor, UserError, fine_tune
@@ -36,6 +36,32 @@ def test_a_frame_of_categories_and_pictures():
     made = splits_of(pd.DataFrame({"image": pictures, "kind": kinds}))["train"]
     assert made.features["kind"] == ClassLabel(names=["b", "a", "never"]) and made["kind"][:] == [0, 1, 0]
     assert made[2]["image"].getpixel((0, 0)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("categories", "names"),
+    [
+        ([3, 1, 2], ["3", "1", "2"]),
+        ([1.5, 0.5, 2.0], ["1.5", "0.5", "2"]),
+        ([True, False], ["True", "False"]),
+        (["b", "a", "never"], ["b", "a", "never"]),
+        (list(pd.to_datetime(["2024-01-02", "2024-01-01"])), ["2024-01-02", "2024-01-01"]),
+        (list(pd.interval_range(0, 2)), ["(0, 1]", "(1, 2]"]),
+    ],
+)
+def test_categories_of_any_kind_are_the_classes_in_their_order(categories, names):
+    kinds = pd.Categorical([categories[1], None, categories[0]], categories=categories)
+    made = splits_of(pd.DataFrame({"text": ["a", "b", "c"], "kind": kinds}))["train"]
+    assert made.features["kind"] == ClassLabel(names=names) and made["kind"][:] == [1, None, 0]
+
+
+def test_categories_that_are_texts_or_numbers():
+    frame = pd.DataFrame({"text": ["a", "b"], "score": [2, 1]}).astype("category")
+    made = splits_of(frame, DataArguments(problem_type="regression"))["train"]
+    assert made.to_dict() == {"text": ["a", "b"], "score": [2, 1]}
+    assert splits_of(frame)["train"].features == Features(
+        {"text": Value("string"), "score": ClassLabel(names=["1", "2"])}
+    )
 
 
 # ---- images ----
@@ -108,6 +134,13 @@ def test_columns_that_hold_no_images():
     [
         ([1, 2], "unsupported type list for the train split"),
         ({"train": 3}, "unsupported type int for the train split"),
+        (pd.DataFrame([["a", "b"]], columns=["x", "x"]), "the train data has several columns called 'x'"),
+        (
+            pd.DataFrame({"x": pd.period_range("2024", periods=2)}),
+            "column 'x' of the train data holds Period values",
+        ),
+        (pd.DataFrame({"x": [1j, 2j]}), "column 'x' of the train data holds complex values"),
+        (pd.DataFrame({"x": ["half \ud800"]}, dtype=object), "column 'x' of the train data holds str values"),
         (pd.DataFrame({0: ["a"]}), "column name 0 of the train data is not a string"),
         ({}, "must be split names"),
     ],

@@ -70,6 +70,21 @@ def test_paths_of_images_are_relative_to_their_table(tmp_path, monkeypatch):
     assert load_splits(args)["train"]["picture"][0]["path"] == str(tmp_path / "here" / "1.png")
 
 
+def test_paths_of_other_systems_and_addresses_in_a_table(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("1.png", "b\\2.png"):
+        Pixels.new("L", (4, 4)).save(tmp_path / "a" / name)
+    (tmp_path / "t.csv").write_text("image,label\na\\1.png,x\na/b\\2.png,y\n")
+    train = load_splits(DataArguments(train_file=f"{tmp_path}/t.csv"))["train"]
+    assert [cell["path"] for cell in train["image"]] == [f"{tmp_path}/a/1.png", f"{tmp_path}/a/b\\2.png"]
+    for address in ("https://host/1.png", "file:///a/1.png", "s3://bucket/1.png"):
+        (tmp_path / "t.csv").write_text(f"image,label\n{address},x\n")
+        with pytest.raises(
+            UserError, match=rf"image_column_name: column 'image' of .* holds addresses \('{address}'\)"
+        ):
+            load_splits(DataArguments(train_file=f"{tmp_path}/t.csv"))
+
+
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
 def test_images_in_a_table_with_numbers_or_several_labels(problem, tiny_vit_folder, tmp_path, monkeypatch):
     """Trained from a relative path, evaluated from another folder."""

@@ -12,9 +12,9 @@ from transformers import BertConfig
 from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import Columns, unread
-from hf_transfer.data.label_cells import Notation, delimiter_of, notation, number, several
+from hf_transfer.data.label_cells import Notation, are_shares, delimiter_of, notation, number, several
 from hf_transfer.data.label_columns import find_labels
-from hf_transfer.data.label_variants import variant_notes
+from hf_transfer.data.label_variants import variant_key, variant_notes
 from hf_transfer.data.labels import Labels, encode, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.raw import RawSplits
@@ -76,8 +76,15 @@ def test_a_comma_before_three_digits_has_two_readings():
         notation(["1,234", "20,000", "7"])
     assert notation(["1,234", "0,5"]) is Notation.COMMA, "0,5 decides"
     for cells in (["3,5", "3.5"], ["$3", "3 €"], ["50%", "0.5"]):
-        with pytest.raises(UserError, match="numbers that are written in different ways"):
+        with pytest.raises(UserError, match="numbers in different notations"):
             notation(cells)
+
+
+@pytest.mark.parametrize(
+    "cells", [["1 0 0", "0 1 0"], ["[0, 1]"], ["0.5", "0.25"], ["v0.5 v1.2"], ["3.5 mm", "0.5 mm"], ["0.5 2.5"], []]
+)
+def test_what_is_no_soft_label(cells):
+    assert not are_shares(cells)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,13 @@ def test_text_of_a_typed_file_stays_a_name():
         (["0.5", "x"], {"problem_type": REGRESSION}, "regression expects numbers, but column 'label' contains 'x'"),
         (["-100", "1"], {}, "the label -100, which stands for `no label`"),
         (["a", "a"], {}, "only one class"),
-        (["[0.9, 0.1]", "[0.2, 0.8]"], {}, "vectors of fractions"),
+        (["[0.9, 0.1]", "[0.2, 0.8]"], {}, r"fractions for several classes, such as \[0.9, 0.1\]: soft labels"),
+        (["0.9 0.1", "0 1"], {}, "soft labels"),
+        (["0.9;0.1", "1.0;0.0"], {"label_delimiter": ";"}, "soft labels"),
+        (["{'pos': 0.9, 'neg': 0.1}", "{'pos': 1, 'neg': 0}"], {}, "soft labels"),
+        (['{"pos": 1e-05, "neg": 0.99999}'], {}, "soft labels"),
+        (["pos:0.9 neg:.1", "pos:.5 neg:.5"], {}, "soft labels"),
+        (["1 ", "2 "], {}, "label_column_name: .* such as '1 ', '2 '. Write all of them alike and without spaces"),
         ([f"value {i}" for i in range(4)], {}, None),
     ],
 )
@@ -191,6 +204,36 @@ def test_a_class_that_only_the_feature_knows_is_not_enough():
     lists = Features({"label": List(ClassLabel(names=["a", "b"]))})
     with pytest.raises(UserError, match=r"only one class \(a\)"):
         infer_labels(Dataset.from_dict({"label": [[0], [0]]}, features=lists), "label", None)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([{"pos": 0.2, "neg": 0.8}, {"pos": 1.0, "neg": 0.0}], "soft labels"),
+        ([[0.2, 0.8], [1.0, 0.0]], "soft labels"),
+        ([{"name": "a"}, {"name": "b"}], "expects one class per example, but column 'label' contains {'name': 'a'}"),
+    ],
+)
+def test_lists_and_objects_that_are_no_labels(values, said):
+    with pytest.raises(UserError, match=said):
+        infer_labels(Dataset.from_dict({"label": values}), "label", None)
+
+
+def test_names_that_a_parquet_file_holds_as_bytes():
+    labels = infer_labels(Dataset.from_dict({"label": [b"pos", "caf\xe9".encode(), b"pos"]}), "label", None)
+    assert labels.names == ("caf\xe9", "pos")
+    with pytest.raises(UserError, match="1 training examples have no label"):
+        infer_labels(Dataset.from_dict({"label": [b"pos", b"", b"neg"]}), "label", None)
+
+
+def test_a_column_with_the_name_of_the_encoded_labels():
+    """Beside one column per label it is not used; an input column would be replaced by the labels."""
+    rows = {"text": ["a", "b"], "spam": ["0", "1"], "rude": ["1", "1"], "labels": ["x", "y"]}
+    raw = RawSplits({"train": Dataset.from_dict(rows)}, written=rows)
+    found = find_labels(raw, ("text",), DataArguments(label_column_name=["spam", "rude"]))
+    assert found.splits["train"]["labels"][:] == [[1], [0, 1]]
+    with pytest.raises(UserError, match="the input column is called 'labels'"):
+        find_labels(raw, ("labels",), DataArguments(label_column_name="spam"))
 
 
 def test_typed_labels():
@@ -220,6 +263,11 @@ def test_a_held_out_split_alone_is_read_as_the_model_needs_it():
     assert generic["labels"][:] == [1, 0]
     text = Dataset.from_dict({"label": ["1.0", "2"]})
     assert encode(text, "test", "label", Labels(SINGLE, ("1", "2")))["labels"][:] == [0, 1]
+
+
+@pytest.mark.parametrize("variant", ["pos\u200b", "\ufeffpos", "po\u00ads", "pos\u00a0", "\uff30\uff2f\uff33", " pos"])
+def test_what_cannot_be_seen_makes_no_other_label(variant):
+    assert variant_key(variant) == variant_key("pos") != variant_key("po s")
 
 
 def test_variants_of_a_label_are_named_and_merged_on_request():

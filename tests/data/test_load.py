@@ -203,14 +203,65 @@ def test_data_that_is_not_there(args, said):
 
 def test_names_of_files_say_their_split(tmp_path):
     """However they are joined: a test file must never be trained on."""
-    for name in ("train_data", "reviews-test", "my.valid.2", "EVAL_x".lower()):
+    for name in ("train_data", "reviews-test", "my.valid.2"):
         (tmp_path / f"{name}.csv").write_text("text,label\na,x\nb,y\n")
     splits = load_splits(DataArguments(dataset_name=str(tmp_path)))
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 2,
         "test": 2,
-        "validation": 4,
+        "validation": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["training.csv", "testing.csv"], {"train", "test"}),
+        (["train2017.csv", "val2017.csv"], {"train", "validation"}),
+        (["ReviewsTrain.csv", "ReviewsTestSet.csv"], {"train", "test"}),
+        (["trainset.csv", "DEV.CSV"], {"train", "validation"}),
+        (["latest.csv", "contest.csv"], {"train"}),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["", "/*.[cC]*"])
+def test_the_words_for_splits_are_those_of_folders(pattern, names, expected, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text("text,label\na,x\nb,y\n")
+    splits = load_splits(DataArguments(dataset_name=f"{tmp_path}{pattern}"))
+    assert set(splits) == expected and sum(map(len, splits.values())) == 4
+
+
+def test_a_pattern_over_the_folders_of_splits(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "part-0.csv").write_text("text,label\na,x\nb,y\n")
+    assert set(load_splits(DataArguments(dataset_name=f"{tmp_path}/**/*.csv"))) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train.csv", "dev.csv", "valid.csv"], "'dev.csv' and 'valid.csv' both mean the validation split"),
+        (["train.csv", "trainval.csv"], "both mean the train split"),
+        (["train_test.csv", "dev.csv"], r"'train_test.csv' contains several splits \(test, train\)"),
+        (["train.csv", "all.csv"], "contain a split, but 'all.csv' does not"),
+        (["train.csv", "train.tsv"], "'train.csv' and 'train.tsv' seem to be the same data in two formats"),
+        (["a.csv", "a.csv.gz"], "'a.csv' and 'a.csv.gz' seem to be the same data in two formats"),
+    ],
+)
+def test_file_names_that_can_be_read_in_two_ways(names, said, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(UserError, match=f"dataset_name: .*{said}"):
+        load_splits(DataArguments(dataset_name=str(tmp_path)))
+
+
+def test_what_else_is_in_a_folder_of_tables_is_named(tmp_path):
+    (tmp_path / "part").mkdir()
+    for name in ("train.csv", "test.xlsx", ".hidden.csv", "part/more.csv"):
+        (tmp_path / name).write_text("text,label\na,x\nb,y\n")
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path)))
+    assert splits.notes == [f"Not read in {tmp_path.name!r}: part/, test.xlsx."]
 
 
 def test_paths_as_people_have_them(tmp_path, monkeypatch):

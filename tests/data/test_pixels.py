@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image as Pixels
 
@@ -66,6 +66,19 @@ def test_every_form_of_an_image_is_rotated_alike(orientation, tmp_path):
     for form in forms:
         np.testing.assert_array_equal(np.asarray(open_image(form)), expected)
         np.testing.assert_array_equal(np.asarray(open_image(open_image(form))), expected)  # once is enough
+
+
+def test_images_that_a_dataset_has_encoded_without_their_rotation_are_counted(tmp_path):
+    """`datasets` writes PIL images without a file anew; images with a file or of their bytes keep what they say."""
+    images = [Pixels.open(io.BytesIO(turned(tmp_path / f"{i}.jpg").read_bytes())) for i in range(3)]
+    plain = Pixels.new("RGB", (4, 4))
+    made = splits_of(Dataset.from_dict({"image": [*images, plain], "label": list("abab")}))
+    assert len(made.notes) == 1 and made.notes[0].startswith("Column 'image': 3 of 4 images looked at are JPEGs")
+    files = [{"bytes": (tmp_path / f"{i}.jpg").read_bytes(), "path": None} for i in range(3)]
+    features = Features({"image": ImageColumn()})
+    for cells in (files, [Pixels.open(tmp_path / f"{i}.jpg") for i in range(3)], [None, plain]):
+        assert splits_of(Dataset.from_dict({"image": cells}, features=features)).notes == []
+    assert splits_of(pd.DataFrame({"image": images})).notes == []
 
 
 # ---- depth ----

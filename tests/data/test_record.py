@@ -82,7 +82,9 @@ def test_a_resumed_run_has_trained_on_both_parts():
     both = later.including(earlier)
     assert set(both.trained.tolist()) == set(content_of(split("a", "b", "c"), ("text",)).tolist())
     stream = replace(earlier, splits={"validation": earlier.splits["validation"]})
-    assert later.including(stream) is later
+    assert later.including(stream).streamed is None
+    ended = replace(stream, streamed=np.array([3], np.uint64))
+    assert later.including(ended).streamed.tolist() == [3], "until it has been read again"
 
 
 def test_texts_have_the_hash_that_finds_duplicates():

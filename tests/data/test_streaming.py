@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -28,6 +29,7 @@ from hf_transfer.data.stream_training import Reader, Stream, mark
 from hf_transfer.data.streaming import open_streams
 from hf_transfer.run_folder import EXAMPLES, PASSED
 from hf_transfer.tasks import TASKS
+from tests import warm
 
 KEYS = dict(streaming=True, max_steps=6, max_eval_samples=10, strategy="full", save_strategy="no", log_level="error")
 LABELS = Labels("single_label_classification", ("a", "b"))
@@ -241,6 +243,7 @@ def test_a_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tiny_bert_fo
     name = write(tmp_path / "d", rows=35)
     fine_tune(tiny_bert_folder, name, output_dir=str(tmp_path / "whole"), **keys)
     whole = load_file(tmp_path / "whole" / "model.safetensors")
+    passed = Record.load(tmp_path / "whole" / EXAMPLES).streamed
     for step in (8, 16):
         place = tmp_path / f"from{step}"
         place.mkdir()
@@ -248,6 +251,7 @@ def test_a_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tiny_bert_fo
         fine_tune(tiny_bert_folder, name, output_dir=str(place), resume_from_checkpoint="auto", **keys)
         resumed = load_file(place / "model.safetensors")
         assert all(torch.equal(whole[k], resumed[k]) for k in whole), step
+        assert np.array_equal(Record.load(place / EXAMPLES).streamed, passed), "it is read again from its start"
     place = tmp_path / "other"
     place.mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-8", place / "checkpoint-8")
@@ -259,6 +263,64 @@ def test_a_resumed_stream_goes_on_where_it_was_also_in_a_later_pass(tiny_bert_fo
             fine_tune(
                 tiny_bert_folder, name, output_dir=str(place), resume_from_checkpoint="auto", **{**keys, **changed}
             )
+
+
+@pytest.mark.parametrize("has_record", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_stream_that_is_resumed_at_its_last_step_ends(has_record, tiny_bert_folder, tmp_path):
+    """As after a run that was killed while it evaluated; what was trained on is what was known of it."""
+    name, place = write(tmp_path / "d", rows=35), tmp_path / "o"
+    keys = {**KEYS, "output_dir": str(place), "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    fine_tune(tiny_bert_folder, name, **keys)
+    weights, before = load_file(place / "model.safetensors"), Record.load(place / EXAMPLES)
+    (place / "results.json").unlink()
+    if not has_record:
+        replace(before, streamed=None).save(place / EXAMPLES)
+    run = fine_tune(tiny_bert_folder, name, resume_from_checkpoint="auto", **keys)
+    again = load_file(place / "model.safetensors")
+    assert run.trainer.state.global_step == 2 and all(torch.equal(weights[k], again[k]) for k in weights)
+    record = Record.load(place / EXAMPLES)
+    assert np.array_equal(record.streamed, before.streamed) if has_record else record.streamed is None
+
+
+@pytest.mark.slow
+def test_a_resumed_stream_that_skips_nothing_does_not_know_what_it_trained_on(tiny_bert_folder, tmp_path):
+    name, place = write(tmp_path / "d", rows=35), tmp_path / "o"
+    keys = {**KEYS, "max_steps": 4, "save_strategy": "steps", "save_steps": 3, "save_total_limit": None}
+    fine_tune(tiny_bert_folder, name, output_dir=str(tmp_path / "w"), **keys)
+    shutil.copytree(tmp_path / "w" / "checkpoint-3", place / "checkpoint-3")
+    run = fine_tune(
+        tiny_bert_folder, name, output_dir=str(place), resume_from_checkpoint="auto", ignore_data_skip=True, **keys
+    )
+    assert Record.load(place / EXAMPLES).streamed is None
+    assert "Examples that were trained on are not recognized" in run.evaluate()["notes"][0]
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+
+def run_of_ranks(model, name, folder, processes, workers):
+    keys = {**KEYS, "dataloader_num_workers": workers, "use_cpu": True, "max_steps": 4, "shuffle_buffer_size": 16}
+    fine_tune(
+        model, name, output_dir=str(folder), per_device_train_batch_size=8 // processes, optim="sgd",
+        learning_rate=0.5, max_grad_norm=0, preflight=False, **keys,
+    )  # fmt: skip
+    return 0
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_several_processes_read_a_stream_as_one_does(workers, tiny_bert_folder, tmp_path):
+    """Each takes its share of every batch: the same weights, and the same record of what was trained on."""
+    name, log = write(tmp_path / "d", rows=35), tmp_path / "log.txt"
+    for processes in (1, 2):
+        run = partial(run_of_ranks, tiny_bert_folder, name, tmp_path / str(processes), processes, workers)
+        codes = warm.ranks(processes, run, log) if processes > 1 else {0: run()}.values()
+        assert set(codes) == {0}, log.read_text()[-8000:]
+    one, two = (load_file(tmp_path / str(n) / "model.safetensors") for n in (1, 2))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-6, rtol=1e-5)
+    passed, again = (Record.load(tmp_path / str(n) / EXAMPLES).streamed for n in (1, 2))
+    assert not (tmp_path / "2" / PASSED).exists()
+    assert len(passed) >= 32 and (workers or np.array_equal(passed, again)), "workers read ahead as far as they get"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -325,6 +387,19 @@ def test_what_is_here_already_is_not_streamed(name, tmp_path):
         name = str(tmp_path / "t.csv")
     with pytest.raises(UserError, match=r"streaming: .* already"):
         open_streams(DataArguments(dataset_name=name, streaming=True, max_eval_samples=1))
+
+
+def test_files_of_a_stream_that_differ(tmp_path):
+    """The dialect of the beginning is said, and a column that is missing later is not taken for empty cells."""
+    for i, content in enumerate(("text;label\na;x\nb;y\n", "label;text\nx;c\n", "text\nd\n")):
+        (tmp_path / f"{i}.csv").write_text(content)
+    streams = open_streams(DataArguments(dataset_name=f"{tmp_path}/*.csv", streaming=True, max_eval_samples=1))
+    assert streams.notes == ["0.csv: the cells are separated by semicolons."]
+    rows = list(streams["train"])
+    assert [row["text"] for row in rows] == ["a", "b", "c", "d"] and [row["__reason__"] for row in rows[:3]] == [
+        None
+    ] * 3
+    assert rows[3]["__reason__"] == "it has no column 'label', which the beginning of the data has"
 
 
 def test_a_label_of_another_kind_far_into_a_file(tmp_path):

@@ -15,7 +15,9 @@ from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import tables
 from hf_transfer.data.load import load_splits
+from hf_transfer.data.raw import BadExample
 from hf_transfer.data.rows import BadRow, read_rows
+from hf_transfer.data.streaming import beginning
 
 
 def load(path, **keys):
@@ -134,6 +136,17 @@ def test_dialects(name, content, note, tmp_path):
     assert [r["text"] for r in read_rows(tmp_path / name)] == ["a, or b", "c"]
 
 
+def test_tabs_in_a_csv_whose_quotes_enclose_line_ends(tmp_path):
+    splits = load(written(tmp_path, 'text\tlabel\n"a\nb"\tx\n"c, d\n"\ty\n'))
+    assert splits["train"].to_dict() == {"text": ["a\nb", "c, d\n"], "label": ["x", "y"]}
+    assert splits.notes == ["t.csv: the cells are separated by tabs."]
+
+
+def test_a_comma_in_a_quoted_column_name_is_no_delimiter(tmp_path):
+    train = load(written(tmp_path, '"text, whole";label\na, or b;x\nc;y\n'))["train"]
+    assert train.to_dict() == {"text, whole": ["a, or b", "c"], "label": ["x", "y"]}
+
+
 def test_a_quote_at_the_start_of_a_tsv_cell_merges_no_lines(tmp_path):
     lines = [f"{q}film {i}\t{'ab'[i % 2]}" for i, q in enumerate(['"', "", '"', '""', "", '"half" of it '])]
     train = load(written(tmp_path, "sentence\tlabel\n" + "\n".join(lines), "t.tsv"))["train"]
@@ -208,6 +221,20 @@ def test_parquet_parts_and_categories(tmp_path):
     assert train["label"][:] == ["x", "y"] and train["n"][:] == [1, 2]
 
 
+def test_parquet_views_and_repeated_columns(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(["a"], pa.string_view()), "label": [1]}), tmp_path / "v.parquet")
+    assert load(tmp_path / "v.parquet")["train"].features["text"].dtype == "string"
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "label", "label"])
+    pq.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet' has several columns called 'label'. Rename them"):
+        load(tmp_path / "t.parquet")
+
+
+def test_a_file_of_which_no_row_fits(tmp_path):
+    with pytest.raises(UserError, match=r"has no row that fits \(t.csv line 2: it has 3 cells"):
+        load(written(tmp_path, "text,label\na,b,c\n"), on_bad_example="skip")
+
+
 # ---- large files ----
 
 
@@ -227,3 +254,50 @@ def test_a_large_file_is_converted_once_and_known_by_its_content(tmp_path, monke
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert load(file)["train"]["text"][5] == "text X", "same name, size and time, other content"
     assert not list((tmp_path / "cache" / "hf_transfer").glob("*.part"))
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "json"])
+def test_bytes_that_are_no_text_are_no_part_of_a_name(form, tmp_path):
+    """In a label, too: `caf\ufffd` would be a class. The replacement character itself may stand in a text."""
+    rows = [{"text": "one \ufffd", "label": "a"}, {"text": "two", "label": "caf\xe9"}, {"text": "three", "label": "b"}]
+    lines = {
+        "csv": ["text,label", *(f"{r['text']},{r['label']}" for r in rows)],
+        "tsv": ["text\tlabel", *(f"{r['text']}\t{r['label']}" for r in rows)],
+        "jsonl": [json.dumps(r, ensure_ascii=False) for r in rows],
+        "json": [json.dumps(rows, ensure_ascii=False)],
+    }[form]
+    file = tmp_path / f"t.{form}"
+    file.write_bytes("\n".join(lines).encode().replace("\xe9".encode(), b"\xe9"))
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        load_splits(DataArguments(train_file=str(file)))
+    for streaming in (False, True):
+        args = DataArguments(train_file=str(file), on_bad_example="skip", streaming=streaming, max_eval_samples=1)
+        splits = (beginning if streaming else load_splits)(args)
+        assert splits["train"].to_list() == [rows[0], rows[2]]
+        place = {"json": "entry 2", "jsonl": "line 2"}.get(form, "line 3")
+        assert splits.bad == [BadExample("train", f"t.{form} {place}", "not valid UTF-8")]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_half_a_character_is_a_row_that_does_not_fit(column, tmp_path):
+    rows = [{"text": f"text {i} \U0001f600", "label": "ab"[i % 2]} for i in range(4)]
+    rows[2][column] = "half \ud83d"
+    file = tmp_path / "t.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"t.jsonl line 3: not valid Unicode \(half a character\)"):
+        load_splits(DataArguments(train_file=str(file)))
+    splits = load_splits(DataArguments(train_file=str(file), on_bad_example="skip"))
+    assert splits["train"].to_list() == [*rows[:2], rows[3]] and len(splits.bad) == 1
+
+
+def test_a_header_and_a_parquet_file_that_are_no_text(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"text,caf\xe9\na,b\n")
+    with pytest.raises(UserError, match=r"the header of .*t.csv' is not text in UTF-8. `iconv"):
+        load_splits(DataArguments(train_file=f"{tmp_path}/t.csv", on_bad_example="skip"))
+    texts = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+    pq.write_table(pa.table({"text": texts, "label": [1]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet' cannot be read .*UTF8"):
+        load_splits(DataArguments(train_file=f"{tmp_path}/t.parquet"))

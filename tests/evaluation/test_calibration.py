@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
+from scipy.stats import entropy
+from scipy.stats import t as student
 
 from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation import calibration
-from hf_transfer.evaluation.calibration import HIGHEST, LOWEST, PRIOR, fit_temperature
+from hf_transfer.evaluation.calibration import EXPECTED_FREEDOM, EXPECTED_SCALE, HIGHEST, LOWEST, PRIOR, fit_temperature
 from hf_transfer.evaluation.metrics import compute
 
 
@@ -43,6 +45,53 @@ def test_nll_and_ece_are_those_of_the_metrics_and_t_minimizes_the_likelihood_wit
         assert value == pytest.approx(-log_softmax(logits / scale, axis=-1)[np.arange(50), labels].mean())
     for value, scale in ((fit.ece_before, 1.0), (fit.ece_after, fit.temperature)):
         assert value == pytest.approx(compute("single_label_classification", logits / scale, labels)["ece"])
+
+
+@pytest.mark.parametrize("kind", ["one label", "several labels"])
+def test_the_prior_is_about_the_temperature_with_the_expected_entropy(kind):
+    """scipy's entropy as the oracle."""
+    logits, labels = drawn(25, 6.0)
+    labels = labels if kind == "one label" else np.eye(4)[labels]
+
+    def uncertainty(scale: float) -> float:
+        if kind == "one label":
+            return float(entropy(softmax(logits / scale, axis=-1), axis=-1).mean())
+        p = expit(logits / scale)
+        return float(entropy(np.stack([p, 1 - p]), axis=0).mean())
+
+    for scale in (4.0, 9.0):
+        fit = fit_temperature(logits, labels, uncertainty(scale))
+        assert fit.expected == pytest.approx(scale, rel=1e-3)
+        if kind == "one label":
+            assert np.log(fit.temperature) == pytest.approx(likeliest(logits, labels, scale), abs=2e-3)
+        else:
+            alone = fit_temperature(np.tile(logits, (100, 1)), np.tile(labels, (100, 1))).temperature
+            assert min(alone, scale) < fit.temperature < max(alone, scale)
+
+
+def likeliest(logits, labels, expected: float) -> float:
+    """log T by trying all: of the likelihood and of scipy's t distribution."""
+    every = np.linspace(np.log(LOWEST), np.log(HIGHEST), 20_001)
+    rows = np.arange(len(labels))
+    fits = [log_softmax(logits / np.exp(u), axis=-1)[rows, labels].sum() for u in every]
+    prior = student.logpdf((every - np.log(expected)) / EXPECTED_SCALE, EXPECTED_FREEDOM)
+    return float(every[np.argmax(np.array(fits) + prior)])
+
+
+def test_the_examples_overrule_what_is_expected_where_they_clearly_differ():
+    """The other classifier is far worse than the model: its loss would make the model far too uncertain."""
+    logits, labels = drawn(400, 1.0)
+    fit = fit_temperature(logits, labels, 1.3)
+    assert fit.expected > 3 and 0.8 < fit.temperature < 1.3
+    few = fit_temperature(logits[:30], labels[:30], 1.3)
+    assert np.log(few.temperature) == pytest.approx(likeliest(logits[:30], labels[:30], few.expected), abs=2e-3)
+
+
+def test_a_loss_that_no_temperature_has_says_nothing():
+    logits, labels = drawn(25, 1.0)
+    plain = fit_temperature(logits, labels)
+    for loss in (2.0, 0.0):  # above log(4), or certain
+        assert fit_temperature(logits, labels, loss) == plain and plain.expected is None
 
 
 def test_few_examples_that_are_all_right_do_not_make_the_model_certain(monkeypatch):

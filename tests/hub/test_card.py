@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_the_baseline_is_the_training_sets(run):
     counts = run.results["data_facts"]["splits"]
     largest = max(counts["train"]["classes"], key=counts["train"]["classes"].get)
     expected = counts["test"]["classes"][largest] / counts["test"]["examples"]
-    assert run.results["card"]["baseline"]["accuracy"] == pytest.approx(expected)
+    assert run.results["baseline"]["metrics"]["accuracy"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("evil", EVIL)
@@ -201,9 +202,9 @@ def test_a_metric_that_is_no_number_is_said_and_not_indexed(made):
 
 def test_a_model_that_is_no_better_than_the_baseline_is_called_so(made):
     results, keys = made
-    results["intervals"]["accuracy"], results["card"]["baseline"]["accuracy"] = [0.6, 0.8], 0.7
+    results["intervals"]["accuracy"], results["baseline"]["metrics"]["accuracy"] = [0.6, 0.8], 0.7
     assert "Not significantly better than the baseline" in card.text(results, keys)
-    results["card"]["baseline"]["accuracy"] = 0.5
+    results["baseline"]["metrics"]["accuracy"] = 0.5
     assert "Not significantly better" not in card.text(results, keys)
 
 
@@ -264,10 +265,19 @@ def test_baselines_are_scikit_learns_dummies():
     assert found == pytest.approx(
         {"mae": mean_absolute_error(held_out, dummy), "rmse": root_mean_squared_error(held_out, dummy)}
     )
-    train, held_out = rng.random((50, 3)) < [0.9, 0.5, 0.1], rng.random((30, 3)) < 0.5
-    dummy = DummyClassifier(strategy="most_frequent").fit(train, train).predict(held_out)
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.5, 0.1), (0.2, 0.15, 0.1), (0.3, 0.0, 0.05)])
+def test_the_baseline_of_several_labels_is_the_best_constant_answer(shares):
+    rng = np.random.default_rng(0)
+    train, held_out = rng.random((50, 3)) < shares, rng.random((30, 3)) < shares
+    answers = [np.array(bits, bool) for bits in itertools.product((0, 1), repeat=3)]
+    scores = [f1_score(train, np.tile(a, (50, 1)), average="micro", zero_division=0) for a in answers]
+    best = answers[int(np.argmax(scores))]
+    assert metrics.constant_labels(train).tolist() == best.tolist()
     found = metrics.baseline("multi_label_classification", train, held_out, 3)
-    assert found["f1_micro"] == pytest.approx(f1_score(held_out, dummy, average="micro"))
+    assert found["f1_micro"] == pytest.approx(f1_score(held_out, np.tile(best, (30, 1)), average="micro"))
+    assert not metrics.constant_labels(train & False).any()
 
 
 def test_confusions_are_counted():

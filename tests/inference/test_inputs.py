@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 from PIL import Image
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -26,5 +28,15 @@ def test_a_folder_is_read_as_training_reads_it(tmp_path):
 def test_a_folder_of_texts_has_the_same_rules(tmp_path):
     (tmp_path / "1.txt").write_text("one\ntwo\n")
     (tmp_path / ".2.txt").write_text("hidden\n")
+    (tmp_path / "3.csv.gz").write_bytes(gzip.compress(b"text\nthree\n"))
+    (tmp_path / "4.tar.gz").write_bytes(gzip.compress(b"no table"))
     answers = read_inputs([str(tmp_path)], TASKS["text-classification"], DataArguments())
-    assert [answer.shown for answer in answers] == ["one", "two"]
+    assert [answer.shown for answer in answers] == ["one", "two", "three"]
+
+
+def test_paths_in_a_table_that_were_written_on_windows(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "1.png")
+    (tmp_path / "t.csv").write_text("image\na\\1.png\n")
+    (answer,) = read_inputs([f"{tmp_path}/t.csv"], TASKS["image-classification"], DataArguments())
+    assert answer.shown == f"{tmp_path}/a/1.png" and not answer.error

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.data.augment import EXAMPLE, Chance
 from hf_transfer.data.labels import SINGLE_LABEL, Labels
 from hf_transfer.tasks.image_classification import ImageClassification
 
@@ -19,9 +20,9 @@ LABELS = Labels(SINGLE_LABEL, ("a", "b"))
 PICTURE = Pixels.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
 
 
-def timm_folder(folder, **config):
+def timm_folder(folder, architecture="test_efficientnet", **config):
     torch.manual_seed(0)
-    made = transformers.TimmWrapperConfig(architecture="test_efficientnet", num_labels=2, **config)
+    made = transformers.TimmWrapperConfig(architecture=architecture, num_labels=2, **config)
     transformers.TimmWrapperForImageClassification(made).save_pretrained(folder)
     return str(folder)
 
@@ -47,6 +48,20 @@ def test_what_is_saved_of_a_timm_model_reads_in_plain_transformers(config, keys,
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
     with torch.no_grad():
         assert torch.equal(again(plain).logits, model(pixels).logits)
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize("augmentation", ["strong", pytest.param("trivialaugment", marks=pytest.mark.slow)])
+def test_gray_timm_models_train_on_one_channel(architecture, augmentation, tmp_path):
+    """With another size and every augmentation; color images become gray."""
+    folder, task = timm_folder(tmp_path, architecture, model_args={"in_chans": 1}), ImageClassification()
+    keys = DataArguments(image_size=64, augmentation=augmentation)
+    loaded, processor = task.load(ModelArguments(model_name_or_path=folder), keys, LABELS)
+    change = task.change(("image",), processor, keys, Chance(0, None))
+    pixels = change({"image": [PICTURE, PICTURE.convert("RGB")], "labels": [0, 1], EXAMPLE: [0, 0]})["pixel_values"]
+    pixels = torch.stack(list(pixels))
+    assert pixels.shape == (2, 1, 64, 64) and torch.equal(pixels[0], pixels[1])
+    assert loaded.model(pixels).logits.shape == (2, 2)
 
 
 def test_a_gray_model_of_transformers(gray_vit_folder, tmp_path):

@@ -15,6 +15,7 @@ from hf_transfer import UserError
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.labels import SINGLE_LABEL, Labels
+from hf_transfer.models.image_processors import complete_timm_config
 from hf_transfer.models.image_size import own_size, resampled, with_image_size
 from hf_transfer.tasks.image_classification import ImageClassification
 from tests.architectures import HUGGING_FACE
@@ -82,6 +83,17 @@ def test_every_hugging_face_architecture(name, tmp_path):
     given = AutoImageProcessor.from_pretrained(tmp_path / "again")
     assert (given.size["height"], given.size["width"]) == (96, 96)
     torch.testing.assert_close(logits, own, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["levit_128s", *(pytest.param(a, marks=pytest.mark.slow) for a in ("mixer_s32_224", "gmlp_ti16_224"))],
+)
+def test_timm_models_with_a_table_per_resolution_name_their_own_size(architecture):
+    config = transformers.TimmWrapperConfig(architecture=architecture, num_labels=2)
+    complete_timm_config(config)
+    with pytest.raises(UserError, match=f"image_size: 96 is not possible for {architecture}. Sizes that work: 224.$"):
+        with_image_size(config, 96, BUILD)
 
 
 def test_the_size_is_that_of_the_configuration_from_the_start():

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from scipy.special import log_softmax, softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
@@ -140,7 +141,7 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monke
     """The same weights as without an interruption, and no second cross-validation."""
     from hf_transfer.runs import choosing, run
 
-    keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 3}
+    keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 3, "calibrate": True}
     whole = fine_tune(model, train_file=data, output_dir=str(tmp_path / "whole"), **keys)
 
     class Interrupting(run.History):
@@ -159,3 +160,16 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monke
     assert resumed.results["auto"]["strategy"]["why"] == "as when the run began"
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+    timed = ("seconds", "feature_seconds")
+    probes = [{k: v for k, v in one.results["probe"].items() if k not in timed} for one in (whole, resumed)]
+    assert probes[0] == probes[1]  # though a resumed run does not solve for the head
+    assert resumed.results["calibration"] == whole.results["calibration"]
+
+
+def test_the_temperature_is_expected_to_make_the_model_as_uncertain_as_its_first_head(model, data, tmp_path):
+    keys = {**QUIET, "num_train_epochs": 3, "calibrate": True}
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
+    fit = result.results["calibration"]
+    logits = result.trainer.predict(result.trainer.eval_dataset).predictions * fit["temperature"] / fit["expected"]
+    entropy = -(softmax(logits, -1) * log_softmax(logits, -1)).sum(-1).mean()
+    assert entropy == pytest.approx(result.results["probe"]["score"], rel=1e-3)

@@ -362,7 +362,8 @@ def test_training_begins_with_the_solution(keys, tmp_path):
     end = copy_state(trainer.model)
     again = trainer_of(tmp_path / "a", **keys)
     again.train(resume_from_checkpoint=str(next((tmp_path / "a").glob("checkpoint-15"))))
-    assert again.solution is None and not changed(end, copy_state(again.model))
+    assert again.solution == trainer.solution and not changed(end, copy_state(again.model))
+    assert [log for log in again.state.log_history if "probe_l2" in log] == trainer.state.log_history[:1]
 
 
 def test_the_order_of_the_examples_is_not_touched(tmp_path):

@@ -1,0 +1,110 @@
+"""What a finished run says of its result, from `results.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
+from hf_transfer.evaluation import standing
+from hf_transfer.evaluation.measure import format_metrics
+
+_ALL_CLASSES = 10  # up to so many, the recall of every class is printed
+_WORST_CLASSES = 5  # of more, that of the worst
+_CONFUSIONS = 3
+_MOST_NAMES = 5
+
+
+def ending(results: Mapping[str, Any]) -> Iterator[str]:
+    """The result next to the baseline, the classes, the confusions, and what was kept."""
+    baseline = results["baseline"]
+    yield from format_metrics(results["metrics"], results["intervals"], baseline["metrics"])
+    yield from filter(None, [_verdict(results)])
+    yield from _classes(results)
+    if confusions := results["confusions"]:
+        shown = [f"{c['true']} taken for {c['predicted']} ({c['count']:,})" for c in confusions[:_CONFUSIONS]]
+        yield f"Most frequent errors: {', '.join(shown)}"
+    yield from _kept(results["kept"])
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    """Whether the model is better than the baseline; empty where that cannot be said."""
+    baseline, kind = results["baseline"], results["problem_type"]
+    name, verdict = baseline["compared_by"], baseline["verdict"]
+    if verdict is None:
+        return ""
+    answer = baseline["predicts"]
+    if kind == REGRESSION:
+        what = f"always predicting the mean of the training set, {answer:.4g}"
+    elif kind == MULTI_LABEL:
+        labels = ", ".join(answer[:_MOST_NAMES]) + (", …" if len(answer) > _MOST_NAMES else "")
+        what = f"always predicting {labels or 'no label'}"
+    else:
+        what = f"always predicting {answer!r}"
+    low, high = results["intervals"][name]
+    words = {
+        standing.BETTER: "Better than",
+        standing.UNCLEAR: "Not significantly better than",
+        standing.WORSE: "Worse than",
+    }
+    value, constant = results["metrics"][name], baseline["metrics"][name]
+    shown = f"{value:.4f} (95% CI {low:.4f} to {high:.4f})" if _is_number(value) else "NaN"
+    return f"{words[verdict]} the baseline, which is {what}: {name} {shown}, baseline {constant:.4f}"
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and value == value
+
+
+def _classes(results: Mapping[str, Any]) -> Iterator[str]:
+    """The recall of each class, or of the worst if there are many."""
+    classes = [c for c in results["per_class"] if c["support"]]
+    if not classes:
+        return
+    is_cut = len(classes) > _ALL_CLASSES
+    if is_cut:
+        classes = sorted(classes, key=lambda c: (c["recall"], -c["support"]))[:_WORST_CLASSES]
+    cut = f", the lowest of {len(results['per_class']):,}" if is_cut else ""
+    yield f"Recall by {_unit(results)}{cut}:"
+    width = max(len(c["label"]) for c in classes)
+    for c in classes:
+        precision = "never predicted" if c["precision"] is None else f"precision {c['precision']:.4f}"
+        right = round(c["recall"] * c["support"])
+        yield f"  {c['label']:<{width}}  {c['recall']:.4f} ({right:,} of {c['support']:,})   {precision}"
+
+
+def _unit(results: Mapping[str, Any]) -> str:
+    return "label" if results["problem_type"] == MULTI_LABEL else "class"
+
+
+def _kept(kept: Mapping[str, Any] | None) -> Iterator[str]:
+    """Which weights the folder holds, and a warning if better ones were thrown away."""
+    if kept is None:
+        return
+    if kept["weights"] == "solution":
+        yield "Saved: the head that was solved for, on the backbone as it was"
+        return
+    value, best, metric = kept["value"], kept["best_value"], kept["metric"]
+    of = f", validation {metric} {value:.4f}" if _is_number(value) else ""
+    if kept["weights"] == "best":
+        yield f"Saved: the weights of the best evaluation, {_when(kept['epoch'], kept['step'])}{of}"
+        return
+    line = f"Saved: the last weights, {_when(kept['epoch'], kept['step'])}{of}"
+    if not _is_number(best):
+        yield line
+    elif kept["best_step"] == kept["step"]:
+        yield f"{line} (the best)"
+    else:
+        yield f"{line}; the best was {best:.4f} {_when(kept['best_epoch'], kept['best_step'])}"
+    if drop := kept["drop"]:
+        flags = "--load_best_model_at_end" + ("" if kept["is_chosen"] else f" --metric_for_best_model {drop['metric']}")
+        moved = "rose" if drop["value"] > drop["best"] else "fell"
+        yield (
+            f"Warning: training made the model worse: validation {drop['metric']} {moved} from {drop['best']:.4f} at "
+            f"epoch {drop['best_epoch']:.2f} to {drop['value']:.4f}, by more than chance explains on "
+            f"{drop['examples']:,} examples. Save the best weights with {flags}, or lower learning_rate."
+        )
+
+
+def _when(epoch: float, step: int) -> str:
+    return f"after epoch {epoch:.0f}" if abs(epoch - round(epoch)) < 0.005 and epoch >= 1 else f"after step {step:,}"
