@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_transfer.errors import UserError
     from hf_transfer.inference.head_bank import HeadBank
-    from hf_transfer.inference.predictor import Predictor, merge
+    from hf_transfer.inference.predictor import Predictor, load, merge
     from hf_transfer.layers.groups import LayerGroup, layer_groups
     from hf_transfer.plan.make import make_plan
     from hf_transfer.plan.plan import Plan, Stage
@@ -21,6 +21,7 @@ __version__ = "0.1.0.dev0"
 
 _HOME = {
     "HeadBank": "inference.head_bank",
+    "load": "inference.predictor",
     "merge": "inference.predictor",
     "UserError": "errors",
     "LayerGroup": "layers.groups",

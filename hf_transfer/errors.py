@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+
+# ---- how the user sets a key ----
+
+_commands = 0  # calls of the command line in progress; not a context variable, which threads would not inherit
+
+
+@contextlib.contextmanager
+def from_command_line() -> Iterator[None]:
+    """Context in which the user has typed a command: `option` writes keys as the command line takes them."""
+    global _commands
+    _commands += 1
+    try:
+        yield
+    finally:
+        _commands -= 1
+
+
+def option(key: str, value: Any = None) -> str:
+    """How the user sets a key: `--key value` where a command was typed, `key=value` in Python.
+
+    Args:
+        key: its name.
+        value: what to set it to; None names the key alone.
+    """
+    if not _commands:
+        return key if value is None else f"{key}={value!r}"
+    return f"--{key}" if value is None or value is True else f"--{key} {shlex.quote(str(value))}"
 
 
 class UserError(ValueError):

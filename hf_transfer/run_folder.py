@@ -17,6 +17,7 @@ CARD = "README.md"
 RESULTS = "results.json"
 PASSED = ".stream"  # while a stream trains: what it gave, see `data.stream_record`
 LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training examples, never pushed
+ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 

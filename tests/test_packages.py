@@ -83,6 +83,7 @@ def test_the_public_surface():
         "fine_tune",
         "label_issues",
         "layer_groups",
+        "load",
         "make_plan",
         "merge",
     ]

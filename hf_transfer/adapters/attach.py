@@ -30,7 +30,7 @@ from torch import nn
 from hf_transfer.adapters import bottleneck
 from hf_transfer.adapters.targets import narrows, targets
 from hf_transfer.config.arguments.adapter import AdapterArguments
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, nearest, one_line, option
 from hf_transfer.layers.forward_pass import REFUSALS, called_modules, example, forward
 from hf_transfer.layers.groups import LayerGroup, layer_groups
 from hf_transfer.layers.wrappers import plain_names
@@ -211,7 +211,7 @@ def _check_same(model: PeftModel, keys: AdapterArguments) -> None:
             + (f" with {', '.join(f'{k}={getattr(config, k)}' for k in other)}" if own == written["peft_type"] else "")
             + ").",
             "Remove the adapter keys to continue training the existing adapter, or start a new one with "
-            "--restart_adapter true.",
+            f"{option('restart_adapter', True)}.",
         )
 
 

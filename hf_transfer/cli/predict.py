@@ -31,7 +31,11 @@ HELP = (
 class PredictArguments:
     """What is answered, and where."""
 
-    output: str | None = setting(None, "file for the answers, written when all are there (default: standard output)")
+    output: str | None = setting(
+        None,
+        "file for the answers, written when all are there: .jsonl, or .csv or .parquet with a column score_<label> for "
+        "each label (default: standard output)",
+    )
     top_k: int | None = setting(
         None, "only so many scores, the highest first (default: all, in the order of the labels)"
     )
@@ -43,6 +47,9 @@ class PredictArguments:
     )
     coverage: float | None = setting(None, "of --abstain, above 0 and below 1 (default: 0.9)", above=0, below=1)
 
+
+LINES = ".jsonl"
+FORMATS = (".csv", LINES, ".parquet")  # of --output
 
 SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("views", Views))
 
@@ -82,7 +89,7 @@ def run(argv: Sequence[str]) -> int:
         predictor = predictor.abstaining(values["coverage"] or COVERAGE)
     answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"])
     bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
-    with _writer(values["output"]) as write, bar:
+    with _writer(values["output"], predictor.labels.names) as write, bar:
         for answer in bar:
             count += 1
             wrong += [answer] if "error" in answer else []
@@ -114,10 +121,13 @@ def _check_coverage(values: dict[str, Any], inputs: Sequence[str]) -> None:
 
 def _check_output(path: Path) -> None:
     """Raises:
-    UserError: the file cannot be made where it should be.
+    UserError: the file cannot be made where it should be, or its name does not say what it is to hold.
     """
     if path.is_dir():
         raise UserError(f"output: {str(path)!r} is a folder, not a file.")
+    is_special = path.exists() and not path.is_file()  # a device or a pipe
+    if not is_special and path.suffix.lower() not in FORMATS:
+        raise UserError(f"output: {str(path)!r} does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
     if not path.parent.is_dir():
         raise UserError(f"output: there is no folder {str(path.parent)!r}.")
     if not os.access(path.parent, os.W_OK):
@@ -125,7 +135,7 @@ def _check_output(path: Path) -> None:
 
 
 @contextmanager
-def _writer(output: str | None) -> Iterator[Callable[[str], None]]:
+def _writer(output: str | None, names: Sequence[str]) -> Iterator[Callable[[str], None]]:
     """A function that writes a line: at once to standard output, or to a file that appears when it is whole."""
     if output is None:
         yield lambda line: print(line, flush=True)
@@ -139,4 +149,10 @@ def _writer(output: str | None) -> Iterator[Callable[[str], None]]:
         beside = Path(folder) / "answers"
         with beside.open("w", encoding="utf-8") as file:
             yield lambda line: print(line, file=file)
+        if (form := Path(output).suffix.lower()) != LINES:
+            from hf_transfer.inference.answer_files import write_table
+
+            table = Path(folder) / "table"
+            write_table(beside, table, names, form)
+            beside = table
         beside.replace(path)

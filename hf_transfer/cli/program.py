@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.other_names import VERBS_ELSEWHERE
-from hf_transfer.errors import UserError, UserErrors, WorkFailed, chain, nearest, one_line
+from hf_transfer.errors import UserError, UserErrors, WorkFailed, chain, from_command_line, nearest, one_line, option
 
 SHELLS = ("bash", "zsh", "tcsh")
 INTERRUPTED = 130
@@ -23,6 +23,11 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    with from_command_line():
+        return _exit_code(argv)
+
+
+def _exit_code(argv: list[str]) -> int:
     options = argv[: argv.index("--")] if "--" in argv else argv
     try:
         return _dispatch(argv)
@@ -30,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        resume = " Continue with --resume_from_checkpoint auto." if argv[:1] == ["train"] else ""
+        resume = f" Continue with {option('resume_from_checkpoint', 'auto')}." if argv[:1] == ["train"] else ""
         sys.stderr.write(f"hf-transfer: interrupted.{resume}\n")
         return INTERRUPTED
     except Exception as error:

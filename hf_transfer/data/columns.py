@@ -10,7 +10,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Value
 
 from hf_transfer.data.raw import BadExample, RawSplits, replaced
-from hf_transfer.errors import UserError, listed
+from hf_transfer.errors import UserError, listed, option
 
 _SAMPLE = 1000  # rows that are looked at
 _FEW = 20  # a column with at most this many values may be classes, however few rows there are
@@ -187,7 +187,7 @@ def unread(features: Columns, used: Sequence[str]) -> list[str]:
     others = [n for n in rest if n not in texts]
     notes = []
     if texts:
-        notes.append(f"Not read, although it looks like text: column {_named(texts)} (--text_column_name).")
+        notes.append(f"Not read, although it looks like text: column {_named(texts)} ({option('text_column_name')}).")
     if others:
         notes.append(f"Not used: column {_named(others)}.")
     return notes

@@ -1,4 +1,4 @@
-"""Data given as Python objects: `datasets` datasets and pandas DataFrames."""
+"""Data given as Python objects: `datasets` datasets, pandas DataFrames and the other tables of `forms`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image as Pixels
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import TEXT_NAMES
+from hf_transfer.data.forms import columns_of, is_column, is_frame, is_table, plain_cells
 from hf_transfer.data.image_paths import with_images
 from hf_transfer.data.images import open_image, undecoded
 from hf_transfer.data.label_cells import name_of
@@ -26,8 +27,9 @@ _MOST_LOOKED_AT = 1000  # images of a column
 _MODES_OF_PNG = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 
 
-def splits_of(data: Any, args: DataArguments | None = None) -> RawSplits:
-    """Splits from a `Dataset`, a `DatasetDict`, a pandas DataFrame, or a mapping from split names to any of these.
+def splits_of(data: Any, args: DataArguments | None = None, name: str = "train") -> RawSplits:
+    """Splits from a `Dataset`, a `DatasetDict`, a pandas DataFrame, a dict of columns, a list of dicts, a tuple of
+    inputs and labels, or a mapping from split names to any of these.
 
     A categorical column becomes a class column in the order of its categories (numbers where `problem_type` is
     regression, texts where it is the text column); cells holding images become an image
@@ -36,18 +38,19 @@ def splits_of(data: Any, args: DataArguments | None = None) -> RawSplits:
 
     Args:
         data: the splits.
-        args: data keys, which may name the image column or the task.
+        args: data keys, which may name the image column or the task, and name the columns of a tuple.
+        name: the split of data that names none.
 
     Raises:
-        UserError: unsupported type, a mapping without split names, or a column whose name is not a string, occurs twice
-            or holds what a dataset cannot.
+        UserError: unsupported type, a mapping without split names, columns of different lengths, or a column whose name
+            is not a string, occurs twice or holds what a dataset cannot.
     """
-    named = data if isinstance(data, Mapping) else {"train": data}
+    args = args or DataArguments()
+    named = data if _names_splits(data) else {name: data}
     if not named or not all(isinstance(name, str) for name in named):
         raise UserError(
             "dataset: the keys of a mapping must be split names.", 'Pass, for example, {"train": …, "test": …}.'
         )
-    args = args or DataArguments()
     splits = {standard_name(name): _split_of(split, name, args) for name, split in named.items()}
     here = Path("in memory")  # as if the table were a file in the working directory
     splits = {name: with_images(split, here, args) for name, split in splits.items()}
@@ -55,14 +58,27 @@ def splits_of(data: Any, args: DataArguments | None = None) -> RawSplits:
     return RawSplits(splits, [note for split in given for note in _encoded_again(split)])
 
 
+def _names_splits(data: Any) -> bool:
+    """Whether it is a mapping from split names to tables, not from column names to columns."""
+    if not isinstance(data, Mapping):
+        return False
+    return all(map(is_table, data.values())) or not all(map(is_column, data.values()))
+
+
 def _split_of(split: Any, name: str, args: DataArguments) -> Dataset:
     if isinstance(split, Dataset):
         return split.with_format(None)  # rows are read as plain Python values
-    if type(split).__module__.split(".")[0] == "pandas" and hasattr(split, "columns"):
+    if is_frame(split):
         return _from_frame(split, name, args)
+    if is_table(split):
+        import pandas
+
+        columns = {column: plain_cells(values) for column, values in columns_of(split, args).items()}
+        return _from_frame(pandas.DataFrame(columns), name, args)
     raise UserError(
         f"dataset: unsupported type {type(split).__name__} for the {name} split.",
-        "Pass a datasets.Dataset, a DatasetDict, a pandas.DataFrame, or a dict from split names to these.",
+        "Pass a datasets.Dataset, a DatasetDict, a pandas.DataFrame, a dict of columns, a list of dicts, a tuple of "
+        "inputs and labels, or a dict from split names to these.",
     )
 
 
@@ -72,10 +88,10 @@ def _from_frame(frame: Any, name: str, args: DataArguments) -> Dataset:
     invalid = [c for c in frame.columns if not isinstance(c, str)]
     if invalid:
         raise UserError(
-            f"dataset: column name {invalid[0]!r} of the {name} DataFrame is not a string.", "Rename the column."
+            f"dataset: column name {invalid[0]!r} of the {name} data is not a string.", "Rename the column."
         )
     if repeated := [c for c, is_repeated in zip(frame.columns, frame.columns.duplicated(), strict=True) if is_repeated]:
-        raise UserError(f"dataset: the {name} DataFrame has several columns called {repeated[0]!r}.", "Rename them.")
+        raise UserError(f"dataset: the {name} data has several columns called {repeated[0]!r}.", "Rename them.")
     categorical = [c for c in frame.columns if frame[c].dtype.name == "category"]
     classes = {c: names for c in categorical if (names := _class_names(frame[c], args))}
     images = {c: _image_cells(frame[c], c, name) for c in frame.columns if _holds_images(frame[c])}
@@ -123,18 +139,18 @@ def _from_columns(frame: Any, name: str) -> Dataset:
             kinds = sorted({type(v).__name__ for v in frame[column] if not _is_missing(v)})
             if len(kinds) > 1:
                 raise UserError(
-                    f"dataset: column {column!r} of the {name} DataFrame mixes {' and '.join(kinds)}.",
-                    f"Make them one kind, for example frame[{column!r}].astype(str).",
+                    f"dataset: column {column!r} of the {name} data mixes {' and '.join(kinds)}.",
+                    "Make them one kind, for example all of them strings.",
                 ) from error
             try:
                 Dataset.from_dict({column: list(frame[column])})
             except (pyarrow.ArrowException, TypeError, ValueError):
                 raise UserError(
-                    f"dataset: column {column!r} of the {name} DataFrame holds {kinds[0]} values, which a dataset "
+                    f"dataset: column {column!r} of the {name} data holds {kinds[0]} values, which a dataset "
                     f"cannot hold ({one_line(error, 100)}).",
                     f"Convert it, for example with frame[{column!r}].astype(str), or leave it out.",
                 ) from error
-        raise UserError(f"dataset: the {name} DataFrame cannot be read ({one_line(error, 150)}).") from error
+        raise UserError(f"dataset: the {name} data cannot be read ({one_line(error, 150)}).") from error
 
 
 # ---- cells that hold images ----
@@ -167,7 +183,7 @@ def _image_cells(column: Any, name: str, split: str) -> list[dict[str, Any] | No
         try:
             cells.append(None if _is_missing(value) else {"path": None, "bytes": _lossless(open_image(value))})
         except ValueError as error:
-            raise UserError(f"dataset: row {row} of column {name!r} of the {split} DataFrame {error}.") from error
+            raise UserError(f"dataset: row {row} of column {name!r} of the {split} data {error}.") from error
     return cells
 
 

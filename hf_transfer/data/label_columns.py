@@ -26,7 +26,7 @@ from hf_transfer.data.label_variants import merged
 from hf_transfer.data.label_vectors import named_vectors
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, SINGLE_LABEL, Labels
 from hf_transfer.data.raw import RawSplits, changed, replaced, with_column
-from hf_transfer.errors import UserError, named, nearest
+from hf_transfer.errors import UserError, named, nearest, option
 
 _MAX_SHOWN = 5
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -297,14 +297,14 @@ def _as_numbers(raw: RawSplits, column: str, problem_type: str | None) -> RawSpl
     if kind is Notation.LOOSE:
         raw.notes.append(
             f"Column {column!r}: classes named as they are written ({', '.join(texts[:_MAX_SHOWN])}); "
-            "--problem_type regression reads them as numbers."
+            f"{option('problem_type', 'regression')} reads them as numbers."
         )
     if kind is Notation.LOOSE or kind is Notation.NAMES:
         return raw
     if kind in (Notation.COMMA, Notation.UNIT):
         raw.notes.append(
             f"Column {column!r}: {kind.value}; {texts[0]!r} is {number(texts[0]):g}. "
-            "--problem_type single_label_classification keeps them as names."
+            f"{option('problem_type', 'single_label_classification')} keeps them as names."
         )
     whole = kind is Notation.WHOLE
     read = lambda v: None if is_missing(v) else int(v) if whole else number(v)  # noqa: E731

@@ -19,7 +19,7 @@ from hf_transfer.data.locate import Kind, Source, Tables, folder_errors, locate
 from hf_transfer.data.raw import BadExample, RawSplits, replaced
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.tables import read_files
-from hf_transfer.errors import UserError, listed, nearest, one_line
+from hf_transfer.errors import UserError, listed, nearest, one_line, option
 
 _USED = ("train", "validation", "test")
 
@@ -38,7 +38,7 @@ def load_splits(args: DataArguments, source: Source | None = None) -> RawSplits:
     if "train" not in splits:
         raise UserError(
             f"dataset_name: {args.dataset_name!r} has no train split; its splits are {', '.join(splits)}.",
-            "Set --train_file to the file to train on.",
+            f"Set {option('train_file')} to the file to train on.",
         )
     _check_rows(splits)
     if unused := [f"{name} ({len(split):,} examples)" for name, split in splits.items() if name not in _USED]:
@@ -60,7 +60,9 @@ def load_held_out(args: DataArguments, split: str | None) -> tuple[str, RawSplit
         raise UserError(f"split: the data has no split {split!r}.", f"{available}{nearest(split, splits)}")
     held_out = [name for name in ("test", "validation") if name in splits]
     if split is None and not held_out and len(splits) > 1:
-        raise UserError("split: the data has no test or validation split.", f"{available} Choose one with --split.")
+        raise UserError(
+            "split: the data has no test or validation split.", f"{available} Choose one with {option('split')}."
+        )
     chosen = standard_name(split) if split is not None else next(iter(held_out or splits))
     _check_rows({chosen: splits[chosen]})
     return chosen, splits.but({chosen: splits[chosen]})
@@ -102,6 +104,9 @@ def _read(source: Source, args: DataArguments) -> RawSplits:
         one = _read_image_folder(split_name, folder, args)
         read[split_name] = one[split_name]
         read.notes += one.notes
+    if source.kind is not Kind.IN_MEMORY and args.in_memory is not None:  # `eval_dataset`, `test_dataset`
+        read.update(args.in_memory)
+        read.notes += RawSplits.of(args.in_memory).notes
     return read
 
 

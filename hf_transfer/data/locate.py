@@ -23,7 +23,7 @@ from hf_transfer.data.run_outputs import is_run_file, is_run_folder
 from hf_transfer.data.split_names import split_roles, split_words
 from hf_transfer.errors import UserError, listed
 
-IN_MEMORY = "in memory"  # `dataset_name` of data that was passed as a Python object
+IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 
@@ -98,8 +98,16 @@ def locate(args: DataArguments) -> Source:
                 "Download it first (`curl -LO ADDRESS`), or give the hub id alone.",
                 key=key,
             )
+    for key in ("dataset_name", *_FILE_KEYS.values()):
+        if getattr(args, key) == IN_MEMORY and args.in_memory is None:
+            raise UserError(
+                "the run's data was a Python object and is not stored in a file.",
+                f"Pass it to `fine_tune` again, or save it to a file and set {key} to that.",
+                key=key,
+            )
     named = _locate_named(args)
-    given = {split: str(getattr(args, key)) for split, key in _FILE_KEYS.items() if getattr(args, key)}
+    paths = {split: getattr(args, key) for split, key in _FILE_KEYS.items()}
+    given = {split: str(path) for split, path in paths.items() if path and path != IN_MEMORY}
     read = {split: _files_of(split, name) for split, name in given.items()}
     return replace(
         named,
@@ -161,14 +169,8 @@ def _locate_named(args: DataArguments) -> Source:
     if not args.dataset_name:
         return Source(Kind.NOTHING)
     name = str(args.dataset_name)
-    if args.in_memory is not None:
-        return Source(Kind.IN_MEMORY, name)
     if name == IN_MEMORY:
-        raise UserError(
-            "the run's data was a Python object and is not stored in a file.",
-            "Pass it to `fine_tune` again, or save it to a file and set dataset_name to that.",
-            key="dataset_name",
-        )
+        return Source(Kind.IN_MEMORY, name)
     if name.startswith("bundled:"):
         return Source(Kind.BUNDLED, name)
     path = Path(name).expanduser()

@@ -5,9 +5,19 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hf_transfer.run_folder import CARD, EXAMPLES, HISTORY, LABEL_ISSUES, MODEL_FILES, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import (
+    CARD,
+    ERRORS,
+    EXAMPLES,
+    HISTORY,
+    LABEL_ISSUES,
+    MODEL_FILES,
+    NONFINITE,
+    RESULTS,
+    RUN_FILE,
+)
 
-_WRITTEN_BY_RUNS = (CARD, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE, *MODEL_FILES)
+_WRITTEN_BY_RUNS = (CARD, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE, *MODEL_FILES)
 _MARKS = (RESULTS, EXAMPLES, HISTORY, "config.json")  # next to run.yaml; a run that has just begun has the second only
 
 

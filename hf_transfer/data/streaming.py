@@ -137,9 +137,9 @@ def _undecoded(stream: Any) -> Any:
 
 def _open_named(source: Source, args: DataArguments) -> Streams:
     """The streams of `dataset_name` by split."""
-    if source.kind is Kind.NOTHING:
+    if source.kind is Kind.NOTHING and args.in_memory is None:
         return Streams({})
-    if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED):
+    if source.kind in (Kind.IN_MEMORY, Kind.BUNDLED, Kind.SAVED) or args.in_memory is not None:
         raise UserError("streaming: this data is already on disk or in memory.", "Remove streaming.")
     if source.tables is not None:
         return _open_tables(source.tables, args)

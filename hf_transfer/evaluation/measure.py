@@ -38,11 +38,12 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
 
     Returns:
         A dict with `metrics`, `intervals` (95% confidence intervals), `confusion` (see `metrics.confusion`),
-        `per_class` (see `by_class.per_class`) and `num_examples`.
+        `per_class` (see `by_class.per_class`), `num_examples`, and the arrays `logits` and `labels`.
     """
     prediction = trainer.predict(prepared)
     logits, values = logits_of(prediction.predictions), without_speed(prediction.metrics, "test_")
-    return measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+    results = measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
+    return {**results, "logits": logits, "labels": prediction.label_ids}
 
 
 def measured(

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 
 from hf_transfer import hub_client, run_folder
 from hf_transfer.adapters.files import check_reload, logits_of
-from hf_transfer.errors import UserError, WorkFailed, one_line
+from hf_transfer.errors import UserError, WorkFailed, one_line, option
 from hf_transfer.hub import card
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.forward_pass import example
@@ -38,8 +38,8 @@ def refuse_local(base: str) -> None:
         raise UserError(
             f"RUN: the backbone {base!r} of its adapter is a local folder, so nobody else could load the pushed "
             "adapter.",
-            "Push a plain model with --merged, or push the backbone and set base_model_name_or_path in the run's "
-            "adapter_config.json to its hub id.",
+            f"Push a plain model with {option('merged', True)}, or push the backbone and set base_model_name_or_path "
+            "in the run's adapter_config.json to its hub id.",
         )
 
 
@@ -137,8 +137,8 @@ def _name_base(folder: Path, staged: Path, trained: Any) -> list[str]:
         return []  # the push will report the failure of the hub
     except UserError:
         return [
-            f"Note: loading this adapter requires {base!r}, which {HfApi().endpoint} does not have; --merged pushes a "
-            "model that does not require it."
+            f"Note: loading this adapter requires {base!r}, which {HfApi().endpoint} does not have; "
+            f"{option('merged', True)} pushes a model that does not require it."
         ]
     if base != local:  # different files that should have the same weights
         _check(trained, staged, staged, exact=False)
@@ -175,7 +175,9 @@ def _check(trained: Any, staged: Path, folder: Path, exact: bool) -> None:
                 if is_merged
                 else "the weights of the backbone on the hub differ from those it was trained on."
             ),
-            "Push the adapter, without --merged." if is_merged else "Push a plain model with --merged.",
+            f"Push the adapter, without {option('merged')}."
+            if is_merged
+            else f"Push a plain model with {option('merged', True)}.",
         )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Value
 from scipy.special import expit, softmax
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -18,7 +17,8 @@ from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.conformal import in_set
 from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
-from hf_transfer.inference.inputs import Example, check_inputs, example, items_of, read_inputs
+from hf_transfer.inference.given import Reader
+from hf_transfer.inference.inputs import Example, check_inputs, read_inputs
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.views import pooled
@@ -58,9 +58,11 @@ class Answering:
         """An answer per input, in order.
 
         Args:
-            inputs: one text (a tuple of two for a pair), one image (a path, bytes, an array or a PIL image), a row as a
-                dict; or several of them in anything that can be iterated over: a list, a generator, a `datasets`
-                column or dataset, a pandas Series or DataFrame, an array of texts, (N, H, W, C) or (N, H, W) pixels.
+            inputs: one text (a tuple of two for a pair), one image (bytes, an array or a PIL image), a row as a dict,
+                the path of an image, a table, a file of lines or a folder; or several of them in anything that can be
+                iterated over: a list, a generator, a `datasets` column or dataset, a pandas Series or DataFrame, a dict
+                of columns, an array of texts, (N, H, W, C) or (N, H, W) pixels; or a list of those. A string that names
+                an existing file or folder is read.
             top_k: only so many scores, the highest first; None gives all, in the order of the labels.
             features: add what the head receives: one vector per example.
 
@@ -71,27 +73,38 @@ class Answering:
             beyond the range of the training data, `clipped_pixels` counts them.
 
         Raises:
-            UserError: an input cannot be read.
+            UserError: an input cannot be read, or is of another kind than the model reads.
         """
         if top_k is not None and top_k < 1:
             raise UserError(f"top_k: {top_k} is not positive.")
-        examples = [self._example(item) for item in items_of(inputs, self.is_pair)]
-        for i, read in enumerate(examples):
-            if wrong := self._wrong(read):
-                raise UserError(f"inputs[{i}]: {wrong}.")
-        return list(self.stream(examples, top_k, features))
+        return list(self.stream(self._checked(inputs), top_k, features))
 
-    def _example(self, item: Any) -> Example:
-        columns = self.columns
-        if isinstance(item, dict) and columns and all(c in item for c in columns):
-            item = tuple(item[c] for c in columns)
-        elif isinstance(item, dict) and not columns and "bytes" not in item:  # how `datasets` stores an image
-            texts = {k: Value("string") for k, v in item.items() if isinstance(v, str)}
-            inputs = self.task.input_columns(texts, self.data)
-            item = tuple(item[c] for c in inputs) if inputs else item
-        item = item[0] if isinstance(item, tuple) and len(item) == 1 else item
-        raw = list(item) if isinstance(item, tuple) else [item]
-        return example(self.task, raw if len(raw) > 1 else item, raw)
+    def predict_proba(self, inputs: Any) -> Any:
+        """(inputs, labels) probabilities as a float array, the columns in the order of `labels`, as in scikit-learn.
+
+        Rows sum to 1; not of a multi-label model, whose labels are independent.
+
+        Args:
+            inputs: see `predict`.
+
+        Raises:
+            UserError: as of `predict`; or the model predicts a number.
+        """
+        if self.labels.problem_type == REGRESSION:
+            raise UserError("predict_proba: the model predicts a number, which has no probability.", "Use predict.")
+        rows = [list(a["scores"].values()) for a in self.stream(self._checked(inputs))]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.labels.names))
+
+    def _checked(self, inputs: Any) -> Iterator[Example]:
+        """The examples of what `predict` is given.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        for place, read in Reader(self.task, self.data, self.columns).examples(inputs):
+            if wrong := self._wrong(read):
+                raise UserError(f"{wrong.rstrip('.')}.", key=place)
+            yield read
 
     def _wrong(self, read: Example) -> str:
         """Why an example cannot be answered; empty where it can."""

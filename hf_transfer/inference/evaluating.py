@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,14 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.draws import draw
 from hf_transfer.data.images import undecoded
+from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import LABELS
+from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, nearest
 from hf_transfer.evaluation import metrics
 from hf_transfer.evaluation.measure import held_out_metrics, measured, metrics_of
 from hf_transfer.evaluation.thresholds import thresholds_of
@@ -37,14 +42,17 @@ class Evaluating(Answering):
     record: Record | None = field(default=None, repr=False)
 
     def evaluate(
-        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+        self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
     ) -> dict[str, Any]:
         """Metrics on labelled data, as training computes them.
 
         Args:
-            data: where the data is; None takes what the run held out.
+            data: hub id, file, folder or `bundled:<name>`, or the data itself, as of `fine_tune`; None takes what the
+                run held out.
             split: which of its splits (default: test, else validation, else the only one).
             max_examples: only so many of them, drawn by class.
+            **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
+                `Views`.
 
         Returns:
             `{"metrics", "intervals", "metrics_split", "num_examples", "dataset", "notes", "left_out"}`; `notes` are
@@ -53,9 +61,13 @@ class Evaluating(Answering):
             range of the training data.
 
         Raises:
-            UserError: there is no such data, its labels are missing or not the model's, or nothing is left that was not
-                trained on.
+            UserError: there is no such data or key, its labels are missing or not the model's, or nothing is left that
+                was not trained on.
         """
+        model, args = self._on(data, keys)
+        return model._evaluate(args, split, max_examples)
+
+    def _evaluate(self, data: DataArguments | None, split: str | None, max_examples: int | None) -> dict[str, Any]:
         name, examples, inputs, notes, left_out = self._held_out(data, split, max_examples)
         clipped = self.task.clipped(examples, inputs, self.processor)
         if self.views.several:
@@ -72,6 +84,32 @@ class Evaluating(Answering):
         )
         return replace(self.data, **{**nothing, "max_predict_samples": None, "streaming": False, **keys})
 
+    def _on(self, given: Any, keys: Mapping[str, Any]) -> tuple[Evaluating, DataArguments | None]:
+        """(the model that looks and reads as the keys say, where the data is; None for the run's own).
+
+        Args:
+            given: hub id, path or `bundled:<name>`, data as of `fine_tune`, `DataArguments`, or None.
+            keys: data keys and those of `Views`.
+
+        Raises:
+            UserError: there is no such key, or it is no data.
+        """
+        views = {f.name: keys[f.name] for f in fields(Views) if f.name in keys}
+        model = replace(self, views=Views.of(views)) if views else self
+        keys, names = {k: v for k, v in keys.items() if k not in views}, [f.name for f in fields(DataArguments)]
+        for name in keys:
+            if name not in names:
+                raise UserError(f"{name} is no key of data.{nearest(name, names)}")
+        if isinstance(given, DataArguments):
+            return model, replace(given, **keys)
+        if given is None and not (keys.get("test_file") or keys.get("dataset_name")):
+            return replace(model, data=replace(model.data, **keys)), None
+        if given is None or isinstance(given, str | os.PathLike):
+            named = {} if given is None else {"dataset_name": os.fspath(given)}
+            return model, model.other_data(**{**keys, **named})
+        args = model.other_data(**keys)
+        return model, replace(args, dataset_name=IN_MEMORY, in_memory=splits_of(given, args, name="test"))
+
     def _held_out(
         self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
     ) -> HeldOut:
@@ -84,8 +122,20 @@ class Evaluating(Answering):
             return chosen._replace(examples=sample)
         return chosen
 
-    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
-        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+    def _answered(
+        self, data: Any, split: str | None, max_examples: int | None, keys: Mapping[str, Any]
+    ) -> tuple[HeldOut, Any, Any]:
+        """(the examples of what `evaluate` is given, their (examples, outputs) logits, their encoded labels)."""
+        model, args = self._on(data, keys)
+        held_out = model._held_out(args, split, max_examples)
+        return held_out, model._logits_of(held_out.examples, held_out.inputs), np.array(held_out.examples[LABELS][:])
+
+    def _logits_of(self, examples: Dataset, inputs: tuple[str, ...]) -> Any:
+        """(examples, outputs) logits, pooled over the looks at each example.
+
+        Raises:
+            UserError: an example is unusable.
+        """
         logits: list[Any] = []
         for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
             rows = list(zip(*(batch[c] for c in inputs), strict=True))
@@ -95,7 +145,11 @@ class Evaluating(Answering):
                     row = sum(len(part) for part in logits) + i
                     raise UserError(f"Example {row} of the data cannot be used: {item.error}.")
             logits.append(self.logits([item.values for item in read if item.values is not None])[0])
-        kind, pooled = self.labels.problem_type, np.concatenate(logits)
+        return np.concatenate(logits)
+
+    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
+        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+        kind, pooled = self.labels.problem_type, self._logits_of(examples, inputs)
         labels = np.array(examples[LABELS][:])
         loss = Loss(kind).total(torch.tensor(pooled), torch.tensor(labels)) / len(labels)
         values = {"loss": float(loss), **metrics.compute(kind, pooled, labels)}

@@ -23,7 +23,7 @@ from hf_transfer.data.record import Change, Record, SplitRecord, content_of, pos
 from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data, encode_split, make_data, name_of
 from hf_transfer.data.streaming import beginning
-from hf_transfer.errors import UserError, listed, nearest
+from hf_transfer.errors import UserError, listed, nearest, option
 from hf_transfer.tasks.base import Task
 
 _HELD_OUT = ("test", "validation")
@@ -232,7 +232,7 @@ class Selection:
         if count == total:
             raise UserError(
                 f"All {total:,} examples of the {name} split were trained on ({shown}{more}).",
-                "Measure on other data; --split train measures on training examples and says so.",
+                f"Measure on other data; {option('split', 'train')} measures on training examples and says so.",
             )
         self.left_out["trained_on"] = count
         self.notes.append(f"{count:,} of {total:,} examples were trained on and are left out: {shown}{more}.")

@@ -8,26 +8,24 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.dialect import convert
-from hf_transfer.data.image_paths import IMAGE_COLUMNS, UNREADABLE_IMAGES, native
+from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES, UNREADABLE_IMAGES, native
 from hf_transfer.data.image_tree import visible_files
 from hf_transfer.data.rows import FORMATS, BadRow, format_of, read_rows
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, nearest, one_line, option
 from hf_transfer.tasks.base import Task
 
 TABLES = frozenset(FORMATS)
 LINES = frozenset((".txt",))
 STANDARD_INPUT = "-"
-_MOST_CHANNELS = 4  # an array of (height, width, up to so many) is one image
 
 
 @dataclass(frozen=True)
@@ -56,30 +54,6 @@ def example(task: Task, shown: Any, raw: Sequence[Any]) -> Example:
         return Example(shown, None, str(error))
 
 
-def items_of(inputs: Any, is_pair: bool) -> list[Any]:
-    """The inputs that `Predictor.predict` is given: one as a list of one, several as a list.
-
-    Args:
-        inputs: see `Predictor.predict`.
-        is_pair: whether a tuple is one input.
-    """
-    if isinstance(inputs, str | bytes | bytearray | Path | Mapping) or (isinstance(inputs, tuple) and is_pair):
-        return [inputs]
-    if isinstance(inputs, np.ndarray):
-        return _rows_of_array(inputs)
-    if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):  # a pandas DataFrame
-        return list(inputs.to_dict("records"))
-    return list(inputs) if hasattr(inputs, "__iter__") and not hasattr(inputs, "__array_interface__") else [inputs]
-
-
-def _rows_of_array(array: np.ndarray[Any, Any]) -> list[Any]:
-    """Texts (rows of two are pairs), objects, or images of (N, height, width) or (N, height, width, channels)."""
-    if array.dtype.kind in "OUS":
-        return [tuple(row) if isinstance(row, list) else row for row in np.atleast_1d(array).tolist()]
-    several = array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _MOST_CHANNELS)
-    return list(array) if several else [array]
-
-
 def check_inputs(words: Sequence[str], task: Task) -> None:
     """What can be said of inputs without reading them.
 
@@ -95,15 +69,13 @@ def check_inputs(words: Sequence[str], task: Task) -> None:
             continue
         if os.path.isfile(word):
             if path.suffix.lower() not in supported and format_of(path) is None:
-                raise UserError(
-                    f"INPUT: {word!r} has an unsupported file type.",
-                    _supported(task, path.suffix.lower()),
-                )
+                kind = "is an image, and the model reads text" if _is_image(path) else "has an unsupported file type"
+                raise UserError(f"{word!r} {kind}.", _supported(task, path.suffix.lower()), key="INPUT")
             if path.suffix.lower() in LINES and task.suffixes:
-                raise UserError(f"INPUT: {word!r} holds text, and the model reads images.")
+                raise UserError(f"{word!r} holds text, and the model reads images.", key="INPUT")
         elif task.suffixes or (path.suffix.lower() in supported and not any(c.isspace() for c in word)):
             beside = nearest(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
-            raise UserError(f"INPUT: there is no file or folder {word!r}.{beside}")
+            raise UserError(f"there is no file or folder {word!r}.{beside}", key="INPUT")
 
 
 def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterator[Example | None]:
@@ -132,6 +104,10 @@ def _supported(task: Task, suffix: str = "") -> str:
     return f"Supported: {images}{', '.join(sorted(kinds))} and folders."
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() in UNREADABLE_IMAGES
+
+
 def _is_pipe(word: str) -> bool:
     """Whether it names what a shell's `<(...)` gives."""
     return os.path.exists(word) and not os.path.isfile(word) and not os.path.isdir(word)
@@ -148,7 +124,7 @@ def _folder(folder: Path, task: Task, args: DataArguments) -> Iterator[Example |
         or (p.suffix.lower() == ".gz" and format_of(p) and not task.suffixes)
     ]
     if not files:
-        raise UserError(f"INPUT: the folder {str(folder)!r} holds no file to read.", _supported(task))
+        raise UserError(f"the folder {str(folder)!r} holds no file to read.", _supported(task), key="INPUT")
     for path in files:
         if remedy := unreadable.get(path.suffix.lower()):
             yield Example(str(path), None, f"{path.suffix} images cannot be read. {remedy}")
@@ -220,7 +196,7 @@ def _table(path: Path, task: Task, args: DataArguments) -> Iterator[Example]:
             shown = inside or f"{path}:{number}"
         yield example(task, shown, raw)
     if not columns:
-        raise UserError(f"INPUT: {str(path)!r} holds no examples.")
+        raise UserError(f"{str(path)!r} holds no examples.", key="INPUT")
 
 
 def _told(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
@@ -249,7 +225,7 @@ def _columns(row: dict[str, Any], path: Path, task: Task, args: DataArguments) -
     if missing:
         raise UserError(
             f"{task.input_key}: {str(path)!r} has no column {missing[0]!r}.",
-            f"It has {', '.join(row)}; name the one to read with --{task.input_key}.{nearest(missing[0], row)}",
+            f"It has {', '.join(row)}; name the one to read with {option(task.input_key)}.{nearest(missing[0], row)}",
         )
     if names:
         return tuple(names)
@@ -284,8 +260,9 @@ def _numbered(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
         raise
     except UnicodeDecodeError as error:
         raise UserError(
-            f"INPUT: {str(path)!r} is not text in UTF-8 (after row {number}).",
-            convert(path),
+            f"{str(path)!r} is not text in UTF-8 (after row {number}).", convert(path), key="INPUT"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"INPUT: {str(path)!r} cannot be read after row {number} ({one_line(error, 150)}).") from error
+        raise UserError(
+            f"{str(path)!r} cannot be read after row {number} ({one_line(error, 150)}).", key="INPUT"
+        ) from error

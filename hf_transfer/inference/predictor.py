@@ -20,7 +20,7 @@ from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.evaluation.conformal import COVERAGE, ENTRY, limit_of
 from hf_transfer.inference.answering import BATCH_SIZE
-from hf_transfer.inference.evaluating import Evaluating
+from hf_transfer.inference.reviewing import Reviewing
 from hf_transfer.layers.forward_pass import example as example_of
 from hf_transfer.models.load import read_config
 from hf_transfer.run_folder import EXAMPLES, RUN_FILE
@@ -29,7 +29,7 @@ from hf_transfer.tasks import TASKS, task_of
 
 
 @dataclass
-class Predictor(Evaluating):
+class Predictor(Reviewing):
     """A model with what it needs to read inputs and to name its answers.
 
     Attributes:
@@ -44,6 +44,7 @@ class Predictor(Evaluating):
         views: how it looks at an example.
         limit: largest score of a label in a prediction set; None without sets.
         record: the examples that its run trained on and held out, by content; None if they are not known.
+        folder: of its run; None of a model from a hub.
     """
 
     @classmethod
@@ -100,6 +101,7 @@ class Predictor(Evaluating):
             seed=int(next((values[k] for k in ("data_seed", "seed") if values.get(k) is not None), 0)),
             views=Views.of(changes),
             record=Record.load(Path(run) / EXAMPLES),
+            folder=Path(run) if Path(run).is_dir() else None,
         )
 
     def looking(self, **views: Any) -> Predictor:
@@ -162,6 +164,19 @@ def _with_sets(predictor: Predictor, limit: float | None) -> Predictor:
             key="abstain",
         )
     return replace(predictor, limit=limit)
+
+
+def load(run: str | Path, **changes: Any) -> Predictor:
+    """A trained model at work: `Predictor.load`.
+
+    Args:
+        run: a run's folder, any folder that `save_pretrained` wrote, or a hub id.
+        **changes: as of `Predictor.load`.
+
+    Raises:
+        UserError: there is no such model, or it has no trained head.
+    """
+    return Predictor.load(run, **changes)
 
 
 def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:

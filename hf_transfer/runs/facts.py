@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -27,10 +28,21 @@ from hf_transfer.training.trainer import TransferTrainer
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
 
-def measured(trainer: TransferTrainer, prepared: dict[str, Any], data: Data) -> dict[str, Any]:
+def measured(
+    trainer: TransferTrainer,
+    prepared: dict[str, Any],
+    data: Data,
+    seen: Callable[[str, Any, Any], None] | None = None,
+) -> dict[str, Any]:
     """Metrics of the held-out splits; intervals, the baseline and the classes for the one that counts.
 
     The model's configuration gets the scores of the validation split that prediction sets are made from.
+
+    Args:
+        trainer: with the trained model.
+        prepared: prepared examples by split.
+        data: with encoded labels.
+        seen: is given the name of the split that counts, its (examples, outputs) logits and its labels.
     """
     problem_type, names = data.labels.problem_type, data.labels.names
     validation, prediction = _validated(trainer)
@@ -39,6 +51,8 @@ def measured(trainer: TransferTrainer, prepared: dict[str, Any], data: Data) -> 
         setattr(trainer.model.config, conformal.ENTRY, record)
     split = "test" if "test" in prepared else "validation"
     held_out = held_out_metrics(trainer, prepared[split], problem_type)
+    if seen is not None:
+        seen(split, held_out["logits"], held_out["labels"])
     baseline = against_baseline(
         problem_type,
         names,

@@ -9,9 +9,9 @@ from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.errors import UserError
 from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
 from hf_transfer.layers.groups import layer_groups
+from hf_transfer.runs.configured import configured
 from hf_transfer.runs.label_issues import Examples, LabelIssues, unsuited
 from hf_transfer.runs.prepare import prepare
-from hf_transfer.runs.run import configured
 
 
 def frozen_splits(

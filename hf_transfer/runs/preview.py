@@ -11,7 +11,7 @@ from hf_transfer.adapters.attach import attach
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.preview import draw_preview
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, option
 from hf_transfer.files import say
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.models.load import Loaded, read_config
@@ -91,7 +91,9 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
     """
     args = config.training
     if not is_wanted(args):
-        raise UserError("strategy: none is set, so there is no plan.", "Set one, for example --strategy gradual.")
+        raise UserError(
+            "strategy: none is set, so there is no plan.", f"Set one, for example {option('strategy', 'gradual')}."
+        )
     set_seed(args.seed)
     has_data = config.data.dataset_name or config.data.train_file
     if preview and not has_data:

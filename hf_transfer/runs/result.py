@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.config.arguments.views import Views
-from hf_transfer.errors import UserError, WorkFailed, nearest
+from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.evaluation.mistakes import confusion_frame
 from hf_transfer.hub import push
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.plan.plan import Plan
@@ -68,12 +67,12 @@ class Result:
         return predictor.predict(inputs, top_k, features)
 
     def evaluate(
-        self, dataset_name: str | None = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+        self, dataset_name: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
     ) -> dict[str, Any]:
         """Metrics on labelled data, by default on what the run held out: see `Predictor.evaluate`.
 
         Args:
-            dataset_name: hub id, file, folder or `bundled:<name>`.
+            dataset_name: hub id, file, folder or `bundled:<name>`, or the data itself, as of `fine_tune`.
             split: which of its splits.
             max_examples: only so many of them, drawn by class.
             **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
@@ -82,16 +81,48 @@ class Result:
         Raises:
             UserError: there is no such data or key, or the labels are not the model's.
         """
-        looking = self.predictor.looking(**{f.name: keys.pop(f.name) for f in fields(Views) if f.name in keys})
-        data_keys = [f.name for f in fields(DataArguments)]
-        for name in keys:
-            if name not in data_keys:
-                raise UserError(f"{name} is no key of data.{nearest(name, data_keys)}")
-        if dataset_name is None and "test_file" not in keys:
-            own = replace(looking, data=replace(looking.data, **keys))
-            return own.evaluate(split=split, max_examples=max_examples)
-        data = looking.other_data(dataset_name=dataset_name, **keys)
-        return looking.evaluate(data, split, max_examples)
+        return self.predictor.evaluate(dataset_name, split, max_examples, **keys)
+
+    def predict_proba(self, inputs: Any) -> Any:
+        """(inputs, labels) probabilities in the order of `labels`: see `Predictor.predict_proba`."""
+        return self.predictor.predict_proba(inputs)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels, in the order of the outputs."""
+        return list(self.predictor.labels.names)
+
+    @property
+    def history(self) -> Any:
+        """What was logged, as a pandas frame: see `Predictor.history`."""
+        return self.predictor.history
+
+    def confusion_matrix(self, dataset_name: Any = None, split: str | None = None, **keys: Any) -> Any:
+        """Counts as a pandas frame, rows true classes and columns predicted ones: see `Predictor.confusion_matrix`.
+
+        Args:
+            dataset_name: as of `evaluate`; without any, of the split that the run was measured on.
+            split: likewise.
+            **keys: likewise.
+        """
+        if dataset_name is None and split is None and not keys:
+            self.predictor.check_confusion()
+            return confusion_frame(self.results["confusion"], self.labels)
+        return self.predictor.confusion_matrix(dataset_name, split, **keys)
+
+    def errors(self, dataset_name: Any = None, split: str | None = None, **keys: Any) -> Any:
+        """The wrong answers as a pandas frame, the worst first: see `Predictor.errors`.
+
+        Args:
+            dataset_name: as of `evaluate`; without any, of the split that the run was measured on.
+            split: likewise.
+            **keys: likewise.
+        """
+        return self.predictor.errors(dataset_name, split, **keys)
+
+    def plot_curves(self) -> Any:
+        """A matplotlib figure of the losses and validation metrics by step."""
+        return self.predictor.plot_curves()
 
     def push_to_hub(
         self,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,24 @@ from transformers import PrinterCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from hf_transfer.adapters.attach import is_adapted
-from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import MULTI_LABEL
-from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.errors import UserError, WorkFailed, option
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
+from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
@@ -54,37 +54,30 @@ from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
-def fine_tune(model_name_or_path: str | None = None, dataset_name: Any = None, **keys: Any) -> Result:
+def fine_tune(
+    model_name_or_path: str | None = None,
+    dataset_name: Any = None,
+    *,
+    eval_dataset: Any = None,
+    test_dataset: Any = None,
+    **keys: Any,
+) -> Result:
     """Fine-tune a pretrained model on a dataset.
 
     Args:
         model_name_or_path: hub id, local folder, `timm/<name>` or `bundled:<name>`.
         dataset_name: hub id, file, folder or `bundled:<name>`; or the data itself: a `datasets.Dataset`, a
-            `DatasetDict`, a pandas frame, or a mapping of split names to these. Or give `train_file`.
-        **keys: any key of `hf-transfer train`.
+            `DatasetDict`, a pandas frame, a dict of columns, a list of dicts, a tuple of inputs and labels, or a
+            mapping of split names to these. Or give `train_file`.
+        eval_dataset: the validation split: the data itself, or a file.
+        test_dataset: the test split, likewise.
+        **keys: any key of `hf-transfer train`. Without `output_dir`, the run is written to a new folder below `runs/`.
 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    return run(configured(model_name_or_path, dataset_name, keys))
-
-
-def configured(
-    model_name_or_path: str | None,
-    dataset_name: Any,
-    keys: Mapping[str, Any],
-    needs: Collection[str] = ("model", "output", "data"),
-) -> Config:
-    """The configuration of what `fine_tune` is given.
-
-    Raises:
-        UserError: the keys are not right.
-    """
-    given = {"model_name_or_path": model_name_or_path, **keys}
-    if dataset_name is None or isinstance(dataset_name, str | Path):
-        return Config.from_sources({}, {**given, "dataset_name": dataset_name}, needs=needs)
-    config = Config.from_sources({}, {**given, "dataset_name": IN_MEMORY}, needs=needs)
-    return replace(config, data=replace(config.data, in_memory=splits_of(dataset_name, config.data)))
+    held_out = {"eval_dataset": eval_dataset, "test_dataset": test_dataset}
+    return run(configured(model_name_or_path, dataset_name, {**keys, **held_out}))
 
 
 def run(config: Config) -> Result:
@@ -207,7 +200,7 @@ def _finish(ready: _Ready) -> Result:
     calibration = _calibrate(ready)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data)
+    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -239,6 +232,7 @@ def _finish(ready: _Ready) -> Result:
         precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
         seed=config.split_seed,
         record=Record.load(output_dir / EXAMPLES),
+        folder=output_dir,
     )
     return Result(output_dir, results, trainer.plan, trainer, predictor)
 
@@ -286,7 +280,7 @@ def _talks(args: TransferArguments) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
+    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)
@@ -320,14 +314,15 @@ def _checkpoint(config: Config, output_dir: Path) -> str | None:
     if (output_dir / RESULTS).is_file() and not config.data.overwrite_output_dir:
         raise UserError(
             f"output_dir: {str(output_dir)!r} holds a finished run.",
-            "Choose another folder, or add --overwrite_output_dir.",
+            f"Choose another folder, or add {option('overwrite_output_dir', True)}.",
         )
     if wanted is not None and wanted != "auto":
         return str(checkpoints.checked(wanted))
     if wanted is None and saved:
         raise UserError(
             f"output_dir: {str(output_dir)!r} holds an unfinished run.",
-            "Continue it with --resume_from_checkpoint auto, or start over with --overwrite_output_dir.",
+            f"Continue it with {option('resume_from_checkpoint', 'auto')}, or start over with "
+            f"{option('overwrite_output_dir', True)}.",
         )
     return wanted if saved else None
 

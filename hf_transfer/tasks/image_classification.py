@@ -31,7 +31,7 @@ from hf_transfer.data.images import (
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.pixel_range import checked_range, decide_range, deep_extremes, num_clipped
 from hf_transfer.data.splits import Data
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError, nearest, option
 from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
 from hf_transfer.models.image_size import with_image_size
 from hf_transfer.models.load import Loaded, load_config, load_model
@@ -121,7 +121,7 @@ class ImageClassification(Task):
                 name = path or ("unnamed image" if rows is None else f"row {rows[i]}")
                 raise UserError(
                     f"Bad image in the dataset, {name}: {error}.",
-                    "Fix it, and resume the run with --resume_from_checkpoint auto.",
+                    f"Fix it, and resume the run with {option('resume_from_checkpoint', 'auto')}.",
                 ) from error
         return images
 

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_transfer.errors import Interrupted, WorkFailed
+from hf_transfer.errors import Interrupted, WorkFailed, option
 from hf_transfer.run_folder import NONFINITE
 from hf_transfer.training.running import RunningTrainer
 
@@ -142,7 +142,8 @@ class Guards(TrainerCallback):
             name = signal.Signals(self.stopping).name
             took = f" {time.perf_counter() - self._received_at:.1f} s after the signal" if self._received_at else ""
             sys.stderr.write(
-                f"hf-transfer: {name}: {folder.name} was saved{took}; resume with --resume_from_checkpoint auto.\n"
+                f"hf-transfer: {name}: {folder.name} was saved{took}; resume with "
+                f"{option('resume_from_checkpoint', 'auto')}.\n"
             )
         self._finish()
         raise Interrupted(128 + self.stopping)
@@ -232,7 +233,7 @@ class Guards(TrainerCallback):
                 f"{values['loss']}, gradient norm {values['grad_norm']}); {NONFINITE} in the output folder lists the "
                 "examples.",
                 "Try a lower learning_rate, a warmup or a lower max_grad_norm; check those examples; or skip such "
-                "steps with --on_nonfinite skip. The last checkpoint was saved before this step.",
+                f"steps with {option('on_nonfinite', 'skip')}. The last checkpoint was saved before this step.",
             )
         if self.policy is Policy.ROLLBACK:
             self.trainer.roll_back()

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, option
 from hf_transfer.training import linear_probe, run_identity
 from hf_transfer.training.probe_selection import Solution
 from hf_transfer.training.resuming import Resumable
@@ -72,7 +72,7 @@ class Probing(Resumable):
         if resume_from_checkpoint is not None:
             raise UserError(
                 "resume_from_checkpoint: probe_solver: lbfgs solves for the head at once; there is nothing to resume.",
-                "Start over with --overwrite_output_dir.",
+                f"Start over with {option('overwrite_output_dir', True)}.",
             )
         began, self.solution = time.time(), None
         self._init_training_state(0, 1, 0, None, trial)

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.fields import Resume, settings_of
 from hf_transfer.data.bucketing import ORDER
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, option
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training.checkpoints import STATE
 
@@ -115,7 +115,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan:
     if planned and not allow_changed_plan:
         raise UserError(
             f"resume_from_checkpoint: the checkpoint was made under another plan. {_list(planned)}",
-            "Resume with the original keys; --allow_changed_plan continues under the new ones.",
+            f"Resume with the original keys; {option('allow_changed_plan', True)} continues under the new ones.",
         )
     notes = []
     if planned:

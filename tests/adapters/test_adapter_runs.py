@@ -267,7 +267,7 @@ def test_restarting_with_the_same_labels_keeps_the_head(run, data, tmp_path):
 
 def test_another_adapter_than_the_checkpoints_is_refused(run, data, tmp_path):
     for keys in ({"adapter": "ia3"}, {"adapter": "lora", "lora_r": 4}):
-        with pytest.raises(UserError, match=r"differs from the adapter in the checkpoint .*--restart_adapter true"):
+        with pytest.raises(UserError, match=r"differs from the adapter in the checkpoint .*restart_adapter=True"):
             fine_tune(str(run.output_dir), data, output_dir=str(tmp_path / "o"), **QUICK, **keys)
     with pytest.raises(UserError, match="needs a pretrained one"):
         fine_tune(str(run.output_dir), data, output_dir=str(tmp_path / "o"), adapter="lora", from_scratch=True)

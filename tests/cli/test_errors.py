@@ -236,7 +236,7 @@ CASES = [
     ("predict {w}/bert text --features=maybe", "--features: 'maybe' is not true or false"),
     # ---- evaluate and doctor
     ("evaluate {w}/bert --dataset_config_name x", "dataset_config_name: it belongs to a dataset_name"),
-    ("evaluate", "One RUN is needed"),
+    ("evaluate", "RUN is needed, a run's folder"),
     ("evaluate {w}/bert", "what to evaluate on"),
     ("evaluate {w}/bert --test_file {w}/good.csv --dataset_name imdb", "contradict each other"),
     ("evaluate {w}/bert --test_file {w}/good.csv", "with unknown labels 'a', 'b'"),

@@ -9,13 +9,16 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image as Pixels
 
 from hf_transfer import Predictor, UserError, fine_tune
+from hf_transfer.cli.program import main
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import LABELS
+from hf_transfer.errors import from_command_line, option
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.image_classification import ImageClassification
 
+QUICK = dict(num_train_epochs=1, save_strategy="no", log_level="error", strategy="full", preflight=False)
 ROWS = {"text": [f"words {i}" for i in range(20)], "label": ["no", "yes"] * 10}
 
 
@@ -122,7 +125,7 @@ def test_columns_that_hold_no_images():
     texts = pd.DataFrame({"path": ["a.png", "b.png"], "label": ["x", "y"]})
     (split,) = splits_of(texts, DataArguments(task="text-classification")).values()
     assert split.features["path"].dtype in ("string", "large_string")
-    with pytest.raises(UserError, match="row 1 of column 'photo' of the train DataFrame cannot be read as an image"):
+    with pytest.raises(UserError, match="row 1 of column 'photo' of the train data cannot be read as an image"):
         splits_of(pd.DataFrame({"photo": [np.zeros((2, 2)), np.zeros((2, 2, 2, 2))]}))
 
 
@@ -131,14 +134,14 @@ def test_columns_that_hold_no_images():
     [
         ([1, 2], "unsupported type list for the train split"),
         ({"train": 3}, "unsupported type int for the train split"),
-        (pd.DataFrame([["a", "b"]], columns=["x", "x"]), "the train DataFrame has several columns called 'x'"),
+        (pd.DataFrame([["a", "b"]], columns=["x", "x"]), "the train data has several columns called 'x'"),
         (
             pd.DataFrame({"x": pd.period_range("2024", periods=2)}),
-            "column 'x' of the train DataFrame holds Period values",
+            "column 'x' of the train data holds Period values",
         ),
-        (pd.DataFrame({"x": [1j, 2j]}), "column 'x' of the train DataFrame holds complex values"),
-        (pd.DataFrame({"x": ["half \ud800"]}, dtype=object), "column 'x' of the train DataFrame holds str values"),
-        (pd.DataFrame({0: ["a"]}), "column name 0 of the train DataFrame is not a string"),
+        (pd.DataFrame({"x": [1j, 2j]}), "column 'x' of the train data holds complex values"),
+        (pd.DataFrame({"x": ["half \ud800"]}, dtype=object), "column 'x' of the train data holds str values"),
+        (pd.DataFrame({0: ["a"]}), "column name 0 of the train data is not a string"),
         ({}, "must be split names"),
     ],
 )
@@ -149,7 +152,7 @@ def test_what_is_no_data(given, said):
 
 def test_a_run_on_a_frame(tiny_bert_folder, tmp_path):
     frames = {"train": pd.DataFrame(ROWS), "test": pd.DataFrame(ROWS).head(6)}
-    run = fine_tune(tiny_bert_folder, frames, output_dir=str(tmp_path / "o"), num_train_epochs=1, save_strategy="no")
+    run = fine_tune(tiny_bert_folder, frames, output_dir=str(tmp_path / "o"), **QUICK)
     assert run.results["labels"] == ["no", "yes"] and run.results["metrics_split"] == "test"
     assert run.results["dataset"] == "in memory"
     assert run.evaluate()["metrics"]["accuracy"] == run.metrics["accuracy"]
@@ -159,5 +162,94 @@ def test_a_run_on_a_frame(tiny_bert_folder, tmp_path):
 
 def test_a_column_of_several_kinds_is_refused_by_name():
     frame = pd.DataFrame({"text": ["a", "b"], "label": [1, "1"]})
-    with pytest.raises(UserError, match="column 'label' of the train DataFrame mixes int and str"):
+    with pytest.raises(UserError, match="column 'label' of the train data mixes int and str"):
         splits_of(frame)
+
+
+# ---- what `fine_tune` takes ----
+
+TABLES = {
+    "a dict of columns": ROWS,
+    "of arrays": {"text": np.array(ROWS["text"]), "label": pd.Series(ROWS["label"], index=range(7, 27))},
+    "a list of dicts": [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)],
+    "a pair": (ROWS["text"], ROWS["label"]),
+    "a pair of arrays": (np.array(ROWS["text"]), np.array(ROWS["label"])),
+    "a frame and labels": (pd.DataFrame(ROWS)[["text"]], ROWS["label"]),
+    "columns of a dataset": (Dataset.from_dict(ROWS)["text"], Dataset.from_dict(ROWS)["label"]),
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_tables_in_every_form(form):
+    made = splits_of({"train": TABLES[form], "val": pd.DataFrame(ROWS)})
+    assert splits_of(TABLES[form])["train"].to_dict() == made["train"].to_dict() == ROWS
+    assert list(made) == ["train", "validation"] and list(splits_of(TABLES[form], name="test")) == ["test"]
+
+
+def test_columns_of_every_type():
+    pixels = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4)
+    for given in ({"image": pixels, "label": [1, 0, 1]}, (pixels, [1, 0, 1]), ([*pixels], np.array([1, 0, 1]))):
+        made = splits_of(given)["train"]
+        assert np.array_equal(np.asarray(made[2]["image"]), pixels[2]) and made["label"][:] == [1, 0, 1]
+    several = splits_of((["a", "b"], np.eye(2, dtype=int)))["train"]
+    assert several["label"][:] == [[1, 0], [0, 1]]
+    pairs = splits_of(([("a", "b"), ("c", "d")], [0.5, 1.5]))["train"]
+    assert pairs[1] == {"sentence1": "c", "sentence2": "d", "label": 1.5}
+    named = DataArguments(text_column_name="review", label_column_name="stars")
+    assert splits_of((["a"], [1]), named)["train"][0] == {"review": "a", "stars": 1}
+    holes = splits_of([{"text": "a", "n": 1}, {"text": "b"}])["train"]
+    assert holes.to_dict() == {"text": ["a", "b"], "n": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((["a", "b"], [1]), "dataset: the columns differ in length: text 2, label 1"),
+        ({"text": ["a"], "label": [1, 2]}, "dataset: the columns differ in length: text 1, label 2"),
+        ({"text": ["a", 1], "label": [1, 2]}, "column 'text' of the train data mixes int and str"),
+        ({"train": ("a", "b")}, "unsupported type tuple for the train split"),
+    ],
+)
+def test_columns_that_do_not_fit(given, said):
+    with pytest.raises(UserError, match=said):
+        splits_of(given)
+
+
+def test_held_out_data_of_its_own(tiny_bert_folder, tmp_path, monkeypatch):
+    """In memory next to data in memory or in files, and a file next to data in memory; without an output folder."""
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame(ROWS).to_csv("train.csv", index=False)
+    pd.DataFrame(ROWS).head(8).to_csv("validation.csv", index=False)
+    held, test = {k: v[:8] for k, v in ROWS.items()}, (["words 3", "words 4"], ["yes", "no"])
+    runs = [
+        fine_tune(tiny_bert_folder, ROWS, eval_dataset=held, test_dataset=test, **QUICK),
+        fine_tune(tiny_bert_folder, train_file="train.csv", eval_dataset=held, test_dataset=test, **QUICK),
+        fine_tune(tiny_bert_folder, ROWS, eval_dataset="validation.csv", test_dataset=test, **QUICK),
+    ]
+    assert len({str(run.metrics) + str(run.results["validation_metrics"]) for run in runs}) == 1
+    assert runs[0].results["metrics_split"] == "test" and runs[1].evaluate(split="validation")["num_examples"] == 8
+    assert [str(run.output_dir) for run in runs[:2]] == ["runs/in-memory-bert-1", "runs/train-bert-1"]
+    with pytest.raises(UserError, match="_file: the run's data was a Python object"):
+        Predictor.load(runs[1].output_dir).evaluate()
+    with pytest.raises(UserError, match="eval_dataset and validation_file contradict each other"):
+        fine_tune(tiny_bert_folder, ROWS, eval_dataset=held, validation_file="validation.csv")
+    with pytest.raises(UserError, match="eval_dataset: the dataset has a validation split already"):
+        fine_tune(tiny_bert_folder, {"train": ROWS, "val": held}, eval_dataset=held)
+    with pytest.raises(UserError, match="eval_dataset: expected one split, got train, test"):
+        fine_tune(tiny_bert_folder, ROWS, eval_dataset={"train": ROWS, "test": held})
+    with pytest.raises(UserError, match="streaming: this data is already on disk or in memory"):
+        stream = dict(streaming=True, max_steps=1, max_eval_samples=4, max_predict_samples=4)
+        fine_tune(tiny_bert_folder, train_file="train.csv", eval_dataset=held, **stream)
+
+
+def test_messages_are_worded_for_who_reads_them(tiny_bert_folder, tmp_path, capsys):
+    """In Python as keywords, after a command as options."""
+    (tmp_path / "results.json").write_text("{}")
+    pd.DataFrame(ROWS).to_csv(tmp_path / "d.csv", index=False)
+    with pytest.raises(UserError, match=r"add overwrite_output_dir=True\.$"):
+        fine_tune(tiny_bert_folder, str(tmp_path / "d.csv"), output_dir=str(tmp_path))
+    assert main(["train", tiny_bert_folder, str(tmp_path / "d.csv"), str(tmp_path)]) == 2
+    assert "add --overwrite_output_dir.\n" in capsys.readouterr().err
+    assert option("resume_from_checkpoint", "auto") == "resume_from_checkpoint='auto'"
+    with from_command_line(), from_command_line():
+        assert option("output_dir", "a b") == "--output_dir 'a b'" and option("merged") == "--merged"

@@ -338,7 +338,7 @@ def test_roles(columns, inputs, label):
 def test_columns_that_are_not_used_are_named():
     _, _, notes = roles({"id": IDS, "text": LONG, "summary": LONG[::-1], "label": FEW})
     assert notes == [
-        "Not read, although it looks like text: column 'summary' (--text_column_name).",
+        "Not read, although it looks like text: column 'summary' (text_column_name).",
         "Not used: column 'id'.",
     ]
 

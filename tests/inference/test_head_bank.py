@@ -69,15 +69,50 @@ def test_each_task_answers_as_its_run_alone(bank, runs):
         assert set(alone[0]["scores"]) == set(TASKS[name][0])
     assert bank.list() == {name: labels for name, (labels, _) in TASKS.items()}
     assert len(bank) == 3 and "topic" in bank and "topic" in repr(bank)
-    mixed = bank.predict(texts, task=["topic", "tone", "topic"])
+    mixed = bank.predict(texts, task_per_input=["topic", "tone", "topic"])
     first, second = bank.predict([texts[0], texts[2]], task="topic"), bank.predict(texts[1], task="tone")
     assert mixed == [{**first[0], "task": "topic"}, {**second[0], "task": "tone"}, {**first[1], "task": "topic"}]
+
+
+def test_several_tasks_of_each_input(bank, tmp_path):
+    """In the same form for any number of inputs, also for as many as there are tasks."""
+    texts = ["a word", "and a longer line of words", "word3 of 1"]
+    (tmp_path / "x.txt").write_text("\n".join(texts))
+    each = {name: bank.predict(texts, task=name, top_k=1) for name in TASKS}
+    expected = [{name: each[name][i] for name in TASKS} for i in range(3)]
+    for given in (texts, iter(texts), tmp_path / "x.txt"):
+        assert bank.predict(given, task=list(TASKS), top_k=1) == expected
+    assert bank.predict(texts[0], task=("tone",), top_k=1) == [{"tone": each["tone"][0]}]
 
 
 def test_each_task_is_measured_as_its_run_alone(bank, runs):
     """Also its loss, for which some models keep the number of labels outside their configuration."""
     for name, folder in runs.items():
         assert bank.evaluate(name) == Predictor.load(folder).evaluate()
+    other = {"text": ["word1 of 1", "word2 of 0"], "label": ["good", "bad"]}
+    assert bank.evaluate("tone", other) == Predictor.load(runs["tone"]).evaluate(other)
+
+
+def test_a_bank_is_saved_and_loaded_elsewhere(bank, runs, tmp_path):
+    """Bit for bit, with what its runs held out; after a move, and on top of nothing."""
+    texts = ["a word", "and a longer line of words"]
+    saved = HeadBank().add("a/b", runs["tone"], stride=4).add("A-B", runs["topic"]).add("tongue", runs["tongue"])
+    saved.save(tmp_path / "deep" / "bank")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["bank"]
+    (tmp_path / "deep" / "bank").rename(tmp_path / "moved")
+    again = HeadBank.load(str(tmp_path / "moved"))
+    assert list(again.list()) == ["a/b", "A-B", "tongue"] and again.nbytes == saved.nbytes
+    for name in again.list():
+        assert again.predict(texts, task=name) == saved.predict(texts, task=name)
+        assert again.evaluate(name) == saved.evaluate(name)
+    assert again._tasks["a/b"][0].views.stride == 4
+    with pytest.raises(UserError, match="exists already"):
+        bank.save(tmp_path / "moved")
+    with pytest.raises(UserError, match="it has no task to save"):
+        HeadBank().save(tmp_path / "none")
+    with pytest.raises(UserError, match=r"is not a folder that HeadBank\.save wrote"):
+        HeadBank.load(runs["tone"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_task_costs_its_adapter_and_its_head(bank, runs):
@@ -133,8 +168,15 @@ def test_threads_never_get_another_tasks_answer(requests, bank):
 def test_what_cannot_be_in_a_bank_is_refused(bank, base, runs, tmp_path):
     with pytest.raises(UserError, match=r"no 'tonge'.*Did you mean 'tongue'"):
         bank.predict("x", task="tonge")
-    with pytest.raises(UserError, match="2 tasks were given for 3 inputs"):
-        bank.predict(["x", "y", "z"], task=["tone", "topic"])
+    with pytest.raises(UserError, match="task_per_input: 2 tasks were given for 3 inputs"):
+        bank.predict(["x", "y", "z"], task_per_input=["tone", "topic"])
+    with pytest.raises(UserError, match=r"'tone' was given twice; .* use task_per_input"):
+        bank.predict(["x", "y", "z"], task=["tone", "topic", "tone"])
+    with pytest.raises(UserError, match="give task or task_per_input"):
+        bank.predict(["x"])
+    (tmp_path / "two.txt").write_text("one\ntwo")
+    with pytest.raises(UserError, match="a file or a folder among the inputs stands for several"):
+        bank.predict(["x", str(tmp_path / "two.txt")], task_per_input=["tone", "topic"])
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"word {i},{'xy'[i % 2]}\n" for i in range(16)))
     keys = dict(num_train_epochs=1, save_strategy="no", log_level="error", dataset_name=str(tmp_path / "a.csv"))
     fine_tune(str(base), output_dir=str(tmp_path / "whole"), strategy="linear-probe", **keys)

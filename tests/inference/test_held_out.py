@@ -94,7 +94,7 @@ def test_training_examples_in_a_changed_test_split_are_left_out_counted_and_name
     assert "Note: 4 of 11 examples were trained on and are left out: row 6 ('review number 0 of a film'), row 7 " in out
     assert "9 of a film'), row 8" not in out and "and 1 more." in out
     write(file, ROWS[0::3])
-    with pytest.raises(UserError, match=r"All 20 examples of the test split were trained on \(row 0 .*--split train"):
+    with pytest.raises(UserError, match=r"All 20 examples of the test split were trained on \(row 0 .*split='train'"):
         run.evaluate()
     assert main(["evaluate", str(run.output_dir), "--split", "train"]) == 0
     assert "Note: 20 of these 20 examples were trained on: the metrics do not say" in capsys.readouterr().out

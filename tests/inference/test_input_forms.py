@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from datasets import Image as ImageColumn
 from PIL import Image as Pixels
 
-from hf_transfer.inference.inputs import items_of
+from hf_transfer.inference.given import items_of
 
 TEXTS = ["one", "two", "three"]
 ARRAYS = [np.full((6, 6, 3), 40 * i, np.uint8) for i in range(3)]
@@ -34,25 +34,25 @@ TABLE = Dataset.from_dict({"text": TEXTS})
     ids=lambda given: type(given).__name__,
 )
 def test_several_texts(given):
-    items = items_of(given, is_pair=False)
+    items = list(items_of(given, is_pair=False))
     assert items == TEXTS and all(isinstance(item, str) for item in items)
 
 
 @pytest.mark.parametrize("given", [TABLE, pd.DataFrame({"text": TEXTS}), IterableDataset.from_generator(lambda: TABLE)])
 def test_rows(given):
-    assert items_of(given, is_pair=False) == [{"text": text} for text in TEXTS]
+    assert list(items_of(given, is_pair=False)) == [{"text": text} for text in TEXTS]
 
 
 def test_pairs():
     pairs = [("one", "two"), ("three", "four")]
-    assert items_of(pairs[0], is_pair=True) == [pairs[0]]
+    assert list(items_of(pairs[0], is_pair=True)) == [pairs[0]]
     for given in (pairs, iter(pairs), np.array(pairs)):
-        assert items_of(given, is_pair=True) == pairs
+        assert list(items_of(given, is_pair=True)) == pairs
 
 
 @pytest.mark.parametrize("given", ["text", np.str_("text"), b"bytes", {"text": "a"}, 3, None, PICTURES[0]])
 def test_one_input(given):
-    assert items_of(given, is_pair=False) == [given]
+    assert list(items_of(given, is_pair=False)) == [given]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_one_input(given):
     [((6, 6), 1), ((6, 6, 1), 1), ((6, 6, 3), 1), ((6, 6, 4), 1), ((2, 6, 6), 2), ((2, 6, 6, 3), 2), ((2, 6, 6, 1), 2)],
 )
 def test_arrays_of_pixels(shape, count):
-    items = items_of(np.zeros(shape, np.uint8), is_pair=False)
+    items = list(items_of(np.zeros(shape, np.uint8), is_pair=False))
     assert len(items) == count and items[0].shape == (shape if count == 1 else shape[1:])
 
 

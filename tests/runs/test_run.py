@@ -253,7 +253,7 @@ def test_an_unfinished_run_is_continued(small, small_run, tmp_path):
     shutil.copytree(small_run.output_dir, out)
     (out / "results.json").unlink()
     shutil.rmtree(out / "checkpoint-8")
-    with pytest.raises(UserError, match="--resume_from_checkpoint auto"):
+    with pytest.raises(UserError, match="resume_from_checkpoint='auto'"):
         fine_tune(**small, output_dir=str(out))
     fine_tune(**small, output_dir=str(out), resume_from_checkpoint="auto")
     ours, theirs = (load_file(f / "model.safetensors") for f in (small_run.output_dir, out))

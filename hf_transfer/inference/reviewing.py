@@ -1,0 +1,131 @@
+"""What a trained model got wrong, and the course of its training, as pandas frames and figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from hf_transfer.data.images import undecoded
+from hf_transfer.data.labels import SINGLE_LABEL, Labels
+from hf_transfer.data.splits import ROW
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation import metrics
+from hf_transfer.evaluation.curves import draw_curves
+from hf_transfer.evaluation.mistakes import confusion_frame, mistakes
+from hf_transfer.evaluation.thresholds import thresholds_of
+from hf_transfer.inference.evaluating import Evaluating
+from hf_transfer.run_folder import HISTORY
+
+
+@dataclass
+class Reviewing(Evaluating):
+    """A model whose answers and training are looked at; see `Predictor`.
+
+    Attributes:
+        folder: of its run; None of a model from a hub.
+    """
+
+    folder: Path | None = field(default=None, repr=False)
+
+    def confusion_matrix(
+        self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+    ) -> Any:
+        """Counts of examples as a pandas frame, rows true classes and columns predicted ones, with their names.
+
+        Args:
+            data: as of `evaluate`, like the others; None takes what the run held out.
+            split: likewise.
+            max_examples: likewise.
+            **keys: likewise.
+
+        Raises:
+            UserError: as of `evaluate`; or the model does not predict one of several classes.
+        """
+        self.check_confusion()
+        _, logits, labels = self._answered(data, split, max_examples, keys)
+        return confusion_frame(metrics.confusion(SINGLE_LABEL, logits, labels), self.labels.names)
+
+    def check_confusion(self) -> None:
+        """Raises:
+        UserError: the model does not predict one of several classes.
+        """
+        if self.labels.problem_type != SINGLE_LABEL:
+            raise UserError(
+                f"confusion_matrix: it is for one class per example, and the problem type is "
+                f"{self.labels.problem_type}.",
+                "errors() lists what the model got wrong.",
+            )
+
+    def errors(self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any) -> Any:
+        """The wrong answers as a pandas frame, those with the highest loss first; see `errors_frame`.
+
+        Args:
+            data: as of `evaluate`, like the others; None takes what the run held out.
+            split: likewise.
+            max_examples: likewise.
+            **keys: likewise.
+
+        Raises:
+            UserError: as of `evaluate`.
+        """
+        held_out, logits, labels = self._answered(data, split, max_examples, keys)
+        examples = held_out.examples
+        return errors_frame(examples, held_out.inputs, self.labels, logits, labels, thresholds_of(self.model.config))
+
+    @property
+    def history(self) -> Any:
+        """What the run logged as a pandas frame, a row per log; learning rates as `learning_rate.<group>`.
+
+        Raises:
+            UserError: the model was not loaded from the folder of a run.
+        """
+        import pandas
+
+        path = self.folder / HISTORY if self.folder is not None else None
+        if path is None or not path.is_file():
+            place = f"{str(self.folder)!r} has no {HISTORY}" if self.folder else "the model is not in a run's folder"
+            raise UserError(f"history: {place}.", "Load the folder of a run.")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return pandas.json_normalize([json.loads(line) for line in lines])
+
+    def plot_curves(self) -> Any:
+        """A matplotlib figure of the losses and validation metrics by step; `.savefig(path)` writes it.
+
+        Raises:
+            UserError: as of `history`; or matplotlib is not installed.
+        """
+        return draw_curves(self.history)
+
+
+def errors_frame(
+    examples: Dataset, inputs: Sequence[str], labels: Labels, logits: Any, given: Any, thresholds: Sequence[float]
+) -> Any:
+    """The wrong answers as a pandas frame.
+
+    Args:
+        examples: with the input columns and `ROW`.
+        inputs: names of the input columns.
+        labels: of the model.
+        logits: (examples, outputs) logits.
+        given: encoded labels of the examples.
+        thresholds: of the labels of a multi-label model.
+
+    Returns:
+        Columns `input` (the text, or the path of an image where it has one), `input_pair` (the second text of a pair),
+        `row` in the input data, and those of `evaluation.mistakes` but for `position`.
+    """
+    import pandas
+
+    found = mistakes(labels.problem_type, logits, given, labels.names, thresholds)
+    chosen = undecoded(examples.select(found.pop("position")), [*inputs, ROW])
+    shown = dict(zip(("input", "input_pair"), (_shown(chosen[c][:]) for c in inputs), strict=False))
+    return pandas.DataFrame({**shown, "row": chosen[ROW][:], **found})
+
+
+def _shown(cells: Sequence[Any]) -> list[Any]:
+    return [cell.get("path") if isinstance(cell, dict) else cell for cell in cells]

@@ -1,0 +1,42 @@
+"""`errors.csv`: the wrong answers on the split that a run was measured on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.data.labels import LABELS
+from hf_transfer.evaluation.thresholds import thresholds_of
+from hf_transfer.files import write_text
+from hf_transfer.inference.reviewing import errors_frame
+from hf_transfer.run_folder import ERRORS
+from hf_transfer.runs.prepare import Prepared
+from hf_transfer.training.trainer import TransferTrainer
+
+
+def write_errors(prepared: Prepared, trainer: TransferTrainer, split: str, logits: Any, given: Any) -> None:
+    """Write the wrong answers, those with the highest loss first; see `errors_frame`. Called by all processes.
+
+    Lists of labels are JSON. Nothing is written where the answers are not in the order of the examples, as Trainer
+    gives them with `train_sampling_strategy: group_by_length`.
+
+    Args:
+        prepared: the run's data.
+        trainer: with the trained model.
+        split: name of the split.
+        logits: (examples, outputs) logits, computed in the order of the examples.
+        given: their encoded labels.
+    """
+    examples = prepared.data.splits[split]
+    own, is_sorted = np.array(examples[LABELS][:]), trainer.args.train_sampling_strategy == "group_by_length"
+    is_other = own.shape != np.shape(given) or not np.allclose(own, given)
+    if not trainer.is_world_process_zero() or is_sorted or is_other:
+        return
+    labels, thresholds = prepared.loaded.labels, thresholds_of(trainer.model.config)
+    frame = errors_frame(examples, prepared.inputs, labels, logits, given, thresholds)
+    for name in ("true", "predicted"):
+        frame[name] = [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in frame[name]]
+    write_text(Path(str(trainer.args.output_dir)) / ERRORS, frame.to_csv(index=False))
