@@ -117,17 +117,9 @@ def prepare(config: Config) -> Prepared:
     check_best(args, loaded.labels)
     if stream is None:
         check_batches(args, len(data.train))
-    config = with_decisions(
-        config.resolved(
-            train_val_split=keys.train_val_split,
-            **_inferred(task, inputs, found, keys, loaded.labels.problem_type),
-            **_decided(facts),
-        ),
-        choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
-        {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
-    )
+    inferred = _inferred(task, inputs, found, keys, loaded.labels.problem_type) | _decided(facts)
     return Prepared(
-        config=config,
+        config=_completed(config.resolved(train_val_split=keys.train_val_split, **inferred), task, loaded, stream),
         source=source,
         stream=stream,
         numbers=numbers,
@@ -138,6 +130,16 @@ def prepare(config: Config) -> Prepared:
         processor=processor,
         facts=facts,
         chance=Chance(args.seed, keys.augmented_views),
+    )
+
+
+def _completed(config: Config, task: Task, loaded: Loaded, stream: Any) -> Config:
+    """The configuration with what model and machine decide."""
+    args = config.training
+    return with_decisions(
+        config,
+        choose_loader(args, task, shards=None if stream is None else int(stream.num_shards)),
+        {"layer_rules": [*(args.layer_rules or []), *loaded.layer_rules] or None},
     )
 
 

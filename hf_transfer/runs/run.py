@@ -158,24 +158,36 @@ def _prepare(config: Config) -> _Ready:
             announce(prepared, trainer)
         if doubt:
             sys.stderr.write(f"{doubt}\n")
-    if args.preflight:
-        with removed_if_empty(output_dir, is_new):
-            ready.preflight = try_run(prepared, trainer, splits, output_dir)
     with removed_if_empty(output_dir, is_new):
-        ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
-    config = replace(prepared.config, values=prepared.config.values | {"calibrate": ready.calibrates.value})
-    ready.prepared = prepared = replace(prepared, config=config)
+        _try(ready)
     if trainer.is_world_process_zero():
-        for line in _said_before(ready) if ready.talks else ():
-            say(line)
-        if config.data.overwrite_output_dir and checkpoint is None:
-            _clear(output_dir)
-        chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
-        why = reasons(config, chosen, trainer, ready.calibrates.why)
-        write_text(output_dir / RUN_FILE, prepared.config.to_yaml(why))
-        record_examples(prepared, output_dir, is_resumed=checkpoint is not None)
-    ready.label_issues = write_label_issues(prepared, trainer, output_dir, checkpoint is not None, ready.talks)
+        _open_folder(ready)
+    resumes = checkpoint is not None
+    ready.label_issues = write_label_issues(ready.prepared, trainer, output_dir, resumes, ready.talks)
     return ready
+
+
+def _try(ready: _Ready) -> None:
+    """The preflight, and whether the model can be calibrated."""
+    prepared, trainer = ready.prepared, ready.trainer
+    if trainer.args.preflight:
+        ready.preflight = try_run(prepared, trainer, ready.splits, ready.output_dir)
+    ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
+    config = replace(prepared.config, values=prepared.config.values | {"calibrate": ready.calibrates.value})
+    ready.prepared = replace(prepared, config=config)
+
+
+def _open_folder(ready: _Ready) -> None:
+    """Say what the preflight found, and write the files that a run begins with."""
+    prepared, folder, resumes = ready.prepared, ready.output_dir, ready.checkpoint is not None
+    for line in _said_before(ready) if ready.talks else ():
+        say(line)
+    if prepared.config.data.overwrite_output_dir and not resumes:
+        _clear(folder)
+    chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
+    why = reasons(prepared.config, chosen, ready.trainer, ready.calibrates.why)
+    write_text(folder / RUN_FILE, prepared.config.to_yaml(why))
+    record_examples(prepared, folder, is_resumed=resumes)
 
 
 def _said_before(ready: _Ready) -> list[str]:
