@@ -379,7 +379,7 @@ def test_a_signal_ends_the_step_saves_and_exits(numbers, code, tmp_path):
     done = signalled(tmp_path, numbers, 0.01)
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    assert "checkpoint-6 was saved" in done.stderr and "--resume_from_checkpoint auto" in done.stderr
+    assert "checkpoint-6 was saved" in done.stderr and "resume_from_checkpoint='auto'" in done.stderr
     assert checkpoints.problem(tmp_path / "checkpoint-6") is None
     resumed = copy_state(trained(tmp_path, resumed="auto").model)
     assert not changed(resumed, copy_state(trained(tmp_path / "whole").model))
