@@ -125,13 +125,17 @@ def _check_output(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"output: {str(path)!r} is a folder, not a file.")
-    is_special = path.exists() and not path.is_file()  # a device or a pipe
-    if not is_special and path.suffix.lower() not in FORMATS:
+    if not _is_special(path) and path.suffix.lower() not in FORMATS:
         raise UserError(f"output: {str(path)!r} does not end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
     if not path.parent.is_dir():
         raise UserError(f"output: there is no folder {str(path.parent)!r}.")
     if not os.access(path.parent, os.W_OK):
         raise WorkFailed(f"output: {str(path.parent)!r} cannot be written to.", "Choose another folder.")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe, also one that a shell has redirected to a file, as it may /dev/stderr."""
+    return path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file())
 
 
 @contextmanager
@@ -140,11 +144,11 @@ def _writer(output: str | None, names: Sequence[str]) -> Iterator[Callable[[str]
     if output is None:
         yield lambda line: print(line, flush=True)
         return
-    path = Path(output).resolve()  # a link stays one
-    if path.exists() and not path.is_file():  # a device or a pipe: nothing to replace
-        with path.open("w", encoding="utf-8") as file:
+    if _is_special(Path(output)):  # nothing to replace
+        with Path(output).open("a", encoding="utf-8") as file:
             yield lambda line: print(line, file=file, flush=True)
         return
+    path = Path(output).resolve()  # a link stays one
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".predict-") as folder:
         beside = Path(folder) / "answers"
         with beside.open("w", encoding="utf-8") as file:

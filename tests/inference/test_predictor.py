@@ -431,7 +431,7 @@ def test_a_row_that_cannot_be_read_costs_no_other(light_run, tmp_path, capsys):
     assert main(["predict", str(light_run.output_dir), str(tmp_path / "x.jsonl"), str(tmp_path / "x.csv")]) == 1
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     wrong = [
-        "not valid Unicode",
+        "not valid Unicode (half a character)",
         None,
         "7 is not a string",
         "it has 3 cells, and the header has 2; a cell that contains a ',' has to stand in double quotes",
