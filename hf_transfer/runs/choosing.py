@@ -19,6 +19,7 @@ from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.analysis import few_labels
 from hf_transfer.analysis.few_labels import FEW, Choice, Chosen, Seen
 from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, choose_pooling
+from hf_transfer.config.arguments import early_stopping
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
@@ -88,6 +89,8 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     chosen = few_labels.choose(_seen(prepared)) if is_auto else {}
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
+    why = "early_stopping_patience: the best weights are kept"
+    chosen |= {name: Choice(value, why) for name, value in early_stopping.implied(values, config.given).items()}
     if set(_RATES) & {name for name in given if values[name] is not None}:
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":

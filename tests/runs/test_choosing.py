@@ -94,6 +94,19 @@ def test_a_given_key_wins(model, data, tmp_path):
     assert plan_only(explicit, talks=False).chosen.keys() == {"pooling", "pooling_layer"}
 
 
+def test_a_run_that_ends_early_says_so_and_keeps_its_best_weights(model, data, tmp_path, capsys):
+    """Chosen although few examples would save no checkpoints; the run can be repeated."""
+    keys = dict(early_stopping_patience=1, early_stopping_threshold=10.0, pooling="cls", log_level="warning")
+    keys = {k: v for k, v in QUIET.items() if k != "save_strategy"} | keys
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
+    said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
+    assert "load_best_model_at_end: True (early_stopping_patience: the best weights are kept)" in said
+    assert "Stopped early after epoch 2: validation loss no longer improved (early_stopping_patience: 1)" in said
+    assert result.results["kept"]["stopped"] == {"step": 6, "epoch": 2.0, "patience": 1}
+    assert (written["load_best_model_at_end"], written["save_strategy"]) == (True, "epoch")
+    Config.from_sources(written | {"output_dir": str(tmp_path / "again")}, {})
+
+
 def test_plan_says_what_would_be_chosen(model, data, capsys):
     config = Config.from_sources({}, dict(model_name_or_path=model, train_file=data, output_dir="o", **QUIET))
     assert plan_only(config, talks=False).to_dict()["chosen"]["head_init"]["value"] == "probe"

@@ -23,7 +23,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "bf16",
         "seed",
     ),
-    "checkpoints": ("load_best_model_at_end", "resume_from_checkpoint"),
+    "checkpoints": ("load_best_model_at_end", "early_stopping_patience", "resume_from_checkpoint"),
 }
 # Values of keys, as YAML, where the default says too little.
 EXAMPLES = {
@@ -50,6 +50,7 @@ EXAMPLES = {
     "warmup_steps": "0.1",
     "layer_rules": "[[embeddings, stem]]",
     "metric_for_best_model": "accuracy",
+    "early_stopping_patience": "3",
     "unfreeze_until": "layer.4",
     "hub_model_id": "owner/name",
 }
