@@ -182,7 +182,11 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "starts from random weights.",
     ),
     (
-        "presets preset quality time_limit time",
+        "presets preset quality",
+        "write effort: quick, normal or best.",
+    ),
+    (
+        "time_limit time",
         "a run is not limited by time: num_train_epochs or max_steps say how long it is, max_train_samples how much "
         "it sees.",
     ),

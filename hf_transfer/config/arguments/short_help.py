@@ -15,6 +15,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "augmentation",
     ),
     "training": (
+        "effort",
         "strategy",
         "num_train_epochs",
         "learning_rate",
@@ -23,7 +24,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "bf16",
         "seed",
     ),
-    "checkpoints": ("load_best_model_at_end", "early_stopping_patience", "resume_from_checkpoint"),
+    "checkpoints": ("load_best_model_at_end", "resume_from_checkpoint"),
 }
 # Values of keys, as YAML, where the default says too little.
 EXAMPLES = {
