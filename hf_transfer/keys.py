@@ -16,12 +16,14 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from hf_transfer.config.arguments import early_stopping
 from hf_transfer.config.arguments.adapter import AdapterArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.data import TASK_NAMES, DataArguments
+from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
@@ -120,6 +122,7 @@ _OURS = (
     BucketingArguments,
     LossArguments,
     CalibrationArguments,
+    EarlyStoppingArguments,
     GuardArguments,
     ScheduleArguments,
 )
@@ -136,6 +139,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (BucketingArguments, "speed"),
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
+    (EarlyStoppingArguments, "checkpoints"),
     (GuardArguments, "checkpoints"),
 )
 
@@ -266,6 +270,7 @@ def read_values(
     wrong = [*problems, *wrong, *missing(values, rejected, needs), *_problems_of(values, chosen, tuple(tasks))]
     if wrong:
         raise UserErrors(wrong)
+    values |= early_stopping.implied(values, chosen)
     return Values(values, frozenset(chosen))
 
 
@@ -277,7 +282,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
     if values["task"] is not None and values["task"] not in tasks:
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
-    problems += check_head(values)
+    problems += [*check_head(values), *early_stopping.check(values), *early_stopping.check_run(values, chosen)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

@@ -69,9 +69,9 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
     if line := _on_batches(trainer):
         say(line)
     say()
+    for line in prepared.chosen.lines():
+        say(line)
     if trainer.plan is not None:
-        for line in prepared.chosen.lines():
-            say(line)
         say(str(trainer.plan))
         for line in _on_rates(prepared, trainer):
             say(f"Warning: {line}")

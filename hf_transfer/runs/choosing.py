@@ -16,9 +16,10 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from hf_transfer.adapters.attach import is_adapted
-from hf_transfer.analysis import few_labels
+from hf_transfer.analysis import effort, few_labels
 from hf_transfer.analysis.few_labels import FEW, Choice, Chosen, Seen
 from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, choose_pooling
+from hf_transfer.config.arguments import early_stopping
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
@@ -44,6 +45,9 @@ _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
 LAST = "last"
 _BATCH = 32  # examples of a forward pass without gradient, at least
 _BEFORE = {"pooling": None, "pooling_layer": None}  # of a run by a version that chose nothing
+# Keys of a solution from which everything is trained, and of one that stays.
+_FIRST = {"strategy": "two-phase", "head_init": "probe", "probe_solver": "sgd"}
+_ALONE = {"strategy": "linear-probe", "head_init": "random", "probe_solver": "lbfgs", "stages": None}
 _OWN = (None, "cls")  # values of `pooling` that leave the model as it is
 
 
@@ -64,7 +68,7 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     state = run_identity.read(found_in) if found_in else None
     if state is not None:  # also of a version that chose nothing
         before = state["facts"].get("chosen", _BEFORE)
-        chosen = Chosen({n: Choice(v, "as when the run began") for n, v in before.items() if n not in config.given})
+        chosen = Chosen({n: Choice(v, "as when the run began") for n, v in before.items() if n not in _given(config)})
         candidates = None
     else:
         chosen, candidates = _chosen(prepared)
@@ -81,13 +85,17 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     """(what is set, without what was given; the layers that were compared)."""
     config = prepared.config
     values, model = config.values, config.model
-    given = config.given - {name for name in ("strategy", "pooling", "pooling_layer") if values[name] == "auto"}
+    given = _given(config)
     is_auto = values["strategy"] == "auto" and values["stages"] is None
     is_wanted = model.pooling == "mean" or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
     found, why_not = _compare_layers(prepared) if is_wanted else (None, "")
     chosen = few_labels.choose(_seen(prepared)) if is_auto else {}
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
+    unsolvable = _unsolvable(prepared, **_ALONE) if config.data.effort == "quick" else ""
+    chosen = effort.choose(config.data.effort, values, given, chosen, unsolvable)
+    why = "early_stopping_patience: the best weights are kept"
+    chosen |= {name: Choice(value, why) for name, value in early_stopping.implied(values, config.given).items()}
     if set(_RATES) & {name for name in given if values[name] is not None}:
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
@@ -98,6 +106,12 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
         chosen["pooling_layer"] = Choice(None if model.pooling in _OWN else LAST, "")
     kept = {name: values[name] for name, choice in chosen.items() if name in given and values[name] != choice.value}
     return Chosen({name: choice for name, choice in chosen.items() if name not in given}, kept), found
+
+
+def _given(config: Config) -> frozenset[str]:
+    """The keys that were given, without those whose value asks for a choice."""
+    asks = {name for name in ("strategy", "pooling", "pooling_layer") if config.values[name] == "auto"}
+    return config.given - asks - {"effort"}
 
 
 def _seen(prepared: Prepared) -> Seen:
@@ -133,17 +147,24 @@ def _groups(prepared: Prepared) -> tuple[LayerGroup, ...]:
     return layer_groups(prepared.loaded.model, prepared.config.training.layer_rules or ())
 
 
-def _unsolvable(prepared: Prepared) -> str:
-    """Why a run cannot begin with the best linear head, as part of a sentence; empty if it can."""
+def _unsolvable(prepared: Prepared, **wanted: str | None) -> str:
+    """Why a run cannot begin with the best linear head, as part of a sentence; empty if it can.
+
+    Args:
+        prepared: the run.
+        **wanted: values of keys with which it would, other than those of `strategy: auto`.
+    """
     config, model = prepared.config, prepared.loaded.model
     if config.values["from_scratch"]:
         return "the weights are random"
-    if config.values["head_init"] == "random" and "head_init" in config.given:
+    if not wanted and config.values["head_init"] == "random" and "head_init" in config.given:
         return "head_init: random was given"
     if any(os.environ.get(name, "").lower() in ("1", "true") for name in _SHARDED):
         return "FSDP and DeepSpeed shard the model"
-    wanted = {**config.values, "strategy": "two-phase", "head_init": "probe", "probe_solver": "sgd"}
-    problems = [*probe_checks.check(SimpleNamespace(**wanted)), *probe_checks.check_run(wanted)]
+    if wanted and _has_adapter(prepared):
+        return "an adapter would change the features"
+    values = {**config.values, **(wanted or _FIRST)}
+    problems = [*probe_checks.check(SimpleNamespace(**values)), *probe_checks.check_run(values)]
     if problems:
         return problems[0].partition(";")[0].rstrip(".")
     if MLPSpec.of(model.config) is not None:
@@ -283,11 +304,13 @@ def _read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingCha
 
 def _with(config: Config, values: Mapping[str, Any]) -> Config:
     """The configuration with other values of keys."""
-    training, model = copy.copy(config.training), config.model
+    training, model, data = copy.copy(config.training), config.model, config.data
     for name, value in values.items():
         if hasattr(model, name):
             model = replace(model, **{name: value})
+        elif hasattr(data, name):
+            data = replace(data, **{name: value})
         else:
             kind = type(getattr(training, name))
             setattr(training, name, kind(value) if issubclass(kind, enum.Enum) else value)
-    return replace(config, training=training, model=model, values={**config.values, **values})
+    return replace(config, training=training, model=model, data=data, values={**config.values, **values})

@@ -48,6 +48,7 @@ def with_choices(config: Config, trainer: TransferTrainer, checkpoint: str | Non
     return replace(config, values=config.values | trainer.choices.values | own)
 
 
+_UNSAID = {"effort": "what it sets is in this file"}  # of choices without a reason
 _FOUND = (
     "task",
     "problem_type",
@@ -84,4 +85,5 @@ def reasons(config: Config, chosen: Mapping[str, str], trainer: TransferTrainer,
     decided = {name: trainer.choices[name].why for name in DECIDABLE if getattr(args, name) == "auto"}
     if args.calibrate == "auto":
         decided["calibrate"] = calibrates
-    return {**why, **{name: reason or "what auto comes to" for name, reason in (decided | dict(chosen)).items()}}
+    decided |= chosen
+    return why | {name: reason or _UNSAID.get(name, "what auto comes to") for name, reason in decided.items()}

@@ -85,6 +85,9 @@ def _kept(kept: Mapping[str, Any] | None) -> Iterator[str]:
         yield "Saved: the head that was solved for, on the backbone as it was"
         return
     value, best, metric = kept["value"], kept["best_value"], kept["metric"]
+    if stopped := kept.get("stopped"):  # a run of an earlier version has no such entry
+        when, patience = _when(stopped["epoch"], stopped["step"]), f"early_stopping_patience: {stopped['patience']}"
+        yield f"Stopped early {when}: validation {metric} no longer improved ({patience})"
     of = f", validation {metric} {value:.4f}" if _is_number(value) else ""
     if kept["weights"] == "best":
         yield f"Saved: the weights of the best evaluation, {_when(kept['epoch'], kept['step'])}{of}"

@@ -8,6 +8,7 @@ from typing import Any
 from hf_transfer.evaluation.metric_table import LEADING, greater_is_better
 from hf_transfer.training.best_metric import best_of, watched
 from hf_transfer.training.course import Drop
+from hf_transfer.training.early_stopping import ended_by
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -25,7 +26,8 @@ def kept(
     Returns:
         `weights` (`last`, `best`, or `solution` for a solved head), their `step` and `epoch`, the `metric` that they
         are judged by, its `value` on the validation split, and `best_step`, `best_epoch` and `best_value` of
-        the best evaluation, None without one; `drop`, see `training.course.Drop`. None if nothing was trained.
+        the best evaluation, None without one; `drop`, see `training.course.Drop`; `stopped`, the `step` and `epoch` at
+        which `early_stopping_patience` ended the run, None if it did not. None if nothing was trained.
     """
     args, state = trainer.args, trainer.state
     if args.probe_solver == "lbfgs":
@@ -52,7 +54,17 @@ def kept(
         "best_epoch": best["epoch"] if best else None,
         "best_value": best[name] if best else None,
         "drop": drop.to_dict() if drop is not None and not is_best else None,
+        "stopped": _stopped(trainer),
     }
+
+
+def _stopped(trainer: TransferTrainer) -> dict[str, Any] | None:
+    """Where early stopping ended the run, and the `patience` that it did so with; None if it did not."""
+    state, stop = trainer.state, ended_by(trainer.callback_handler.callbacks)
+    if stop is None or state.global_step >= state.max_steps:
+        return None
+    step = int(state.global_step)
+    return {"step": step, "epoch": _epoch_of(state, step), "patience": stop.early_stopping_patience}
 
 
 def _epoch_of(state: Any, step: int) -> float:

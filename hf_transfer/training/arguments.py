@@ -13,6 +13,8 @@ from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.calibration import CalibrationArguments
+from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
+from hf_transfer.config.arguments.early_stopping import check as check_early_stopping
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
@@ -21,6 +23,7 @@ from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import ScheduleArguments
 from hf_transfer.config.fields import settings_of, wrong_values
 from hf_transfer.errors import UserErrors
+from hf_transfer.evaluation.metric_table import LOSS
 from hf_transfer.plan import checks, probe_checks
 from hf_transfer.training.best_metric import set_direction
 from hf_transfer.training.schedules import SCHEDULES
@@ -34,6 +37,7 @@ class TransferArguments(
     BucketingArguments,
     LossArguments,
     CalibrationArguments,
+    EarlyStoppingArguments,
     GuardArguments,
     ScheduleArguments,
     TrainingArguments,
@@ -44,7 +48,8 @@ class TransferArguments(
     given is the strategy's: 1e-3 for a linear probe, 5e-4 with an adapter, else `TrainingArguments`' own 5e-5.
     `stages` sets `num_train_epochs` to the sum of its epochs. `lr_scheduler_type` also takes the names in
     `schedules.SCHEDULES`. `greater_is_better`, where it is not given, is the direction of a metric that this package
-    computes (smaller is better for `mae`, `rmse` and `ece`), else Trainer's.
+    computes (smaller is better for `mae`, `rmse` and `ece`), else Trainer's. `early_stopping_patience` adds the
+    callback that ends training; as in transformers, `load_best_model_at_end` says which weights are then kept.
 
     Raises:
         UserErrors: all problems of the plan keys at once.
@@ -58,12 +63,15 @@ class TransferArguments(
         self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         problems = [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
+        problems += check_early_stopping(vars(self))
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}
         problems += wrong_values({**vars(self), "lr_scheduler_type": schedule}, own)
         if problems:
             raise UserErrors(problems)
         if self.stages is not None:
             self.num_train_epochs = float(sum(s["epochs"] for s in self.stages))
+        if self.early_stopping_patience is not None and vars(self)["metric_for_best_model"] is None:
+            self.metric_for_best_model = LOSS
         # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,
         # each train alone and say nothing.
         self.use_cpu |= not torch.accelerator.is_available()

@@ -83,7 +83,7 @@ def check_metric(trainer: RunningTrainer, plan: Plan) -> None:
         UserError: `metric_for_best_model` names none of them.
     """
     sets = evaluation_sets(trainer)
-    if not sets or not (plan.waits or trainer.args.load_best_model_at_end):
+    if not sets or not (plan.waits or trainer.args.load_best_model_at_end or trainer.args.early_stopping_patience):
         return
     log_name = watched(trainer.args)[0]
     name = log_name.removeprefix("eval_")
@@ -143,7 +143,7 @@ def check_early_stopping(callbacks: Iterable[Any], args: Any, plan: Plan, steps_
         why = f"there are {needed} evaluations before"
     if patience < needed:
         raise UserError(
-            f"EarlyStoppingCallback: early_stopping_patience {patience} can end the run before stage {stage.name!r} "
+            f"early_stopping_patience {patience} can end the run before stage {stage.name!r} "
             f"unfreezes anything: {why}.",
             f"Set early_stopping_patience to at least {needed}.",
         )

@@ -205,7 +205,7 @@ class Resumable(Saving):
             checkpoints.rotate(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         sums, rank = state["loss_since_log"], self.args.process_index
         own_sum = sums[rank] if len(sums) == self.args.world_size else sum(sums) / len(sums)
-        if self.state.global_step >= self.state.max_steps:  # no epoch will load it
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:  # no epoch will load it
             self._load_rng_state(state["folder"])
         self._tr_loss += own_sum
         self._globalstep_last_logged = state["last_logged"]
@@ -230,8 +230,8 @@ class Resumable(Saving):
             self._load_optimizer_by_name(str(path), state["optimizer"])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer would take one more step if it is resumed at its last one."""
-        if self.state.global_step >= self.state.max_steps:
+        """Trainer would take one more step if it is resumed at its last one, or where early stopping had ended it."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True  # of a stream, Trainer counts on endless epochs
             return None
         return super()._run_epoch(*args, **kwargs)

@@ -50,6 +50,7 @@ from hf_transfer.training.backend_checks import check_backend, check_optimizer_c
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.course import Course
+from hf_transfer.training.early_stopping import EarlyStopping
 from hf_transfer.training.loading import Loading
 from hf_transfer.training.schedules import SCHEDULES, run_schedule
 from hf_transfer.training.stages import Unfreezing
@@ -107,6 +108,8 @@ class TransferMixin(Loading):
             self._set_objective(has_plan)
             if has_plan:
                 self._set_plan()
+            if (patience := self.args.early_stopping_patience) is not None:
+                self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
         self.add_callback(self.guards)
 
     def _set_objective(self, has_plan: bool) -> None:

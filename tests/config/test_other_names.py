@@ -51,7 +51,7 @@ def test_every_target_is_a_key_of_ours_and_no_name_is():
         ("warmup_ratio", "warmup_steps: 0.1"),
         ("do_train", "leave it out"),
         ("freeze_backbone", "strategy: linear-probe"),
-        ("patience", "load_best_model_at_end: true"),
+        ("patience", "early_stopping_patience: 3"),
         ("weigth_decay", "Did you mean --weight_decay?"),
         ("xyzzy", "--xyzzy is not a key."),
     ],

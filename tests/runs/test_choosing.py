@@ -94,6 +94,54 @@ def test_a_given_key_wins(model, data, tmp_path):
     assert plan_only(explicit, talks=False).chosen.keys() == {"pooling", "pooling_layer"}
 
 
+def test_quick_solves_for_the_head_alone_and_is_repeated_bit_for_bit(model, data, tmp_path):
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), effort="quick", **QUIET)
+    keys = keys_of(tmp_path / "out")
+    assert (keys["strategy"], keys["probe_solver"], keys["label_issues"]) == ("linear-probe", "lbfgs", False)
+    assert keys["effort"] == "normal" and keys["head_init"] == "random"
+    assert result.results["auto"]["strategy"]["why"] == "effort: quick"
+    assert result.results["kept"] == {"weights": "solution"} and result.results["label_issues"] is None
+    file = keys | {"output_dir": str(tmp_path / "again")}
+    again = fine_tune(**{n: v for n, v in file.items() if v is not None or n.startswith("pooling")})
+    assert again.results["auto"] == {}
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_best_takes_twice_the_epochs_and_keeps_the_best_weights_resumed_too(model, data, tmp_path, capsys):
+    keys = {k: v for k, v in QUIET.items() if k != "save_strategy"}
+    keys |= dict(effort="best", strategy="auto", pooling="cls", per_device_train_batch_size=2, log_level="warning")
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
+    said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
+    assert "num_train_epochs: 12 (effort: best, 2 times 6)" in said
+    assert (written["load_best_model_at_end"], written["metric_for_best_model"]) == (True, "loss")
+    assert result.results["kept"]["weights"] == "best" and written["effort"] == "normal"
+    (tmp_path / "out" / "results.json").unlink()
+    fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), resume_from_checkpoint="auto", **keys)
+    assert "num_train_epochs: 12 (as when the run began)" in capsys.readouterr().out
+    assert keys_of(tmp_path / "out") == written
+
+
+def test_quick_that_cannot_be_falls_back_with_the_reason(model, data):
+    given = dict(model_name_or_path=model, train_file=data, output_dir="o", effort="quick", head="mlp", **QUIET)
+    chosen = plan_only(Config.from_sources({}, given), talks=False).chosen
+    assert chosen["strategy"]["value"] == "two-phase" and chosen["label_issues"]["value"] is False
+    assert "effort: quick does not wholly apply: the head cannot be solved for" in chosen["effort"]["why"]
+
+
+def test_a_run_that_ends_early_says_so_and_keeps_its_best_weights(model, data, tmp_path, capsys):
+    """Chosen although few examples would save no checkpoints; the run can be repeated."""
+    keys = dict(early_stopping_patience=1, early_stopping_threshold=10.0, pooling="cls", log_level="warning")
+    keys = {k: v for k, v in QUIET.items() if k != "save_strategy"} | keys
+    result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
+    said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
+    assert "load_best_model_at_end: True (early_stopping_patience: the best weights are kept)" in said
+    assert "Stopped early after epoch 2: validation loss no longer improved (early_stopping_patience: 1)" in said
+    assert result.results["kept"]["stopped"] == {"step": 6, "epoch": 2.0, "patience": 1}
+    assert (written["load_best_model_at_end"], written["save_strategy"]) == (True, "epoch")
+    Config.from_sources(written | {"output_dir": str(tmp_path / "again")}, {})
+
+
 def test_plan_says_what_would_be_chosen(model, data, capsys):
     config = Config.from_sources({}, dict(model_name_or_path=model, train_file=data, output_dir="o", **QUIET))
     assert plan_only(config, talks=False).to_dict()["chosen"]["head_init"]["value"] == "probe"

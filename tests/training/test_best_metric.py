@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from hf_transfer import TransferArguments, TransferTrainer, UserError
+from hf_transfer.keys import keys as keys_of_runs
+from hf_transfer.settings import Config
 from hf_transfer.training.best_metric import _evaluations
-from tests.helpers import arguments, texts, tiny_bert
+from hf_transfer.training.early_stopping import ended_by
+from tests.helpers import arguments, changed, copy_state, texts, tiny_bert
 
 BEST = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+RUN = {"model_name_or_path": "m", "dataset_name": "d.csv", "output_dir": "o", "use_cpu": True}
 PLATEAU = {"strategy": "gradual", "unfreeze_trigger": "plateau", "eval_strategy": "epoch"}
 
 
@@ -155,6 +160,104 @@ def test_early_stopping_may_end_a_run_of_one_stage(tmp_path):
     )
     trainer.train()
     assert trainer.state.global_step == 4
+
+
+def stopping(folder, values, resumed=None, **keys):
+    """A run of at most 8 epochs of 2 steps that the third evaluation without improvement ends."""
+    keys = {"early_stopping_patience": 3, "early_stopping_threshold": 0.05, "strategy": "full", **BEST, **keys}
+    trainer = trainer_of(folder, "mae", values, 8, **keys)
+    trainer.train(resume_from_checkpoint=resumed)
+    return trainer
+
+
+MAE = (0.9, 0.5, 0.48, 0.51, 0.47, 0.1, 0.1, 0.1)  # from the third on, nothing improves by 0.05 until too late
+
+
+def test_a_key_ends_a_run_at_its_patience(tmp_path):
+    trainer = stopping(tmp_path, MAE)
+    assert trainer.state.global_step == 2 * 5
+    assert trainer.state.best_global_step == 2 * 5, "the best weights, also where the threshold was not reached"
+    assert ended_by(trainer.callback_handler.callbacks) is not None
+    longer = stopping(tmp_path / "longer", MAE, early_stopping_patience=4)
+    assert longer.state.global_step == 2 * 8
+    assert ended_by(longer.callback_handler.callbacks) is None
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 4, 5])
+def test_a_resumed_run_ends_where_the_whole_one_did_bit_for_bit(tmp_path, epochs):
+    """Also from the checkpoint at which it had ended, which trains no step more."""
+    whole = stopping(tmp_path, MAE)
+    checkpoint = tmp_path / f"checkpoint-{2 * epochs}"
+    resumed = stopping(tmp_path / "resumed", MAE[epochs:], str(checkpoint))
+    assert resumed.state.global_step == whole.state.global_step
+    assert not changed(copy_state(whole.model), copy_state(resumed.model))
+    random = torch.load(tmp_path / "checkpoint-10" / "rng_state.pth", weights_only=False)["cpu"]
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_a_run_goes_on_with_more_patience_or_a_patience_that_is_new(tmp_path):
+    stopping(tmp_path / "a", MAE)
+    longer = stopping(tmp_path / "b", MAE[5:], str(tmp_path / "a/checkpoint-10"), early_stopping_patience=4)
+    assert longer.state.epoch == 8
+    trainer_of(tmp_path / "c", "mae", MAE, 2, strategy="full", **BEST).train()
+    keys = {"early_stopping_patience": 2, "allow_changed_plan": True}
+    assert stopping(tmp_path / "d", MAE[2:], str(tmp_path / "c/checkpoint-4"), **keys).state.epoch == 4
+
+
+def test_a_second_training_counts_anew(tmp_path):
+    keys = {"early_stopping_patience": 1, "strategy": "full", "eval_strategy": "epoch"}
+    trainer = trainer_of(tmp_path, "mae", (0.5,) * 8, 8, **keys)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.state.global_step == 4
+
+
+def test_only_the_set_that_decides_is_counted_and_nothing_is_said_of_the_others(tmp_path, caplog):
+    keys = {"early_stopping_patience": 1, "learning_rate": 1e-30, "strategy": "full", "eval_strategy": "epoch"}
+    trainer = trainer_of(tmp_path, "far_loss", sets=("near", "far"), **keys)
+    trainer.train()
+    assert trainer.state.global_step == 4 and "disabled" not in caplog.text
+
+
+def test_without_a_metric_the_loss_decides(tmp_path):
+    args = arguments(tmp_path, early_stopping_patience=2, eval_strategy="epoch")
+    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"early_stopping_patience": 2, "eval_strategy": "no"}, "eval_strategy: no makes none"),
+        ({"early_stopping_patience": 0, "eval_strategy": "epoch"}, "expected a positive number, got 0"),
+        ({"early_stopping_threshold": 0.1}, "no effect without early_stopping_patience"),
+    ],
+)
+def test_early_stopping_that_cannot_work_is_refused(tmp_path, keys, sentence):
+    with pytest.raises(UserError, match=sentence):
+        arguments(tmp_path, **keys)
+    with pytest.raises(UserError, match=sentence):
+        Config.from_sources({}, {**RUN, **keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, (True, "epoch")),
+        ({"eval_strategy": "steps", "eval_steps": 7}, (True, "steps")),
+        ({"save_strategy": "best"}, (True, "best")),
+        ({"load_best_model_at_end": False, "save_strategy": "no"}, (False, "no")),
+        ({"save_strategy": "no"}, "save_strategy: no does not save where eval_strategy: epoch evaluates"),
+    ],
+)
+def test_a_run_that_may_end_early_keeps_its_best_weights(keys, expected):
+    given = {**RUN, "early_stopping_patience": 2, **keys}
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            Config.from_sources({}, given)
+        return
+    values = Config.from_sources({}, given).values
+    assert (values["load_best_model_at_end"], values["save_strategy"]) == expected
+    assert values["save_steps"] == (7 if "eval_steps" in keys else keys_of_runs()["save_steps"].default)
 
 
 @pytest.mark.parametrize("keys", [{"eval_strategy": "epoch"}, {"eval_strategy": "steps", "eval_steps": 3}])

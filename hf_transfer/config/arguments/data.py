@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_transfer.config.fields import setting
 
+EFFORTS = ("quick", "normal", "best")  # `analysis.effort` says what they set
 TASK_NAMES = ("image-classification", "text-classification")  # those of this package; tests compare `tasks.TASKS`
 
 
@@ -127,6 +128,13 @@ class DataArguments:
         "lowest and highest value of float and 32-bit images (default: those of the training split)",
         resume="fixed",
         card="changed",
+    )
+    effort: str = setting(
+        "normal",
+        "quick: only the best linear head; best: twice the epochs, and the weights of the best evaluation",
+        choices=EFFORTS,
+        topic="plan",
+        resume="free",
     )
     overwrite_output_dir: bool = setting(
         False, "write into an output_dir that holds a finished run", topic="output", resume="free"

@@ -112,9 +112,9 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "leave it out: `train` trains and evaluates, `evaluate` and `predict` are commands of their own.",
     ),
     (
-        "patience early_stopping early_stopping_patience early_stop",
-        "no key ends a run early: num_train_epochs says how long it is, and load_best_model_at_end: true keeps "
-        "the best epoch's weights. unfreeze_patience is about strategy: gradual.",
+        "patience early_stopping early_stop early_stopping_rounds",
+        "write early_stopping_patience: 3, the number of evaluations without improvement of metric_for_best_model; "
+        "unfreeze_patience is about strategy: gradual.",
     ),
     (
         "warmup_ratio warmup_proportion warmup_fraction pct_start warmup_pct",
@@ -182,7 +182,11 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "starts from random weights.",
     ),
     (
-        "presets preset quality time_limit time",
+        "presets preset quality",
+        "write effort: quick, normal or best.",
+    ),
+    (
+        "time_limit time",
         "a run is not limited by time: num_train_epochs or max_steps say how long it is, max_train_samples how much "
         "it sees.",
     ),

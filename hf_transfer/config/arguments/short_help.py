@@ -15,6 +15,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "augmentation",
     ),
     "training": (
+        "effort",
         "strategy",
         "num_train_epochs",
         "learning_rate",
@@ -50,6 +51,7 @@ EXAMPLES = {
     "warmup_steps": "0.1",
     "layer_rules": "[[embeddings, stem]]",
     "metric_for_best_model": "accuracy",
+    "early_stopping_patience": "3",
     "unfreeze_until": "layer.4",
     "hub_model_id": "owner/name",
 }

@@ -1,0 +1,111 @@
+"""What `effort` sets besides the choice of `strategy: auto`: the table of keys, and where it does not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_transfer.analysis.few_labels import Choice
+
+NORMAL = "normal"
+
+
+@dataclass(frozen=True)
+class Times:
+    """A multiple of the value that a key has otherwise."""
+
+    factor: float
+
+
+EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {"strategy": "linear-probe", "probe_solver": "lbfgs", "label_issues": False},
+    NORMAL: {},
+    "best": {
+        "num_train_epochs": Times(2),
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "save_strategy": "epoch",
+    },
+}
+_SOLUTION = ("strategy", "probe_solver")
+_METRIC = ("metric_for_best_model", "greater_is_better")
+_BEST_WEIGHTS = ("load_best_model_at_end", *_METRIC, "save_strategy")
+
+
+def choose(
+    effort: str,
+    values: Mapping[str, Any],
+    given: Collection[str],
+    chosen: Mapping[str, Choice],
+    unsolvable: str,
+) -> dict[str, Choice]:
+    """Values for a run with an effort; keys that were given may be among them.
+
+    Args:
+        effort: a name in `EFFORTS`.
+        values: every key with its value.
+        given: the keys that were given; a strategy of `auto` is none.
+        chosen: what `strategy: auto` chooses.
+        unsolvable: for `quick`, why the head cannot be solved for alone, as part of a sentence; empty if it can.
+    """
+    if effort == NORMAL:
+        return dict(chosen)
+    before = {**values, **{name: choice.value for name, choice in chosen.items() if name not in given}}
+    refused = _no_solution(values, given, unsolvable) if effort == "quick" else _no_longer(before, given)
+    told = {
+        name: Choice(_value(wanted, before[name]), _why(wanted, before[name], effort))
+        for name, wanted in EFFORTS[effort].items()
+        if name not in refused
+    }
+    reasons = "; ".join(dict.fromkeys(refused[name] for name in refused if refused[name]))
+    solves = effort == "quick" and not refused
+    # Few examples choose the course of training everything, which a solution has none of.
+    return {
+        **({} if solves else chosen),
+        **told,
+        # `run.yaml` holds the values themselves, so that a repeated run adds nothing to them.
+        "effort": Choice(NORMAL, f"effort: {effort} does not wholly apply: {reasons}" if reasons else ""),
+    }
+
+
+def _value(wanted: Any, before: Any) -> Any:
+    return before * wanted.factor if isinstance(wanted, Times) else wanted
+
+
+def _why(wanted: Any, before: Any, effort: str) -> str:
+    return f"effort: {effort}, {wanted.factor:g} times {before:g}" if isinstance(wanted, Times) else f"effort: {effort}"
+
+
+def _no_solution(values: Mapping[str, Any], given: Collection[str], unsolvable: str) -> dict[str, str]:
+    """{key of `quick` that is not set: why}"""
+    for name, fits in (("stages", None), ("strategy", "linear-probe"), ("probe_solver", "lbfgs")):
+        if name in given and values[name] != fits:  # a strategy of null is one
+            said = "stages were given" if name == "stages" else f"{name}: {values[name]} was given"
+            return dict.fromkeys(_SOLUTION, said)
+    return dict.fromkeys(_SOLUTION, f"the head cannot be solved for: {unsolvable}") if unsolvable else {}
+
+
+def _no_longer(before: Mapping[str, Any], given: Collection[str]) -> dict[str, str]:
+    """{key of `best` that is not set: why}; without a reason where nothing is missing."""
+    if before["probe_solver"] == "lbfgs":
+        return dict.fromkeys(EFFORTS["best"], "the head is solved for, which takes no steps")
+    refused = {}
+    if before["stages"] is not None:
+        refused["num_train_epochs"] = "stages say how long they are"
+    elif before["max_steps"] > 0:
+        refused["num_train_epochs"] = f"max_steps: {before['max_steps']} was given"
+    evaluates = getattr(before["eval_strategy"], "value", before["eval_strategy"])
+    saves = getattr(before["save_strategy"], "value", before["save_strategy"])
+    if before["load_best_model_at_end"] or "load_best_model_at_end" in given:
+        refused |= dict.fromkeys(_BEST_WEIGHTS[1:], "")
+    elif evaluates != "epoch":
+        refused |= dict.fromkeys(_BEST_WEIGHTS, f"eval_strategy: {evaluates} was given")
+    elif "save_strategy" in given and saves not in ("epoch", "best"):
+        refused |= dict.fromkeys(_BEST_WEIGHTS, f"save_strategy: {saves} was given")
+    elif "metric_for_best_model" in given and before["metric_for_best_model"] is None:
+        refused |= dict.fromkeys(_BEST_WEIGHTS, "metric_for_best_model: null was given")
+    elif "metric_for_best_model" in given:
+        refused |= dict.fromkeys(_METRIC, "")  # its direction is known
+    return refused
