@@ -163,18 +163,25 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **SMALL), raising=False)
     names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
     found = blocks(ROOT / "README.md", "python")
-    assert len(found) == 2
-    for i, block in enumerate(found):
-        (tmp_path / str(i)).mkdir()
-        monkeypatch.chdir(tmp_path / str(i))
-        rows = (f"review {n},{'good' if n % 2 else 'bad'}" for n in range(40))
-        Path("reviews.csv").write_text("\n".join(["text,label", *rows]))
+    assert len(found) == 3
+    monkeypatch.chdir(tmp_path)
+    rows = [f"review {n},{'good' if n % 2 else 'bad'}" for n in range(40)]
+    for name, part in {"reviews": rows[:30], "labeled": rows[30:], "mood": rows, "topic": rows}.items():
+        Path(f"{name}.csv").write_text("\n".join(["text,label", *part]))
+    for block in found:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["result"].metrics["accuracy"] >= 0 and "Plan: two-phase" in capsys.readouterr().out
+    result = names["result"]
+    assert result.metrics["accuracy"] >= 0 and result.results["metrics_split"] == "test"
+    assert result.confusion_matrix().to_numpy().sum() == 10 and "Plan: two-phase" in capsys.readouterr().out
     (after,) = blocks(ROOT / "docs" / "commands.md", "python")  # on what the first one trained
-    monkeypatch.chdir(tmp_path / "0")
+    Path("out").rename("all")
+    Path("all/sentiment").rename("out")
     exec(compile(after, "commands.md", "exec"), names)
     assert [set(a) for a in names["answers"]] == [{"input", "label", "score", "scores"}] * 2
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
