@@ -160,7 +160,8 @@ def check(argv: list[str]) -> None:
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """With its names as written; only the size of the data is cut down."""
     whole = hf_transfer.fine_tune
-    monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **SMALL), raising=False)
+    small = {**SMALL, "num_train_epochs": 1, "preflight": False, "label_issues": False}
+    monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **small), raising=False)
     names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
     found = blocks(ROOT / "README.md", "python")
     assert len(found) == 3
@@ -252,6 +253,33 @@ def test_the_tree_in_the_readme_exists():
         folder = ROOT / "hf_transfer" if line.startswith(" ") else ROOT
         for name in re.split(r"\s{2,}", line.strip())[0].split():
             assert (folder / name).exists(), name
+
+
+def test_the_names_and_counts_in_coming_from_are_right():
+    """The table of names is what an unknown name is told; the lines and commands of each tool are counted."""
+    from hf_transfer.config.arguments.other_names import NOTES, SYNONYMS, VERBS_ELSEWHERE
+
+    text = (ROOT / "docs" / "coming-from.md").read_text()
+    start, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    tools = [line for line in start.splitlines() if line.startswith("|")][2:]
+    for tool, section in zip(tools, sections, strict=False):
+        counts = [
+            (len(body.replace("\\\n", "").splitlines()) - body.count("\n\n"), "line" if language == "py" else "command")
+            for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+        ]
+        assert counts == [(int(n), unit) for n, unit in re.findall(r"(\d+) (line|command)", tool)], tool
+    names = next(part for part in sections if part.startswith("What you call it"))
+    rows = [
+        re.findall(r"`([^`]+)`", cell)
+        for row in names.split("| result")[0].splitlines()
+        for cell in row.split("|")[1:3]
+    ]
+    pairs = [(word, ours) for words, ours in zip(rows[::2], rows[1::2], strict=True) for word in words]
+    assert len(pairs) > 50
+    for word, ours in pairs:
+        assert SYNONYMS.get(word) in ours or VERBS_ELSEWHERE.get(word) in ours, word
+    (others,) = re.findall(r"what to do instead: (.*?)\.\n", names, flags=re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", others)) <= set(NOTES)
 
 
 def test_the_strategy_in_contributing_works():
