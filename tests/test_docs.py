@@ -204,7 +204,7 @@ def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
             if program == "hf-transfer" and verb not in ("doctor", "push"):
                 assert main([verb, *argv, *(small if verb == "train" else [])]) == 0, command
                 ran.append(verb)
-    assert ran == ["plan", "train", "train", "predict", "predict", "predict", "evaluate", "evaluate"]
+    assert ran == ["plan", "train", "train", "train", "predict", "predict", "predict", "evaluate", "evaluate"]
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert len(answers) == 40 and {a["label"] for a in answers} <= {"negative", "positive"}
     assert len(json.loads(Path("digits.jsonl").read_text().splitlines()[0])["scores"]) == 3
