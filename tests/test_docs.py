@@ -160,21 +160,29 @@ def check(argv: list[str]) -> None:
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """With its names as written; only the size of the data is cut down."""
     whole = hf_transfer.fine_tune
-    monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **SMALL), raising=False)
+    small = {**SMALL, "num_train_epochs": 1, "preflight": False, "label_issues": False}
+    monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **small), raising=False)
     names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
     found = blocks(ROOT / "README.md", "python")
-    assert len(found) == 2
-    for i, block in enumerate(found):
-        (tmp_path / str(i)).mkdir()
-        monkeypatch.chdir(tmp_path / str(i))
-        rows = (f"review {n},{'good' if n % 2 else 'bad'}" for n in range(40))
-        Path("reviews.csv").write_text("\n".join(["text,label", *rows]))
+    assert len(found) == 3
+    monkeypatch.chdir(tmp_path)
+    rows = [f"review {n},{'good' if n % 2 else 'bad'}" for n in range(40)]
+    for name, part in {"reviews": rows[:30], "labeled": rows[30:], "mood": rows, "topic": rows}.items():
+        Path(f"{name}.csv").write_text("\n".join(["text,label", *part]))
+    for block in found:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["result"].metrics["accuracy"] >= 0 and "Plan: two-phase" in capsys.readouterr().out
+    result = names["result"]
+    assert result.metrics["accuracy"] >= 0 and result.results["metrics_split"] == "test"
+    assert result.confusion_matrix().to_numpy().sum() == 10 and "Plan: two-phase" in capsys.readouterr().out
     (after,) = blocks(ROOT / "docs" / "commands.md", "python")  # on what the first one trained
-    monkeypatch.chdir(tmp_path / "0")
+    Path("out").rename("all")
+    Path("all/sentiment").rename("out")
     exec(compile(after, "commands.md", "exec"), names)
     assert [set(a) for a in names["answers"]] == [{"input", "label", "score", "scores"}] * 2
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
@@ -196,7 +204,7 @@ def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
             if program == "hf-transfer" and verb not in ("doctor", "push"):
                 assert main([verb, *argv, *(small if verb == "train" else [])]) == 0, command
                 ran.append(verb)
-    assert ran == ["plan", "train", "train", "predict", "predict", "predict", "evaluate", "evaluate"]
+    assert ran == ["plan", "train", "train", "train", "predict", "predict", "predict", "evaluate", "evaluate"]
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert len(answers) == 40 and {a["label"] for a in answers} <= {"negative", "positive"}
     assert len(json.loads(Path("digits.jsonl").read_text().splitlines()[0])["scores"]) == 3
@@ -245,6 +253,33 @@ def test_the_tree_in_the_readme_exists():
         folder = ROOT / "hf_transfer" if line.startswith(" ") else ROOT
         for name in re.split(r"\s{2,}", line.strip())[0].split():
             assert (folder / name).exists(), name
+
+
+def test_the_names_and_counts_in_coming_from_are_right():
+    """The table of names is what an unknown name is told; the lines and commands of each tool are counted."""
+    from hf_transfer.config.arguments.other_names import NOTES, SYNONYMS, VERBS_ELSEWHERE
+
+    text = (ROOT / "docs" / "coming-from.md").read_text()
+    start, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    tools = [line for line in start.splitlines() if line.startswith("|")][2:]
+    for tool, section in zip(tools, sections, strict=False):
+        counts = [
+            (len(body.replace("\\\n", "").splitlines()) - body.count("\n\n"), "line" if language == "py" else "command")
+            for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", section, flags=re.DOTALL | re.MULTILINE)
+        ]
+        assert counts == [(int(n), unit) for n, unit in re.findall(r"(\d+) (line|command)", tool)], tool
+    names = next(part for part in sections if part.startswith("What you call it"))
+    rows = [
+        re.findall(r"`([^`]+)`", cell)
+        for row in names.split("| result")[0].splitlines()
+        for cell in row.split("|")[1:3]
+    ]
+    pairs = [(word, ours) for words, ours in zip(rows[::2], rows[1::2], strict=True) for word in words]
+    assert len(pairs) > 50
+    for word, ours in pairs:
+        assert SYNONYMS.get(word) in ours or VERBS_ELSEWHERE.get(word) in ours, word
+    (others,) = re.findall(r"what to do instead: (.*?)\.\n", names, flags=re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", others)) <= set(NOTES)
 
 
 def test_the_strategy_in_contributing_works():
