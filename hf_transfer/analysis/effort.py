@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.analysis.few_labels import Choice
+from hf_transfer.evaluation.metric_table import LEADING, LOSS, greater_is_better
 
 NORMAL = "normal"
 
@@ -18,14 +19,15 @@ class Times:
     factor: float
 
 
+LEADS = "leads"  # of the metric that runs of this kind are judged by: while a model learns, its loss may rise for long
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {"strategy": "linear-probe", "probe_solver": "lbfgs", "label_issues": False},
     NORMAL: {},
     "best": {
         "num_train_epochs": Times(2),
         "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
-        "greater_is_better": False,
+        "metric_for_best_model": LEADS,
+        "greater_is_better": LEADS,
         "save_strategy": "epoch",
     },
 }
@@ -55,7 +57,7 @@ def choose(
     before = {**values, **{name: choice.value for name, choice in chosen.items() if name not in given}}
     refused = _no_solution(values, given, unsolvable) if effort == "quick" else _no_longer(before, given)
     told = {
-        name: Choice(_value(wanted, before[name]), _why(wanted, before[name], effort))
+        name: Choice(_value(wanted, name, before), _why(wanted, before[name], effort))
         for name, wanted in EFFORTS[effort].items()
         if name not in refused
     }
@@ -70,8 +72,13 @@ def choose(
     }
 
 
-def _value(wanted: Any, before: Any) -> Any:
-    return before * wanted.factor if isinstance(wanted, Times) else wanted
+def _value(wanted: Any, name: str, before: Mapping[str, Any]) -> Any:
+    if isinstance(wanted, Times):
+        return before[name] * wanted.factor
+    if wanted != LEADS:
+        return wanted
+    metric = LEADING[before["problem_type"]][0] if before["problem_type"] else LOSS
+    return metric if name == "metric_for_best_model" else bool(greater_is_better(metric))
 
 
 def _why(wanted: Any, before: Any, effort: str) -> str:

@@ -80,5 +80,8 @@ def test_best_goes_on_from_what_was_chosen():
     assert made["num_train_epochs"] == 68.0 and made["strategy"] == "two-phase"
     made, _ = chosen("best", metric_for_best_model="accuracy", max_steps=3)
     assert made == {"load_best_model_at_end": True, "save_strategy": "epoch"}
+    for kind, metric, greater in (("single_label_classification", "accuracy", True), ("regression", "rmse", False)):
+        made, _ = chosen("best", problem_type=kind)
+        assert (made["metric_for_best_model"], made["greater_is_better"]) == (metric, greater)
     solved = {"strategy": Choice("linear-probe", ""), "probe_solver": Choice("lbfgs", "")}
     assert chosen("best", solved)[0] == {"strategy": "linear-probe", "probe_solver": "lbfgs"}

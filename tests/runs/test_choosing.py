@@ -114,7 +114,7 @@ def test_best_takes_twice_the_epochs_and_keeps_the_best_weights_resumed_too(mode
     result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
     said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
     assert "num_train_epochs: 12 (effort: best, 2 times 6)" in said
-    assert (written["load_best_model_at_end"], written["metric_for_best_model"]) == (True, "loss")
+    assert (written["load_best_model_at_end"], written["metric_for_best_model"]) == (True, "accuracy")
     assert result.results["kept"]["weights"] == "best" and written["effort"] == "normal"
     (tmp_path / "out" / "results.json").unlink()
     fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), resume_from_checkpoint="auto", **keys)
