@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -64,10 +63,6 @@ class PoolingChoice:
     def pays(self) -> bool:
         """Whether the best candidate is better than the model's own by more than the standard error."""
         return self.gain > self.error
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON data."""
-        return asdict(self)
 
 
 def choose_pooling(

@@ -185,7 +185,8 @@ _ROWS = 10_000  # rows read at a time
 
 def list_lengths(dataset: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
     """Length of each list in a column, (examples,), without reading the items; NaN for missing lists."""
-    return np.concatenate([pyarrow.compute.list_value_length(c).to_numpy() for c in chunks(dataset, column)])
+    lengths = [pyarrow.compute.list_value_length(c) for c in chunks(dataset, column)]
+    return np.concatenate([one.to_numpy(zero_copy_only=False) for one in lengths])
 
 
 def chunks(dataset: datasets.Dataset, column: str) -> Iterator[Any]:

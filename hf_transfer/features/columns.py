@@ -8,6 +8,7 @@ the others are found; new ones go to rows that are free (after an interrupted ru
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +45,6 @@ class FeatureStore:
         self.budget = budget
         self._in_memory: dict[str, list[Store]] = {}
 
-    @classmethod
-    def on_disk(cls, budget: float | None = None) -> FeatureStore:
-        """In the Hugging Face cache."""
-        return cls(budgets.default_folder().with_name("features"), budget)
-
     def segments(self, key: str, slots: Sequence[Slot]) -> list[tuple[str, int, Store | None]]:
         """(name, rows, store if it is in memory) of each segment of a column."""
         if self.folder is None:
@@ -81,7 +77,8 @@ class FeatureStore:
             return name, rows, self.open(name, rows, slots)
         taken = sum(store.nbytes for stores in self._in_memory.values() for store in stores)
         needed = nbytes(slots, None, rows)
-        free = budgets.memory_budget() if self.budget is None else self.budget * 1e9 - taken
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free = budgets.memory_budget(processes) if self.budget is None else self.budget * 1e9 - taken
         if needed > free:
             raise NoRoom(f"{needed / 1e9:.2f} GB of memory are needed, and {max(free, 0) / 1e9:.2f} GB may be used")
         store = Store(slots, None, rows)

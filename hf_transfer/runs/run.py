@@ -173,8 +173,6 @@ def _try(ready: _Ready) -> None:
     if trainer.args.preflight:
         ready.preflight = try_run(prepared, trainer, ready.splits, ready.output_dir)
     ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
-    config = replace(prepared.config, values=prepared.config.values | {"calibrate": ready.calibrates.value})
-    ready.prepared = replace(prepared, config=config)
 
 
 def _open_folder(ready: _Ready) -> None:
@@ -184,10 +182,17 @@ def _open_folder(ready: _Ready) -> None:
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
         _clear(folder)
-    chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
-    why = reasons(prepared.config, chosen, ready.trainer, ready.calibrates.why)
-    write_text(folder / RUN_FILE, prepared.config.to_yaml(why))
+    _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
+
+
+def _write_run_file(ready: _Ready) -> None:
+    prepared = ready.prepared
+    config = replace(prepared.config, values=prepared.config.values | {"calibrate": ready.calibrates.value})
+    ready.prepared = replace(prepared, config=config)
+    chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
+    why = reasons(config, chosen, ready.trainer, ready.calibrates.why)
+    write_text(ready.output_dir / RUN_FILE, config.to_yaml(why))
 
 
 def _said_before(ready: _Ready) -> list[str]:
@@ -259,6 +264,8 @@ def _calibrate(ready: _Ready) -> Calibration | None:
         if ready.trainer.args.calibrate is True:
             raise
         ready.calibrates = Choice(False, error.message.rstrip("."))
+        if ready.trainer.is_world_process_zero():
+            _write_run_file(ready)  # a run that repeats this one must not ask for it
         return None
 
 

@@ -42,6 +42,8 @@ from hf_transfer.training.recording import CONTENT, INPUT_PREFIX, Shelf
 from hf_transfer.training.running import RunningTrainer
 from hf_transfer.training.sources import Sources
 
+_TIMED = 16  # one of so many steps is timed on an accelerator, which has to finish for that
+
 
 @dataclass
 class Replayed:
@@ -110,7 +112,7 @@ class BoundaryCache:
 
     def recall(self, decisions: list[bool] | None) -> None:
         """Decide as the resumed run did: with and without the cache, results differ in their last bits."""
-        if decisions is not None and decisions != self.decisions:
+        if decisions and decisions != self.decisions:  # none were made where no cache was wanted
             self.recalled, self._plan = decisions, None
 
     def decide(self) -> None:
@@ -151,6 +153,12 @@ class BoundaryCache:
         self._current = None if entry.off is not None else entry
         self._read_stored_inputs()
         self._skip_reading()
+
+    def record_again(self, index: int) -> None:
+        """Begin stage `index` again: weights below its boundary may have changed, by a rollback to an earlier stage."""
+        for entry in self.entries:
+            entry.close()
+        self.begin(index)
 
     def end(self) -> None:
         """End the stage: what only it needed is released."""
@@ -293,15 +301,28 @@ class BoundaryCache:
         if replayed is None:
             yield
             return
-        began, entry = time.perf_counter(), replayed.entry
+        entry = replayed.entry
         assert entry.cut is not None
+        is_timed = self.device.type == "cpu" or entry.steps % _TIMED == 0
+        if is_timed:
+            self._wait()
+        began = time.perf_counter()
         rows, count, length = self._assemble(replayed, inputs), len(replayed.numbers), length_of(inputs)
         with replay.replaying(self.model, entry.cut, rows, count, length, self.device):
             yield
         if replayed.source.name == TRAINING:
-            entry.step_seconds += time.perf_counter() - began
-            entry.positions += replayed.source.positions(replayed.numbers)
+            positions = replayed.source.positions(replayed.numbers)
+            if is_timed:
+                self._wait()
+                entry.step_seconds += time.perf_counter() - began
+                entry.timed_positions += positions
+            entry.positions += positions
             entry.steps += 1
+
+    def _wait(self) -> None:
+        """Wait for an accelerator, so that a time is that of the work and not of its being asked for."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def _assemble(self, replayed: Replayed, inputs: Batch) -> dict[str, torch.Tensor]:
         """What was recorded of these examples, padded like `inputs`, in the dtype that it was computed in."""

@@ -98,7 +98,8 @@ class CachedStage:
         step_gain: speedup of a batch that was computed both ways.
         error: largest difference of its logits, relative to the largest logit.
         record_seconds: seconds of recording.
-        step_seconds: seconds of the replayed training steps.
+        step_seconds: seconds of the replayed training steps that were timed.
+        timed_positions: token positions of these.
         full_per_position: seconds per token position without the cache.
         positions: token positions that were replayed in training.
         steps: micro-batches that were replayed in training.
@@ -124,6 +125,7 @@ class CachedStage:
     error: float | None = None
     record_seconds: float = 0.0
     step_seconds: float = 0.0
+    timed_positions: int = 0
     full_per_position: float = 0.0
     positions: int = 0
     steps: int = 0
@@ -152,7 +154,7 @@ class CachedStage:
     def begin(self) -> None:
         """The stage begins: nothing is verified or measured yet."""
         self.verified.clear()
-        self.step_seconds, self.positions, self.steps = 0.0, 0, 0
+        self.step_seconds, self.timed_positions, self.positions, self.steps = 0.0, 0, 0, 0
 
     def close(self) -> None:
         """Release the stores."""
@@ -162,9 +164,10 @@ class CachedStage:
     @property
     def measured_gain(self) -> float | None:
         """Speedup so far, recording included: by the time that a position took without the cache."""
-        if not self.steps:
+        if not self.timed_positions:
             return None
-        return self.full_per_position * self.positions / max(self.step_seconds + self.record_seconds, 1e-9)
+        seconds = self.step_seconds * self.positions / self.timed_positions
+        return self.full_per_position * self.positions / max(seconds + self.record_seconds, 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`."""

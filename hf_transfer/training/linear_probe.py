@@ -141,9 +141,9 @@ def solve(trainer: RunningTrainer) -> Solution:
         UserError: the labels make no convex problem.
     """
     began, layer = time.perf_counter(), find_head(trainer)
-    held_out = trainer.eval_dataset if len(trainer.train_dataset) > MOST_FOLDED else None
-    sets = list(held_out.values()) if isinstance(held_out, dict) else [] if held_out is None else [held_out]
     train = features(trainer, layer, trainer.train_dataset)
+    held_out = trainer.eval_dataset if len(train[1]) > MOST_FOLDED else None
+    sets = list(held_out.values()) if isinstance(held_out, dict) else [] if held_out is None else [held_out]
     parts = [features(trainer, layer, one) for one in sets]
     feature_seconds = time.perf_counter() - began
     kind = _problem_type(getattr(trainer.model, "config", None), layer, train[1])

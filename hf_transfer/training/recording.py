@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from hf_transfer.errors import one_line
+from hf_transfer.errors import UserError, one_line
 from hf_transfer.features import budget, digests, replay
 from hf_transfer.features.batches import Batch, positions_of
 from hf_transfer.features.cut import Cut, Refused
@@ -105,8 +105,8 @@ def record(
             failure = ""
             try:
                 work(source)
-            except (Refused, NoRoom) as error:
-                failure = str(error)
+            except (Refused, NoRoom, UserError) as error:  # the last: boundary_cache_dtype cannot hold a value
+                failure = str(error).rstrip(".")
             if failure := recording.first_failure(failure):
                 recording.discard()
                 return failure

@@ -228,6 +228,8 @@ class Resumable(Saving):
         state = run_identity.read(path)
         if state is not None:
             self._load_optimizer_by_name(str(path), state["optimizer"])
+        if self.unfreezing is not None and self.unfreezing.stage is not None:
+            self.boundary.record_again(self.unfreezing.stage)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer would take one more step if it is resumed at its last one, or where early stopping had ended it."""

@@ -57,7 +57,7 @@ def test_no_model_has_this_name(name, said):
     assert said in str(error.value)
 
 
-def test_names_that_may_be_models_and_data():
+def test_names_that_may_be_models_and_data(tmp_path):
     for name in (
         "model",
         "empty",
@@ -71,6 +71,12 @@ def test_names_that_may_be_models_and_data():
         check_model(name)
     for name in ("imdb", "rotten_tomatoes", "owner/name", "*.csv", "my photos", "in memory", *BUNDLED_DATA):
         check_data(name)
+    for name in ("run.yaml", "bank.json"):  # what a run or a HeadBank wrote is no data
+        (tmp_path / "of a run").mkdir(exist_ok=True)
+        (tmp_path / "of a run" / name).touch()
+        (tmp_path / "of a run" / "label_issues.csv").touch()
+        assert data_in_place_of_model(str(tmp_path / "of a run")) == ""
+        (tmp_path / "of a run" / name).unlink()
     assert data_in_place_of_model("empty") == data_in_place_of_model("nothing") == data_in_place_of_model("") == ""
 
 

@@ -211,6 +211,16 @@ def test_a_diverged_model_is_not_calibrated(both, monkeypatch):
     assert all(torch.equal(p, before[n]) for n, p in auto.model.named_parameters())
 
 
+def test_a_run_that_could_not_be_calibrated_is_not_repeated_as_one_that_must(tiny_bert_folder, tmp_path, monkeypatch):
+    nan = WorkFailed("Calibration: the model's validation logits contain NaN or infinite values.")
+    monkeypatch.setattr(calibrating, "fit_temperature", lambda *_: (_ for _ in ()).throw(nan))
+    rows().to_csv(tmp_path / "train.csv")
+    out = tmp_path / "out"
+    result = fine_tune(tiny_bert_folder, train_file=str(tmp_path / "train.csv"), output_dir=str(out), **KEYS)
+    assert result.results["calibrate"]["value"] is False and result.results["calibration"] is None
+    assert yaml.safe_load((out / "run.yaml").read_text())["calibrate"] is False
+
+
 # ---- what cannot be calibrated -----------------------------------------------------------------------------------
 
 

@@ -8,12 +8,13 @@ import mmap
 import os
 import signal
 import types
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hf_transfer import TransferTrainer, UserError, fine_tune
 from hf_transfer.errors import UserErrors
@@ -520,6 +521,41 @@ def test_a_folder_that_may_not_be_used(tmp_path, capsys):
     (tmp_path / "kept").write_text("")
     found = train(tmp_path, "disk", num_train_epochs=1)
     assert "kept" in found.boundary.entries[0].why and found.losses
+
+
+class RollsBack(TrainerCallback):
+    """To a checkpoint of the stage before, in whose layers below the boundary others were trained."""
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.trainer.steps_per_epoch + 2:
+            self.trainer.roll_back()
+
+
+def test_a_rollback_to_an_earlier_stage_records_again(tmp_path):
+    stages = [{"train": "all", "epochs": 1}, {"train": "head", "epochs": 2}]
+    keys = dict(strategy=None, stages=stages, save_strategy="steps")
+    steps = train(tmp_path / "count", "off", **keys, save_steps=100).steps_per_epoch
+    runs = {}
+    for cache in ("off", "memory"):
+        back = RollsBack()
+        setup = partial(setattr, back, "trainer")
+        keys |= {"save_steps": steps - 1, "save_total_limit": None}
+        runs[cache] = train(tmp_path / cache, cache, callbacks=[back], setup=setup, **keys)
+        (tmp_path / cache / "out" / f"checkpoint-{steps - 1}" / "manifest.json").stat()
+    check(runs["memory"], runs["off"])
+    assert runs["memory"].boundary.entries[1].off is None
+
+
+def test_a_value_that_the_dtype_cannot_hold_turns_the_cache_off(tmp_path, capsys):
+    def model():
+        made = tiny_bert()
+        with torch.no_grad():
+            made.bert.encoder.layer[0].output.LayerNorm.weight.mul_(1e6)
+        return made
+
+    with_it = train(tmp_path / "on", model=model, boundary_cache_dtype="float16", **PLANS["partial"])
+    assert "boundary_cache_dtype: the largest float16 is" in with_it.boundary.entries[0].why
+    assert is_equal(with_it, train(tmp_path / "off", "off", model=model, **PLANS["partial"]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -71,7 +71,7 @@ class DataArguments:
     label_issues: bool = setting(
         True,
         "before training, look for labels that look wrong, and write them to label_issues.csv: one pass over at most "
-        "20,000 training examples with the pretrained model",
+        "5,000 training examples with the pretrained model",
         resume="free",
     )
     drop_leaks: bool = setting(False, "remove training examples that also occur in a held-out split", resume="fixed")
