@@ -30,6 +30,8 @@ HUB = [p for p in RECIPES if "bundled:" not in p.read_text()]
 PLANS, QUICKSTART = ROOT / "docs" / "plans.md", ROOT / "docs" / "quickstart.md"
 # Keys that cut a documented run down to a few steps.
 SMALL = {"max_train_samples": 20, "max_eval_samples": 10, "max_predict_samples": 10, "save_strategy": "no"}
+# What a run does besides training, and what has tests of its own.
+QUICK = {"preflight": False, "label_issues": False}
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 
 
@@ -160,7 +162,7 @@ def check(argv: list[str]) -> None:
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """With its names as written; only the size of the data is cut down."""
     whole = hf_transfer.fine_tune
-    small = {**SMALL, "num_train_epochs": 1, "preflight": False, "label_issues": False}
+    small = {**SMALL, **QUICK, "num_train_epochs": 1}
     monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **small), raising=False)
     names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
     found = blocks(ROOT / "README.md", "python")
@@ -192,7 +194,7 @@ def test_the_quickstart_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [
         word
-        for name, value in {**SMALL, "per_device_train_batch_size": 20}.items()
+        for name, value in {**SMALL, "per_device_train_batch_size": 20, **QUICK}.items()
         for word in (f"--{name}", str(value))
     ]
     ran = []
