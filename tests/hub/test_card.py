@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_
 
 from hf_transfer import fine_tune, hub_client, run_folder
 from hf_transfer.cli.program import main
+from hf_transfer.config.places import BUNDLED_DATA, BUNDLED_MODELS
 from hf_transfer.data import bundled
 from hf_transfer.evaluation import metrics
 from hf_transfer.hub import card
@@ -210,10 +211,10 @@ def test_a_model_that_is_no_better_than_the_baseline_is_called_so(made):
 
 def test_what_bundled_names_are_on_the_hub():
     assert card.hub_name("bundled:minilm-l6") == "sentence-transformers/all-MiniLM-L6-v2"
-    for name in bundled_models.MODELS:
+    for name in BUNDLED_MODELS:
         assert card.hub_name(str(bundled_models.plain_folder(name))) == card.hub_name(name) is not None
     assert card.hub_name("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
-    assert set(bundled.HUB) == {*bundled_models.MODELS, *bundled.DATASETS}
+    assert set(bundled.HUB) == {*BUNDLED_MODELS, *BUNDLED_DATA}
 
 
 def test_a_folder_of_a_run_has_the_base_of_that_run(run, tmp_path):

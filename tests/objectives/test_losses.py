@@ -8,7 +8,8 @@ from datasets import Dataset
 from torch.nn import functional as f
 
 from hf_transfer import TransferTrainer, UserError
-from hf_transfer.objectives.losses import BalancedSampler, Loss, check, make_loss
+from hf_transfer.config.arguments.loss import check
+from hf_transfer.objectives.losses import BalancedSampler, Loss, make_loss
 from tests.helpers import arguments, copy_state, images, soft_texts, texts, tiny_bert, tiny_vit
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
