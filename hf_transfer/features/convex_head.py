@@ -72,8 +72,9 @@ class Problem:
         self.scale = torch.where(size > _CONSTANT * mean.abs(), size, torch.ones_like(size))
         x = (x - self.mean) / self.scale
         # In the eigenvectors of the features' covariance, the variables of L-BFGS can be scaled by the known curvature.
-        self.variances, self.axes = _axes(x)
-        self.rotated = x @ self.axes
+        with _one_thread(x.numel() * min(x.shape)):
+            self.variances, self.axes = _axes(x)
+            self.rotated = x @ self.axes
         self._solved: dict[float, Point] = {}  # by strength
 
     def path(self, strengths: Sequence[float]) -> Iterator[Head]:
@@ -84,13 +85,19 @@ class Problem:
         """
         point = self._origin
         for strength in strengths:
-            point = self._solved[strength] = self._solve(strength, point, {"gtol": 1e-5, "ftol": 1e-9})
-            yield self._head(*point)
+            with self._threads():
+                point = self._solved[strength] = self._solve(strength, point, {"gtol": 1e-5, "ftol": 1e-9})
+                head = self._head(*point)
+            yield head
 
     def exact(self, strength: float) -> Head:
         """The solution to machine precision, started from the one of a path, if there is one."""
         point = self._solved.get(strength, self._origin)
-        return self._head(*self._solve(strength, point, {"gtol": 1e-8, "ftol": 1e-15}))
+        with self._threads():
+            return self._head(*self._solve(strength, point, {"gtol": 1e-8, "ftol": 1e-15}))
+
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        return _one_thread(self.rotated.numel() * self.outputs)
 
     @property
     def _origin(self) -> Point:
@@ -125,8 +132,7 @@ class Problem:
             return float(loss + strength / 2 * inner.square().sum()), gradient.ravel().numpy()
 
         options = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000, **tolerances}
-        with _one_thread(self.rotated.numel() * self.outputs):
-            result = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
+        result = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
         point = torch.from_numpy(result.x).view_as(start)
         return point[:-1] * steps, point[-1].clone()
 
