@@ -17,7 +17,7 @@ from hf_transfer.models.pooling_layer import PoolingChange
 FEW = 1000  # training examples
 LEAST_PER_CLASS = 10  # below, only the head is fitted
 BATCH = 16
-STEPS = 100  # optimizer steps in all, at least
+STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
 MOST_EPOCHS, LEAST_EPOCHS = 40, 4
 RATE = 1e-4  # of the whole model, head included
 CONVOLUTIONAL_RATE = 5e-4  # of an image model with BatchNorm
@@ -155,8 +155,8 @@ def _course(seen: Seen, count: str) -> dict[str, Choice]:
     """Length and learning rates of training everything."""
     batch = seen.batch_size or BATCH
     steps = math.ceil((seen.examples or 1) / batch)
-    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(STEPS / steps)))
-    rate = CONVOLUTIONAL_RATE if seen.has_batchnorm else RATE
+    rate, least = (CONVOLUTIONAL_RATE, CONVOLUTIONAL_STEPS) if seen.has_batchnorm else (RATE, STEPS)
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(least / steps)))
     kind = "a model with BatchNorm" if seen.has_batchnorm else "a model without BatchNorm"
     return {
         "per_device_train_batch_size": Choice(BATCH, count),
