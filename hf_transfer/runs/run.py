@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
 from hf_transfer.runs.announce import announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -45,7 +44,7 @@ from hf_transfer.runs.machine import (
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.result import Result
-from hf_transfer.runs.saving import check_saved, record_examples, recorded_stream, save_config, save_model
+from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
 from hf_transfer.training.arguments import TransferArguments
@@ -181,7 +180,7 @@ def _open_folder(ready: _Ready) -> None:
     for line in _said_before(ready) if ready.talks else ():
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
-        _clear(folder)
+        clear(folder)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 
@@ -295,14 +294,6 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
 def _talks(args: TransferArguments) -> bool:
     """Whether the run says what it does: not from `log_level: error` on."""
     return not is_silent(args)
-
-
-def _clear(output_dir: Path) -> None:
-    """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
-        (output_dir / name).unlink(missing_ok=True)
-    for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
-        shutil.rmtree(folder)
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:

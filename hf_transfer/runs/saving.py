@@ -19,10 +19,11 @@ from hf_transfer.data.labels import Labels
 from hf_transfer.data.record import Record
 from hf_transfer.data.stream_training import Stream
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.run_folder import EXAMPLES
+from hf_transfer.run_folder import ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
+from hf_transfer.training import checkpoints
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -125,3 +126,11 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def clear(output_dir: Path) -> None:
+    """Remove what an earlier run left and this one would mix up with its own."""
+    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
+        (output_dir / name).unlink(missing_ok=True)
+    for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
+        shutil.rmtree(folder)

@@ -42,8 +42,6 @@ from hf_transfer.training.recording import CONTENT, INPUT_PREFIX, Shelf
 from hf_transfer.training.running import RunningTrainer
 from hf_transfer.training.sources import Sources
 
-_TIMED = 16  # one of so many steps is timed on an accelerator, which has to finish for that
-
 
 @dataclass
 class Replayed:
@@ -301,28 +299,12 @@ class BoundaryCache:
         if replayed is None:
             yield
             return
-        entry = replayed.entry
+        entry, source = replayed.entry, replayed.source
         assert entry.cut is not None
-        is_timed = self.device.type == "cpu" or entry.steps % _TIMED == 0
-        if is_timed:
-            self._wait()
-        began = time.perf_counter()
-        rows, count, length = self._assemble(replayed, inputs), len(replayed.numbers), length_of(inputs)
-        with replay.replaying(self.model, entry.cut, rows, count, length, self.device):
-            yield
-        if replayed.source.name == TRAINING:
-            positions = replayed.source.positions(replayed.numbers)
-            if is_timed:
-                self._wait()
-                entry.step_seconds += time.perf_counter() - began
-                entry.timed_positions += positions
-            entry.positions += positions
-            entry.steps += 1
-
-    def _wait(self) -> None:
-        """Wait for an accelerator, so that a time is that of the work and not of its being asked for."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+        with entry.timing(source.positions(replayed.numbers) if source.name == TRAINING else None, self.device):
+            rows, count, length = self._assemble(replayed, inputs), len(replayed.numbers), length_of(inputs)
+            with replay.replaying(self.model, entry.cut, rows, count, length, self.device):
+                yield
 
     def _assemble(self, replayed: Replayed, inputs: Batch) -> dict[str, torch.Tensor]:
         """What was recorded of these examples, padded like `inputs`, in the dtype that it was computed in."""

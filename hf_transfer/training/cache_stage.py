@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +15,7 @@ from hf_transfer.features.cut import Cut
 from hf_transfer.features.examples import TRAINING
 from hf_transfer.features.store import Store
 
+_TIMED = 16  # one of so many micro-batches is timed on an accelerator, which has to finish for that
 _NOTICEABLE = 1.05  # expected speedup that is worth a number
 Form = tuple[tuple[int, ...], torch.dtype]  # shape of one example, dtype
 
@@ -156,6 +160,28 @@ class CachedStage:
         self.verified.clear()
         self.step_seconds, self.timed_positions, self.positions, self.steps = 0.0, 0, 0, 0
 
+    @contextlib.contextmanager
+    def timing(self, positions: int | None, device: torch.device) -> Iterator[None]:
+        """Within the context, a micro-batch is replayed: count its token positions, and time some of those.
+
+        Args:
+            positions: None for one of an evaluation, which does not count.
+            device: on which it is computed.
+        """
+        is_timed = positions is not None and (device.type == "cpu" or self.steps % _TIMED == 0)
+        if is_timed:
+            _wait(device)
+        began = time.perf_counter()
+        yield
+        if positions is None:
+            return
+        if is_timed:
+            _wait(device)
+            self.step_seconds += time.perf_counter() - began
+            self.timed_positions += positions
+        self.positions += positions
+        self.steps += 1
+
     def close(self) -> None:
         """Release the stores."""
         while self.stores:
@@ -208,6 +234,12 @@ class CachedStage:
     @property
     def _where(self) -> str:
         return "on disk" if self.kept is Place.DISK else "in memory"
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for an accelerator, so that a time is that of the work and not of its being asked for."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def format_bytes(nbytes: float) -> str:
