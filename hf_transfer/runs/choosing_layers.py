@@ -17,7 +17,7 @@ from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.models import pooling_layer
 from hf_transfer.objectives.losses import make_loss
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, unsolvable
+from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, keeps_head, unsolvable
 
 LAST = "last"
 OWN = (None, "cls")  # values of `pooling` with which no layer is left out
@@ -36,7 +36,7 @@ def check(prepared: Prepared) -> None:
     if pooling in OWN:
         return
     reason = _no_pooling(prepared)
-    if pooling == "mean" and not reason and not has_new_head(prepared):
+    if pooling == "mean" and not reason and keeps_head(prepared):
         reason = "the checkpoint's head is kept, which was trained on what it reads now"
     if pooling == "mean" and reason:
         raise UserError(f"mean cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling")
@@ -65,7 +65,7 @@ def read_first(prepared: Prepared) -> None:
     reason = ""
     if has_adapter(prepared):
         reason = "an adapter is saved without the configuration, which says so"
-    elif not has_new_head(prepared):
+    elif keeps_head(prepared):
         reason = "the checkpoint's head was trained on it"
     elif not pooling_layer.has_switch(model):
         reason = "a layer of an earlier run computes it"

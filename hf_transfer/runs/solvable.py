@@ -49,6 +49,12 @@ def has_new_head(prepared: Prepared) -> bool:
     return bool(set(prepared.loaded.fresh) & set(head.parameters))
 
 
+def keeps_head(prepared: Prepared) -> bool:
+    """Whether the head was trained before; random weights have nothing to keep."""
+    values = prepared.config.values
+    return not (has_new_head(prepared) or values["from_scratch"] or values["strategy"] == "scratch")
+
+
 def groups_of(prepared: Prepared) -> tuple[LayerGroup, ...]:
     """The layer groups of the model, input to head."""
     return layer_groups(prepared.loaded.model, prepared.config.training.layer_rules or ())

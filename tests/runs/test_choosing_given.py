@@ -121,6 +121,11 @@ def test_a_cut_and_the_comparison_mean_the_same_layer_of_joined_ones(files, tmp_
     assert result.results["pooling"]["kept"] == kept[wanted]
 
 
+@pytest.mark.parametrize("keys", [{"strategy": "scratch"}, {"strategy": "full", "from_scratch": True}])
+def test_random_weights_have_no_head_to_keep(files, keys):
+    prepared(files, "headed", "enough", pooling="mean", pooling_layer="last", **keys)
+
+
 def test_cls_of_a_new_head_that_would_read_the_mean(files, tmp_path):
     keys = dict(QUIET, output_dir=str(tmp_path / "out"), save_strategy="no", max_steps=1, strategy="full")
     result = fine_tune(files["modern"], train_file=files["enough"], pooling="cls", **keys)
