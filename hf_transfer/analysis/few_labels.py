@@ -87,7 +87,11 @@ class Seen:
         is_new_head: whether the head was newly initialized.
         unsolvable: why a head cannot be solved for, as part of a sentence; empty if it can.
         has_batchnorm: whether the model has BatchNorm layers.
-        batch_size: examples per step, if the key was given.
+        batch_size: examples per step of all processes, accumulation included.
+        warms_up: whether the schedule takes `warmup_steps`.
+        has_steps: whether the number of steps was given.
+        not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
+        begins: a key that was given and asks for the head first and then everything, with its value.
         rate: learning rate, if the key was given.
     """
 
@@ -99,6 +103,10 @@ class Seen:
     has_batchnorm: bool
     batch_size: int | None
     rate: float | None
+    warms_up: bool = True
+    has_steps: bool = False
+    not_alone: str = ""
+    begins: str = ""
 
 
 def choose(seen: Seen) -> dict[str, Choice]:
@@ -109,11 +117,15 @@ def choose(seen: Seen) -> dict[str, Choice]:
     if seen.is_adapted or seen.examples > FEW:
         return _ordinary(seen, count)
     if not seen.is_new_head:
-        return {"strategy": Choice("full", "the checkpoint's head is kept"), **_course(seen, count)}
+        kept = "the checkpoint's head is kept"
+        wanted = Choice("two-phase", f"{kept}; {seen.begins} was given") if seen.begins else Choice("full", kept)
+        return {"strategy": wanted, **_course(seen, count)}
     if seen.unsolvable:
         return _ordinary(seen, f"{count}; the head cannot be solved for: {seen.unsolvable}")
-    if seen.per_class is not None and seen.per_class < LEAST_PER_CLASS:
+    if seen.per_class is not None and seen.per_class < LEAST_PER_CLASS and not seen.begins:
         few = f"{seen.per_class:.2g} training examples per class: too few to train more than the head"
+        if seen.not_alone:
+            return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("sgd", seen.not_alone)}
         return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("lbfgs", "the best such head")}
     return {
         "strategy": Choice("two-phase", f"{count}: the best linear head on frozen features, then everything"),
@@ -125,7 +137,7 @@ def choose(seen: Seen) -> dict[str, Choice]:
 
 def _ordinary(seen: Seen, why: str) -> dict[str, Choice]:
     """The strategy alone."""
-    if seen.is_adapted:
+    if seen.is_adapted and not seen.begins:
         return {"strategy": Choice("full", "an adapter begins as the pretrained function")}
     return {"strategy": Choice("two-phase", why)}
 
@@ -153,16 +165,16 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
 
 def _course(seen: Seen, count: str) -> dict[str, Choice]:
     """Length and learning rates of training everything."""
-    batch = seen.batch_size or BATCH
-    steps = math.ceil((seen.examples or 1) / batch)
+    steps = math.ceil((seen.examples or 1) / (seen.batch_size or BATCH))
     rate, least = (CONVOLUTIONAL_RATE, CONVOLUTIONAL_STEPS) if seen.has_batchnorm else (RATE, STEPS)
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(least / steps)))
     kind = "a model with BatchNorm" if seen.has_batchnorm else "a model without BatchNorm"
+    length = {} if seen.has_steps else {"num_train_epochs": Choice(float(epochs), f"{epochs * steps} steps in all")}
     return {
         "per_device_train_batch_size": Choice(BATCH, count),
-        "num_train_epochs": Choice(float(epochs), f"{epochs * steps} steps in all"),
+        **length,
         "learning_rate": Choice(rate, kind),
         "head_learning_rate": Choice(seen.rate or rate, "the head is no longer random"),
-        "warmup_steps": Choice(0.1, "a tenth of the steps"),
+        **({"warmup_steps": Choice(0.1, "a tenth of the steps")} if seen.warms_up else {}),
         "save_strategy": Choice("no", "repeating so few steps is quicker than saving each epoch"),
     }

@@ -32,6 +32,8 @@ The added layer is the model's pooling, not part of its backbone: the configurat
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +55,7 @@ from hf_transfer.models.pooling_architectures import (
 MEAN_WEIGHT = 30.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # others: half precision
 _HALF_TOLERANCE = 0.1
+_WITHOUT = Architecture()
 _UNKNOWN = "no such change is known for its class"
 
 
@@ -211,6 +214,23 @@ def _check_keep(model: PreTrainedModel, keep: int, total: int) -> None:
             f"{why if keep == 0 else ''}.",
             f"Use a number from {least} to {total}{'' if least else ', where 0 is the mean of the embeddings'}.",
         )
+
+
+def layer_numbers(model: PreTrainedModel, parameters: Iterable[str]) -> set[int]:
+    """The numbers of the layers that parameters belong to, by the names of the parameters in the model."""
+    found = re.compile(rf"(?:^|\.){re.escape(_architecture(model).layers)}\.(\d+)\.")
+    return {int(match[1]) for name in parameters if (match := found.search(name))}
+
+
+def has_switch(model: nn.Module) -> bool:
+    """Whether the configuration says what the head reads."""
+    return ARCHITECTURES.get(type(model).__name__, _WITHOUT).block is None
+
+
+def reads_mean(model: nn.Module) -> bool:
+    """Whether the head reads the mean over the tokens: by its configuration, or through a layer that was added."""
+    keys = vars(model.config)
+    return keys.get(POOLING_LAYER) is not None or (has_switch(model) and keys.get("classifier_pooling") == "mean")
 
 
 def least_layers(model: PreTrainedModel) -> int:

@@ -143,3 +143,19 @@ def test_a_class_with_one_example_and_constant_features_stop_nothing():
     data = features(a_mean=torch.ones(60, 4), b_mean=x, b_cls=x)
     found = choose_pooling(data, y, SINGLE, 3, ("b", "cls"), [("a", "mean"), ("b", "mean")], seed=0)
     assert found.best.group == "b"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "left_out"),
+    [
+        ({"per_class": 5, "not_alone": "augmentation"}, {"strategy": "linear-probe", "probe_solver": "sgd"}, ()),
+        ({"per_class": 5, "begins": "head_epochs: 2"}, {"strategy": "two-phase", "num_train_epochs": 9.0}, ()),
+        ({"is_new_head": False, "begins": "head_epochs: 2"}, {"strategy": "two-phase"}, ("head_init",)),
+        ({"is_adapted": True, "begins": "head_epochs: 2"}, {"strategy": "two-phase"}, ()),
+        ({"warms_up": False}, {"strategy": "two-phase"}, ("warmup_steps",)),
+        ({"has_steps": True}, {"warmup_steps": 0.1}, ("num_train_epochs",)),
+    ],
+)
+def test_what_was_given_keeps_its_meaning(changes, expected, left_out):
+    found = values(replace(SEEN, **changes))
+    assert found.items() >= expected.items() and not set(left_out) & set(found)

@@ -187,7 +187,7 @@ def test_an_adapter_and_a_kept_head_keep_their_model(model, data, finished, tmp_
 
 def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monkeypatch):
     """The same weights as without an interruption, and no second cross-validation."""
-    from hf_transfer.runs import choosing, run
+    from hf_transfer.runs import choosing_layers, run
 
     keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 3, "calibrate": True}
     whole = fine_tune(model, train_file=data, output_dir=str(tmp_path / "whole"), **keys)
@@ -201,7 +201,7 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monke
         patch.setattr(run, "History", Interrupting)
         with pytest.raises(Interrupted):
             fine_tune(model, train_file=data, output_dir=str(tmp_path / "part"), **keys)
-    monkeypatch.setattr(choosing, "choose_pooling", None)
+    monkeypatch.setattr(choosing_layers, "choose_pooling", None)
     resumed = fine_tune(
         model, train_file=data, output_dir=str(tmp_path / "part"), resume_from_checkpoint="auto", **keys
     )

@@ -1,0 +1,212 @@
+"""What the head of a run's model reads: checks of `pooling`, the comparison of layers, and the change of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from hf_transfer.analysis.few_labels import FEW
+from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, choose_pooling
+from hf_transfer.data.augment import EXAMPLE
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL
+from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.features import FrozenFeatures, frozen_features
+from hf_transfer.features.layer_inputs import layer_inputs
+from hf_transfer.models import pooling_layer
+from hf_transfer.objectives.losses import make_loss
+from hf_transfer.runs.prepare import Prepared
+from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, keeps_head, unsolvable
+
+LAST = "last"
+OWN = (None, "cls")  # values of `pooling` with which no layer is left out
+_BATCH = 32  # examples of a forward pass without gradient, at least
+
+
+def check(prepared: Prepared) -> None:
+    """Check `pooling` and `pooling_layer` against each other and the model.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    pooling, name = prepared.config.model.pooling, prepared.config.model.pooling_layer
+    if name not in (None, "auto", LAST) and pooling in OWN:
+        raise UserError(f"{name!r} is only for pooling: mean or auto.", "Add pooling: mean.", key="pooling_layer")
+    if pooling in OWN:
+        return
+    reason = _no_pooling(prepared)
+    if pooling == "mean" and not reason and keeps_head(prepared):
+        reason = "the checkpoint's head is kept, which was trained on what it reads now"
+    if pooling == "mean" and reason:
+        raise UserError(f"mean cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling")
+    if not reason and name not in (None, "auto"):
+        _group(prepared, str(name))
+
+
+def _no_pooling(prepared: Prepared) -> str:
+    """Why another pooling is not possible, as part of a sentence; empty if it is."""
+    if prepared.task.mixes:
+        return "an image model keeps its own"
+    if has_adapter(prepared):
+        return "an adapter is saved without the backbone, whose layers pooling changes"
+    return pooling_layer.refusal(prepared.loaded.model)
+
+
+def read_first(prepared: Prepared) -> None:
+    """Let a head that would read the mean read the first token, for `pooling: cls`.
+
+    Raises:
+        UserError: the head cannot.
+    """
+    model: Any = prepared.loaded.model
+    if not pooling_layer.reads_mean(model):
+        return
+    reason = ""
+    if has_adapter(prepared):
+        reason = "an adapter is saved without the configuration, which says so"
+    elif keeps_head(prepared):
+        reason = "the checkpoint's head was trained on it"
+    elif not pooling_layer.has_switch(model):
+        reason = "a layer of an earlier run computes it"
+    if reason:
+        raise UserError(
+            f"cls cannot be had: the head reads the mean over the tokens, and {reason}.",
+            "Leave pooling out, or begin with another checkpoint.",
+            key="pooling",
+        )
+    model.config.classifier_pooling = "cls"
+
+
+def compare(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
+    """(what cross-validation says of the layers, why it was not asked); the same on all processes.
+
+    Raises:
+        UserError: `pooling: mean` needs the comparison, and there are no features.
+    """
+    config, model, count = prepared.config, prepared.loaded.model, len(prepared.data.train)
+    only = config.model.pooling_layer
+    if config.model.pooling == "mean" and only not in (None, "auto"):
+        return None, ""
+    if reason := _no_comparison(prepared):
+        return None, reason
+    own = (groups_of(prepared)[-2].name, "mean" if pooling_layer.reads_mean(model) else "cls")
+    wanted = list(_kept(prepared)) if only in (None, "auto") else [_group(prepared, str(only))]
+    try:
+        features = _features(prepared, None if only in (None, "auto") else list(dict.fromkeys([*wanted, own[0]])), own)
+    except UserError as error:
+        if config.model.pooling == "mean":
+            raise
+        return None, f"the layers have no features to compare: {one_line(error)}".rstrip(".")
+    cells = [(name, "mean") for name in reversed(wanted) if name in features.groups]
+    if not cells:
+        return None, "no layer can be read"
+    labels, args = prepared.loaded.labels, config.training
+    truth = torch.as_tensor(prepared.data.train[LABELS])
+    truth = truth if labels.problem_type == SINGLE_LABEL else truth.reshape(count, -1)
+    answer: list[Any] = [None]
+    if args.process_index == 0:
+        weights = make_loss(args, model.config, _examples(prepared)[0]).weights
+        outputs = len(labels.names)
+        answer = [choose_pooling(features, truth, labels.problem_type, outputs, own, cells, args.seed, weights)]
+    if args.world_size > 1:
+        broadcast_object_list(answer)
+    return answer[0], ""
+
+
+def _no_comparison(prepared: Prepared) -> str:
+    """Why cross-validation cannot be asked, as part of a sentence; empty if it can."""
+    config, count = prepared.config, len(prepared.data.train)
+    if reason := _no_pooling(prepared):
+        return reason
+    if config.model.pooling == "auto":
+        if not has_new_head(prepared):
+            return "the checkpoint's head is kept"
+        if reason := unsolvable(prepared):
+            return f"the head cannot be solved for: {reason}"
+        if config.data.streaming or count > FEW:
+            return f"more than {FEW:,} training examples"
+    return f"{count} training examples are too few for cross-validation" if count < LEAST_EXAMPLES else ""
+
+
+def _features(prepared: Prepared, layers: list[str] | None, own: tuple[str, str]) -> FrozenFeatures:
+    """Features of the training examples, with `own` and the mean of the layers (None: all that have features).
+
+    Raises:
+        UserError: there are none of `own`, or the model cannot be run on the examples.
+    """
+    args = prepared.config.training
+    examples, collate = _examples(prepared)
+    features = frozen_features(
+        prepared.loaded.model.to(args.device),
+        groups_of(prepared),
+        examples,
+        collate=collate,
+        layers=layers,
+        poolings=("mean",) if own[1] == "mean" and layers else None,  # not every layer has each
+        batch_size=max(_BATCH, args.eval_batch_size),
+    )
+    features.matrix(*own)
+    return features
+
+
+def _examples(prepared: Prepared) -> tuple[Any, Any]:
+    """(the training examples as model inputs, their collator)."""
+    train, task = prepared.data.train, prepared.task
+    own = train.remove_columns([column for column in (EXAMPLE,) if column in train.column_names])
+    prepared_rows = task.prepare(own, prepared.inputs, prepared.processor, prepared.config.data)
+    return prepared_rows, task.collator(prepared.processor)
+
+
+def _kept(prepared: Prepared) -> dict[str, int]:
+    """{layer group: number of layers up to its end}, of those below the head that a cut can follow.
+
+    Groups can be joined or reordered by rules: what counts is which layers their parameters belong to.
+    """
+    model, seen = prepared.loaded.model, set[int]()
+    kept = {}
+    for group in groups_of(prepared)[:-1]:
+        seen |= pooling_layer.layer_numbers(model, group.parameters)
+        if seen == set(range(len(seen))) and len(seen) >= pooling_layer.least_layers(model):
+            kept[group.name] = len(seen)
+    return kept
+
+
+def _group(prepared: Prepared, name: str) -> str:
+    """The layer group that `pooling_layer` names.
+
+    Raises:
+        UserError: there is none, or the mean of its output cannot be read.
+    """
+    below, names = [group.name for group in groups_of(prepared)[:-1]], list(_kept(prepared))
+    name = below[-1] if name == LAST else name
+    if name not in names:
+        what = (
+            f"the mean of {name!r} cannot be read with this model"
+            if name in below
+            else f"there is no layer group {name!r} below the head"
+        )
+        raise UserError(
+            f"{what}.", f"Use last, auto, or one of {', '.join(names)}.{nearest(name, names)}", key="pooling_layer"
+        )
+    return name
+
+
+def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChange:
+    """Let the head read the mean of a layer, standardized over the training examples.
+
+    Raises:
+        UserError: the model cannot do it.
+    """
+    model, name = prepared.loaded.model, _group(prepared, str(prepared.config.model.pooling_layer or LAST))
+    change = pooling_layer.with_mean_pooling(model, _kept(prepared)[name])
+    if not is_resumed:  # else the checkpoint holds the weights
+        model.to(prepared.config.training.device)
+        states = layer_inputs(
+            model,
+            pooling_layer.head_reader(model),
+            *_examples(prepared),
+            batch_size=max(_BATCH, prepared.config.training.eval_batch_size),
+        )
+        pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
+    return change
