@@ -149,7 +149,7 @@ def test_a_class_with_one_example_and_constant_features_stop_nothing():
     ("changes", "expected", "left_out"),
     [
         ({"per_class": 5, "not_alone": "augmentation"}, {"strategy": "linear-probe", "probe_solver": "sgd"}, ()),
-        ({"per_class": 5, "begins": "head_epochs: 2"}, {"strategy": "two-phase", "num_train_epochs": 9.0}, ()),
+        ({"per_class": 5, "begins": "head_epochs: 2"}, {"strategy": "two-phase", "num_train_epochs": 5.0}, ()),
         ({"is_new_head": False, "begins": "head_epochs: 2"}, {"strategy": "two-phase"}, ("head_init",)),
         ({"is_adapted": True, "begins": "head_epochs: 2"}, {"strategy": "two-phase"}, ()),
         ({"warms_up": False}, {"strategy": "two-phase"}, ("warmup_steps",)),

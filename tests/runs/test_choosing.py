@@ -113,12 +113,12 @@ def test_best_takes_twice_the_epochs_and_keeps_the_best_weights_resumed_too(mode
     keys |= dict(effort="best", strategy="auto", pooling="cls", per_device_train_batch_size=2, log_level="warning")
     result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
     said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
-    assert "num_train_epochs: 12 (effort: best, 2 times 6)" in said
+    assert "num_train_epochs: 8 (effort: best, 2 times 4)" in said
     assert (written["load_best_model_at_end"], written["metric_for_best_model"]) == (True, "accuracy")
     assert result.results["kept"]["weights"] == "best" and written["effort"] == "normal"
     (tmp_path / "out" / "results.json").unlink()
     fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), resume_from_checkpoint="auto", **keys)
-    assert "num_train_epochs: 12 (as when the run began)" in capsys.readouterr().out
+    assert "num_train_epochs: 8 (as when the run began)" in capsys.readouterr().out
     assert keys_of(tmp_path / "out") == written
 
 
