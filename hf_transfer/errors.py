@@ -25,16 +25,24 @@ def from_command_line() -> Iterator[None]:
         _commands -= 1
 
 
+def typed() -> bool:
+    """Whether the user has typed a command, and does not call Python."""
+    return bool(_commands)
+
+
 def option(key: str, value: Any = None) -> str:
     """How the user sets a key: `--key value` where a command was typed, `key=value` in Python.
 
     Args:
         key: its name.
-        value: what to set it to; None names the key alone.
+        value: what to set it to; None names the key alone. The words of a list follow each other.
     """
-    if not _commands:
+    if not typed():
         return key if value is None else f"{key}={value!r}"
-    return f"--{key}" if value is None or value is True else f"--{key} {shlex.quote(str(value))}"
+    if value is None or value is True:
+        return f"--{key}"
+    words = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{key}", *(shlex.quote(str(word)) for word in words)])
 
 
 class UserError(ValueError):

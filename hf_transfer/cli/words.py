@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.command_line import add_keys, make_parser, parse_run, parse_words
+from hf_transfer.config.command_line import NotAKey, add_keys, make_parser, parse_run, parse_words
 from hf_transfer.config.fields import Key, keys_of, setting
+from hf_transfer.config.places import check_data, check_places, installed_model, kind_of_data
 from hf_transfer.config.values import coerce, read_config_file
-from hf_transfer.errors import UserError, UserErrors
+from hf_transfer.errors import UserError, UserErrors, option
+from hf_transfer.files import say
 
 
 @dataclass
@@ -83,6 +85,57 @@ def read_run(
     if level:
         given.setdefault("log_level", level)
     return read_config_file(path) if path else {}, given, values, problems
+
+
+def check_run(
+    file: Mapping[str, Any], given: dict[str, Any], problems: Sequence[str], needs: Sequence[str], talks: bool
+) -> None:
+    """Tell every mistake that shows before anything slow is imported, and choose a model where none is named.
+
+    Args:
+        file: keys of the file.
+        given: keys of the command line, to which the model is added.
+        problems: of the command line.
+        needs: see `read_values`.
+        talks: whether standard output is for lines.
+
+    Raises:
+        UserError: the keys are wrong; a file, folder or bundled name does not exist.
+    """
+    from hf_transfer.keys import read_values
+
+    line = _choose_model(file, given, problems)
+    values = read_values(file, given, problems, needs).values
+    check_places(values)
+    if line and talks and values["log_level"] not in ("error", "critical") and os.environ.get("RANK", "0") == "0":
+        say(line)
+
+
+def _choose_model(file: Mapping[str, Any], given: dict[str, Any], problems: Sequence[str]) -> str:
+    """Add the bundled model that suits the data where no model is named and it is installed.
+
+    Returns:
+        What to say of it; empty if nothing was chosen.
+
+    Raises:
+        UserError: the data does not exist.
+    """
+    named = {**file, **given}
+    data = str(named.get("dataset_name") or named.get("train_file") or "")
+    meant = {said.meant for said in problems if isinstance(said, NotAKey)}
+    if not data or named.get("model_name_or_path") or "model_name_or_path" in meant:
+        return ""
+    check_data(data)
+    kind = kind_of_data(data)
+    model = installed_model(kind) if kind else ""
+    if not model:
+        return ""
+    given["model_name_or_path"] = model
+    english = ", an encoder of English" if kind == "text" else ""
+    return (
+        f"No model was given: {model} is taken{english}, which is installed and suits {kind}s. "
+        f"{option('model_name_or_path')} names another."
+    )
 
 
 # ---- verbs that take words ----

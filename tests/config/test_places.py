@@ -15,6 +15,7 @@ from hf_transfer.config.places import (
     data_in_place_of_model,
 )
 from hf_transfer.data.bundled import DATASETS, HUB
+from hf_transfer.errors import from_command_line
 from hf_transfer.models.timm_names import prefix_hint
 
 
@@ -52,7 +53,7 @@ def test_bundled_names_are_those_that_can_be_loaded():
     ],
 )
 def test_no_model_has_this_name(name, said):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, from_command_line():
         check_model(name)
     assert said in str(error.value)
 
