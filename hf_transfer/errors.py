@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -35,14 +36,16 @@ def option(key: str, value: Any = None) -> str:
 
     Args:
         key: its name.
-        value: what to set it to; None names the key alone. The words of a list follow each other.
+        value: what to set it to, which may be a list; None names the key alone.
     """
     if not typed():
         return key if value is None else f"{key}={value!r}"
     if value is None or value is True:
         return f"--{key}"
-    words = value if isinstance(value, list | tuple) else [value]
-    return " ".join([f"--{key}", *(shlex.quote(str(word)) for word in words)])
+    if isinstance(value, list | tuple):  # as YAML, which every verb takes
+        plain = [str(v) if re.fullmatch(r"[A-Za-z_][\w ]*", str(v)) else json.dumps(v) for v in value]
+        value = f"[{', '.join(plain)}]"
+    return f"--{key} {shlex.quote(str(value))}"
 
 
 class UserError(ValueError):

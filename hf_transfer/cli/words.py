@@ -12,6 +12,7 @@ from hf_transfer.config.command_line import NotAKey, add_keys, make_parser, pars
 from hf_transfer.config.fields import Key, keys_of, setting
 from hf_transfer.config.places import check_data, check_places, installed_model, kind_of_data
 from hf_transfer.config.values import coerce, read_config_file
+from hf_transfer.data.header import check_header
 from hf_transfer.errors import UserError, UserErrors, option
 from hf_transfer.files import say
 
@@ -107,6 +108,7 @@ def check_run(
     line = _choose_model(file, given, problems)
     values = read_values(file, given, problems, needs).values
     check_places(values)
+    check_header(values)
     if line and talks and values["log_level"] not in ("error", "critical") and os.environ.get("RANK", "0") == "0":
         say(line)
 
@@ -131,11 +133,8 @@ def _choose_model(file: Mapping[str, Any], given: dict[str, Any], problems: Sequ
     if not model:
         return ""
     given["model_name_or_path"] = model
-    english = ", an encoder of English" if kind == "text" else ""
-    return (
-        f"No model was given: {model} is taken{english}, which is installed and suits {kind}s. "
-        f"{option('model_name_or_path')} names another."
-    )
+    language = " (English)" if kind == "text" else ""
+    return f"No model given: using {model}{language}, which is installed. {option('model_name_or_path')} names another."
 
 
 # ---- verbs that take words ----
@@ -175,6 +174,8 @@ def _set_library_messages(quiet: bool, verbose: bool) -> None:
     import datasets
     from transformers import logging
 
+    from hf_transfer import hub_client
+
     if verbose:
         logging.set_verbosity_info()
         return
@@ -182,6 +183,8 @@ def _set_library_messages(quiet: bool, verbose: bool) -> None:
     logging.disable_progress_bar()
     if quiet:
         logging.set_verbosity_error()
+    else:
+        hub_client.show_downloads(True)
 
 
 def help_of(verb: str) -> str:

@@ -17,6 +17,7 @@ from hf_transfer.config.table_kind import FORMATS as FORMATS
 from hf_transfer.config.table_kind import IMAGES as _IMAGES
 from hf_transfer.config.table_kind import format_of as format_of
 from hf_transfer.config.table_kind import kind_of_table
+from hf_transfer.config.timm_sources import unknown_model
 from hf_transfer.errors import UserError, closest, nearest, typed
 
 BUNDLED_MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
@@ -67,6 +68,8 @@ def check_model(name: str) -> None:
             "Use a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
             key=key,
         )
+    elif name.startswith("timm/") and not path.is_dir() and (unknown := unknown_model(name.removeprefix("timm/"))):
+        raise UserError(unknown, key=key)
     elif is_path(name) and not path.is_dir():
         near = similar(path)
         raise UserError(
