@@ -199,7 +199,7 @@ def unknown(name: str, keys: Mapping[str, Key], dashes: str = "") -> NotAKey:
     plain = name.lower().replace("-", "_")
     note = SECRETS.get(plain) or (NOTES.get(plain) if "num_train_epochs" in keys else None)
     if note and plain not in keys:
-        return NotAKey(f"{dashes}{name} is not a key: {note}")
+        return NotAKey(f"{dashes}{name} is not a key; {note}")
     ours = next((k for k in (plain, SYNONYMS.get(plain, "")) if k in keys), "") or closest(plain, keys)
     hint = f" Did you mean {dashes}{ours}?" if dashes else f" Did you mean {ours!r}?"
     return NotAKey(f"{dashes}{name} is not a key.{hint if ours else ''}", ours)

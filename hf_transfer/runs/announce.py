@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification
 from hf_transfer.adapters.attach import is_adapted, summary
 from hf_transfer.analysis import hints
 from hf_transfer.data.bucketing import describe, lengths_of
+from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
@@ -74,7 +75,7 @@ def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> No
     seen = "a stream, examined in advance: " if config.data.streaming else ""
     counts = ", ".join(f"{n} {seen if n == 'train' else ''}{len(split):,}" for n, split in data.splits.items())
     source = config.data.dataset_name or config.data.train_file
-    say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
+    say(f"{prepared.task.name}: {config.model.model_name_or_path} on {in_words(source)}")
     say(f"Examples: {counts}. Labels: {named(data.labels.names, 10)}.")
     for line in prepared.notes:
         say(line)
