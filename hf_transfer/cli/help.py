@@ -15,8 +15,7 @@ from hf_transfer.errors import UserError
 HELP, HELP_ALL = ("-h", "--help"), ("--help-all", "--help_all")
 WIDTH = 100
 WORDS = (
-    "  MODEL    hub id, folder of a saved model, timm/<name>, or bundled:<name>;\n"
-    "           left out: the bundled model that suits DATA, if it is installed\n"
+    "  MODEL    hub id, folder of a saved model, timm/<name>, or bundled:<name> [the installed one that suits DATA]\n"
     "  DATA     hub id, image folder, CSV, JSON or Parquet file or folder, or bundled:<name>\n"
     "  OUT      folder that the run is written to [runs/<data>-<model>-<n>]\n"
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_transfer.config.command_line import NotAKey, add_keys, make_parser, parse_run, parse_words
 from hf_transfer.config.fields import Key, keys_of, setting
-from hf_transfer.config.places import check_data, check_places, installed_model, kind_of_data
+from hf_transfer.config.places import check_places, installed_model, kind_of_data
 from hf_transfer.config.values import coerce, read_config_file
 from hf_transfer.data.header import check_header
 from hf_transfer.errors import UserError, UserErrors, option
@@ -127,7 +127,8 @@ def _choose_model(file: Mapping[str, Any], given: dict[str, Any], problems: Sequ
     meant = {said.meant for said in problems if isinstance(said, NotAKey)}
     if not data or named.get("model_name_or_path") or "model_name_or_path" in meant:
         return ""
-    check_data(data)
+    places = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
+    check_places({key: named.get(key) for key in places})
     kind = kind_of_data(data)
     model = installed_model(kind) if kind else ""
     if not model:
