@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
+from tqdm.auto import tqdm
 
 from hf_transfer.errors import UserError, WorkFailed, chain, one_line
 
@@ -145,27 +145,30 @@ def _is_stated(value: Any) -> bool:
 
 
 class LateBar(tqdm):
-    """A progress bar of a download that takes time: files that are in the cache already show none."""
+    """A progress bar of a download that takes time, on a terminal: files that are in the cache already show none.
+
+    The client's own bars are off in a run, together with those of transformers, and uploads of a few bytes have them
+    too. This one asks `show_downloads`.
+    """
 
     DELAY = 1.0  # seconds
+    wanted = True
 
     def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.pop("name", None)  # of the client's groups of bars
         self.began = time.time()
-        super().__init__(*args, **{**kwargs, "delay": self.DELAY})
+        is_off = not self.wanted or constants.HF_HUB_DISABLE_PROGRESS_BARS is True
+        super().__init__(*args, **{**kwargs, "delay": self.DELAY, "disable": True if is_off else None})
 
     def display(self, *args: Any, **kwargs: Any) -> Any:
         is_late = self.disable or time.time() - self.began >= self.DELAY
         return super().display(*args, **kwargs) if is_late else None
 
 
-def shows_downloads() -> bool:
-    """Whether downloads have progress bars."""
-    return not are_progress_bars_disabled()
-
-
-def show_downloads(is_wanted: bool) -> None:
-    """Give downloads progress bars or none. transformers and datasets switch these off together with their own."""
-    (enable_progress_bars if is_wanted else disable_progress_bars)()
+def show_downloads(is_wanted: bool) -> bool:
+    """Give downloads progress bars or none; returns whether they had them."""
+    had, LateBar.wanted = LateBar.wanted, is_wanted
+    return had
 
 
 @cache

@@ -184,8 +184,7 @@ def _set_library_messages(quiet: bool, verbose: bool) -> None:
     logging.disable_progress_bar()
     if quiet:
         logging.set_verbosity_error()
-    else:
-        hub_client.show_downloads(True)
+    hub_client.show_downloads(not quiet)
 
 
 def help_of(verb: str) -> str:

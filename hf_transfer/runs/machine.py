@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import logging as transformers_logging
 
 from hf_transfer import hub_client
@@ -42,10 +43,9 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
         transformers_logging.set_verbosity_error()
     had_bars = not datasets.are_progress_bars_disabled()
     had_transformers_bars = transformers_logging.is_progress_bar_enabled()
-    had_hub_bars = hub_client.shows_downloads()
+    had_downloads = hub_client.show_downloads(not is_silent(args) and not are_progress_bars_disabled())
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    hub_client.show_downloads(had_hub_bars and not is_silent(args))
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
             datasets.enable_progress_bars()
         if had_transformers_bars:
             transformers_logging.enable_progress_bar()
-        hub_client.show_downloads(had_hub_bars)
+        hub_client.show_downloads(had_downloads)
         transformers_logging.set_verbosity(verbosity)
 
 

@@ -67,23 +67,34 @@ def test_without_a_plan_it_prints_what_trainer_prints(tmp_path, capsys):
     assert ours == [line for line in capsys.readouterr().out.splitlines() if line.startswith("{'loss'")]
 
 
-def test_only_a_download_that_takes_time_has_a_bar():
-    shown = []
-    for delay in (3600, 0):
-        file, name = io.StringIO(), f"late {delay}"
-        with type("Bar", (hub_client.LateBar,), {"DELAY": delay})(total=3, desc=name, file=file) as bar:
-            bar.update()
-            bar.set_description(f"{name} s")
-        shown.append(f"{name} s: " in file.getvalue())
-    assert shown == [False, True]
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("delay", "is_wanted", "file", "shown"),
+    [
+        (0, True, Terminal, True),
+        (3600, True, Terminal, False),
+        (0, False, Terminal, False),
+        (0, True, io.StringIO, False),
+    ],
+)
+def test_only_a_download_that_takes_time_has_a_bar(delay, is_wanted, file, shown):
+    written, bar_class = file(), type("Bar", (hub_client.LateBar,), {"DELAY": delay, "wanted": is_wanted})
+    with bar_class(total=3, desc="late", name="huggingface_hub.snapshot_download", file=written) as bar:
+        bar.update()
+        bar.set_description("later")
+    assert ("later: " in written.getvalue()) == shown and bool(written.getvalue().strip()) == shown
 
 
 def test_a_silent_run_has_no_bars_of_libraries():
     before = logging.get_verbosity(), datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
     with quiet_libraries(SimpleNamespace(log_level="error")):
-        assert are_progress_bars_disabled() and datasets.are_progress_bars_disabled()
+        assert are_progress_bars_disabled() and datasets.are_progress_bars_disabled() and not hub_client.LateBar.wanted
         assert logging.get_verbosity() == logging.ERROR
     with quiet_libraries(SimpleNamespace(log_level="passive")):
         assert logging.get_verbosity() == before[0] and datasets.are_progress_bars_disabled()
-        assert not logging.is_progress_bar_enabled() and are_progress_bars_disabled() == before[2]  # of downloads
+        assert not logging.is_progress_bar_enabled() and hub_client.LateBar.wanted != before[2]  # of downloads
     assert before == (logging.get_verbosity(), datasets.are_progress_bars_disabled(), are_progress_bars_disabled())
