@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
     from tqdm.auto import tqdm
 
     from hf_transfer.evaluation.conformal import COVERAGE
-    from hf_transfer.files import as_json, say
+    from hf_transfer.files import as_json
     from hf_transfer.inference.predictor import Predictor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -101,7 +101,7 @@ def run(argv: Sequence[str]) -> int:
             "Their answers hold `error`.",
         )
     if values["output"] and not values["quiet"] and not _is_special(Path(values["output"])):
-        say(f"{count:,} answer{'' if count == 1 else 's'} written to {values['output']}.")
+        sys.stderr.write(f"{count:,} answer{'' if count == 1 else 's'} written to {values['output']}.\n")
     return 0
 
 
