@@ -51,6 +51,7 @@ class PoolingChoice:
         gain: by how much the loss of `best` is lower than that of `own`, per example.
         error: standard error of `gain` over the examples.
         candidates: all, best first.
+        margin: standard errors by which the best must be better.
     """
 
     best: Candidate
@@ -58,11 +59,12 @@ class PoolingChoice:
     gain: float
     error: float
     candidates: tuple[Candidate, ...]
+    margin: float = 1.0
 
     @property
     def pays(self) -> bool:
-        """Whether the best candidate is better than the model's own by more than the standard error."""
-        return self.gain > self.error
+        """Whether the best candidate is better than the model's own by more than `margin` standard errors."""
+        return self.gain > self.margin * self.error
 
 
 def choose_pooling(
