@@ -116,9 +116,8 @@ def _spec(
         raise Refused(places.refused.get(layer) or f"it has no {pooling} token")
     place = places.by_group[layer]
     assert isinstance(place.layout, Layout)
-    heads = owners(in_order(model, groups[-1].parameters))
-    if len(heads) != 1 or not ends_with_linear(model, heads):
-        raise Refused(f"its head is not one linear layer but {shown(model, heads)}")
+    if reason := head_refusal(model, groups):
+        raise Refused(reason)
     above = _above(groups, layer)
     dropped = {name for group in groups if group.name in above for name in group.parameters} - place.parameters
     after = {name for group in groups if group.name == layer for name in group.parameters}  # a pooler, say
@@ -137,8 +136,15 @@ def _spec(
         is_text=layout.is_text,
         skipped=layout.skipped,
         left_out=tuple(calls.left_out(dropped, after)),
-        head=heads[0],
+        head=owners(groups[-1].parameters)[0],
     )
+
+
+def head_refusal(model: nn.Module, groups: Sequence[LayerGroup]) -> str:
+    """Why a head cannot read another layer, whichever, as part of a sentence; empty if it can."""
+    heads = owners(in_order(model, groups[-1].parameters))
+    is_linear = len(heads) == 1 and ends_with_linear(model, heads)
+    return "" if is_linear else f"its head is not one linear layer but {shown(model, heads)}"
 
 
 class _Calls:

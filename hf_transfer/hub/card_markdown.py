@@ -98,8 +98,8 @@ def _needs_this_package(results: Mapping[str, Any], adapter: Any, keys: Mapping[
         )
     if has_pooled_head(results):
         return (
-            "The head of this model reads a pooled layer, which `AutoModelFor…` does not build: plain transformers stops "
-            "with an error about the shape of a weight. Loading it requires `hf-transfer-toolkit`; "
+            "The head of this model reads a pooled layer, which `AutoModelFor…` does not build: plain transformers "
+            "stops with an error about the shape of a weight. Loading it requires `hf-transfer-toolkit`; "
             "`Predictor.load(model_id).model` is the `torch` model."
         )
     if _is_bottleneck(adapter, keys):

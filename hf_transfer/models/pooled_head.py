@@ -141,10 +141,14 @@ class PooledLinear(nn.Module):
 
     @torch.no_grad()
     def standardize(self, features: torch.Tensor) -> None:
-        """Take mean and standard deviation from (examples, width). Elements that are constant are only centered."""
+        """Take mean and standard deviation from (examples, width).
+
+        A standard deviation is at least a tenth of the median: a unit that few examples activate would be an outlier.
+        """
         sd = features.double().std(0, correction=0)
+        sd = sd.clamp(min=0.1 * float(sd.median()))
         self.mean.copy_(features.double().mean(0))
-        self.sd.copy_(torch.where(sd > 1e-6 * sd.max(), sd, 1.0))
+        self.sd.copy_(torch.where(sd > 0, sd, 1.0))
 
 
 class _Pool:

@@ -107,7 +107,12 @@ def compare(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
             raise
         return None, f"the layers have no features to compare: {one_line(error)}".rstrip(".")
     if not cells or features is None:
-        return None, why or "no layer can be read"
+        reason = why or "no layer can be read"
+        if config.model.pooling in BY_HAND:
+            raise UserError(
+                f"{config.model.pooling} cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling"
+            )
+        return None, reason
     labels, args = prepared.loaded.labels, config.training
     truth = torch.as_tensor(prepared.data.train[LABELS])
     truth = truth if labels.problem_type == SINGLE_LABEL else truth.reshape(count, -1)
@@ -115,10 +120,20 @@ def compare(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
     if args.process_index == 0:
         weights = make_loss(args, model.config, choosing_pooled.examples(prepared)[0]).weights
         outputs = len(labels.names)
-        found = choose_pooling(features, truth, labels.problem_type, outputs, own, cells, args.seed, weights)
-        answer = [found if is_standard(prepared) else replace(found, margin=choosing_pooled.MARGIN)]
+        problem = (features, truth, labels.problem_type, outputs, own, cells, args.seed, weights)
+        if is_standard(prepared):
+            answer = [choose_pooling(*problem)]
+        else:
+            found = choose_pooling(*problem, accept=choosing_pooled.acceptable(prepared))
+            answer = [replace(found, margin=choosing_pooled.MARGIN)]
     if args.world_size > 1:
         broadcast_object_list(answer)
+    if config.model.pooling in BY_HAND and (answer[0].best.group, answer[0].best.pooling) == choosing_pooled.OWN:
+        raise UserError(
+            f"{config.model.pooling} cannot be had with this model: none of its layers can be read so.",
+            "Leave pooling out.",
+            key="pooling",
+        )
     return answer[0], ""
 
 

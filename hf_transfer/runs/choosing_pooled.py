@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from hf_transfer.features.batches import Batch
 from hf_transfer.features.frozen import places_of
 from hf_transfer.features.layouts import CLS, HEAD_INPUT, MEAN
 from hf_transfer.features.places import Places
-from hf_transfer.features.pooled_layer import PooledChange, read_pooled, reads
+from hf_transfer.features.pooled_layer import PooledChange, head_refusal, read_pooled, reads
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.models.heads import MLPSpec
@@ -67,7 +68,9 @@ def layers_of(prepared: Prepared) -> Layers:
 
 
 def candidates(prepared: Prepared, pooling: str, only: str | None) -> tuple[list[tuple[str, str]], str]:
-    """((group, pooling) of those that the model can be made to read, the last layer first; why there are none).
+    """((group, pooling) to compare, the last layer first; why there are none).
+
+    Of convolutional layers in a row with as many channels, the last one is compared.
 
     Args:
         prepared: the run.
@@ -78,21 +81,38 @@ def candidates(prepared: Prepared, pooling: str, only: str | None) -> tuple[list
         UserError: the model cannot be run on the examples, or there is no such layer.
     """
     layers = layers_of(prepared)
-    names = [name_of(layers.groups, only)] if only else [group.name for group in layers.groups[:-1]]
-    found, reason = [], ""
-    for name in reversed(names):
-        have = layers.places.poolings(name) if name in layers.places.by_group else ()
-        for one in have if pooling == "auto" else (pooling,):
-            if pooling == "auto" and one not in (CLS, MEAN):
-                continue
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    read_pooled(prepared.loaded.model, *layers, name, one, tries=True)
-            except UserError as error:
-                reason = reason or error.problem.rstrip(".")
-                continue
-            found.append((name, one))
-    return found, "" if found else reason or f"no layer has a {pooling} token"
+    if reason := head_refusal(prepared.loaded.model, layers.groups):
+        return [], reason
+    if only:
+        names = [name_of(layers.groups, only)]
+    else:
+        have = [group.name for group in layers.groups[:-1] if group.name in layers.places.by_group]
+        counts = [layers.places.channels(name) for name in have]
+        names = [n for n, one, after in zip(have, counts, [*counts[1:], None], strict=True) if not one or one != after]
+    wanted = (CLS, MEAN) if pooling == "auto" else (pooling,)
+    found = [
+        (name, one)
+        for name in reversed(names)
+        if name in layers.places.by_group
+        for one in layers.places.poolings(name)
+        if one in wanted
+    ]
+    return found, "" if found else f"no layer has a {pooling} token"
+
+
+def acceptable(prepared: Prepared) -> Callable[[str, str], bool]:
+    """Whether the model can be made to read (a group, a pooling), by trying."""
+    layers = layers_of(prepared)
+
+    def accept(name: str, pooling: str) -> bool:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                read_pooled(prepared.loaded.model, *layers, name, pooling, tries=True)
+        except UserError:
+            return False
+        return True
+
+    return accept
 
 
 def features(prepared: Prepared, layers: list[str] | None, poolings: tuple[str, ...] | None = None) -> FrozenFeatures:
