@@ -49,16 +49,16 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     if state is not None:  # also of a version that chose nothing
         before = state["facts"].get("chosen", _BEFORE)
         chosen = Chosen({n: Choice(v, "as when the run began") for n, v in before.items() if n not in _given(config)})
-        candidates = None
     else:
-        chosen, candidates = _chosen(prepared)
+        chosen, compared = _chosen(prepared)
+        chosen = replace(chosen, pooling=compared)
     config = _with(config, {name: choice.value for name, choice in chosen.keys.items()})
     check_batches(config.training, len(prepared.data.train))
     prepared = replace(prepared, config=config, chosen=chosen)
     if config.model.pooling is None:
         return prepared
     prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
-    return replace(prepared, chosen=replace(chosen, pooling=candidates, change=change))
+    return replace(prepared, chosen=replace(prepared.chosen, change=change))
 
 
 def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:

@@ -21,6 +21,7 @@ from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.models.heads import MLPSpec
 from hf_transfer.models.pooled_head import PooledLinear, PoolingSpec
+from hf_transfer.models.timm_pooling import set_timm_pooling
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, keeps_head
@@ -175,6 +176,14 @@ def read(prepared: Prepared, is_resumed: bool) -> tuple[Prepared, PooledChange |
         reason = "the checkpoint's head was trained on what it reads now"
     if reason:
         raise UserError(f"{pooling} cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling")
+    if name == layers.groups[-2].name and set_timm_pooling(model, pooling):
+        if reads(model, *places_of(model, groups_of(prepared), *examples(prepared)), name, pooling):
+            return prepared, PooledChange(type(model).__name__, pooling, name, (), True, 0.0)
+        raise UserError(
+            f"{pooling} cannot be had with this model: timm pools {name} otherwise.",
+            "Leave pooling out.",
+            key="pooling",
+        )
     with torch.random.fork_rng(devices=[]):  # says what is wrong before the features are computed
         read_pooled(model, *layers, name, pooling, tries=True)
     states = None if is_resumed else features(prepared, [name], (pooling,)).matrix(name, pooling)

@@ -15,6 +15,7 @@ from hf_transfer.features.pooled_layer import PooledChange, read_pooled, reads
 from hf_transfer.layers.head_layers import ends_with_linear
 from hf_transfer.models.heads import class_with_head
 from hf_transfer.models.pooled_head import PooledLinear, PoolingSpec
+from hf_transfer.models.timm_pooling import set_timm_pooling
 from tests.architectures import HUGGING_FACE
 from tests.helpers import PIXELS, tiny_timm_resnet, tiny_timm_vit, tiny_vit
 
@@ -102,7 +103,7 @@ def test_logits_of_images_are_those_computed_by_hand(family: str, pooling: str, 
     loaded = class_with_head(type(model), config).from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
-    with pytest.raises(RuntimeError, match="size mismatch|ignore_mismatched_sizes"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
 
 
@@ -175,3 +176,21 @@ def test_what_is_read_already_is_seen():
         )
         assert reads(model, *found, layer, own)
         assert not reads(model, *found, layer, "max")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize(("make", "path"), [(tiny_timm_vit, "norm"), (tiny_timm_resnet, "layer4")])
+def test_timm_pools_its_last_layer_so_that_transformers_builds_the_same(make, path, pooling, tmp_path):
+    model, inputs = make().eval(), images(64 if path == "layer4" else PIXELS)
+    value = output_of(model, inputs, f"timm_model.{path}")
+    rows = value.flatten(2).mT if value.dim() == 4 else value[:, 1:]
+    assert set_timm_pooling(model, pooling)
+    head = model.timm_model.get_classifier()
+    with torch.no_grad():
+        expected = head(rows.mean(1) if pooling == "mean" else rows.amax(1))
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert not set_timm_pooling(tiny_timm_resnet(), "cls") and not set_timm_pooling(tiny_vit(), "mean")
