@@ -1,4 +1,4 @@
-"""How a timm model pools its last layer, set in `model_args` of its configuration: plain transformers builds the same."""
+"""How a timm model pools its last layer, set in its configuration, so that plain transformers builds the same."""
 
 from __future__ import annotations
 

@@ -128,3 +128,17 @@ def test_what_the_model_reads_anyway_changes_nothing(resnet, data):
     keys = dict(model_name_or_path=resnet, train_file=data, output_dir="o", strategy="full", **QUIET)
     prepared = choose(prepare(Config.from_sources({}, {**keys, "pooling": "mean", "pooling_layer": "last"})))
     assert prepared.chosen.change is None
+
+
+def test_the_maximum_over_the_tokens_of_a_text_is_the_same_in_any_batch(tiny_bert_folder, tmp_path):
+    texts = [f"{'a ' * (i % 5)}film {'fine' if i % 2 else 'dull'}" for i in range(24)]
+    file = tmp_path / "train.csv"
+    file.write_text("\n".join(["text,label", *(f"{text},{'xy'[i % 2]}" for i, text in enumerate(texts))]) + "\n")
+    keys = dict(pooling="max", pooling_layer="layer.0", strategy="full", num_train_epochs=1)
+    result = fine_tune(tiny_bert_folder, train_file=str(file), output_dir=str(tmp_path / "out"), **keys, **QUIET)
+    assert result.results["pooling"]["dropped"] == ["layer.1"]
+    loaded = Predictor.load(tmp_path / "out")
+    together = [answer["score"] for answer in loaded.predict(texts)]
+    alone = [loaded.predict([text])[0]["score"] for text in texts[:5]]
+    assert together[:5] == pytest.approx(alone, abs=1e-6)
+    assert together == pytest.approx([answer["score"] for answer in result.predict(texts)], abs=1e-6)
