@@ -30,8 +30,8 @@ from hf_transfer.config.arguments.loss import check as check_loss
 from hf_transfer.config.arguments.model import ModelArguments, check_head
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.config.arguments.schedule import ScheduleArguments
 from hf_transfer.config.arguments.trainer import INHERITED
+from hf_transfer.config.arguments.training import TrainingKeys
 from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_run, unknown
 from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
@@ -114,18 +114,6 @@ _OLD_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-# The classes that `TransferArguments` joins to `TrainingArguments`, in its order.
-_OURS = (
-    PlanArguments,
-    ProbeArguments,
-    BoundaryArguments,
-    BucketingArguments,
-    LossArguments,
-    CalibrationArguments,
-    EarlyStoppingArguments,
-    GuardArguments,
-    ScheduleArguments,
-)
 
 
 # Headings of the classes whose keys declare no topic of their own.
@@ -148,7 +136,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
 def keys() -> dict[str, Key]:
     """All keys, by topic."""
     theirs = _trainers_docs()
-    training = make_dataclass("Training", [], bases=(*_OURS, training_arguments()))
+    training = make_dataclass("Training", [], bases=(TrainingKeys, training_arguments()))
     topics = {name: topic for cls, topic in reversed(_TOPIC_OF) for name in keys_of(cls, topic)}
     entries: dict[str, Key] = {}
     for cls in (ModelArguments, DataArguments, training):
