@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_transfer.models.heads import MLP
+from hf_transfer.models.heads import MLP, POOLED
 
 MODEL_ID = 'model_id = "."  # this folder, or the hub id of the model'
 EXAMPLE_LENGTH = 300  # characters of an example text
@@ -114,7 +114,7 @@ def has_mlp_head(results: Mapping[str, Any]) -> bool:
 
 def has_pooled_head(results: Mapping[str, Any]) -> bool:
     """Whether the head reads a pooled layer in a way that the architecture does not offer."""
-    return (results.get("pooling") or {}).get("is_standard") is False
+    return bool(results.get("head", {}).get("type") == POOLED)
 
 
 def _is_bottleneck(adapter: Any, keys: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from hf_transfer.models.pooled_head import PooledLinear, PoolingSpec, put_poolin
 HEAD_KEY = "hf_transfer_head"  # in the configuration
 MLP = "mlp"
 LINEAR = "linear"
+POOLED = "pooled"  # a linear layer on a pooled layer, where the architecture does not offer it
 BATCH = "batch"
 HIDDEN_SIZE = 512  # fastai's
 DROPOUT = (0.25, 0.5)  # fastai's: half of it before the hidden layer
@@ -81,7 +82,9 @@ class MLPSpec:
 
 def head_of(config: Any) -> dict[str, Any]:
     """A model's kind of head with its sizes, for `results.json`."""
-    spec = MLPSpec.of(config)
+    spec, pooling = MLPSpec.of(config), PoolingSpec.of(config)
+    if pooling is not None:
+        return {"type": POOLED, "pooling": pooling.pooling, "layer": pooling.layer}
     return {"type": LINEAR} if spec is None else spec.to_dict()
 
 

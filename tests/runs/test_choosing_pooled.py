@@ -97,7 +97,8 @@ def test_a_resumed_run_ends_the_same(model, layer, data, tmp_path, request):
 def test_another_run_can_begin_with_it(finished, data, tmp_path):
     keys = dict(num_train_epochs=1, strategy="full", **QUIET)
     more = fine_tune(str(finished.output_dir), train_file=data, output_dir=str(tmp_path / "out"), **keys)
-    assert more.results["pooling"] is None and "hf_transfer_pooling" in vars(more.model.config)
+    assert more.results["pooling"] is None and more.results["head"]["type"] == "pooled"
+    assert "stops with an error" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
