@@ -71,7 +71,8 @@ def layers_of(prepared: Prepared) -> Layers:
 def candidates(prepared: Prepared, pooling: str, only: str | None) -> tuple[list[tuple[str, str]], str]:
     """((group, pooling) to compare, the last layer first; why there are none).
 
-    Of convolutional layers in a row with as many channels, the last one is compared.
+    Of convolutional layers in a row with as many channels, the last one is compared. The stem is only read by name:
+    its class token is the same for all examples.
 
     Args:
         prepared: the run.
@@ -87,7 +88,7 @@ def candidates(prepared: Prepared, pooling: str, only: str | None) -> tuple[list
     if only:
         names = [name_of(layers.groups, only)]
     else:
-        have = [group.name for group in layers.groups[:-1] if group.name in layers.places.by_group]
+        have = [group.name for group in layers.groups[1:-1] if group.name in layers.places.by_group]
         counts = [layers.places.channels(name) for name in have]
         names = [n for n, one, after in zip(have, counts, [*counts[1:], None], strict=True) if not one or one != after]
     wanted = (CLS, MEAN) if pooling == "auto" else (pooling,)

@@ -105,7 +105,7 @@ def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
     config = Config.from_sources({}, dict(model_name_or_path=vit, train_file=data, output_dir="o", **QUIET))
     chosen = choose(prepare(config)).chosen
     cells = {(one.group, one.pooling) for one in chosen.pooling.candidates}
-    assert cells == {(name, pooling) for name in ("stem", "layers.0", "layers.1") for pooling in ("cls", "mean")}
+    assert cells == {(name, pooling) for name in ("layers.0", "layers.1") for pooling in ("cls", "mean")}
     assert chosen.pooling.own.group == "head" and chosen.pooling.margin == 2
     assert chosen.keys["pooling"].why.count("cross-validation") == 1
 
