@@ -159,9 +159,9 @@ def test_pooling_can_be_asked_for_with_any_strategy(model, data, tmp_path):
     [
         ({"pooling": "mean", "pooling_layer": "layer.9"}, "no layer group 'layer.9'"),
         ({"pooling_layer": "layer.1"}, None),
-        ({"pooling": "cls", "pooling_layer": "layer.1"}, "only for pooling: mean or auto"),
+        ({"pooling": "cls", "pooling_layer": "layer.1"}, "only for pooling: mean, max or auto"),
         ({"pooling": "mean", "adapter": "lora"}, "an adapter is saved without the backbone"),
-        ({"pooling": "max"}, "'max' is not one of"),
+        ({"pooling": "median"}, "'median' is not one of"),
     ],
 )
 def test_keys_that_do_not_fit(model, data, tmp_path, keys, sentence):
