@@ -125,7 +125,7 @@ class Problem:
         start = torch.cat([begin[0] / steps, begin[1][None]])
         shape, factors, moments = tuple(start.shape), steps.numpy(), self.rotated.T
 
-        def objective(x: Any) -> tuple[float, Any]:  # arrays, because tensors this small take longer to make than to add
+        def objective(x: Any) -> tuple[float, Any]:  # in arrays: on numbers so few, an operation of torch takes longer
             point = x.reshape(shape)
             inner = point[:-1] * factors
             weight = torch.from_numpy(inner)

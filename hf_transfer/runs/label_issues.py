@@ -71,6 +71,7 @@ class LabelIssues:
         issues: the examples whose label looks wrong, the likeliest first, and then those whose label is doubtful.
         judged: number of examples whose label was judged.
         left_out: number of other examples: no second example has their class.
+        classes_left_out: number of classes that were not judged: fewer than two examples have them, or lack them.
         agreement: fraction of the labels that held-out predictions agree with.
         layers: groups whose features they are made from: the mean of the output, or the input of the head.
         l2: strength of the heads' penalty, for each of the layers.
@@ -80,6 +81,7 @@ class LabelIssues:
     issues: tuple[QuestionableLabel, ...]
     judged: int
     left_out: int
+    classes_left_out: int
     agreement: float
     layers: tuple[str, ...]
     l2: tuple[float, ...]
@@ -87,9 +89,8 @@ class LabelIssues:
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, without the examples."""
-        return _counts([issue.verdict for issue in self.issues]) | {
-            n: v for n, v in vars(self).items() if n != "issues"
-        }
+        about = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items() if n != "issues"}
+        return _counts([issue.verdict for issue in self.issues]) | about
 
     def save(self, path: Path) -> None:
         """Write a CSV file with one row per example, also if there are none."""
@@ -108,7 +109,13 @@ class LabelIssues:
 
 
 def write_label_issues(
-    prepared: Prepared, trainer: TransferTrainer, output_dir: Path, is_resumed: bool, talks: bool
+    prepared: Prepared,
+    trainer: TransferTrainer,
+    output_dir: Path,
+    talks: bool,
+    *,
+    is_resumed: bool = False,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Write `label_issues.csv` before the first step; called by all processes.
 
@@ -118,8 +125,9 @@ def write_label_issues(
         prepared: data and model.
         trainer: made for them, before its first step.
         output_dir: of the run.
-        is_resumed: whether the run goes on: then the weights are not the pretrained ones, and the file is kept.
         talks: whether it is said why nothing was looked for.
+        is_resumed: whether the run goes on: then the weights are not the pretrained ones, and the file is kept.
+        before: what was returned when the run began, if it is resumed and its checkpoint says so.
 
     Returns:
         For `results.json`: the numbers of wrong and doubtful labels and what they were found with, or why none were
@@ -128,7 +136,9 @@ def write_label_issues(
     if not prepared.config.data.label_issues:
         return None
     path, is_main = output_dir / LABEL_ISSUES, trainer.is_world_process_zero()
-    if is_resumed and path.is_file():
+    if before is not None and (path.is_file() or "skipped" in before):
+        return before
+    if is_resumed and path.is_file():  # of a version whose checkpoints do not say what was found
         with path.open(encoding="utf-8", newline="") as file:
             return _counts([row["verdict"] for row in csv.DictReader(file)])
     if reason := _why_not(prepared, trainer, is_resumed):
@@ -238,6 +248,7 @@ class Examples:
             issues=self._named(judgment.issues),
             judged=len(labels) - judgment.left_out,
             left_out=judgment.left_out,
+            classes_left_out=judgment.classes_left_out,
             agreement=judgment.agreement,
             layers=layers,
             l2=judgment.l2,
