@@ -12,16 +12,16 @@ from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, c
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, nearest, one_line
-from hf_transfer.features import FrozenFeatures, frozen_features
+from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.models import pooling_layer
 from hf_transfer.objectives.losses import make_loss
+from hf_transfer.runs.frozen_pass import LEAST_BATCH, frozen_pass
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, keeps_head, unsolvable
 
 LAST = "last"
 OWN = (None, "cls")  # values of `pooling` with which no layer is left out
-_BATCH = 32  # examples of a forward pass without gradient, at least
 
 
 def check(prepared: Prepared) -> None:
@@ -135,16 +135,15 @@ def _features(prepared: Prepared, layers: list[str] | None, own: tuple[str, str]
     Raises:
         UserError: there are none of `own`, or the model cannot be run on the examples.
     """
-    args = prepared.config.training
-    examples, collate = _examples(prepared)
-    features = frozen_features(
-        prepared.loaded.model.to(args.device),
+    if prepared.config.data.label_issues:  # which reads them again
+        prepared.store = FeatureStore()
+    features = frozen_pass(
+        prepared,
+        prepared.loaded.model.to(prepared.config.training.device),
         groups_of(prepared),
-        examples,
-        collate=collate,
+        _examples(prepared)[0],
         layers=layers,
         poolings=("mean",) if own[1] == "mean" and layers else None,  # not every layer has each
-        batch_size=max(_BATCH, args.eval_batch_size),
     )
     features.matrix(*own)
     return features
@@ -206,7 +205,7 @@ def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChan
             model,
             pooling_layer.head_reader(model),
             *_examples(prepared),
-            batch_size=max(_BATCH, prepared.config.training.eval_batch_size),
+            batch_size=max(LEAST_BATCH, prepared.config.training.eval_batch_size),
         )
         pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
     return change

@@ -24,18 +24,19 @@ from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, REGRESSION
 from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError
-from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
+from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.layouts import MEAN
 from hf_transfer.files import say, write_bytes
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.run_folder import LABEL_ISSUES
+from hf_transfer.runs.decisions import recorded
+from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
 
 MOST = 5_000  # examples, of which a pass through the model is short beside training
 MOST_VALUES = 1_000_000  # examples times classes: one core solves for the heads in about 100 s
 _COLUMNS = ("place", "verdict", "given", "suggested", "probability", "score")
-_BATCH = 32  # examples of a forward pass without gradient, at least
 WRONG, DOUBTFUL = "wrong", "doubtful"
 _BETWEEN = "; "  # names of several labels
 
@@ -112,10 +113,8 @@ def write_label_issues(
     prepared: Prepared,
     trainer: TransferTrainer,
     output_dir: Path,
+    checkpoint: str | None,
     talks: bool,
-    *,
-    is_resumed: bool = False,
-    before: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Write `label_issues.csv` before the first step; called by all processes.
 
@@ -125,9 +124,9 @@ def write_label_issues(
         prepared: data and model.
         trainer: made for them, before its first step.
         output_dir: of the run.
+        checkpoint: that the run is resumed from, or "auto", if any: then the weights are not the pretrained ones, and
+            what was found when the run began is kept.
         talks: whether it is said why nothing was looked for.
-        is_resumed: whether the run goes on: then the weights are not the pretrained ones, and the file is kept.
-        before: what was returned when the run began, if it is resumed and its checkpoint says so.
 
     Returns:
         For `results.json`: the numbers of wrong and doubtful labels and what they were found with, or why none were
@@ -136,6 +135,8 @@ def write_label_issues(
     if not prepared.config.data.label_issues:
         return None
     path, is_main = output_dir / LABEL_ISSUES, trainer.is_world_process_zero()
+    is_resumed = checkpoint is not None
+    before = ((recorded(checkpoint, output_dir) or {}).get("before_training") or {}).get("label_issues")
     if before is not None and (path.is_file() or "skipped" in before):
         return before
     if is_resumed and path.is_file():  # of a version whose checkpoints do not say what was found
@@ -224,14 +225,13 @@ class Examples:
         dataset = prepared.task.prepare(
             self.split.remove_columns(ROW), prepared.inputs, prepared.processor, prepared.config.data
         )
-        return frozen_features(
+        return frozen_pass(
+            prepared,
             model,
             groups,
             dataset,
-            collate=prepared.task.collator(prepared.processor),
             poolings=[MEAN],
             store=store,
-            batch_size=max(_BATCH, args.eval_batch_size),
             autocast=torch.bfloat16 if args.bf16 else None,
             num_workers=max(args.dataloader_num_workers, 0),
         )

@@ -29,7 +29,7 @@ from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
-from hf_transfer.runs.decisions import reasons, recorded, with_choices, with_decisions
+from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.label_issues import write_label_issues
@@ -161,20 +161,11 @@ def _prepare(config: Config) -> _Ready:
         _try(ready)
     if trainer.is_world_process_zero():
         _open_folder(ready)
-    _look_at_labels(ready)
-    return ready
-
-
-def _look_at_labels(ready: _Ready) -> None:
-    """Look for labels that look wrong, and let checkpoints keep what was found out before the first step."""
-    trainer, is_resumed = ready.trainer, ready.checkpoint is not None
-    state = recorded(ready.checkpoint, ready.output_dir) or {}
-    before = state.get("before_training", {}).get("label_issues")
-    ready.label_issues = write_label_issues(
-        ready.prepared, trainer, ready.output_dir, ready.talks, is_resumed=is_resumed, before=before
-    )
+    ready.label_issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
+    ready.prepared.store = None  # nothing reads frozen features after this
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
     trainer.before_training = {"label_issues": ready.label_issues, "pooling_candidates": compared}
+    return ready
 
 
 def _try(ready: _Ready) -> None:
