@@ -34,39 +34,9 @@ MEASURES = {
     "outside": "outside training",
     "cpu": "CPU time of the process",
 }
-WORDS = [
-    "the",
-    "a",
-    "this",
-    "film",
-    "story",
-    "plot",
-    "actor",
-    "scene",
-    "director",
-    "music",
-    "ending",
-    "camera",
-    "script",
-    "dialogue",
-    "and",
-    "with",
-    "but",
-    "of",
-]
+WORDS = ["the", "a", "this", "film", "story", "plot", "actor", "scene", "music", "ending", "dialogue", "and", "with"]
 SAID = {
-    "positive": [
-        "great",
-        "wonderful",
-        "superb",
-        "delightful",
-        "touching",
-        "brilliant",
-        "lovely",
-        "funny",
-        "warm",
-        "moving",
-    ],
+    "positive": ["great", "wonderful", "superb", "delightful", "touching", "brilliant", "lovely", "funny", "warm"],
     "negative": ["bad", "dull", "boring", "terrible", "awful", "clumsy", "weak", "flat", "tedious", "poor"],
 }
 
