@@ -73,6 +73,8 @@ class Chosen:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()  # as in run.yaml
     return "as the model is made" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

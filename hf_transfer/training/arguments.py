@@ -9,18 +9,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_transfer.config.arguments.adapter import with_adapter
-from hf_transfer.config.arguments.boundary import BoundaryArguments
-from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
-from hf_transfer.config.arguments.calibration import CalibrationArguments
-from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
 from hf_transfer.config.arguments.early_stopping import check as check_early_stopping
-from hf_transfer.config.arguments.guards import GuardArguments
-from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
 from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
-from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.config.arguments.schedule import ScheduleArguments
+from hf_transfer.config.arguments.training import TrainingKeys
 from hf_transfer.config.fields import settings_of, wrong_values
 from hf_transfer.errors import UserErrors
 from hf_transfer.evaluation.metric_table import LOSS
@@ -30,18 +23,7 @@ from hf_transfer.training.schedules import SCHEDULES
 
 
 @dataclass
-class TransferArguments(
-    PlanArguments,
-    ProbeArguments,
-    BoundaryArguments,
-    BucketingArguments,
-    LossArguments,
-    CalibrationArguments,
-    EarlyStoppingArguments,
-    GuardArguments,
-    ScheduleArguments,
-    TrainingArguments,
-):
+class TransferArguments(TrainingKeys, TrainingArguments):
     """`TrainingArguments`, the keys of a Plan (`PlanArguments`), of the loss (`LossArguments`), of the guards.
 
     With no plan key set, `TransferTrainer` computes exactly what `Trainer` computes. A `learning_rate` that is not

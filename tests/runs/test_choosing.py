@@ -135,7 +135,7 @@ def test_a_run_that_ends_early_says_so_and_keeps_its_best_weights(model, data, t
     keys = {k: v for k, v in QUIET.items() if k != "save_strategy"} | keys
     result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
     said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
-    assert "load_best_model_at_end: True (early_stopping_patience: the best weights are kept)" in said
+    assert "load_best_model_at_end: true (early_stopping_patience: the best weights are kept)" in said
     assert "Stopped early after epoch 2: validation loss no longer improved (early_stopping_patience: 1)" in said
     assert result.results["kept"]["stopped"] == {"step": 6, "epoch": 2.0, "patience": 1}
     assert (written["load_best_model_at_end"], written["save_strategy"]) == (True, "epoch")
@@ -222,3 +222,11 @@ def test_the_temperature_is_expected_to_make_the_model_as_uncertain_as_its_first
     logits = result.trainer.predict(result.trainer.eval_dataset).predictions * fit["temperature"] / fit["expected"]
     entropy = -(softmax(logits, -1) * log_softmax(logits, -1)).sum(-1).mean()
     assert entropy == pytest.approx(result.results["probe"]["score"], rel=1e-3)
+
+
+def test_half_precision_is_checked_in_full_precision(model, data, tmp_path):
+    """The model that trained casts in its forward pass, and the one that is loaded again does not."""
+    result = fine_tune(
+        model, train_file=data, output_dir=str(tmp_path / "out"), **QUIET | {"bf16": True, "preflight": True}
+    )
+    assert result.output_dir == tmp_path / "out" and yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["bf16"]
