@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 
 import hf_transfer
 from hf_transfer import UserError, fine_tune
+from hf_transfer.features import FeatureStore
 from hf_transfer.files import as_json
-from hf_transfer.runs import label_issues, run
+from hf_transfer.layers.groups import layer_groups
+from hf_transfer.runs import choosing_layers, label_issues, run
+from hf_transfer.runs.configured import configured
+from hf_transfer.runs.prepare import prepare
 from tests import warm
 from tests.helpers import tiny_timm_resnet, with_statistics
 from tests.runs.test_preflight import QUIET, pictures, saved, with_tokens, words_tokenizer
@@ -94,6 +98,22 @@ def test_a_run_is_the_same_without_it(tmp_path):
     others, *rest, result = trained()
     assert result.results["label_issues"]["judged"] == 18
     assert all(torch.equal(weights[name], others[name]) for name in weights) and [logs, drawn] == rest
+
+
+def test_what_the_comparison_of_layers_has_computed_is_not_computed_again(bert, tmp_path):
+    keys = KEYS | dict(output_dir=str(tmp_path / "o"), train_file=table(tmp_path / "d.csv", rows()))
+    prepared = prepare(configured(bert, None, keys))
+    assert choosing_layers.compare(prepared)[0] is not None and prepared.store is not None
+    examples, model = label_issues.Examples(prepared, ("train", "validation")), prepared.loaded.model
+    model.config.use_cache = False  # as Trainer leaves it
+    model.save_pretrained(tmp_path / "m")  # as the preflight does, which names the class in the configuration
+    shared = examples.features(model, layer_groups(model))
+    distinct = {text for text, _ in rows()} - set(prepared.data.train["text"])
+    assert shared.computed == len(distinct) < len(shared)
+    alone = examples.features(model, layer_groups(model), FeatureStore())
+    for group in alone.groups:
+        pooling = None if group == "head" else "mean"
+        torch.testing.assert_close(shared.matrix(group, pooling), alone.matrix(group, pooling))
 
 
 def test_images_are_named_by_their_path(tmp_path):
