@@ -40,7 +40,7 @@ def _labels_are_not_judged() -> Iterator[None]:
     With and without it a run is the same, bit for bit, which is tested there.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_label_issues", lambda *_: None)
+        patch.setattr(run, "write_label_issues", lambda *_, **__: None)
         yield
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hf_transfer.analysis.pooling_choice import PoolingChoice
+from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice
 from hf_transfer.features.pooled_layer import PooledChange
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.models.pooling_layer import PoolingChange
@@ -45,13 +45,13 @@ class Chosen:
     Attributes:
         keys: by name; only keys that were not given.
         given: {name: value} of keys that were given where `auto` would have chosen another value.
-        pooling: what cross-validation said of the layers, if it was asked.
+        candidates: layers that cross-validation compared, best first, if another one than the head's own is read.
         change: of the model, if its head reads another state than before.
     """
 
     keys: Mapping[str, Choice] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
-    pooling: PoolingChoice | None = None
+    candidates: tuple[Candidate, ...] = ()
     change: PoolingChange | PooledChange | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Chosen:
         return {
             "auto": {name: asdict(choice) for name, choice in self.keys.items()},
             "pooling": self.change.to_dict() if self.change else None,
-            "pooling_candidates": [asdict(one) for one in self.pooling.candidates] if self.pooling else [],
+            "pooling_candidates": [asdict(one) for one in self.candidates],
         }
 
     def lines(self) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -76,6 +77,7 @@ class Problem:
             self.variances, self.axes = _axes(x)
             self.rotated = x @ self.axes
         self._solved: dict[float, Point] = {}  # by strength
+        self._prepare_loss()
 
     def path(self, strengths: Sequence[float]) -> Iterator[Head]:
         """Solutions up to a tolerance that predictions do not notice, each started from the one before.
@@ -121,15 +123,17 @@ class Problem:
 
         steps = (_CURVATURE * self.variances + strength).rsqrt()[:, None]
         start = torch.cat([begin[0] / steps, begin[1][None]])
+        shape, factors, moments = tuple(start.shape), steps.numpy(), self.rotated.T
 
-        def objective(x: Any) -> tuple[float, Any]:
-            point = torch.from_numpy(x).view_as(start)
-            inner, bias = point[:-1] * steps, point[-1]
-            loss, slope = self._loss(self.rotated @ inner + bias)
-            gradient = torch.empty_like(start)
-            gradient[:-1] = (self.rotated.T @ slope + strength * inner) * steps
-            gradient[-1] = slope.sum(0) if self.has_bias else 0.0
-            return float(loss + strength / 2 * inner.square().sum()), gradient.ravel().numpy()
+        def objective(x: Any) -> tuple[float, Any]:  # in arrays: on numbers so few, an operation of torch takes longer
+            point = x.reshape(shape)
+            inner = point[:-1] * factors
+            weight = torch.from_numpy(inner)
+            loss, slope = self._loss(self.rotated @ weight + torch.from_numpy(point[-1]))
+            gradient = np.empty(shape)
+            np.multiply((moments @ slope).numpy() + strength * inner, factors, out=gradient[:-1])
+            gradient[-1] = slope.sum(0).numpy() if self.has_bias else 0.0
+            return float(loss) + strength / 2 * float(weight.square().sum()), gradient.ravel()
 
         options = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000, **tolerances}
         result = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
@@ -147,17 +151,24 @@ class Problem:
             error = logits - self.labels
             return error.square().mean(), 2 * error / error.numel()
         if self.kind == MULTI:
-            slope = torch.sigmoid(logits) * (1 + (self.weights - 1) * self.labels) - self.weights * self.labels
+            slope = torch.sigmoid(logits) * self._either - self._positive
             loss = functional.binary_cross_entropy_with_logits(
                 logits, self.labels, pos_weight=self.weights, reduction="sum"
             )
             return loss / len(logits), slope / len(logits)
-        logs, each = functional.log_softmax(logits, -1), self.weights[self.labels]
-        rows = torch.arange(len(logits))
-        slope = logs.exp()
-        slope[rows, self.labels] -= 1
-        total = each.sum()
-        return -(logs[rows, self.labels] * each).sum() / total, slope * (each / total)[:, None]
+        logs = logits.log_softmax(-1)
+        loss = (logs.gather(1, self.labels[:, None])[:, 0] * self._each).sum() / self._total
+        return -loss, (logs.exp() - self._one_hot).mul_(self._share)
+
+    def _prepare_loss(self) -> None:
+        """What the loss is made of besides the logits: the weights of the examples."""
+        if self.kind == MULTI:
+            self._either, self._positive = 1 + (self.weights - 1) * self.labels, self.weights * self.labels
+        elif self.kind == SINGLE:
+            self._each = self.weights[self.labels]
+            self._total = self._each.sum()
+            self._share = (self._each / self._total)[:, None]
+            self._one_hot = functional.one_hot(self.labels, self.outputs).double()
 
 
 @contextlib.contextmanager

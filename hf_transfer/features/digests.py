@@ -30,6 +30,7 @@ from hf_transfer.features.object_digests import object_digest
 _PACKAGES = (
     "torch", "transformers", "timm", "peft", "accelerate", "datasets", "torchvision", "pillow", "tokenizers", "numpy",
 )  # fmt: skip
+_NAMES = ("_name_or_path", "architectures")  # of a configuration: where it is from; the class, once it was saved
 _ROWS = 4096  # read at once, at most
 _DRAWN_TWICE = 8  # items that are read twice, to notice a dataset with random items
 
@@ -199,7 +200,7 @@ def code_digest(model: nn.Module | None = None) -> str | None:
         parts["structure"] = repr(model)
         config = getattr(model, "config", None)
         if config is not None:
-            values = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
+            values = {k: v for k, v in config.to_dict().items() if k not in _NAMES}
             attention = getattr(config, "_attn_implementation", None)
             parts["configuration"] = json.dumps([values, attention], sort_keys=True, default=repr)
     try:

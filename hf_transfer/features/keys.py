@@ -67,5 +67,9 @@ def content_of_examples(dataset: Any) -> list[bytes]:
     return found
 
 
-def _unnoticed(what: str, fix: str) -> UserError:
-    return UserError(f"A change of {what} would go unnoticed, so features cannot be kept in a store.", fix)
+class Unnoticed(UserError):
+    """Features cannot be kept in a store, because a change of what they depend on would go unnoticed."""
+
+
+def _unnoticed(what: str, fix: str) -> Unnoticed:
+    return Unnoticed(f"A change of {what} would go unnoticed, so features cannot be kept in a store.", fix)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_transfer.analysis import effort, few_labels
 from hf_transfer.analysis.few_labels import Choice, Chosen, Seen
-from hf_transfer.analysis.pooling_choice import PoolingChoice
+from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice
 from hf_transfer.config.arguments import early_stopping
 from hf_transfer.config.arguments.plan import learning_rate_of
 from hf_transfer.data.labels import SINGLE_LABEL
@@ -19,11 +19,10 @@ from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
+from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, problems_of, unsolvable
 from hf_transfer.settings import Config
-from hf_transfer.training import run_identity
-from hf_transfer.training.checkpoints import newest_valid
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
 _BEFORE = {"pooling": None, "pooling_layer": None}  # of a run by a version that chose nothing
@@ -43,15 +42,15 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     """
     config = prepared.config
     choosing_layers.check(prepared)
-    folder = Path(str(config.training.output_dir))
-    found_in = newest_valid(folder)[0] if checkpoint == "auto" else checkpoint
-    state = run_identity.read(found_in) if found_in else None
+    state = recorded(checkpoint, Path(str(config.training.output_dir)))
     if state is not None:  # also of a version that chose nothing
         before = state["facts"].get("chosen", _BEFORE)
         chosen = Chosen({n: Choice(v, "as when the run began") for n, v in before.items() if n not in _given(config)})
+        compared = state.get("before_training", {}).get("pooling_candidates", [])  # not of an earlier version
+        chosen = replace(chosen, candidates=tuple(Candidate(**one) for one in compared))
     else:
-        chosen, compared = _chosen(prepared)
-        chosen = replace(chosen, pooling=compared)
+        chosen, found = _chosen(prepared)
+        chosen = replace(chosen, candidates=found.candidates if found else ())
     config = _with(config, {name: choice.value for name, choice in chosen.keys.items()})
     check_batches(config.training, len(prepared.data.train))
     prepared = replace(prepared, config=config, chosen=chosen)

@@ -12,13 +12,14 @@ from hf_transfer.analysis.few_labels import FEW
 from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, choose_pooling
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, nearest, one_line
-from hf_transfer.features import FrozenFeatures
+from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.features.pooled_layer import PooledChange
 from hf_transfer.models import pooling_layer
 from hf_transfer.objectives.losses import make_loss
 from hf_transfer.runs import choosing_pooled
 from hf_transfer.runs.choosing_pooled import LAST
+from hf_transfer.runs.frozen_pass import LEAST_BATCH
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, keeps_head, unsolvable
 
@@ -146,6 +147,8 @@ def _cells(prepared: Prepared, only: str | None) -> _Cells:
     Raises:
         UserError: there are no features of what the head reads, or the model cannot be run on the examples.
     """
+    if prepared.config.data.label_issues:  # which reads them again
+        prepared.store = FeatureStore()
     if not is_standard(prepared):
         own: tuple[str, str] = choosing_pooled.OWN
         cells, why = choosing_pooled.candidates(prepared, str(prepared.config.model.pooling), only)
@@ -244,7 +247,7 @@ def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChan
             model,
             pooling_layer.head_reader(model),
             *choosing_pooled.examples(prepared),
-            batch_size=max(choosing_pooled.BATCH, prepared.config.training.eval_batch_size),
+            batch_size=max(LEAST_BATCH, prepared.config.training.eval_batch_size),
         )
         pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
     return change

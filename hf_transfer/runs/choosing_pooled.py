@@ -11,7 +11,7 @@ import torch
 
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.errors import UserError, nearest
-from hf_transfer.features import FrozenFeatures, frozen_features
+from hf_transfer.features import FrozenFeatures
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.frozen import places_of
 from hf_transfer.features.layouts import CLS, HEAD_INPUT, MEAN
@@ -23,13 +23,13 @@ from hf_transfer.models.heads import MLPSpec
 from hf_transfer.models.pooled_head import PooledLinear, PoolingSpec
 from hf_transfer.models.timm_pooling import set_timm_pooling
 from hf_transfer.runs.decisions import with_decisions
+from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, keeps_head
 
 LAST = "last"
 OWN = (HEAD, HEAD_INPUT)  # cell of the features: what the head reads as the model is made
 MARGIN = 2.0  # standard errors by which a head that plain transformers cannot load must be better
-BATCH = 32  # examples of a forward pass without gradient, at least
 
 
 class Layers(NamedTuple):
@@ -128,16 +128,13 @@ def features(prepared: Prepared, layers: list[str] | None, poolings: tuple[str, 
     Raises:
         UserError: the model cannot be run on the examples.
     """
-    args = prepared.config.training
-    rows, collate = examples(prepared)
-    return frozen_features(
-        prepared.loaded.model.to(args.device),
+    return frozen_pass(
+        prepared,
+        prepared.loaded.model.to(prepared.config.training.device),
         groups_of(prepared),
-        rows,
-        collate=collate,
+        examples(prepared)[0],
         layers=layers,
         poolings=poolings,
-        batch_size=max(BATCH, args.eval_batch_size),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.settings import Config, keys
+from hf_transfer.training import run_identity
 from hf_transfer.training.checkpoints import newest_valid
 from hf_transfer.training.choices import DECIDABLE
 from hf_transfer.training.trainer import TransferTrainer
@@ -46,6 +47,17 @@ def with_choices(config: Config, trainer: TransferTrainer, checkpoint: str | Non
         trainer.choices.recall(found)
     own = {"logging_steps": trainer.args.logging_steps}
     return replace(config, values=config.values | trainer.choices.values | own)
+
+
+def recorded(checkpoint: str | None, folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of the run that wrote it; None without one, and where plain Trainer wrote it.
+
+    Args:
+        checkpoint: its folder, or "auto" for the newest valid one.
+        folder: of the run.
+    """
+    found_in = newest_valid(folder)[0] if checkpoint == "auto" else checkpoint
+    return run_identity.read(found_in) if found_in else None
 
 
 _UNSAID = {"effort": "what it sets is in this file"}  # of choices without a reason

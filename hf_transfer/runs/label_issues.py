@@ -24,18 +24,19 @@ from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import LABELS, REGRESSION
 from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError
-from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
+from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.layouts import MEAN
 from hf_transfer.files import say, write_bytes
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.run_folder import LABEL_ISSUES
+from hf_transfer.runs.decisions import recorded
+from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
 
 MOST = 5_000  # examples, of which a pass through the model is short beside training
 MOST_VALUES = 1_000_000  # examples times classes: one core solves for the heads in about 100 s
 _COLUMNS = ("place", "verdict", "given", "suggested", "probability", "score")
-_BATCH = 32  # examples of a forward pass without gradient, at least
 WRONG, DOUBTFUL = "wrong", "doubtful"
 _BETWEEN = "; "  # names of several labels
 
@@ -71,6 +72,7 @@ class LabelIssues:
         issues: the examples whose label looks wrong, the likeliest first, and then those whose label is doubtful.
         judged: number of examples whose label was judged.
         left_out: number of other examples: no second example has their class.
+        classes_left_out: number of classes that were not judged: fewer than two examples have them, or lack them.
         agreement: fraction of the labels that held-out predictions agree with.
         layers: groups whose features they are made from: the mean of the output, or the input of the head.
         l2: strength of the heads' penalty, for each of the layers.
@@ -80,6 +82,7 @@ class LabelIssues:
     issues: tuple[QuestionableLabel, ...]
     judged: int
     left_out: int
+    classes_left_out: int
     agreement: float
     layers: tuple[str, ...]
     l2: tuple[float, ...]
@@ -87,9 +90,8 @@ class LabelIssues:
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, without the examples."""
-        return _counts([issue.verdict for issue in self.issues]) | {
-            n: v for n, v in vars(self).items() if n != "issues"
-        }
+        about = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items() if n != "issues"}
+        return _counts([issue.verdict for issue in self.issues]) | about
 
     def save(self, path: Path) -> None:
         """Write a CSV file with one row per example, also if there are none."""
@@ -108,7 +110,11 @@ class LabelIssues:
 
 
 def write_label_issues(
-    prepared: Prepared, trainer: TransferTrainer, output_dir: Path, is_resumed: bool, talks: bool
+    prepared: Prepared,
+    trainer: TransferTrainer,
+    output_dir: Path,
+    checkpoint: str | None,
+    talks: bool,
 ) -> dict[str, Any] | None:
     """Write `label_issues.csv` before the first step; called by all processes.
 
@@ -118,7 +124,8 @@ def write_label_issues(
         prepared: data and model.
         trainer: made for them, before its first step.
         output_dir: of the run.
-        is_resumed: whether the run goes on: then the weights are not the pretrained ones, and the file is kept.
+        checkpoint: that the run is resumed from, or "auto", if any: then the weights are not the pretrained ones, and
+            what was found when the run began is kept.
         talks: whether it is said why nothing was looked for.
 
     Returns:
@@ -128,7 +135,11 @@ def write_label_issues(
     if not prepared.config.data.label_issues:
         return None
     path, is_main = output_dir / LABEL_ISSUES, trainer.is_world_process_zero()
-    if is_resumed and path.is_file():
+    is_resumed = checkpoint is not None
+    before = ((recorded(checkpoint, output_dir) or {}).get("before_training") or {}).get("label_issues")
+    if before is not None and (path.is_file() or "skipped" in before):
+        return before
+    if is_resumed and path.is_file():  # of a version whose checkpoints do not say what was found
         with path.open(encoding="utf-8", newline="") as file:
             return _counts([row["verdict"] for row in csv.DictReader(file)])
     if reason := _why_not(prepared, trainer, is_resumed):
@@ -214,14 +225,13 @@ class Examples:
         dataset = prepared.task.prepare(
             self.split.remove_columns(ROW), prepared.inputs, prepared.processor, prepared.config.data
         )
-        return frozen_features(
+        return frozen_pass(
+            prepared,
             model,
             groups,
             dataset,
-            collate=prepared.task.collator(prepared.processor),
             poolings=[MEAN],
             store=store,
-            batch_size=max(_BATCH, args.eval_batch_size),
             autocast=torch.bfloat16 if args.bf16 else None,
             num_workers=max(args.dataloader_num_workers, 0),
         )
@@ -238,6 +248,7 @@ class Examples:
             issues=self._named(judgment.issues),
             judged=len(labels) - judgment.left_out,
             left_out=judgment.left_out,
+            classes_left_out=judgment.classes_left_out,
             agreement=judgment.agreement,
             layers=layers,
             l2=judgment.l2,

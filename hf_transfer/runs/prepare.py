@@ -29,6 +29,7 @@ from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_o
 from hf_transfer.data.streaming import beginning, open_streams
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
+from hf_transfer.features import FeatureStore
 from hf_transfer.features.examples import Views
 from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.run_folder import PASSED
@@ -63,6 +64,8 @@ class Prepared:
         facts: facts about the data.
         chance: source of randomness for augmentation.
         chosen: keys that were set because they were not given; see `runs.choosing`.
+        store: keeps frozen features until training begins, if several parts of the run read them; see
+            `runs.frozen_pass`.
     """
 
     config: Config
@@ -77,6 +80,7 @@ class Prepared:
     facts: Facts
     chance: Chance
     chosen: Chosen = field(default_factory=Chosen)
+    store: FeatureStore | None = None
 
     @property
     def notes(self) -> list[str]:

@@ -161,8 +161,10 @@ def _prepare(config: Config) -> _Ready:
         _try(ready)
     if trainer.is_world_process_zero():
         _open_folder(ready)
-    resumes = checkpoint is not None
-    ready.label_issues = write_label_issues(ready.prepared, trainer, output_dir, resumes, ready.talks)
+    ready.label_issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
+    ready.prepared.store = None  # nothing reads frozen features after this
+    compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
+    trainer.before_training = {"label_issues": ready.label_issues, "pooling_candidates": compared}
     return ready
 
 

@@ -152,9 +152,9 @@ def solve(trainer: RunningTrainer) -> Solution:
     answer: list[Any] = [None]
     if trainer.is_world_process_zero():
         loss = trainer.objective.loss
-        measure = Measure(kind, layer.out_features, trainer.args.metric_for_best_model)
         weights = None if loss is None else loss.weights
-        answer = [choose(layer, train, validation, weights, measure, trainer.args.seed, feature_seconds)]
+        measure = Measure(kind, layer.out_features, trainer.args.metric_for_best_model, weights)
+        answer = [choose(layer, train, validation, measure, trainer.args.seed, feature_seconds)]
     if trainer.args.world_size > 1:
         broadcast_object_list(answer)
     head, solution = answer[0]

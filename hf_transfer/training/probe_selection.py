@@ -72,13 +72,14 @@ class Measure:
         kind: `problem_type` as in `transformers` configurations.
         outputs: of the head.
         metric_for_best_model: as in `TrainingArguments`.
+        weights: (outputs,) of the classes, as the head is solved for; None for 1 each. They weigh the loss, no metric.
 
     Attributes:
         name: of the metric, or "loss".
     """
 
-    def __init__(self, kind: str, outputs: int, metric_for_best_model: str | None):
-        self.kind = kind
+    def __init__(self, kind: str, outputs: int, metric_for_best_model: str | None, weights: torch.Tensor | None = None):
+        self.kind, self.weights = kind, None if weights is None else weights.double()
         given = (metric_for_best_model or "").removeprefix("eval_")
         is_ours = given in metric_table.names(kind, outputs)
         self.metric = given if is_ours else ""
@@ -100,15 +101,16 @@ class Measure:
         if self.kind == REGRESSION:
             return float((logits - labels).square().mean())
         if self.kind == MULTI:
-            return float(nn.functional.binary_cross_entropy_with_logits(logits, labels.double()))
-        return float(nn.functional.cross_entropy(logits, labels))
+            return float(
+                nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), pos_weight=self.weights)
+            )
+        return float(nn.functional.cross_entropy(logits, labels, weight=self.weights))
 
 
 def choose(
     layer: nn.Linear,
     train: Examples,
     validation: Examples | None,
-    weights: torch.Tensor | None,
     measure: Measure,
     seed: int,
     feature_seconds: float,
@@ -119,12 +121,11 @@ def choose(
         layer: the head.
         train: training examples.
         validation: held-out examples; None for cross-validation.
-        weights: (outputs,) of the classes; None for 1 each.
-        measure: of a strength.
+        measure: of a strength; its class weights are those of the head's loss.
         seed: of the folds.
         feature_seconds: that the features took.
     """
-    began, kind = time.perf_counter(), measure.kind
+    began, kind, weights = time.perf_counter(), measure.kind, measure.weights
 
     problem = kind, *train, layer.out_features
     whole = Problem(*problem, weights, layer.bias is not None)

@@ -44,6 +44,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         data_keys: keys that produced the training examples, beyond what the training set itself shows. A resumed run
             must have the same.
         chosen: keys that the run set itself, because they were not given. A resumed run goes on with them.
+        before_training: what the run found out before its first step and does not look for again when it is resumed.
     """
 
     optimizer: Any
@@ -58,6 +59,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         self.choices = Choices(self)
         self.data_keys: dict[str, Any] = {}
         self.chosen: dict[str, Any] = {}
+        self.before_training: dict[str, Any] = {}
         self._writes_to: Path | None = None
         self._seconds_before = self._began = 0.0
 
@@ -146,6 +148,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             "total_loss": self._total_loss_scalar,
             "seconds": self.seconds,
             "boundary": self.boundary.decisions,
+            "before_training": self.before_training,
             "stage_seconds": {} if self.unfreezing is None else self.unfreezing.seconds,
         }
 

@@ -212,6 +212,7 @@ def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monke
     probes = [{k: v for k, v in one.results["probe"].items() if k not in timed} for one in (whole, resumed)]
     assert probes[0] == probes[1]  # though a resumed run does not solve for the head
     assert resumed.results["calibration"] == whole.results["calibration"]
+    assert resumed.results["pooling_candidates"] == whole.results["pooling_candidates"] != []
 
 
 def test_the_temperature_is_expected_to_make_the_model_as_uncertain_as_its_first_head(model, data, tmp_path):

@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 
 import hf_transfer
 from hf_transfer import UserError, fine_tune
+from hf_transfer.features import FeatureStore
 from hf_transfer.files import as_json
-from hf_transfer.runs import label_issues, run
+from hf_transfer.layers.groups import layer_groups
+from hf_transfer.runs import choosing_layers, label_issues, run
+from hf_transfer.runs.configured import configured
+from hf_transfer.runs.prepare import prepare
 from tests import warm
 from tests.helpers import tiny_timm_resnet, with_statistics
 from tests.runs.test_preflight import QUIET, pictures, saved, with_tokens, words_tokenizer
@@ -67,7 +71,9 @@ def test_the_file_names_line_labels_and_text(bert, tmp_path, capsys):
     assert all(0 <= float(row["score"]) < 0.3 and float(row["probability"]) < 0.1 for row in wrong)
     about = json.loads((result.output_dir / "results.json").read_text())["label_issues"]
     assert about == as_json(result.results["label_issues"])
-    assert (about["wrong"], about["judged"], about["left_out"]) == (2, 60, 0), "also those held out for validation"
+    assert (about["wrong"], about["judged"], about["left_out"], about["classes_left_out"]) == (2, 60, 0, 0), (
+        "also those held out for validation"
+    )
     said = capsys.readouterr().out
     assert "2 labels look wrong" in said and "the likeliest first: label_issues.csv" in said
 
@@ -92,6 +98,22 @@ def test_a_run_is_the_same_without_it(tmp_path):
     others, *rest, result = trained()
     assert result.results["label_issues"]["judged"] == 18
     assert all(torch.equal(weights[name], others[name]) for name in weights) and [logs, drawn] == rest
+
+
+def test_what_the_comparison_of_layers_has_computed_is_not_computed_again(bert, tmp_path):
+    keys = KEYS | dict(output_dir=str(tmp_path / "o"), train_file=table(tmp_path / "d.csv", rows()))
+    prepared = prepare(configured(bert, None, keys))
+    assert choosing_layers.compare(prepared)[0] is not None and prepared.store is not None
+    examples, model = label_issues.Examples(prepared, ("train", "validation")), prepared.loaded.model
+    model.config.use_cache = False  # as Trainer leaves it
+    model.save_pretrained(tmp_path / "m")  # as the preflight does, which names the class in the configuration
+    shared = examples.features(model, layer_groups(model))
+    distinct = {text for text, _ in rows()} - set(prepared.data.train["text"])
+    assert shared.computed == len(distinct) < len(shared)
+    alone = examples.features(model, layer_groups(model), FeatureStore())
+    for group in alone.groups:
+        pooling = None if group == "head" else "mean"
+        torch.testing.assert_close(shared.matrix(group, pooling), alone.matrix(group, pooling))
 
 
 def test_images_are_named_by_their_path(tmp_path):
@@ -162,7 +184,7 @@ def test_a_resumed_run_keeps_the_file(bert, tmp_path):
     written = (out / "label_issues.csv").read_bytes()
     again = fine_tune(bert, data, output_dir=str(out), resume_from_checkpoint="auto", **keys)
     assert (out / "label_issues.csv").read_bytes() == written
-    assert again.results["label_issues"] == {name: first[name] for name in ("wrong", "doubtful")}
+    assert again.results["label_issues"] == first, "from the checkpoint"
     (out / "results.json").unlink()
     (out / "label_issues.csv").unlink()
     again = fine_tune(bert, data, output_dir=str(out), resume_from_checkpoint="auto", **keys)
@@ -188,7 +210,7 @@ def test_a_column_that_has_the_name_of_ours(tmp_path):
     issue = label_issues.QuestionableLabel(
         "row 1", "wrong", "a", "b", 0.05, 0.1, {"score": "1–0, said he", "text": "x\ny"}
     )
-    found = label_issues.LabelIssues((issue,), 10, 0, 0.9, ("layer.1",), (0.1,), 1.0)
+    found = label_issues.LabelIssues((issue,), 10, 0, 0, 0.9, ("layer.1",), (0.1,), 1.0)
     found.save(tmp_path / "label_issues.csv")
     (row,) = read(tmp_path)
     assert row["input score"] == "1–0, said he" and row["text"] == "x\ny" and row["score"] == "0.1000"
