@@ -26,6 +26,7 @@ from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
+from hf_transfer.training import contrastive
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.schedules import run_schedule
 
@@ -150,7 +151,7 @@ def _plan_for_model(config: Config, talks: bool) -> Planned:
     num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
     if talks:
         say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
-        say("\n".join(["", str(plan), *filter(None, [note(args)]), ""]))
+        say("\n".join(["", str(plan), *filter(None, [contrastive.note(args), note(args)]), ""]))
     shown = depth_map(plan.resolve(STEPS_PER_EPOCH), groups, run_schedule(args, num_steps), num_steps)
     return Planned(config, plan, shown, notes=list(loaded.notes), examples={}, data_facts=None, boundary_cache=[])
 

@@ -17,13 +17,13 @@ from hf_transfer.features.ranks import Ranks
 from hf_transfer.training.running import RunningTrainer
 
 
-class _Watch:
+class Watch:
     """Keeps the last input and output of a layer."""
 
     def __init__(self, layer: nn.Linear):
         self.layer = layer
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self.handle = self.layer.register_forward_hook(self._keep)
         return self
 
@@ -81,7 +81,7 @@ def _computed(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[
     source, ranks = Source.of(trainer, "features", dataset), Ranks(args.process_index, args.world_size)
     batches = batches_by_length(len(dataset), text_lengths(source.dataset), args.eval_batch_size)
     computed: list[tuple[list[int], tuple[torch.Tensor, torch.Tensor]]] = []
-    watch = _Watch(layer)
+    watch = Watch(layer)
 
     def visit(numbers: list[int], inputs: Batch) -> None:
         if "labels" not in inputs:
