@@ -197,7 +197,7 @@ def backward(parts: list[Batch], labels: torch.Tensor, vectors: Vectors, seed: i
         torch.manual_seed(seed)
         loss = supervised_contrastive(vectors(parts[0]), labels)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
     computed = []
     with torch.no_grad():
         for i, part in enumerate(parts):
@@ -210,7 +210,7 @@ def backward(parts: list[Batch], labels: torch.Tensor, vectors: Vectors, seed: i
     for i, (part, slope) in enumerate(zip(parts, whole.grad.split([len(one) for one in computed]), strict=True)):
         torch.manual_seed(seed + i)
         vectors(part).float().backward(slope)
-    return float(loss)
+    return float(loss.detach())
 
 
 @contextlib.contextmanager

@@ -43,12 +43,17 @@ class Watch:
         if vectors.ndim == 3:
             mask = batch.get("attention_mask")
             vectors, output = token_of(vectors, "last", mask), token_of(output, "last", mask)
-        if output.shape != logits.shape or not torch.allclose(output.float(), logits.float(), rtol=1e-3, atol=1e-4):
+        if output.shape != logits.shape or not _agree(output, logits):
             raise UserError(
                 "The model's logits are not the output of its head's linear layer: something follows that layer.",
-                "Use probe_solver: sgd, and head_init: random.",
+                "Use probe_solver: sgd, head_init: random and contrastive_epochs: 0.",
             )
         return vectors
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same up to rounding; who reads them looks for NaN."""
+    return torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
