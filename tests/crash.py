@@ -136,7 +136,7 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
         done = sum("eval_loss" in log for log in trainer.state.log_history)
         return {"quality": QUALITY[done % len(QUALITY)]}
 
-    for name in ("seal", "publish", "rotate", "contrast"):
+    for name in ("seal", "publish", "rotate"):
         ordinary = getattr(checkpoints, name)
         setattr(checkpoints, name, lambda *a, ordinary=ordinary, name=name: (kill(name), ordinary(*a)))
     backward = contrastive.backward
@@ -241,7 +241,7 @@ MORE: Strikes = {
     ("no plan", 2): [[At("step", 4, rank=1)]],
     ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],
 }  # fmt: skip
-POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate")
+POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate", "contrast")
 
 
 def random_strikes(seed: int) -> Iterator[tuple[str, int, list[At]]]:
