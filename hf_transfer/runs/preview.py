@@ -133,13 +133,18 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         config=config,
         plan=plan,
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
-        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line()])],
+        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits)])],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
         preflight=preflight,
         chosen=prepared.chosen.to_dict()["auto"],
     )
+
+
+def _contrast_note(config: Config, splits: dict[str, Any]) -> str:
+    """The contrastive stage, if there is one."""
+    return contrastive.note(config.training, None if config.data.streaming else len(splits["train"]))
 
 
 def _plan_for_model(config: Config, talks: bool) -> Planned:
