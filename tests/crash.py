@@ -241,7 +241,9 @@ MORE: Strikes = {
     ("no plan", 2): [[At("step", 4, rank=1)]],
     ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],
 }  # fmt: skip
-POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate", "contrast")
+POINTS = (
+    "contrast", "step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate",
+)  # fmt: skip
 
 
 def random_strikes(seed: int) -> Iterator[tuple[str, int, list[At]]]:
