@@ -181,13 +181,23 @@ def merge_checked(model: Any, batch: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def logits_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """Logits in eval mode and float32, (examples, classes)."""
+    """Logits in eval mode and float32, (examples, classes).
+
+    Without the autocast of `bf16` and `fp16`, which accelerate puts into the forward pass of the model that trains, and
+    which a model that is loaded has not.
+    """
     was_training = {m: m.training for m in model.modules()}
+    own = vars(model)
+    casting = own["forward"] if "_original_forward" in own else None
     model.eval()
     try:
+        if casting is not None:
+            own["forward"] = own["_original_forward"]
         device = next(model.parameters()).device
         return model(**{k: v.to(device) for k, v in batch.items()}).logits.float()
     finally:
+        if casting is not None:
+            own["forward"] = casting
         for module, training in was_training.items():
             module.training = training
 

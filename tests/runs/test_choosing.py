@@ -221,3 +221,11 @@ def test_the_temperature_is_expected_to_make_the_model_as_uncertain_as_its_first
     logits = result.trainer.predict(result.trainer.eval_dataset).predictions * fit["temperature"] / fit["expected"]
     entropy = -(softmax(logits, -1) * log_softmax(logits, -1)).sum(-1).mean()
     assert entropy == pytest.approx(result.results["probe"]["score"], rel=1e-3)
+
+
+def test_half_precision_is_checked_in_full_precision(model, data, tmp_path):
+    """The model that trained casts in its forward pass, and the one that is loaded again does not."""
+    result = fine_tune(
+        model, train_file=data, output_dir=str(tmp_path / "out"), **QUIET | {"bf16": True, "preflight": True}
+    )
+    assert result.output_dir == tmp_path / "out" and yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["bf16"]
