@@ -151,6 +151,7 @@ def run(trainer: RunningTrainer) -> Contrast:
     Raises:
         UserError: the labels are no classes.
         WorkFailed: the loss is NaN or infinite.
+        Interrupted: a signal was received; nothing is saved.
     """
     began, args = time.perf_counter(), trainer.args
     labels = _labels(trainer)
@@ -174,6 +175,7 @@ def run(trainer: RunningTrainer) -> Contrast:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            trainer.guards.end_early()
     _share(trainer)
     epoch = batches_per_epoch(len(labels), BATCH)
     first, last = (float(np.mean(part)) for part in (losses[:epoch], losses[-epoch:]))

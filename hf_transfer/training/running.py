@@ -37,6 +37,7 @@ class RunningTrainer(Protocol):
     boundary: Any
     objective: Objective
     choices: Any
+    guards: Any
     _main_input: str
     _global_batch: int
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 from hf_transfer import TransferTrainer, UserError, fine_tune
 from hf_transfer.config.arguments.probe import ProbeArguments
-from hf_transfer.errors import UserErrors, WorkFailed
+from hf_transfer.errors import Interrupted, UserErrors, WorkFailed
 from hf_transfer.objectives.contrastive import supervised_contrastive
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
@@ -155,6 +157,20 @@ def test_a_run_begins_with_it_and_a_resumed_one_equals_it_bit_for_bit(adapter, t
     assert not changed(copy_state(whole.model), copy_state(from_start.model))
     with pytest.raises(UserError, match=r"contrastive_epochs: 2\.0 then, 1\.0 now"):
         trainer_of(tmp_path, **keys, contrastive_epochs=1.0).train(resume_from_checkpoint="auto")
+
+
+def test_a_signal_within_it_ends_the_run_at_once(tmp_path, monkeypatch, capsys):
+    calls, backward = [], contrastive.backward
+
+    def struck(*args):
+        calls.append(os.kill(os.getpid(), signal.SIGTERM) if len(calls) == 1 else None)
+        return backward(*args)
+
+    monkeypatch.setattr(contrastive, "backward", struck)
+    with pytest.raises(Interrupted) as ended:
+        trainer_of(tmp_path).train()
+    assert (ended.value.code, len(calls)) == (143, 2) and not list(tmp_path.glob("checkpoint-*"))
+    assert "SIGTERM before the first step: there is nothing to resume, start again." in capsys.readouterr().err
 
 
 def test_without_it_nothing_changes(tmp_path):
