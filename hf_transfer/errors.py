@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -25,16 +26,26 @@ def from_command_line() -> Iterator[None]:
         _commands -= 1
 
 
+def typed() -> bool:
+    """Whether the user has typed a command, and does not call Python."""
+    return bool(_commands)
+
+
 def option(key: str, value: Any = None) -> str:
     """How the user sets a key: `--key value` where a command was typed, `key=value` in Python.
 
     Args:
         key: its name.
-        value: what to set it to; None names the key alone.
+        value: what to set it to, which may be a list; None names the key alone.
     """
-    if not _commands:
+    if not typed():
         return key if value is None else f"{key}={value!r}"
-    return f"--{key}" if value is None or value is True else f"--{key} {shlex.quote(str(value))}"
+    if value is None or value is True:
+        return f"--{key}"
+    if isinstance(value, list | tuple):  # as YAML, which every verb takes
+        plain = [str(v) if re.fullmatch(r"[A-Za-z_][\w ]*", str(v)) else json.dumps(v) for v in value]
+        value = f"[{', '.join(plain)}]"
+    return f"--{key} {shlex.quote(str(value))}"
 
 
 class UserError(ValueError):

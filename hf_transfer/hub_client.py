@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
 
 from hf_transfer.errors import UserError, WorkFailed, chain, one_line
 
@@ -143,6 +144,30 @@ def _is_stated(value: Any) -> bool:
 # ---- downloads -----------------------------------------------------------------------------------------------------
 
 
+class LateBar(tqdm):
+    """A progress bar of a download that takes time: files that are in the cache already show none."""
+
+    DELAY = 1.0  # seconds
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.began = time.time()
+        super().__init__(*args, **{**kwargs, "delay": self.DELAY})
+
+    def display(self, *args: Any, **kwargs: Any) -> Any:
+        is_late = self.disable or time.time() - self.began >= self.DELAY
+        return super().display(*args, **kwargs) if is_late else None
+
+
+def shows_downloads() -> bool:
+    """Whether downloads have progress bars."""
+    return not are_progress_bars_disabled()
+
+
+def show_downloads(is_wanted: bool) -> None:
+    """Give downloads progress bars or none. transformers and datasets switch these off together with their own."""
+    (enable_progress_bars if is_wanted else disable_progress_bars)()
+
+
 @cache
 def fetch(key: str, name: str, revision: str | None = None) -> bool:
     """Download a model's files to the cache; whether they suffice to load it without further requests.
@@ -156,7 +181,7 @@ def fetch(key: str, name: str, revision: str | None = None) -> bool:
         return False
     began, api = time.time(), HfApi()
     try:
-        folder = Path(api.snapshot_download(name, revision=revision, ignore_patterns=NOT_LOADED))
+        folder = Path(api.snapshot_download(name, revision=revision, ignore_patterns=NOT_LOADED, tqdm_class=LateBar))
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         damaged = [path.name for path in files if _is_new(path, began) and _remove_if_damaged(path)]
     except failures() as error:

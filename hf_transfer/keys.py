@@ -32,7 +32,7 @@ from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.arguments.training import TrainingKeys
-from hf_transfer.config.command_line import add_keys, commented_yaml, make_parser, parse_run, unknown
+from hf_transfer.config.command_line import NotAKey, add_keys, commented_yaml, make_parser, parse_run, unknown
 from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
 from hf_transfer.config.inherited import training_arguments
@@ -62,6 +62,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "calibrate": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
+NEEDS = ("model", "output", "data")  # what a run cannot do without
 COMMAND_LINE_ONLY = ("trust_remote_code", "allow_pickle")
 # Headings of TrainingArguments' docstring, shorter or joined; the others stand as they are, in lower case.
 TOPICS = {
@@ -188,7 +189,7 @@ def parse_command_line(argv: Sequence[str], prog: str = "hf-transfer train") -> 
 
 def to_commented_yaml(values: Mapping[str, Any]) -> str:
     """A YAML file with every key that a file may hold, with its help: `values` where given, else the defaults."""
-    given, problems = {}, []
+    given, problems = {}, list[str]()
     for name, raw in values.items():
         try:
             given[name] = coerce(raw, keys()[name])
@@ -209,11 +210,12 @@ def to_commented_yaml(values: Mapping[str, Any]) -> str:
 def _merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
     """(values by key, keys whose value was refused, problems); what was given comes before the file."""
     values: dict[str, Any] = {}
-    refused, problems = set[str](), []
+    refused, problems = set[str](), list[str]()
     for source, is_file in ((file, True), (given, False)):
         for name, raw in source.items():
             if name not in keys():
-                problems.append(unknown(name, keys()))
+                problems.append(said := unknown(name, keys()))
+                refused.add(said.meant)
             elif is_file and name in COMMAND_LINE_ONLY and raw:
                 problems.append(f"{name} cannot be set in a file, only on the command line.")
             else:
@@ -242,7 +244,7 @@ def read_values(
     file: Mapping[str, Any],
     given: Mapping[str, Any],
     problems: Sequence[str] = (),
-    needs: Collection[str] = ("model", "output", "data"),
+    needs: Collection[str] = NEEDS,
     tasks: Iterable[str] = TASK_NAMES,
 ) -> Values:
     """Merge defaults, a file's keys and keys given on the command line or in Python; `needs` must be among them.
@@ -251,6 +253,7 @@ def read_values(
         UserErrors: every unknown key, wrong value and contradiction, in one message.
     """
     chosen, rejected, wrong = _merged(file, given)
+    rejected |= {said.meant for said in problems if isinstance(said, NotAKey)}
     values = {name: chosen.get(name, key.default) for name, key in keys().items()}
     if "output" in needs and not _is_shared(values):
         needs = set(needs) - {"output"}

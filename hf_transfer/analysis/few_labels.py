@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hf_transfer.analysis.pooling_choice import PoolingChoice
+from hf_transfer.features.pooled_layer import PooledChange
+from hf_transfer.layers.architectures import HEAD
 from hf_transfer.models.pooling_layer import PoolingChange
 
 FEW = 1000  # training examples
@@ -50,7 +52,7 @@ class Chosen:
     keys: Mapping[str, Choice] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     pooling: PoolingChoice | None = None
-    change: PoolingChange | None = None
+    change: PoolingChange | PooledChange | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`."""
@@ -73,6 +75,8 @@ class Chosen:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()  # as in run.yaml
     return "as the model is made" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -152,7 +156,8 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
     if found is None:
         return {"pooling": Choice(None, why_not), "pooling_layer": Choice(None, "")}
     best, own = found.best, found.own
-    against = f"{own.loss:.3f} of {own.pooling} of {own.group}, which the head reads"
+    is_own = own.group == HEAD
+    against = f"{own.loss:.3f} of {'what' if is_own else f'{own.pooling} of {own.group}, which'} the head reads"
     if not found.pays:
         kept = Choice(None, f"no layer's loss in cross-validation is clearly below {against}")
         return {"pooling": kept, "pooling_layer": Choice(None, "")}

@@ -9,7 +9,7 @@ folds is luck. All candidates share the folds, so that they are compared example
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,7 @@ class PoolingChoice:
         gain: by how much the loss of `best` is lower than that of `own`, per example.
         error: standard error of `gain` over the examples.
         candidates: all, best first.
+        margin: standard errors by which the best must be better.
     """
 
     best: Candidate
@@ -58,11 +59,12 @@ class PoolingChoice:
     gain: float
     error: float
     candidates: tuple[Candidate, ...]
+    margin: float = 1.0
 
     @property
     def pays(self) -> bool:
-        """Whether the best candidate is better than the model's own by more than the standard error."""
-        return self.gain > self.error
+        """Whether the best candidate is better than the model's own by more than `margin` standard errors."""
+        return self.gain > self.margin * self.error
 
 
 def choose_pooling(
@@ -74,6 +76,7 @@ def choose_pooling(
     cells: Sequence[tuple[str, str]],
     seed: int,
     weights: torch.Tensor | None = None,
+    accept: Callable[[str, str], bool] = lambda *_: True,
 ) -> PoolingChoice:
     """The best of some pooled layers.
 
@@ -86,6 +89,7 @@ def choose_pooling(
         cells: candidates, (group, pooling) each; equal losses are decided by their order.
         seed: of the folds.
         weights: (outputs,) of the classes; None for 1 each.
+        accept: whether a cell can be chosen; asked of the best first.
     """
     repeats = next((times for most, times in REPEATS if len(labels) <= most), 1)
     draws = divisions(kind, labels, repeats, seed)
@@ -95,7 +99,8 @@ def choose_pooling(
         losses, l2 = held_out_losses(kind, x, labels, outputs, draws, weights)
         found[group, pooling] = Candidate(group, pooling, float(losses.mean()), l2), losses
     ranked = sorted((found[cell][0] for cell in dict.fromkeys(cells)), key=lambda one: one.loss)
-    best, ours = ranked[0], found[own][0]
+    ours = found[own][0]
+    best = next((one for one in ranked if accept(one.group, one.pooling)), ours)
     difference = found[own][1] - found[best.group, best.pooling][1]
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
     return PoolingChoice(best, ours, float(difference.mean()), error, tuple(ranked))

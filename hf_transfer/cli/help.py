@@ -15,7 +15,7 @@ from hf_transfer.errors import UserError
 HELP, HELP_ALL = ("-h", "--help"), ("--help-all", "--help_all")
 WIDTH = 100
 WORDS = (
-    "  MODEL    hub id, folder of a saved model, timm/<name>, or bundled:<name>\n"
+    "  MODEL    hub id, folder of a saved model, timm/<name>, or bundled:<name> [the installed one that suits DATA]\n"
     "  DATA     hub id, image folder, CSV, JSON or Parquet file or folder, or bundled:<name>\n"
     "  OUT      folder that the run is written to [runs/<data>-<model>-<n>]\n"
 )
@@ -50,7 +50,7 @@ def page(verb: str, argv: Sequence[str]) -> str:
 
 def short(verb: str, keys: Mapping[str, Key]) -> str:
     """The keys that most runs need, and the verb's own."""
-    usage = "MODEL DATA [OUT] [--config FILE.yaml] [--key value ...]"
+    usage = "[MODEL] DATA [OUT] [--config FILE.yaml] [--key value ...]"
     brief = make_parser(f"hf-transfer {verb}", usage, add_help=False)
     chosen = [replace(keys[name], topic=topic) for topic, names in SHORT.items() for name in names]
     own = [key for key in keys.values() if not key.about.resume and key.topic in ("instead", "shown", "output")]

@@ -8,9 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_transfer.cli.words import read_run, run_keys, run_parser
+from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
-from hf_transfer.config.places import check_places
 
 HELP = (
     "What a run would do, with the keys of train: each stage, and each layer group's learning rate in it. Trains "
@@ -37,11 +36,9 @@ def keys() -> dict[str, Key]:
 
 def run(argv: Sequence[str]) -> int:
     """Show what a run would do."""
-    from hf_transfer.keys import read_values
-
     file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
     needs = ("model",)
-    check_places(read_values(file, given, problems, needs).values)  # before anything slow is imported
+    check_run(file, given, problems, needs, talks=not values["json"])
 
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config

@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
     from tqdm.auto import tqdm
 
     from hf_transfer.evaluation.conformal import COVERAGE
-    from hf_transfer.files import as_json
+    from hf_transfer.files import as_json, say
     from hf_transfer.inference.predictor import Predictor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -100,6 +100,8 @@ def run(argv: Sequence[str]) -> int:
             f"{len(wrong)} of {count} inputs could not be read; the first is {first.rstrip('.')}.",
             "Their answers hold `error`.",
         )
+    if values["output"] and not values["quiet"] and not _is_special(Path(values["output"])):
+        say(f"{count:,} answer{'' if count == 1 else 's'} written to {values['output']}.")
     return 0
 
 

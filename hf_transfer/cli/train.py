@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_transfer.cli.words import read_run, run_keys, run_parser
+from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
-from hf_transfer.config.places import check_places
 from hf_transfer.errors import UserErrors
 
 
@@ -30,7 +29,7 @@ def keys() -> dict[str, Key]:
 
 def run(argv: Sequence[str]) -> int:
     """Run a recipe."""
-    from hf_transfer.keys import read_values, to_commented_yaml
+    from hf_transfer.keys import NEEDS, to_commented_yaml
 
     file, given, values, problems = read_run("train", argv, parser(), TrainArguments)
     if values["print_config"]:
@@ -38,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
             raise UserErrors(problems)
         print(to_commented_yaml({**file, **given}), end="")
         return 0
-    check_places(read_values(file, given, problems).values)  # a mistake is told before anything slow is imported
+    check_run(file, given, problems, NEEDS, talks=True)
 
     import torch
 

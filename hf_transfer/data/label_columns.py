@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Value
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.columns import label_candidates
+from hf_transfer.data.header import check_column
 from hf_transfer.data.label_cells import (
     Notation,
     are_shares,
@@ -26,7 +27,7 @@ from hf_transfer.data.label_variants import merged
 from hf_transfer.data.label_vectors import named_vectors
 from hf_transfer.data.labels import LABELS, MULTI_LABEL, SINGLE_LABEL, Labels
 from hf_transfer.data.raw import RawSplits, changed, replaced, with_column
-from hf_transfer.errors import UserError, named, nearest, option
+from hf_transfer.errors import UserError, named, option
 
 _MAX_SHOWN = 5
 _BINARY = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -117,11 +118,7 @@ def label_column(data: Any, inputs: Sequence[str], args: DataArguments) -> str |
     features = data.features if isinstance(data, Dataset) else data
     given = args.label_column_name
     for name in [given] if isinstance(given, str) else given or []:
-        if name not in features:
-            raise UserError(
-                f"label_column_name: column {name!r} does not exist.",
-                f"The columns are {', '.join(features)}.{nearest(name, features)}",
-            )
+        check_column(name, features, "label_column_name")
         if name in inputs:
             raise UserError(f"label_column_name: {name!r} is an input column and cannot also be the label.")
     if given:
@@ -156,8 +153,7 @@ def _values_of(split: Dataset, columns: Sequence[str]) -> str:
         if isinstance(feature, Value):
             given = split.unique(name)
             shown = named((v for v in given if not is_missing(v)), 4)
-            word = f"'{name}'" if " " in name else name
-            lines.append(f"\n  --label_column_name {word}    {len(given):,} values: {shown}")
+            lines.append(f"\n  {option('label_column_name', name)}    {len(given):,} values: {shown}")
     return "".join(lines)
 
 

@@ -24,6 +24,13 @@ from hf_transfer.data.split_names import split_roles, split_words
 from hf_transfer.errors import UserError, listed
 
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
+
+
+def in_words(name: object) -> str:
+    """The name of a dataset in a sentence."""
+    return "data in memory" if name == IN_MEMORY else str(name)
+
+
 _FILE_KEYS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 

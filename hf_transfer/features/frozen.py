@@ -185,14 +185,37 @@ def _casting(device: str, dtype: torch.dtype | None) -> contextlib.AbstractConte
 
 def _places(model: nn.Module, groups: Sequence[LayerGroup], reader: Reader, lengths: list[int] | None) -> Places:
     """Where the outputs of the groups are, tried with some of the examples."""
+    try:
+        return find_places(model, groups, reader.batch(_tried(reader, lengths)))
+    except Refused as error:
+        raise UserError(f"The features of this model cannot be computed: {error}.") from error
+
+
+def _tried(reader: Reader, lengths: list[int] | None) -> list[int]:
+    """Numbers of the examples that places are tried with."""
     count = len(reader.dataset)
     tried = [i * count // min(count, _TRIED) for i in range(min(count, _TRIED))]
     if lengths is not None:  # some padding shows what padding looks like
         tried += [max(range(count), key=lengths.__getitem__), min(range(count), key=lengths.__getitem__)]
-    try:
-        return find_places(model, groups, reader.batch(tried))
-    except Refused as error:
-        raise UserError(f"The features of this model cannot be computed: {error}.") from error
+    return tried
+
+
+def places_of(
+    model: nn.Module, groups: Sequence[LayerGroup], dataset: Any, collate: Callable[[list[Any]], Any]
+) -> tuple[Places, Batch]:
+    """(where the outputs of a model's layer groups are, a few examples as a batch); see `frozen_features`.
+
+    Raises:
+        UserError: the dataset is a stream, is empty or lacks the model's inputs; the model computes different things
+            for batches of different sizes.
+    """
+    reader = Reader.of(model, dataset, collate)
+    lengths = text_lengths(reader.dataset)
+    with untouched(model):
+        model.eval()
+        return _places(model, groups, reader, lengths), {
+            name: value for name, value in reader.batch(_tried(reader, lengths)).items() if name != "labels"
+        }
 
 
 def _cells(

@@ -78,6 +78,12 @@ class Places:
             return (HEAD_INPUT,)
         return POOLINGS if self.has_class_token and (layout.is_text or 0 in layout.skipped) else (MEAN, MAX)
 
+    def channels(self, group: str) -> int:
+        """The number of channels of a layer group whose positions are pixels; 0 for tokens and patches."""
+        layout = self.by_group[group].layout
+        is_pixels = isinstance(layout, Layout) and not layout.is_text and not self.has_class_token
+        return layout.width if is_pixels else 0
+
 
 def find_places(model: nn.Module, groups: Sequence[LayerGroup], batch: Batch) -> Places:
     """Find the outputs of layer groups.

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_transfer.models.heads import MLP
+from hf_transfer.models.heads import MLP, POOLED
 
 MODEL_ID = 'model_id = "."  # this folder, or the hub id of the model'
 EXAMPLE_LENGTH = 300  # characters of an example text
@@ -96,6 +96,12 @@ def _needs_this_package(results: Mapping[str, Any], adapter: Any, keys: Mapping[
             "error about the shape of a weight. Loading it requires `hf-transfer-toolkit`; `Predictor.load(model_id)"
             ".model` is the `torch` model."
         )
+    if has_pooled_head(results):
+        return (
+            "The head of this model reads a pooled layer, which `AutoModelFor…` does not build: plain transformers "
+            "stops with an error about the shape of a weight. Loading it requires `hf-transfer-toolkit`; "
+            "`Predictor.load(model_id).model` is the `torch` model."
+        )
     if _is_bottleneck(adapter, keys):
         return "This kind of adapter is not part of peft; loading it requires `hf-transfer-toolkit`."
     return ""
@@ -104,6 +110,11 @@ def _needs_this_package(results: Mapping[str, Any], adapter: Any, keys: Mapping[
 def has_mlp_head(results: Mapping[str, Any]) -> bool:
     """Whether the head is an MLP; runs of earlier versions do not say, and had none."""
     return bool(results.get("head", {}).get("type") == MLP)
+
+
+def has_pooled_head(results: Mapping[str, Any]) -> bool:
+    """Whether the head reads a pooled layer in a way that the architecture does not offer."""
+    return bool(results.get("head", {}).get("type") == POOLED)
 
 
 def _is_bottleneck(adapter: Any, keys: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, has_mlp_head, is_hub_id, plain
+from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, has_mlp_head, has_pooled_head, is_hub_id, plain
 from hf_transfer.hub.card_sections import title
 
 # Hub ids of metrics; other metrics keep their own name.
@@ -49,7 +49,7 @@ def metadata(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool =
 
 def _library(results: Mapping[str, Any], adapter: str) -> str:
     """What loads the model: the hub shows its code next to the card."""
-    if has_mlp_head(results):
+    if has_mlp_head(results) or has_pooled_head(results):
         return "hf_transfer"
     return "transformers" if adapter == "none" else "peft"
 

@@ -217,8 +217,12 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
 
 def _pooling(change: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """What the head reads instead of the architecture's own state."""
-    layer = f"layer {change['kept']}" if change["kept"] else "the embeddings"
     chosen = " (chosen by cross-validation on the training data)" if results.get("pooling_candidates") else ""
+    if "layer" in change:
+        what = {"cls": "the class token", "mean": "the mean", "max": "the maximum"}[change["pooling"]]
+        dropped = f" The layers above it were left out ({', '.join(change['dropped'])})." if change["dropped"] else ""
+        return f"The head reads {what} of `{change['layer']}`{chosen}.{dropped}"
+    layer = f"layer {change['kept']}" if change["kept"] else "the embeddings"
     how = f", computed by an added layer, `{change['added']}`, which trains like the others" if change["added"] else ""
     dropped = f" The {change['dropped']} layers above it were left out." if change["dropped"] else ""
     return f"The head reads the mean over the tokens of {layer}{chosen}{how}.{dropped}"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hf_transfer.layers.architectures import ARCHITECTURE_RULES, HEAD, POOLING_LAYER, STEM, Depth, Rule
+from hf_transfer.layers.pass_through import PassThrough
 from hf_transfer.layers.rules import HEAD_DEPTH, LAST_DEPTH, SYMBOLS
 from hf_transfer.layers.wrappers import pretrained, timm_core
 
@@ -97,7 +98,7 @@ def _blocks(core: nn.Module) -> list[str]:
             (
                 (n, m)
                 for n, m in core.named_modules()
-                if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
+                if isinstance(m, nn.ModuleList) and len({type(x) for x in m} - {PassThrough}) == 1
             ),
             key=lambda item: -sum(p.numel() for p in item[1].parameters()),
         )

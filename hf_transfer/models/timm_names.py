@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.config.timm_sources import no_model
+from hf_transfer.errors import UserError
 
 
 def timm_config(name: str) -> PreTrainedConfig:
@@ -39,9 +40,7 @@ def check_timm_name(name: str) -> str:
         ) from error
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        raise UserError(
-            f"timm has no model {architecture!r}.{nearest(architecture, timm.list_models())}", key="model_name_or_path"
-        )
+        raise UserError(no_model(architecture), key="model_name_or_path")
     return architecture
 
 

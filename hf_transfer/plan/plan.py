@@ -183,7 +183,8 @@ def matches(pattern: str, group: str, parameter: str = "") -> bool:
 def _table(plan: Plan) -> str:
     total = sum(size for _, size in plan.groups)
     epochs = f"{plan.num_train_epochs:g} epoch{'' if plan.num_train_epochs == 1 else 's'}"
-    head = f"Plan: {plan.strategy}, {epochs}, {len(plan.groups) - 1} groups and the head"
+    below = len(plan.groups) - 1
+    head = f"Plan: {plan.strategy}, {epochs}, {below} group{'' if below == 1 else 's'} and the head"
     rows = [("stage", "epochs", "trains", "parameters", "learning rates, input to head")]
     for i, stage in enumerate(plan.stages):
         size = stage.num_trainable

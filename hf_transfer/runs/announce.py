@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from datasets import Dataset
@@ -11,6 +12,7 @@ from transformers import AutoModelForImageClassification
 from hf_transfer.adapters.attach import is_adapted, summary
 from hf_transfer.analysis import hints
 from hf_transfer.data.bucketing import describe, lengths_of
+from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
@@ -38,9 +40,8 @@ def _on_rates(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
 
 
 def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
-    """What is said below the plan."""
+    """What is said below the plan, after the advice on it."""
     args = prepared.config.training
-    yield from (f"Warning: {line}" for line in _on_rates(prepared, trainer))
     examples = None if prepared.config.data.streaming else len(prepared.data.train)
     lines = (
         trainer.choices["batchnorm"].line(),
@@ -63,20 +64,38 @@ def _on_costs(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
         yield from filter(None, [hints.image_size_hint(sizes, trainer.model.config, build)])
 
 
-def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
+@dataclass(frozen=True)
+class Advice:
+    """What could be better about the keys of a run.
+
+    Attributes:
+        costs: input sizes that would save time.
+        rates: learning rates that cannot work.
+    """
+
+    costs: list[str]
+    rates: list[str]
+
+
+def advise(prepared: Prepared, trainer: TransferTrainer) -> Advice:
+    """The advice on a run."""
+    return Advice(list(_on_costs(prepared, trainer)), list(_on_rates(prepared, trainer)))
+
+
+def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> None:
     """Print what is known before training."""
     config, data = prepared.config, prepared.data
     seen = "a stream, examined in advance: " if config.data.streaming else ""
     counts = ", ".join(f"{n} {seen if n == 'train' else ''}{len(split):,}" for n, split in data.splits.items())
     source = config.data.dataset_name or config.data.train_file
-    say(f"{prepared.task.name}: {config.model.model_name_or_path} on {source}")
+    say(f"{prepared.task.name}: {config.model.model_name_or_path} on {in_words(source)}")
     say(f"Examples: {counts}. Labels: {named(data.labels.names, 10)}.")
     for line in prepared.notes:
         say(line)
     say(f"Data ({prepared.facts.seconds:.1f} s):")
     for line in prepared.facts.lines():
         say(line)
-    for line in _on_costs(prepared, trainer):
+    for line in advice.costs:
         say(f"  Hint: {line}")
     if is_adapted(trainer.model):
         say(summary(trainer.model))
@@ -87,7 +106,7 @@ def announce(prepared: Prepared, trainer: TransferTrainer) -> None:
         say(line)
     if trainer.plan is not None:
         say(str(trainer.plan))
-        for line in _on_plan(prepared, trainer):
+        for line in [*(f"Warning: {rate}" for rate in advice.rates), *_on_plan(prepared, trainer)]:
             say(line)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")

@@ -19,7 +19,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.checks import check_batches
-from hf_transfer.runs.choosing_layers import LAST, OWN
+from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
 from hf_transfer.settings import Config
@@ -51,18 +51,16 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     if state is not None:  # also of a version that chose nothing
         before = state["facts"].get("chosen", _BEFORE)
         chosen = Chosen({n: Choice(v, "as when the run began") for n, v in before.items() if n not in _given(config)})
-        candidates = None
     else:
-        chosen, candidates = _chosen(prepared)
+        chosen, compared = _chosen(prepared)
+        chosen = replace(chosen, pooling=compared)
     config = _with(config, {name: choice.value for name, choice in chosen.keys.items()})
     check_batches(config.training, len(prepared.data.train))
     prepared = replace(prepared, config=config, chosen=chosen)
-    if config.model.pooling == "cls":
-        choosing_layers.read_first(prepared)
-    if config.model.pooling != "mean":
+    if config.model.pooling is None:
         return prepared
-    change = choosing_layers.read_mean(prepared, is_resumed=state is not None)
-    return replace(prepared, chosen=replace(chosen, pooling=candidates, change=change))
+    prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
+    return replace(prepared, chosen=replace(prepared.chosen, change=change))
 
 
 def _check_contrast(prepared: Prepared) -> None:
@@ -83,7 +81,7 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     values, model = config.values, config.model
     given = _given(config)
     is_auto = values["strategy"] == "auto" and values["stages"] is None
-    is_wanted = model.pooling == "mean" or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
+    is_wanted = model.pooling in BY_HAND or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
     found, why_not = choosing_layers.compare(prepared) if is_wanted else (None, "")
     chosen = _strategy(prepared) if is_auto else {}
     if config.training.load_best_model_at_end:
@@ -97,7 +95,7 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
-    elif model.pooling == "mean" and found is not None:
+    elif model.pooling in BY_HAND and found is not None:
         chosen["pooling_layer"] = Choice(found.best.group, "the lowest loss in cross-validation")
     elif model.pooling_layer == "auto":
         chosen["pooling_layer"] = Choice(None if model.pooling in OWN else LAST, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,19 +10,20 @@ from accelerate.utils import broadcast_object_list
 
 from hf_transfer.analysis.few_labels import FEW
 from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, choose_pooling
-from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, nearest, one_line
-from hf_transfer.features import FrozenFeatures, frozen_features
+from hf_transfer.features import FrozenFeatures
 from hf_transfer.features.layer_inputs import layer_inputs
+from hf_transfer.features.pooled_layer import PooledChange
 from hf_transfer.models import pooling_layer
 from hf_transfer.objectives.losses import make_loss
+from hf_transfer.runs import choosing_pooled
+from hf_transfer.runs.choosing_pooled import LAST
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, keeps_head, unsolvable
 
-LAST = "last"
 OWN = (None, "cls")  # values of `pooling` with which no layer is left out
-_BATCH = 32  # examples of a forward pass without gradient, at least
+BY_HAND = ("mean", "max")
 
 
 def check(prepared: Prepared) -> None:
@@ -32,25 +34,33 @@ def check(prepared: Prepared) -> None:
     """
     pooling, name = prepared.config.model.pooling, prepared.config.model.pooling_layer
     if name not in (None, "auto", LAST) and pooling in OWN:
-        raise UserError(f"{name!r} is only for pooling: mean or auto.", "Add pooling: mean.", key="pooling_layer")
+        raise UserError(f"{name!r} is only for pooling: mean, max or auto.", "Add pooling: mean.", key="pooling_layer")
     if pooling in OWN:
         return
     reason = _no_pooling(prepared)
-    if pooling == "mean" and not reason and keeps_head(prepared):
+    if pooling in BY_HAND and not reason and keeps_head(prepared):
         reason = "the checkpoint's head is kept, which was trained on what it reads now"
-    if pooling == "mean" and reason:
-        raise UserError(f"mean cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling")
+    if pooling in BY_HAND and reason:
+        raise UserError(f"{pooling} cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling")
     if not reason and name not in (None, "auto"):
-        _group(prepared, str(name))
+        if is_standard(prepared):
+            _group(prepared, str(name))
+        else:
+            choosing_pooled.name_of(groups_of(prepared), name)
+
+
+def is_standard(prepared: Prepared) -> bool:
+    """Whether the architecture itself can read what is wanted: the mean over the tokens, of some text encoders."""
+    if prepared.task.mixes or prepared.config.model.pooling == "max":
+        return False
+    return not pooling_layer.refusal(prepared.loaded.model)
 
 
 def _no_pooling(prepared: Prepared) -> str:
-    """Why another pooling is not possible, as part of a sentence; empty if it is."""
-    if prepared.task.mixes:
-        return "an image model keeps its own"
+    """Why another pooling is not possible, as part of a sentence; empty if nothing shows yet."""
     if has_adapter(prepared):
         return "an adapter is saved without the backbone, whose layers pooling changes"
-    return pooling_layer.refusal(prepared.loaded.model)
+    return "" if is_standard(prepared) else choosing_pooled.refusal(prepared)
 
 
 def read_first(prepared: Prepared) -> None:
@@ -82,36 +92,75 @@ def compare(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
     """(what cross-validation says of the layers, why it was not asked); the same on all processes.
 
     Raises:
-        UserError: `pooling: mean` needs the comparison, and there are no features.
+        UserError: `pooling: mean` or `max` needs the comparison, and there are no features.
     """
     config, model, count = prepared.config, prepared.loaded.model, len(prepared.data.train)
     only = config.model.pooling_layer
-    if config.model.pooling == "mean" and only not in (None, "auto"):
+    if config.model.pooling in BY_HAND and only not in (None, "auto"):
         return None, ""
     if reason := _no_comparison(prepared):
         return None, reason
-    own = (groups_of(prepared)[-2].name, "mean" if pooling_layer.reads_mean(model) else "cls")
-    wanted = list(_kept(prepared)) if only in (None, "auto") else [_group(prepared, str(only))]
     try:
-        features = _features(prepared, None if only in (None, "auto") else list(dict.fromkeys([*wanted, own[0]])), own)
+        features, own, cells, why = _cells(prepared, None if only == "auto" else only)
     except UserError as error:
-        if config.model.pooling == "mean":
+        if config.model.pooling in BY_HAND:
             raise
         return None, f"the layers have no features to compare: {one_line(error)}".rstrip(".")
-    cells = [(name, "mean") for name in reversed(wanted) if name in features.groups]
-    if not cells:
-        return None, "no layer can be read"
+    if not cells or features is None:
+        reason = why or "no layer can be read"
+        if config.model.pooling in BY_HAND:
+            raise UserError(
+                f"{config.model.pooling} cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling"
+            )
+        return None, reason
     labels, args = prepared.loaded.labels, config.training
     truth = torch.as_tensor(prepared.data.train[LABELS])
     truth = truth if labels.problem_type == SINGLE_LABEL else truth.reshape(count, -1)
     answer: list[Any] = [None]
     if args.process_index == 0:
-        weights = make_loss(args, model.config, _examples(prepared)[0]).weights
+        weights = make_loss(args, model.config, choosing_pooled.examples(prepared)[0]).weights
         outputs = len(labels.names)
-        answer = [choose_pooling(features, truth, labels.problem_type, outputs, own, cells, args.seed, weights)]
+        problem = (features, truth, labels.problem_type, outputs, own, cells, args.seed, weights)
+        if is_standard(prepared):
+            answer = [choose_pooling(*problem)]
+        else:
+            found = choose_pooling(*problem, accept=choosing_pooled.acceptable(prepared))
+            answer = [replace(found, margin=choosing_pooled.MARGIN)]
     if args.world_size > 1:
         broadcast_object_list(answer)
+    if config.model.pooling in BY_HAND and (answer[0].best.group, answer[0].best.pooling) == choosing_pooled.OWN:
+        raise UserError(
+            f"{config.model.pooling} cannot be had with this model: none of its layers can be read so.",
+            "Leave pooling out.",
+            key="pooling",
+        )
     return answer[0], ""
+
+
+_Cells = tuple[FrozenFeatures | None, tuple[str, str], list[tuple[str, str]], str]
+
+
+def _cells(prepared: Prepared, only: str | None) -> _Cells:
+    """(features of the training examples, what the head reads, what it could read, why nothing).
+
+    Raises:
+        UserError: there are no features of what the head reads, or the model cannot be run on the examples.
+    """
+    if not is_standard(prepared):
+        own: tuple[str, str] = choosing_pooled.OWN
+        cells, why = choosing_pooled.candidates(prepared, str(prepared.config.model.pooling), only)
+        if not cells:
+            return None, own, cells, why
+        features = choosing_pooled.features(prepared, [*dict.fromkeys(name for name, _ in cells), own[0]])
+    else:
+        own = (groups_of(prepared)[-2].name, "mean" if pooling_layer.reads_mean(prepared.loaded.model) else "cls")
+        wanted = list(_kept(prepared)) if only is None else [_group(prepared, only)]
+        layers = None if only is None else list(dict.fromkeys([*wanted, own[0]]))
+        poolings = ("mean",) if own[1] == "mean" and layers else None  # not every layer has each
+        features = choosing_pooled.features(prepared, layers, poolings)
+        cells, why = [(name, "mean") for name in reversed(wanted) if name in features.groups], ""
+    features.matrix(*own)
+    return features, own, cells, why
 
 
 def _no_comparison(prepared: Prepared) -> str:
@@ -127,35 +176,6 @@ def _no_comparison(prepared: Prepared) -> str:
         if config.data.streaming or count > FEW:
             return f"more than {FEW:,} training examples"
     return f"{count} training examples are too few for cross-validation" if count < LEAST_EXAMPLES else ""
-
-
-def _features(prepared: Prepared, layers: list[str] | None, own: tuple[str, str]) -> FrozenFeatures:
-    """Features of the training examples, with `own` and the mean of the layers (None: all that have features).
-
-    Raises:
-        UserError: there are none of `own`, or the model cannot be run on the examples.
-    """
-    args = prepared.config.training
-    examples, collate = _examples(prepared)
-    features = frozen_features(
-        prepared.loaded.model.to(args.device),
-        groups_of(prepared),
-        examples,
-        collate=collate,
-        layers=layers,
-        poolings=("mean",) if own[1] == "mean" and layers else None,  # not every layer has each
-        batch_size=max(_BATCH, args.eval_batch_size),
-    )
-    features.matrix(*own)
-    return features
-
-
-def _examples(prepared: Prepared) -> tuple[Any, Any]:
-    """(the training examples as model inputs, their collator)."""
-    train, task = prepared.data.train, prepared.task
-    own = train.remove_columns([column for column in (EXAMPLE,) if column in train.column_names])
-    prepared_rows = task.prepare(own, prepared.inputs, prepared.processor, prepared.config.data)
-    return prepared_rows, task.collator(prepared.processor)
 
 
 def _kept(prepared: Prepared) -> dict[str, int]:
@@ -192,6 +212,24 @@ def _group(prepared: Prepared, name: str) -> str:
     return name
 
 
+def read_chosen(
+    prepared: Prepared, is_resumed: bool
+) -> tuple[Prepared, pooling_layer.PoolingChange | PooledChange | None]:
+    """(the run whose head reads what `pooling` and `pooling_layer` say, what was changed).
+
+    Raises:
+        UserError: the model cannot do it.
+    """
+    pooling = prepared.config.model.pooling
+    if pooling == "cls" and not prepared.task.mixes:
+        read_first(prepared)
+    elif pooling in (*BY_HAND, "cls"):
+        if is_standard(prepared):
+            return prepared, read_mean(prepared, is_resumed)
+        return choosing_pooled.read(prepared, is_resumed)
+    return prepared, None
+
+
 def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChange:
     """Let the head read the mean of a layer, standardized over the training examples.
 
@@ -205,8 +243,8 @@ def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChan
         states = layer_inputs(
             model,
             pooling_layer.head_reader(model),
-            *_examples(prepared),
-            batch_size=max(_BATCH, prepared.config.training.eval_batch_size),
+            *choosing_pooled.examples(prepared),
+            batch_size=max(choosing_pooled.BATCH, prepared.config.training.eval_batch_size),
         )
         pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
     return change

@@ -16,7 +16,7 @@ from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.files import say
-from hf_transfer.models.heads import MLP
+from hf_transfer.models.heads import LINEAR
 from hf_transfer.run_folder import LABEL_ISSUES, RUN_FILE
 from hf_transfer.runs.ending import ending
 from hf_transfer.runs.result import Result
@@ -80,7 +80,7 @@ def _loading(result: Result, task: Task, folder: Path) -> str:
     place = json.dumps(str(folder))
     if not task.auto_class:
         return ""
-    if result.results["head"]["type"] == MLP:
+    if result.results["head"]["type"] != LINEAR:
         return f"from hf_transfer import Predictor as P; print(P.load({place}).model.config.id2label)"
     if is_adapted(result.model):
         return (

@@ -15,6 +15,7 @@ import datasets
 import torch
 from transformers import logging as transformers_logging
 
+from hf_transfer import hub_client
 from hf_transfer.errors import WorkFailed
 from hf_transfer.runs.decisions import Decisions
 from hf_transfer.tasks.base import Task
@@ -30,7 +31,8 @@ PREFETCHED = 4  # batches per worker
 def quiet_libraries(args: TransferArguments) -> Iterator[None]:
     """Context without progress bars for each tokenized split and each file of weights, which hide the run's output.
 
-    With `log_level: error`, the pass over frozen features has none either.
+    Downloads from a hub, which may take minutes, keep theirs. With `log_level: error` there are none, also of the pass
+    over frozen features.
     """
     if args.log_level in ("debug", "info"):
         yield
@@ -40,8 +42,10 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
         transformers_logging.set_verbosity_error()
     had_bars = not datasets.are_progress_bars_disabled()
     had_transformers_bars = transformers_logging.is_progress_bar_enabled()
+    had_hub_bars = hub_client.shows_downloads()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    hub_client.show_downloads(had_hub_bars and not is_silent(args))
     try:
         yield
     finally:
@@ -49,6 +53,7 @@ def quiet_libraries(args: TransferArguments) -> Iterator[None]:
             datasets.enable_progress_bars()
         if had_transformers_bars:
             transformers_logging.enable_progress_bar()
+        hub_client.show_downloads(had_hub_bars)
         transformers_logging.set_verbosity(verbosity)
 
 

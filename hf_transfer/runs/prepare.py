@@ -177,7 +177,7 @@ def _roles(
     roles = f"Columns: input {' and '.join(map(repr, inputs))}{hint}; {target}{groups}."
     return [
         roles,
-        *unread(columns, (*inputs, *targets, keys.split_group_column_name or "")),
+        *unread(columns, inputs, (*targets, keys.split_group_column_name or "")),
         *variant_notes(found.splits, found.name, labels),
     ]
 

@@ -18,7 +18,7 @@ from hf_transfer.models.load import Loaded, read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
-from hf_transfer.runs.announce import announce
+from hf_transfer.runs.announce import Advice, advise, announce
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.machine import quiet_libraries
@@ -47,6 +47,7 @@ class Planned:
         boundary_cache: what is decided of each stage; empty without data.
         preflight: what was tried; None without data or without the key.
         chosen: keys that were set because they were not given, with the reasons; empty without data.
+        advice: input sizes that would save time, and learning rates that cannot work; empty without data.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class Planned:
     boundary_cache: list[dict[str, Any]]
     preflight: Preflight | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
+    advice: Advice = field(default_factory=lambda: Advice([], []))
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -76,6 +78,8 @@ class Planned:
             "never_trained": list(self.plan.never_thawed),
             "total_parameters": sum(size for _, size in self.plan.groups),
             "notes": self.notes,
+            "hints": self.advice.costs,
+            "warnings": self.advice.rates,
         }
 
 
@@ -117,8 +121,9 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
     trainer.boundary.decide()
     plan, num_steps = trainer.plan, trainer.resolve_plan()
     assert plan is not None and trainer.plan is not None, "a strategy makes one"
+    advice = advise(prepared, trainer)
     if talks:
-        announce(prepared, trainer)
+        announce(prepared, trainer, advice)
     preflight = try_run(prepared, trainer, splits) if config.training.preflight else None
     for line in preflight.lines() if preflight and talks else ():
         say(line)
@@ -139,6 +144,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
         preflight=preflight,
         chosen=prepared.chosen.to_dict()["auto"],
+        advice=advice,
     )
 
 

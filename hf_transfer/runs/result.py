@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.data.locate import in_words
 from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.evaluation.mistakes import confusion_frame
@@ -173,7 +174,7 @@ class Result:
         stages = f", {count} stage{'' if count == 1 else 's'}" if count else ""
         return "\n".join(
             [
-                f"Result of {results['model']} on {results['dataset']} ({results['strategy']}{stages}, "
+                f"Result of {results['model']} on {in_words(results['dataset'])} ({results['strategy']}{stages}, "
                 f"{results['train_seconds']:.0f} s of training) in {self.output_dir}",
                 f"{results['metrics_split']}:",
                 *metrics,

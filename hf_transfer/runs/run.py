@@ -23,7 +23,7 @@ from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
-from hf_transfer.runs.announce import announce
+from hf_transfer.runs.announce import advise, announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
@@ -154,7 +154,7 @@ def _prepare(config: Config) -> _Ready:
     _replace_progress(trainer, output_dir, ready.talks)
     if trainer.is_world_process_zero():
         if ready.talks:
-            announce(prepared, trainer)
+            announce(prepared, trainer, advise(prepared, trainer))
         if doubt:
             sys.stderr.write(f"{doubt}\n")
     with removed_if_empty(output_dir, is_new):

@@ -16,6 +16,7 @@ from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
 from hf_transfer.data.duplicates import Trace, content_hash, look_hash
 from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.header import check_column
 from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES
 from hf_transfer.data.images import (
     DEFAULT_RANGE,
@@ -31,7 +32,7 @@ from hf_transfer.data.images import (
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.pixel_range import checked_range, decide_range, deep_extremes, num_clipped
 from hf_transfer.data.splits import Data
-from hf_transfer.errors import UserError, nearest, option
+from hf_transfer.errors import UserError, option
 from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
 from hf_transfer.models.image_size import with_image_size
 from hf_transfer.models.load import Loaded, load_config, load_model
@@ -50,11 +51,7 @@ class ImageClassification(Task):
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.image_column_name:
-            if args.image_column_name not in features:
-                raise UserError(
-                    f"image_column_name: column {args.image_column_name!r} does not exist.",
-                    f"The columns are {', '.join(features)}.{nearest(args.image_column_name, features)}",
-                )
+            check_column(args.image_column_name, features, "image_column_name")
             return (args.image_column_name,)
         images = [n for n, f in features.items() if isinstance(f, Image)] or _columns_of_bytes(features, args)
         if len(images) > 1:

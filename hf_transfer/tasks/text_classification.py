@@ -16,11 +16,12 @@ from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
-from hf_transfer.data.columns import text_candidates
+from hf_transfer.data.columns import several_texts, text_candidates
 from hf_transfer.data.duplicates import Trace, content_hash, normalized
+from hf_transfer.data.header import check_column
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.splits import ROW
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model, source
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.tokenizer_digest import digest
@@ -53,11 +54,7 @@ class TextClassification(Task):
         if args.text_column_name:
             given = [args.text_column_name] if isinstance(args.text_column_name, str) else args.text_column_name
             for column in given:
-                if column not in features:
-                    raise UserError(
-                        f"text_column_name: column {column!r} does not exist.",
-                        f"The columns are {', '.join(features)}.{nearest(column, features)}",
-                    )
+                check_column(column, features, "text_column_name")
                 kind = getattr(features[column], "dtype", "lists")
                 if kind not in ("string", "large_string"):
                     raise UserError(f"text_column_name: column {column!r} contains {kind}, not text.")
@@ -73,11 +70,7 @@ class TextClassification(Task):
                 return usual
         texts = text_candidates(features, ("label", LABELS, args.split_group_column_name, *labels))
         if len(texts) > 1 and not any(isinstance(f, Image) for f in features.values()):
-            raise UserError(
-                f"several columns may be the text: {', '.join(texts)}.",
-                f"Set text_column_name: {texts[0]} for one, or text_column_name: [{texts[0]}, {texts[1]}] for a pair.",
-                key="text_column_name",
-            )
+            raise several_texts(features, texts)
         return tuple(texts) if len(texts) == 1 else ()
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForImageClassification, SwinConfig
 
 from hf_transfer.analysis import hints
+from hf_transfer.cli.program import main
 from hf_transfer.plan.plan import Plan, Stage
 from tests.helpers import tiny_vit
 
@@ -73,3 +75,13 @@ def test_smaller_pictures_are_worth_a_line_where_the_model_reads_them():
     swin = SwinConfig(image_size=224, embed_dim=12, depths=[1, 1], num_heads=[1, 2], window_size=7)
     said = hints.image_size_hint(sizes, swin, build)  # where it is said, the model can be built
     assert said == "" or "--image_size 96" in said
+
+
+def test_the_plan_as_json_has_them(tmp_path, tiny_bert_folder, capsys):
+    rows = [f"{'a' if i % 3 else 'a b c d e f g h i j k l m n'},{'xy'[i % 2]}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]))
+    keys = ["--strategy", "full", "--learning_rate", "1000", "--length_bucketing", "false", "--preflight", "false"]
+    assert main(["plan", tiny_bert_folder, str(tmp_path / "t.csv"), "--json", *keys]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [line.split(" for ")[0] for line in planned["warnings"]] == ["a learning rate of 1e+03"] * 2
+    assert planned["hints"] == []

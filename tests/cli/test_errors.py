@@ -202,7 +202,7 @@ CASES = [
     ),
     (
         "train --model_name_or_path timm/resnet5O.a1_in1k --dataset_name bundled:digits --output_dir {w}/out",
-        "timm has no model 'resnet5O'. Did you mean 'resnet50",
+        "timm has no model 'resnet5O'. Did you mean 'timm/resnet50'?",
     ),
     ("train --model_name_or_path a:b --train_file {w}/good.csv --output_dir {w}/out", "a:b"),
     # ---- output folders

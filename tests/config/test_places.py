@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hf_transfer import UserError
@@ -13,8 +17,12 @@ from hf_transfer.config.places import (
     check_places,
     data_hint,
     data_in_place_of_model,
+    kind_of_data,
 )
+from hf_transfer.config.timm_sources import unknown_model
 from hf_transfer.data.bundled import DATASETS, HUB
+from hf_transfer.data.header import check_header
+from hf_transfer.errors import from_command_line
 from hf_transfer.models.timm_names import prefix_hint
 
 
@@ -52,7 +60,7 @@ def test_bundled_names_are_those_that_can_be_loaded():
     ],
 )
 def test_no_model_has_this_name(name, said):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, from_command_line():
         check_model(name)
     assert said in str(error.value)
 
@@ -93,3 +101,52 @@ def test_a_timm_model_without_its_prefix():
     assert prefix_hint("resnet18") == "Did you mean 'timm/resnet18'?"
     assert prefix_hint("resnet50.a1_in1k") == "Did you mean 'timm/resnet50.a1_in1k'?"
     assert not prefix_hint("bert-base-uncased") and not prefix_hint("microsoft/resnet-50")
+
+
+def test_the_kind_of_data(tmp_path):
+    """A text that mentions an image is a text; a table that lists images is about images."""
+    pictures = {
+        "quoted.csv": 'label,"file"\na,"my cat.png"\nb,"b.JPG"\n',
+        "list.jsonl": '{"image": "a/b.png", "label": 1}\n' * 3,
+        "pretty.json": '[\n {\n  "image": "a.png",\n  "label": 1\n },\n {\n  "image": "b.png",\n  "label": 0\n }\n]',
+        "tabs.tsv": "label\timage\na\tx.webp\n",
+    }
+    texts = {
+        "mention.csv": "text,label\nsee my photo.png here,a\nnothing to see in cat.jpg today,b\n",
+        "once.csv": "text,label\n" + "a.png,x\n" + "a text,y\n" * 5,
+        "address.csv": "text,label,url\na,b,https://example.org/1.png\n",
+        "list.jsonl": '{"text": "a", "label": 1}\n',
+        "header.csv": "text,label\n",
+    }
+    for kind, files in (("image", pictures), ("text", texts)):
+        for name, written in files.items():
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / name).write_text(written)
+            (tmp_path / kind / f"{name}.gz").write_bytes(gzip.compress(written.encode()))
+            assert kind_of_data(f"{kind}/{name}") == kind_of_data(f"{kind}/{name}.gz") == kind, name
+        assert kind_of_data(kind) == kind
+    for kind, cell in (("image", {"bytes": b"x", "path": None}), ("image", "a.png"), ("image", b"x"), ("text", "so")):
+        pyarrow.parquet.write_table(pyarrow.table({"x": [cell] * 3, "label": [0, 1, 0]}), "table.parquet")
+        assert kind_of_data("table.parquet") == kind, cell
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    (tmp_path / "torn.csv.gz").write_bytes(b"no gzip")
+    assert not any(map(kind_of_data, ("torn.parquet", "torn.csv.gz", "empty", "model", "owner/name", "")))
+    assert kind_of_data("my photos") == kind_of_data("bundled:digits") == "image"
+
+
+def test_names_of_timm_are_read_from_its_sources():
+    pytest.importorskip("timm")
+    for name in ("resnet50", "resnet50.a1_in1k", "tv_resnext50_32x4d", "vit_base_patch16_224_in21k"):
+        assert not unknown_model(name), name
+    assert unknown_model("resnet5O.a1_in1k") == "timm has no model 'resnet5O'. Did you mean 'timm/resnet50'?"
+    assert unknown_model("qqqq") == "timm has no model 'qqqq'."
+
+
+def test_columns_that_the_header_does_not_have(tmp_path):
+    values = dict.fromkeys(("train_file", "dataset_name", "label_column_name", "text_column_name", "image_column_name",
+                            "split_group_column_name", "on_bad_example"))  # fmt: skip
+    for given in ({"label_column_name": "label"}, {"text_column_name": ["text", "label"]}, {}):
+        check_header({**values, "train_file": "reviews.csv", **given})
+    check_header({**values, "dataset_name": "owner/name", "label_column_name": "x"})
+    with pytest.raises(UserError, match=r"label_column_name: column 'lable' does not exist. .* Did you mean 'label'"):
+        check_header({**values, "dataset_name": "reviews.csv", "label_column_name": ["text", "lable"]})

@@ -18,6 +18,7 @@ from hf_transfer.data.label_variants import variant_key, variant_notes
 from hf_transfer.data.labels import Labels, encode, infer_labels
 from hf_transfer.data.load import load_splits
 from hf_transfer.data.raw import RawSplits
+from hf_transfer.errors import from_command_line
 from hf_transfer.tasks import choose_task
 
 SINGLE, MULTI, REGRESSION = (
@@ -303,6 +304,11 @@ def test_a_checkpoint_with_generic_names_keeps_its_order():
 
 LONG = [f"a rather long text about film number {i} and its makers" for i in range(30)]
 FEW = ["pos", "neg", "neg"] * 10
+NAMES = [f"Ada B. {c}{d}erson" for c in "PKMFDT" for d in "aeiou"]
+PAGES = [f"https://example.org/films/a-rather-long-name-{i}" for i in range(30)]
+HASHES = [f"{i:040x}" for i in range(30)]
+DATES = [f"3 March {1990 + i}, 12:00:{i:02}" for i in range(30)]
+CHINESE = [f"这部电影非常好看，演员的表演也很出色，而且还会推荐给所有的朋友们。第{i}次" for i in range(30)]
 IDS = [f"r{i:03d}" for i in range(30)]
 NUMBERS = [str(1990 + i % 7) for i in range(30)]
 
@@ -313,7 +319,7 @@ def roles(columns, **keys):
     features = Columns(split, frozenset(columns), keys.get("text_column_name"))
     _, inputs = choose_task(features, DataArguments(**keys))
     found = find_labels(RawSplits({"train": split}, written=columns), inputs, DataArguments(**keys))
-    return inputs, found.name, unread(features, (*inputs, found.name))
+    return inputs, found.name, unread(features, inputs, (found.name,))
 
 
 @pytest.mark.parametrize(
@@ -327,6 +333,9 @@ def roles(columns, **keys):
         ({"sentence1": LONG, "sentence2": LONG, "label": FEW}, ("sentence1", "sentence2"), "label"),
         ({"text": LONG, "text_pair": LONG, "label": FEW}, ("text", "text_pair"), "label"),
         ({"title": LONG, "text": LONG, "label": FEW}, ("title", "text"), "label"),
+        ({"author": NAMES, "review": LONG, "label": FEW}, ("review",), "label"),
+        ({"url": PAGES, "key": HASHES, "when": DATES, "body": LONG, "label": FEW}, ("body",), "label"),
+        ({"url": PAGES, "body": CHINESE, "label": FEW}, ("body",), "label"),
         ({"text": NUMBERS, "label": FEW}, ("text",), "label"),
         ({"text": FEW, "label": FEW}, ("text",), "label"),
     ],
@@ -338,7 +347,7 @@ def test_roles(columns, inputs, label):
 def test_columns_that_are_not_used_are_named():
     _, _, notes = roles({"id": IDS, "text": LONG, "summary": LONG[::-1], "label": FEW})
     assert notes == [
-        "Not read, although it looks like text: column 'summary' (text_column_name).",
+        "Not read, although it looks like text: column 'summary' (text_column_name=['text', 'summary'] reads both).",
         "Not used: column 'id'.",
     ]
 
@@ -348,10 +357,15 @@ def test_columns_that_are_not_used_are_named():
     [
         (
             {"body": LONG, "summary": LONG, "label": FEW},
-            r"several columns may be the text: body, summary. Set text_column",
+            r"be the text: body, summary. Name one, .*\n  text_column_name='body' {16}11 words each, such as 'a rather",
         ),
         ({"review": LONG, "stars": FEW, "mood": FEW}, "Name one of stars, mood"),
-        ({"a": FEW, "b": FEW}, "several columns may be the text: a, b"),
+        (
+            {"a": FEW, "b": FEW},
+            r"several columns may be the text: a, b[^$]*text_column_name=\['a', 'b'\]   both of them$",
+        ),
+        ({"a": NAMES, "b": NAMES[::-1], "label": FEW}, "several columns may be the text: a, b"),
+        ({"question": LONG, "passage": [3 * text for text in LONG], "label": FEW}, "be the text: question, passage"),
     ],
 )
 def test_two_readings_stop_and_show_both(columns, said):
@@ -369,7 +383,7 @@ def test_one_0_1_column_per_label_of_a_csv(tmp_path):
 
 def test_candidates_are_shown_with_what_they_hold_and_the_key_to_copy():
     rows = {"review": LONG, "mood of it": ["a" * 200, "b"] * (len(LONG) // 2), "stars": FEW}
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError) as error, from_command_line():
         label_column(Dataset.from_dict(rows), ("review",), DataArguments())
     text = str(error.value)
     assert "--label_column_name stars    " in text and "--label_column_name 'mood of it'    2 values: aaa" in text

@@ -135,7 +135,7 @@ def test_a_run_that_ends_early_says_so_and_keeps_its_best_weights(model, data, t
     keys = {k: v for k, v in QUIET.items() if k != "save_strategy"} | keys
     result = fine_tune(model, train_file=data, output_dir=str(tmp_path / "out"), **keys)
     said, written = capsys.readouterr().out, keys_of(tmp_path / "out")
-    assert "load_best_model_at_end: True (early_stopping_patience: the best weights are kept)" in said
+    assert "load_best_model_at_end: true (early_stopping_patience: the best weights are kept)" in said
     assert "Stopped early after epoch 2: validation loss no longer improved (early_stopping_patience: 1)" in said
     assert result.results["kept"]["stopped"] == {"step": 6, "epoch": 2.0, "patience": 1}
     assert (written["load_best_model_at_end"], written["save_strategy"]) == (True, "epoch")
@@ -159,9 +159,9 @@ def test_pooling_can_be_asked_for_with_any_strategy(model, data, tmp_path):
     [
         ({"pooling": "mean", "pooling_layer": "layer.9"}, "no layer group 'layer.9'"),
         ({"pooling_layer": "layer.1"}, None),
-        ({"pooling": "cls", "pooling_layer": "layer.1"}, "only for pooling: mean or auto"),
+        ({"pooling": "cls", "pooling_layer": "layer.1"}, "only for pooling: mean, max or auto"),
         ({"pooling": "mean", "adapter": "lora"}, "an adapter is saved without the backbone"),
-        ({"pooling": "max"}, "'max' is not one of"),
+        ({"pooling": "median"}, "'median' is not one of"),
     ],
 )
 def test_keys_that_do_not_fit(model, data, tmp_path, keys, sentence):

@@ -145,12 +145,12 @@ def test_other_labels_on_a_model_that_was_pooled_before_compare_with_the_mean(fi
 
 
 def test_features_that_cannot_be_had_end_no_run_that_did_not_ask_for_them(files, monkeypatch):
-    from hf_transfer.runs import choosing_layers
+    from hf_transfer.runs import choosing_pooled
 
     def refuses(*_, **__):
         raise UserError("a text contains [CLS] itself.", "Remove it.")
 
-    monkeypatch.setattr(choosing_layers, "frozen_features", refuses)
+    monkeypatch.setattr(choosing_pooled, "frozen_features", refuses)
     chosen, values = prepared(files, "bert", "enough")
     assert values["pooling"] is None and "a text contains [CLS] itself" in chosen["pooling"]["why"]
     with pytest.raises(UserError, match="contains"):

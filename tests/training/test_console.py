@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import datasets
@@ -10,7 +11,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import Trainer, logging
 from transformers.trainer_callback import ProgressCallback
 
-from hf_transfer import TransferTrainer
+from hf_transfer import TransferTrainer, hub_client
 from hf_transfer.runs.machine import quiet_libraries
 from tests.helpers import arguments, texts, tiny_bert
 
@@ -66,6 +67,17 @@ def test_without_a_plan_it_prints_what_trainer_prints(tmp_path, capsys):
     assert ours == [line for line in capsys.readouterr().out.splitlines() if line.startswith("{'loss'")]
 
 
+def test_only_a_download_that_takes_time_has_a_bar():
+    shown = []
+    for delay in (3600, 0):
+        file, name = io.StringIO(), f"late {delay}"
+        with type("Bar", (hub_client.LateBar,), {"DELAY": delay})(total=3, desc=name, file=file) as bar:
+            bar.update()
+            bar.set_description(f"{name} s")
+        shown.append(f"{name} s: " in file.getvalue())
+    assert shown == [False, True]
+
+
 def test_a_silent_run_has_no_bars_of_libraries():
     before = logging.get_verbosity(), datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
     with quiet_libraries(SimpleNamespace(log_level="error")):
@@ -73,4 +85,5 @@ def test_a_silent_run_has_no_bars_of_libraries():
         assert logging.get_verbosity() == logging.ERROR
     with quiet_libraries(SimpleNamespace(log_level="passive")):
         assert logging.get_verbosity() == before[0] and datasets.are_progress_bars_disabled()
+        assert not logging.is_progress_bar_enabled() and are_progress_bars_disabled() == before[2]  # of downloads
     assert before == (logging.get_verbosity(), datasets.are_progress_bars_disabled(), are_progress_bars_disabled())

@@ -11,7 +11,7 @@ from hf_transfer.errors import UserError
 
 HEADS = ("linear", "mlp")
 HEAD_NORMS = ("none", "batch")
-POOLINGS = ("auto", "cls", "mean")
+POOLINGS = ("auto", "cls", "mean", "max")
 
 
 @dataclass
@@ -66,16 +66,16 @@ class ModelArguments:
     allow_pickle: bool = setting(False, "also load weights that are not safetensors (command line only)", resume="free")
     pooling: str | None = setting(
         None,
-        "what the head of a text encoder reads: cls, the first token of the last layer; mean, over the tokens of "
-        "pooling_layer; auto, by cross-validation on few training examples; default: as the model is made",
+        "what the head reads: cls, the class token; mean or max, over the tokens, patches or pixels of pooling_layer; "
+        "auto, cls or mean by cross-validation on few training examples; default: as the model is made",
         choices=POOLINGS,
         resume="fixed",
         card="changed",
     )
     pooling_layer: str | None = setting(
         None,
-        "pooling: mean: name of the layer group whose tokens are averaged, last, or auto (by cross-validation); the "
-        "layers above it are left out",
+        "pooling: mean or max: name of the layer group that is pooled, last, or auto (by cross-validation); the layers "
+        "above it are left out",
         resume="fixed",
         card="changed",
     )

@@ -1,0 +1,145 @@
+"""Runs whose head reads a pooled layer that the architecture does not offer: trained, loaded, resumed, repeated."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModelForImageClassification, ViTImageProcessor
+
+from hf_transfer import UserError, fine_tune
+from hf_transfer.inference.predictor import Predictor
+from hf_transfer.runs.choosing import choose
+from hf_transfer.runs.prepare import prepare
+from hf_transfer.settings import Config
+from tests.helpers import PIXELS, tiny_timm_resnet, tiny_vit
+
+QUIET = dict(use_cpu=True, log_level="error", report_to="none", save_strategy="no", preflight=False, calibrate=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """40 images whose class is the color of one pixel in each patch: `max` shows it, an average hardly."""
+    folder, chance = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(40):
+        picture = chance.integers(100, 140, (PIXELS, PIXELS, 3), dtype=np.uint8)
+        picture[3::8, 5::8, i % 2] = 255
+        (folder / "xy"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / "xy"[i % 2] / f"{i}.png")
+    return str(folder)
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": PIXELS, "width": PIXELS}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    return saved(tiny_vit(labels=3), tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    return saved(tiny_timm_resnet(labels=3), tmp_path_factory.mktemp("resnet"))
+
+
+@pytest.fixture(scope="module")
+def finished(vit, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "max"
+    return fine_tune(vit, train_file=data, output_dir=str(out), pooling="max", num_train_epochs=1, **QUIET)
+
+
+def test_the_run_says_what_was_changed_and_predicts(finished, data):
+    out, results = finished.output_dir, finished.results
+    change = results["pooling"]
+    assert (change["pooling"], change["is_standard"]) == ("max", False)
+    assert "stops with an error" in (out / "README.md").read_text()
+    assert f"the maximum of `{change['layer']}`" in (out / "README.md").read_text()
+    files = [f"{data}/x/{i}.png" for i in (0, 2, 4)]
+    assert Predictor.load(out).predict(files) == finished.predict(files)
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
+        AutoModelForImageClassification.from_pretrained(out)
+
+
+def test_run_yaml_repeats_it_bit_for_bit(finished, tmp_path):
+    file = yaml.safe_load((finished.output_dir / "run.yaml").read_text()) | {"output_dir": str(tmp_path / "again")}
+    again = fine_tune(**{n: v for n, v in file.items() if v is not None or n.startswith("pooling")})
+    for name, value in finished.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("model", "layer"), [("vit", "layers.0"), ("resnet", "layer3.0")])
+def test_a_resumed_run_ends_the_same(model, layer, data, tmp_path, request):
+    name = request.getfixturevalue(model)
+    keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 2, "pooling": "mean", "pooling_layer": layer}
+    whole = fine_tune(name, train_file=data, output_dir=str(tmp_path / "out"), strategy="full", **keys)
+    first = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda one: int(one.name.rpartition("-")[2]))[0]
+    resumed = fine_tune(
+        name,
+        train_file=data,
+        output_dir=str(tmp_path / "again"),
+        strategy="full",
+        resume_from_checkpoint=str(first),
+        **keys,
+    )
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    dropped = json.loads((tmp_path / "again" / "results.json").read_text())["pooling"]["dropped"]
+    assert dropped == {"vit": ["layers.1"], "resnet": ["layer4.0"]}[model]
+
+
+def test_another_run_can_begin_with_it(finished, data, tmp_path):
+    keys = dict(num_train_epochs=1, strategy="full", **QUIET)
+    more = fine_tune(str(finished.output_dir), train_file=data, output_dir=str(tmp_path / "out"), **keys)
+    assert more.results["pooling"] is None and more.results["head"]["type"] == "pooled"
+    assert "stops with an error" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
+    config = Config.from_sources({}, dict(model_name_or_path=vit, train_file=data, output_dir="o", **QUIET))
+    chosen = choose(prepare(config)).chosen
+    cells = {(one.group, one.pooling) for one in chosen.pooling.candidates}
+    assert cells == {(name, pooling) for name in ("layers.0", "layers.1") for pooling in ("cls", "mean")}
+    assert chosen.pooling.own.group == "head" and chosen.pooling.margin == 2
+    assert chosen.keys["pooling"].why.count("cross-validation") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "sentence"),
+    [
+        ("vit", {"pooling": "max", "pooling_layer": "layers.9"}, "no layer group 'layers.9'"),
+        ("vit", {"pooling": "mean", "adapter": "lora"}, "an adapter is saved without the backbone"),
+        ("vit", {"pooling": "mean", "head": "mlp"}, "its head is an MLP"),
+        ("resnet", {"pooling": "cls"}, "it has no cls token"),
+    ],
+)
+def test_keys_that_do_not_fit(model, keys, sentence, data, request):
+    config = dict(model_name_or_path=request.getfixturevalue(model), train_file=data, output_dir="o", **QUIET)
+    with pytest.raises(UserError, match=sentence):
+        choose(prepare(Config.from_sources({}, {**config, **keys})))
+
+
+def test_what_the_model_reads_anyway_changes_nothing(resnet, data):
+    keys = dict(model_name_or_path=resnet, train_file=data, output_dir="o", strategy="full", **QUIET)
+    prepared = choose(prepare(Config.from_sources({}, {**keys, "pooling": "mean", "pooling_layer": "last"})))
+    assert prepared.chosen.change is None
+
+
+def test_the_maximum_over_the_tokens_of_a_text_is_the_same_in_any_batch(tiny_bert_folder, tmp_path):
+    texts = [f"{'a ' * (i % 5)}film {'fine' if i % 2 else 'dull'}" for i in range(24)]
+    file = tmp_path / "train.csv"
+    file.write_text("\n".join(["text,label", *(f"{text},{'xy'[i % 2]}" for i, text in enumerate(texts))]) + "\n")
+    keys = dict(pooling="max", pooling_layer="layer.0", strategy="full", num_train_epochs=1)
+    result = fine_tune(tiny_bert_folder, train_file=str(file), output_dir=str(tmp_path / "out"), **keys, **QUIET)
+    assert result.results["pooling"]["dropped"] == ["layer.1"]
+    loaded = Predictor.load(tmp_path / "out")
+    together = [answer["score"] for answer in loaded.predict(texts)]
+    alone = [loaded.predict([text])[0]["score"] for text in texts[:5]]
+    assert together[:5] == pytest.approx(alone, abs=1e-6)
+    assert together == pytest.approx([answer["score"] for answer in result.predict(texts)], abs=1e-6)
