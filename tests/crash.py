@@ -24,7 +24,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_transfer import TransferTrainer
-from hf_transfer.training import checkpoints, run_identity
+from hf_transfer.training import checkpoints, contrastive, run_identity
 from tests import warm
 from tests.helpers import arguments, copy_state, images, pad, ragged_texts, texts, tiny_bert, tiny_timm_resnet
 
@@ -54,6 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
         "adapter": "lora",
         "lora_plus_ratio": 4,
         "lora_dropout": 0.1,
+    },
+    "contrastive stage": {
+        **TEXT,
+        "strategy": "two-phase",
+        "head_init": "probe",
+        "contrastive_epochs": 3,
+        "num_train_epochs": 2,
+        "gradient_accumulation_steps": 2,
     },
     "BatchNorm": {
         "model": tiny_timm_resnet,
@@ -131,6 +139,8 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
     for name in ("seal", "publish", "rotate"):
         ordinary = getattr(checkpoints, name)
         setattr(checkpoints, name, lambda *a, ordinary=ordinary, name=name: (kill(name), ordinary(*a)))
+    backward = contrastive.backward
+    contrastive.backward = lambda *a: (kill("contrast"), backward(*a))[1]
     args = arguments(folder, **keys, save_total_limit=2, on_nonfinite="stop")
     trainer = TransferTrainer(
         model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics,
@@ -139,7 +149,7 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
     trainer.train(resume_from_checkpoint="auto" if resumed else None)
     names = run_identity.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
     optimizer = trainer.optimizer.state_dict()["state"]
-    timing = ("runtime", "per_second", "total_flos")
+    timing = ("runtime", "seconds", "per_second", "total_flos")
     end = {
         "model": copy_state(trainer.model),
         "optimizer": {names[i]: state for i, state in optimizer.items()},
@@ -210,6 +220,7 @@ CHOSEN: Strikes = {
     ],
     ("plateau", 1): [[At("evaluation", 2)], [At("log", 11)]],
     ("LoRA", 1): [[At("seal", 2)]],
+    ("contrastive stage", 1): [[At("contrast", 2), At("step", 4)]],
     ("BatchNorm", 1): [[At("seal", 2), At("rotate", 0)]],
     ("no plan", 1): [[At("epoch", 1)]],
     ("gradual, accumulation", 2): [[At("step", 5, rank=1)], [At("seal", 1)], [At("step", 3, rank=1, sends=TERM)]],
@@ -226,10 +237,13 @@ MORE: Strikes = {
     ("BatchNorm", 1): [[At("step", 5)], [At("evaluation", 1)]],
     ("no plan", 1): [[At("step", 5)], [At("evaluation", 2)]],
     ("gradual, accumulation", 2): [[At("step", 5)], [At("evaluation", 2, rank=1)], [At("step", 4, sends=INT)]],
+    ("contrastive stage", 2): [[At("contrast", 1, rank=1), At("step", 3)]],
     ("no plan", 2): [[At("step", 4, rank=1)]],
     ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],
 }  # fmt: skip
-POINTS = ("step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate")
+POINTS = (
+    "contrast", "step", "substep", "optimizer", "epoch", "log", "saved", "evaluation", "seal", "publish", "rotate",
+)  # fmt: skip
 
 
 def random_strikes(seed: int) -> Iterator[tuple[str, int, list[At]]]:

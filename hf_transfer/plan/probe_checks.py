@@ -1,4 +1,4 @@
-"""Checks of the keys of the head's solver, against the plan, the loss and the data of a run."""
+"""Checks of the keys of the head's solver and the contrastive stage, against the plan and the data of a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ _BEGINS_WITH_A_HEAD = ("auto", "two-phase", "gradual")
 
 def check(args: Any) -> list[str]:
     """Problems of the keys, one sentence each. `args` also has the keys of the plan, the adapter and the loss."""
-    problems = []
+    problems = list[str]()
     strategy = "stages" if args.stages is not None else args.strategy
     named = "no strategy" if strategy is None else "stages" if strategy == "stages" else f"strategy: {strategy}"
     is_strategy = strategy in (None, "stages", *STRATEGIES)
     if args.head_init == "probe" and is_strategy and strategy not in _BEGINS_WITH_A_HEAD:
         problems.append(f"head_init: 'probe' has no effect with {named}; it is for two-phase and gradual.")
+    if args.contrastive_epochs and strategy in (None, "linear-probe"):
+        problems.append(
+            f"contrastive_epochs: {args.contrastive_epochs!r} has no effect with {named}: it trains what the plan "
+            "trains below the head; use strategy: auto, two-phase, gradual, partial or full."
+        )
     if args.probe_solver != "lbfgs":
         return problems
     if is_strategy and strategy != "linear-probe":
@@ -39,14 +44,31 @@ def check_run(values: Mapping[str, Any]) -> list[str]:
     mixes = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "streaming": False}
     augments = {**mixes, "augmentation": "none", "random_erasing": None, "token_masking": 0.0}
     solves = values["probe_solver"] == "lbfgs"
+    problems = _contrastive(values, mixes) if values["contrastive_epochs"] else []
     if not solves and values["head_init"] != "probe":
-        return []
+        return problems
     named, refused = ("probe_solver: 'lbfgs'", augments) if solves else ("head_init: 'probe'", mixes)
     is_mlp = values["head"] == "mlp"
     return [
+        *problems,
         *([f"{named} cannot be combined with head: mlp: {NOT_CONVEX}."] if is_mlp else []),
         *_live(named, refused, values, solves),
     ]
+
+
+def _contrastive(values: Mapping[str, Any], mixes: Mapping[str, Any]) -> list[str]:
+    """What a contrastive stage cannot be combined with; one sentence each."""
+    named = f"contrastive_epochs: {values['contrastive_epochs']!r}"
+    problems = [
+        f"{named} needs all examples and their own labels, which {name} does not give; leave one of them out."
+        for name, off in mixes.items()
+        if values[name] not in (off, 0.0)
+    ]
+    if values["head"] == "mlp":
+        problems.append(
+            f"{named} cannot be combined with head: mlp: its hidden units would be drawn together, not the features."
+        )
+    return problems
 
 
 def _live(named: str, refused: Mapping[str, Any], values: Mapping[str, Any], solves: bool) -> list[str]:

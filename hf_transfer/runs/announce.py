@@ -16,6 +16,7 @@ from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
+from hf_transfer.training import contrastive
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -36,6 +37,18 @@ def _on_rates(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
         is_new = is_adapted(trainer.model) or config.values["from_scratch"]
         optim = getattr(config.training.optim, "value", str(config.training.optim))
         yield from hints.rate_hints(trainer.plan, optim, is_new, trainer.num_steps)
+
+
+def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
+    """What is said below the plan, after the advice on it."""
+    args = prepared.config.training
+    examples = None if prepared.config.data.streaming else len(prepared.data.train)
+    lines = (
+        trainer.choices["batchnorm"].line(),
+        contrastive.note(args, examples),
+        note(args, trainer.below_solution, prepared.loaded.fresh),
+    )
+    yield from filter(None, lines)
 
 
 def _on_costs(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
@@ -93,12 +106,8 @@ def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> No
         say(line)
     if trainer.plan is not None:
         say(str(trainer.plan))
-        for line in advice.rates:
-            say(f"Warning: {line}")
-        if line := trainer.choices["batchnorm"].line():
+        for line in [*(f"Warning: {rate}" for rate in advice.rates), *_on_plan(prepared, trainer)]:
             say(line)
-        if more := note(config.training, trainer.below_solution, prepared.loaded.fresh):
-            say(more)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
     for line in trainer.boundary.lines():

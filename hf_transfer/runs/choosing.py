@@ -15,13 +15,14 @@ from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice
 from hf_transfer.config.arguments import early_stopping
 from hf_transfer.config.arguments.plan import learning_rate_of
 from hf_transfer.data.labels import SINGLE_LABEL
+from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, problems_of, unsolvable
+from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
 from hf_transfer.settings import Config
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
@@ -38,10 +39,11 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
         checkpoint: the folder to resume from, or "auto", if any: the run that wrote it has chosen.
 
     Raises:
-        UserError: `pooling` or `pooling_layer` does not fit the model.
+        UserError: `pooling`, `pooling_layer` or `contrastive_epochs` does not fit the model.
     """
     config = prepared.config
     choosing_layers.check(prepared)
+    _check_contrast(prepared)
     state = recorded(checkpoint, Path(str(config.training.output_dir)))
     if state is not None:  # also of a version that chose nothing
         before = state["facts"].get("chosen", _BEFORE)
@@ -58,6 +60,18 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
         return prepared
     prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
     return replace(prepared, chosen=replace(prepared.chosen, change=change))
+
+
+def _check_contrast(prepared: Prepared) -> None:
+    """Raises:
+    UserError: `contrastive_epochs` would change what a head reads that was trained before.
+    """
+    if prepared.config.values["contrastive_epochs"] and keeps_head(prepared):
+        raise UserError(
+            "the checkpoint's head is kept, and it was trained on the features that this stage would change.",
+            "Leave contrastive_epochs out, or begin with a checkpoint without such a head.",
+            key="contrastive_epochs",
+        )
 
 
 def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:

@@ -112,6 +112,7 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "labels": list(data.labels.names),
         "num_train_examples": seen if config.data.streaming else len(data.train),
         "plan": plan.to_list() if plan is not None else [],
+        **({"contrastive": trainer.contrast.to_dict()} if trainer.contrast is not None else {}),
         **({"probe": trainer.solution.to_dict()} if trainer.solution is not None else {}),
         "stages": [
             {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)

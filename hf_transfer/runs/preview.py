@@ -26,6 +26,7 @@ from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
+from hf_transfer.training import contrastive
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.schedules import run_schedule
 
@@ -137,7 +138,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         config=config,
         plan=plan,
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
-        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line()])],
+        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits)])],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
@@ -145,6 +146,11 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         chosen=prepared.chosen.to_dict()["auto"],
         advice=advice,
     )
+
+
+def _contrast_note(config: Config, splits: dict[str, Any]) -> str:
+    """The contrastive stage, if there is one."""
+    return contrastive.note(config.training, None if config.data.streaming else len(splits["train"]))
 
 
 def _plan_for_model(config: Config, talks: bool) -> Planned:
@@ -156,7 +162,7 @@ def _plan_for_model(config: Config, talks: bool) -> Planned:
     num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
     if talks:
         say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
-        say("\n".join(["", str(plan), *filter(None, [note(args)]), ""]))
+        say("\n".join(["", str(plan), *filter(None, [contrastive.note(args), note(args)]), ""]))
     shown = depth_map(plan.resolve(STEPS_PER_EPOCH), groups, run_schedule(args, num_steps), num_steps)
     return Planned(config, plan, shown, notes=list(loaded.notes), examples={}, data_facts=None, boundary_cache=[])
 

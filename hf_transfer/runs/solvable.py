@@ -24,9 +24,14 @@ _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def begins(config: Config) -> str:
-    """The given key of a plan that trains the head first and then more, with its value; empty if there is none."""
-    asks = {"head_epochs": True, "head_init": config.values["head_init"] == "probe"}
-    return next((f"{name}: {config.values[name]}" for name in asks if asks[name] and name in config.given), "")
+    """The given key of a run that trains more than the head, with its value; empty if there is none."""
+    values = config.values
+    asks = {
+        "head_epochs": True,
+        "head_init": values["head_init"] == "probe",
+        "contrastive_epochs": values["contrastive_epochs"] > 0,
+    }
+    return next((f"{name}: {values[name]}" for name in asks if asks[name] and name in config.given), "")
 
 
 def problems_of(values: Mapping[str, Any]) -> str:

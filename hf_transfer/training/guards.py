@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_transfer.errors import Interrupted, WorkFailed, option
 from hf_transfer.run_folder import NONFINITE
+from hf_transfer.training.ddp import on_any_rank
 from hf_transfer.training.running import RunningTrainer
 
 ECHO = 1.0  # seconds; a launcher forwards a signal that its processes may have received themselves
@@ -147,6 +148,21 @@ class Guards(TrainerCallback):
             )
         self._finish()
         raise Interrupted(128 + self.stopping)
+
+    def end_early(self) -> None:
+        """Called before the first step, where nothing is worth saving: a received signal ends the run at once.
+
+        Raises:
+            Interrupted: a rank has received a signal.
+        """
+        args, own = self.trainer.args, bool(self.received)
+        if not (on_any_rank([own], args.device)[0] if args.world_size > 1 else own):
+            return
+        number = self.received or signal.SIGTERM
+        if self.trainer.is_world_process_zero():
+            name = signal.Signals(number).name
+            sys.stderr.write(f"hf-transfer: {name} before the first step: there is nothing to resume, start again.\n")
+        raise Interrupted(128 + number)
 
     # ---- non-finite values ----
 

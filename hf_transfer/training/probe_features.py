@@ -17,13 +17,13 @@ from hf_transfer.features.ranks import Ranks
 from hf_transfer.training.running import RunningTrainer
 
 
-class _Watch:
+class Watch:
     """Keeps the last input and output of a layer."""
 
     def __init__(self, layer: nn.Linear):
         self.layer = layer
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self.handle = self.layer.register_forward_hook(self._keep)
         return self
 
@@ -43,12 +43,17 @@ class _Watch:
         if vectors.ndim == 3:
             mask = batch.get("attention_mask")
             vectors, output = token_of(vectors, "last", mask), token_of(output, "last", mask)
-        if output.shape != logits.shape or not torch.allclose(output.float(), logits.float(), rtol=1e-3, atol=1e-4):
+        if output.shape != logits.shape or not _agree(output, logits):
             raise UserError(
                 "The model's logits are not the output of its head's linear layer: something follows that layer.",
-                "Use probe_solver: sgd, and head_init: random.",
+                "Use probe_solver: sgd, head_init: random and contrastive_epochs: 0.",
             )
         return vectors
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same up to rounding; who reads them looks for NaN."""
+    return torch.allclose(one.float(), other.float(), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +86,7 @@ def _computed(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[
     source, ranks = Source.of(trainer, "features", dataset), Ranks(args.process_index, args.world_size)
     batches = batches_by_length(len(dataset), text_lengths(source.dataset), args.eval_batch_size)
     computed: list[tuple[list[int], tuple[torch.Tensor, torch.Tensor]]] = []
-    watch = _Watch(layer)
+    watch = Watch(layer)
 
     def visit(numbers: list[int], inputs: Batch) -> None:
         if "labels" not in inputs:

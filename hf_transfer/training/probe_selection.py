@@ -47,6 +47,11 @@ class Solution:
     seconds: float
     feature_seconds: float
 
+    @property
+    def whole_seconds(self) -> float:
+        """Of features and solving."""
+        return self.seconds + self.feature_seconds
+
     def __str__(self) -> str:
         return (
             f"probe: L2 {self.l2:.2g} of {STRENGTHS[-1]:.0e} … {STRENGTHS[0]:.0e}, {self.held_out} {self.measure} "

@@ -1,11 +1,13 @@
 """A Trainer whose head may be solved for instead of trained, or initialized with the solution (`linear_probe`).
 
+A contrastive stage may come before (`contrastive`).
+
 What is overridden, and why that hook:
 
 - `_inner_training_loop`: replaced if the head is solved for.
-- `_prepare_for_training`: the head is initialized before the model is wrapped.
-- `_run_epoch`: the solution is logged first, once callbacks have begun.
-- `_counters`: checkpoints say what was solved for.
+- `_prepare_for_training`: the contrastive stage and the head's initialization come before the model is wrapped.
+- `_run_epoch`: both are logged first, once callbacks have begun.
+- `_counters`: checkpoints say what came of them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import UserError, option
-from hf_transfer.training import linear_probe, run_identity
+from hf_transfer.training import contrastive, linear_probe, run_identity
+from hf_transfer.training.contrastive import Contrast
 from hf_transfer.training.probe_selection import Solution
 from hf_transfer.training.resuming import Resumable
 
@@ -28,11 +31,13 @@ class Probing(Resumable):
     """A head that is solved for; see `TransferMixin`.
 
     Attributes:
+        contrast: the contrastive stage, if there was one.
         solution: of the head, if `probe_solver` or `head_init` asked for one.
         below_solution: names of the head's parameters before its last layer, if that is solved for.
     """
 
     control: Any
+    contrast: Contrast | None = None
     solution: Solution | None = None
     below_solution: tuple[str, ...] = ()
 
@@ -91,24 +96,32 @@ class Probing(Resumable):
         return TrainOutput(0, self.solution.loss, metrics)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Initialize the head, unless the run is resumed: then its checkpoint holds it, and what is known of it."""
-        self.solution = None
-        if linear_probe.wanted(self.args) and resume_from_checkpoint is None:
+        """What precedes the first step, unless the run is resumed: then its checkpoint holds it, and what is known."""
+        self.contrast = self.solution = None
+        if resume_from_checkpoint is not None:
+            state = run_identity.read(resume_from_checkpoint) or {}
+            self.contrast = Contrast(**state["contrast"]) if state.get("contrast") else None
+            self.solution = Solution(**state["solution"]) if state.get("solution") else None
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if contrastive.wanted(self.args):
+            self.contrast = contrastive.run(self)
+        if linear_probe.wanted(self.args):
             self.solution = linear_probe.solve(self)
-        elif resume_from_checkpoint is not None:
-            saved = (run_identity.read(resume_from_checkpoint) or {}).get("solution")
-            self.solution = Solution(**saved) if saved else None
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _counters(self) -> dict[str, Any]:
-        return {**super()._counters(), "solution": None if self.solution is None else asdict(self.solution)}
+        before = {"contrast": self.contrast, "solution": self.solution}
+        return {**super()._counters(), **{name: None if one is None else asdict(one) for name, one in before.items()}}
 
     def continue_counting(self) -> None:
         super().continue_counting()
-        if self.solution is not None and self.resumed_at == 0:
-            self._seconds_before += self.solution.seconds + self.solution.feature_seconds
+        if self.resumed_at == 0:
+            self._seconds_before += 0.0 if self.contrast is None else self.contrast.seconds
+            self._seconds_before += 0.0 if self.solution is None else self.solution.whole_seconds
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        if self.solution is not None and self.state.global_step == 0:  # the first log: callbacks have begun
-            self.log(self.solution.to_log())
+        if self.state.global_step == 0:  # the first log: callbacks have begun
+            for one in (self.contrast, self.solution):
+                if one is not None:
+                    self.log(one.to_log())
         return super()._run_epoch(*args, **kwargs)

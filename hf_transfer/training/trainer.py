@@ -44,7 +44,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, batchnorm, console, linear_probe
+from hf_transfer.training import adalora, batchnorm, console, contrastive, linear_probe
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
@@ -140,6 +140,8 @@ class TransferMixin(Loading):
         check_backend(self, self.plan)
         if linear_probe.wanted(self.args):
             linear_probe.check_trainer(self, has_own_loss=self.objective.loss is None)
+        if contrastive.wanted(self.args):
+            contrastive.check_trainer(self)
         self.unfreezing = Unfreezing(self)
         self.add_callback(self.unfreezing)
         if attach.is_adapted(self.model) and attach.peft_type(self.model) == "ADALORA":

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.inference.predictor import Predictor
+from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.prepare import prepare
 from hf_transfer.settings import Config
@@ -103,10 +104,13 @@ def test_another_run_can_begin_with_it(finished, data, tmp_path):
 
 def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
     config = Config.from_sources({}, dict(model_name_or_path=vit, train_file=data, output_dir="o", **QUIET))
-    chosen = choose(prepare(config)).chosen
-    cells = {(one.group, one.pooling) for one in chosen.pooling.candidates}
+    prepared = prepare(config)
+    found, _ = choosing_layers.compare(prepared)
+    assert found is not None and found.own.group == "head" and found.margin == 2
+    chosen = choose(prepared).chosen
+    assert chosen.candidates == found.candidates
+    cells = {(one.group, one.pooling) for one in found.candidates}
     assert cells == {(name, pooling) for name in ("layers.0", "layers.1") for pooling in ("cls", "mean")}
-    assert chosen.pooling.own.group == "head" and chosen.pooling.margin == 2
     assert chosen.keys["pooling"].why.count("cross-validation") == 1
 
 

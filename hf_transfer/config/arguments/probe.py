@@ -1,4 +1,4 @@
-"""Keys of the head's solver and its initialization."""
+"""Keys of the head's solver, its initialization, and the contrastive stage before both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INITS = ("random", "probe")
 
 @dataclass
 class ProbeArguments:
-    """How a head is found for a frozen backbone."""
+    """How a head is found, and what may precede it."""
 
     probe_solver: str = setting(
         "sgd",
@@ -27,6 +27,14 @@ class ProbeArguments:
         "with strategy: two-phase or gradual, initialize the head randomly, or with the lbfgs solution on the frozen "
         "features (probe)",
         choices=INITS,
+        resume="fixed",
+        card="changed",
+    )
+    contrastive_epochs: float = setting(
+        0.0,
+        "epochs of a stage that comes first and draws examples of one class together, with the supervised contrastive "
+        "loss on what the head's last layer reads; 0 for none",
+        minimum=0,
         resume="fixed",
         card="changed",
     )
