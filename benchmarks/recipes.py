@@ -1,10 +1,11 @@
-"""What the recipes reach, beside plain `transformers.Trainer` at the same budget.
+"""What the recipes reach, beside a run that is told nothing and plain `transformers.Trainer` at the same budget.
 
     python benchmarks/recipes.py [--size subset|full] [--data NAME ...] [--recipes NAME ...] [--again]
 
 Every recipe of a task runs on each of its data sets as its YAML says, and plain Trainer runs on the same examples with
 the same model, number of epochs, batch size, warm-up and seed, all parameters at one rate: the default of 5e-5 or the
-recipes' own for the backbone, whichever validates better on the first seed. Subsets run with seeds 0, 1, 2, the full
+recipes' own for the backbone, whichever validates better on the first seed. `auto` is given the model, the data and the
+size at which texts and images are read, and chooses the rest. Subsets run with seeds 0, 1, 2, the full
 size with seed 42 once. The order is seed by seed, so that a slow spell of the machine meets every method.
 
 Results are kept in benchmarks/results/recipes.json; what is there already is not run again without --again. The table
@@ -39,9 +40,11 @@ from hf_transfer.tasks import choose_task
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+AUTO = "auto"  # a run that is told nothing
+READS = ("model_name_or_path", "max_seq_length", "image_size")  # what it is told all the same
 RECIPES = {
-    "text_classification": ("linear_probe", "partial", "two_phase", "gradual", "full"),
-    "image_classification": ("linear_probe", "gradual", "full"),
+    "text_classification": (AUTO, "linear_probe", "partial", "two_phase", "gradual", "full"),
+    "image_classification": (AUTO, "linear_probe", "gradual", "full"),
 }
 DATA = {
     "bundled:rotten-tomatoes": "text_classification",
@@ -63,8 +66,10 @@ PLAIN_RATES = {"text_classification": (5e-5, 2e-4), "image_classification": (5e-
 
 
 def keys_of(data: str, recipe: str, size: str, seed: int, folder: str) -> dict[str, Any]:
-    """The recipe's keys with the data, the size and the seed of this row; nothing is saved but the last model."""
-    keys = read_config_file(str(ROOT / "recipes" / DATA[data] / f"{recipe}.yaml"))
+    """The recipe's keys, or hardly any of `auto`, with the data, the size and the seed of this row; nothing is saved but the last model."""
+    keys = read_config_file(str(ROOT / "recipes" / DATA[data] / f"{'full' if recipe == AUTO else recipe}.yaml"))
+    if recipe == AUTO:
+        keys = {name: keys[name] for name in READS if name in keys}
     keys |= {"dataset_name": data, "seed": seed, "output_dir": folder, "save_strategy": "no", "log_level": "error"}
     if size == "subset":
         names = ("max_train_samples", "max_eval_samples", "max_predict_samples")

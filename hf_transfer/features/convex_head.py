@@ -1,8 +1,10 @@
 """The optimal linear head on fixed features, for a path of L2 strengths.
 
 The objective is the mean loss over examples (for multi-label classification the sum over labels, which are separate
-problems) plus strength / 2 times the squared weights, on standardized features; the bias is not penalized. Softmax and
-sigmoid heads are solved by L-BFGS in float64 (Liu and Nocedal 1989), a regression in closed form (ridge).
+problems) plus strength / 2 times the squared weights, on standardized features; the bias is not penalized. A feature
+that varies little beside the others, such as a ReLU that few examples activate, is not stretched to their size: one
+example would have a value of some hundreds, and the loss of held-out ones would explode. Softmax and sigmoid heads are
+solved by L-BFGS in float64 (Liu and Nocedal 1989), a regression in closed form (ridge).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 STRENGTHS = tuple(10 ** (2 - i / 2) for i in range(13))  # 1e2 … 1e-4, half a decade apart, strongest first
 Point = tuple[torch.Tensor, torch.Tensor]  # (weights in rotated axes, bias)
 _CONSTANT = 1e-6  # a feature with a smaller standard deviation, relative to its mean, counts as constant
+_LEAST = 0.1  # of the median standard deviation, which features are divided by at least
 _NULL = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors
 _MANY_PRODUCTS = 1e9  # of a matrix multiplication, from which several threads may pay
 _CURVATURE = 0.5  # upper bound of the Hessian with respect to the logits (Böhning 1992, theorem 2)
@@ -70,7 +73,8 @@ class Problem:
         mean, deviation = x.mean(0), x.std(0, correction=0)
         self.mean = mean if has_bias else torch.zeros_like(mean)
         size = deviation if has_bias else x.square().mean(0).sqrt()
-        self.scale = torch.where(size > _CONSTANT * mean.abs(), size, torch.ones_like(size))
+        varies = size > _CONSTANT * mean.abs()
+        self.scale = torch.where(varies, size.clamp(min=_LEAST * float(size.median())), torch.ones_like(size))
         x = (x - self.mean) / self.scale
         # In the eigenvectors of the features' covariance, the variables of L-BFGS can be scaled by the known curvature.
         with _one_thread(x.numel() * min(x.shape)):

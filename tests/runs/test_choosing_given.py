@@ -150,7 +150,7 @@ def test_features_that_cannot_be_had_end_no_run_that_did_not_ask_for_them(files,
     def refuses(*_, **__):
         raise UserError("a text contains [CLS] itself.", "Remove it.")
 
-    monkeypatch.setattr(choosing_pooled, "frozen_features", refuses)
+    monkeypatch.setattr(choosing_pooled, "frozen_pass", refuses)
     chosen, values = prepared(files, "bert", "enough")
     assert values["pooling"] is None and "a text contains [CLS] itself" in chosen["pooling"]["why"]
     with pytest.raises(UserError, match="contains"):

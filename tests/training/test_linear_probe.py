@@ -44,7 +44,7 @@ def data(kind: str, count: int = 90, width: int = 7) -> tuple[torch.Tensor, torc
 def standardised(x: torch.Tensor) -> torch.Tensor:
     x = x.double()
     scale = x.std(0, correction=0)
-    return (x - x.mean(0)) / torch.where(scale > 1e-9, scale, 1.0)
+    return (x - x.mean(0)) / torch.where(scale > 1e-9, scale.clamp(min=0.1 * float(scale.median())), 1.0)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -58,6 +58,19 @@ def test_a_softmax_head_is_scikit_learns(strength, weights):
     theirs = torch.from_numpy(oracle.decision_function(standardised(x)))
     centred = [z - z.mean(-1, keepdim=True) for z in (found, theirs)]  # a softmax does not see the mean
     assert (centred[0] - centred[1]).abs().max() < 1e-4 < theirs.abs().max()
+
+
+def test_a_unit_that_one_example_activates_does_not_decide():
+    """Standardized, it would be as large as the others, and a held-out example that activates it a hundred times so."""
+    x, y = data(SINGLE)
+    x = standardised(x)[:, [0, 1, 3, 4, 5, 6]] / torch.tensor([0.2, 0.7, 1.0, 1.0, 1.0, 1.0])
+    quiet = torch.zeros(90, 1)
+    quiet[0] = 1e-3
+    with_it, without = torch.cat([x, quiet], 1), Problem(SINGLE, x, y, 3).exact(1e-2)
+    head = Problem(SINGLE, with_it, y, 3).exact(1e-2)
+    active = torch.cat([x[:1], torch.full((1, 1), 0.1)], 1)
+    assert (head.logits(active) - without.logits(x[:1])).abs().max() < 0.1
+    assert (head.logits(with_it) - without.logits(x)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
