@@ -66,7 +66,7 @@ PLAIN_RATES = {"text_classification": (5e-5, 2e-4), "image_classification": (5e-
 
 
 def keys_of(data: str, recipe: str, size: str, seed: int, folder: str) -> dict[str, Any]:
-    """The recipe's keys, or hardly any of `auto`, with the data, the size and the seed of this row; nothing is saved but the last model."""
+    """The recipe's keys (of `auto` hardly any), with the data, size and seed of this row; only the model is saved."""
     keys = read_config_file(str(ROOT / "recipes" / DATA[data] / f"{'full' if recipe == AUTO else recipe}.yaml"))
     if recipe == AUTO:
         keys = {name: keys[name] for name in READS if name in keys}
