@@ -1,7 +1,8 @@
 """What `strategy: auto` sets, from facts about the data and the model: {key: value and reason}.
 
-Up to `FEW` training examples a run begins with the best linear head on frozen features and fine-tunes everything from
-there, slowly enough not to undo it (LP-FT, Kumar et al. 2022, section 3). Only keys that were not given are set.
+Up to `FEW` training examples (`MANY` with BatchNorm) a run begins with the best linear head on frozen features and
+fine-tunes everything from there, slowly enough not to undo it (LP-FT, Kumar et al. 2022, section 3). Only keys that
+were not given are set.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hf_transfer.layers.architectures import HEAD
 from hf_transfer.models.pooling_layer import PoolingChange
 
 FEW = 1000  # training examples
+MANY = 10_000  # likewise, of an image model with BatchNorm: the default rates were made for transformers
 LEAST_PER_CLASS = 10  # below, only the head is fitted
 BATCH = 16
 STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
@@ -118,7 +120,7 @@ def choose(seen: Seen) -> dict[str, Choice]:
     if seen.examples is None:
         return _ordinary(seen, "a stream")
     count = f"{seen.examples:,} training examples"
-    if seen.is_adapted or seen.examples > FEW:
+    if seen.is_adapted or seen.examples > (MANY if seen.has_batchnorm else FEW):
         return _ordinary(seen, count)
     if not seen.is_new_head:
         kept = "the checkpoint's head is kept"
@@ -172,6 +174,7 @@ def _course(seen: Seen, count: str) -> dict[str, Choice]:
     """Length and learning rates of training everything."""
     steps = math.ceil((seen.examples or 1) / (seen.batch_size or BATCH))
     rate, least = (CONVOLUTIONAL_RATE, CONVOLUTIONAL_STEPS) if seen.has_batchnorm else (RATE, STEPS)
+    short = Choice("no", "repeating so few steps is quicker than saving each epoch")
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(least / steps)))
     kind = "a model with BatchNorm" if seen.has_batchnorm else "a model without BatchNorm"
     length = {} if seen.has_steps else {"num_train_epochs": Choice(float(epochs), f"{epochs * steps} steps in all")}
@@ -181,5 +184,5 @@ def _course(seen: Seen, count: str) -> dict[str, Choice]:
         "learning_rate": Choice(rate, kind),
         "head_learning_rate": Choice(seen.rate or rate, "the head is no longer random"),
         **({"warmup_steps": Choice(0.1, "a tenth of the steps")} if seen.warms_up else {}),
-        "save_strategy": Choice("no", "repeating so few steps is quicker than saving each epoch"),
+        **({"save_strategy": short} if (seen.examples or 0) <= FEW else {}),
     }

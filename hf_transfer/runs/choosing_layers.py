@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from hf_transfer.analysis.few_labels import FEW
 from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, choose_pooling
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, nearest, one_line, option
 from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.features.pooled_layer import PooledChange
@@ -178,6 +178,8 @@ def _no_comparison(prepared: Prepared) -> str:
             return f"the head cannot be solved for: {reason}"
         if config.data.streaming or count > FEW:
             return f"more than {FEW:,} training examples"
+        if not is_standard(prepared) and "pooling" not in config.given:  # what is saved loads anywhere, unless asked
+            return f"{option('pooling', 'auto')} would compare its layers; plain transformers could not load the head"
     return f"{count} training examples are too few for cross-validation" if count < LEAST_EXAMPLES else ""
 
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_transfer.analysis.few_labels import FEW, Choice, Chosen, Seen, choose, pooling
+from hf_transfer.analysis.few_labels import FEW, MANY, Choice, Chosen, Seen, choose, pooling
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, held_out_losses
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.features.cross_validation import divisions
@@ -30,6 +30,7 @@ def values(seen):
         ({"examples": 16, "per_class": 10}, {"num_train_epochs": 40.0}),  # 60 would be needed
         ({"examples": FEW}, {"num_train_epochs": 4.0}),
         ({"has_batchnorm": True}, {"learning_rate": 5e-4, "head_learning_rate": 5e-4, "num_train_epochs": 9.0}),
+        ({"has_batchnorm": True, "examples": FEW + 1}, {"head_init": "probe", "num_train_epochs": 4.0}),
         ({"rate": 2e-5}, {"learning_rate": 1e-4, "head_learning_rate": 2e-5}),  # the given one wins where it is applied
         ({"batch_size": 64}, {"num_train_epochs": 20.0}),
         ({"per_class": 9.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
@@ -45,6 +46,7 @@ def test_few_examples(changes, expected):
     ("changes", "strategy"),
     [
         ({"examples": FEW + 1}, "two-phase"),
+        ({"examples": MANY + 1, "has_batchnorm": True}, "two-phase"),
         ({"examples": None}, "two-phase"),
         ({"unsolvable": "mixup"}, "two-phase"),
         ({"is_adapted": True}, "full"),
@@ -52,6 +54,11 @@ def test_few_examples(changes, expected):
 )
 def test_elsewhere_the_strategy_alone_is_chosen(changes, strategy):
     assert values(replace(SEEN, **changes)) == {"strategy": strategy}
+
+
+def test_what_takes_long_is_saved_each_epoch():
+    assert "save_strategy" in values(SEEN)
+    assert "save_strategy" not in values(replace(SEEN, has_batchnorm=True, examples=FEW + 1))
 
 
 def a_choice(gain, error):

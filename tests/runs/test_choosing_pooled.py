@@ -103,8 +103,10 @@ def test_another_run_can_begin_with_it(finished, data, tmp_path):
 
 
 def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
-    config = Config.from_sources({}, dict(model_name_or_path=vit, train_file=data, output_dir="o", **QUIET))
-    prepared = prepare(config)
+    keys = dict(model_name_or_path=vit, train_file=data, output_dir="o", **QUIET)
+    unasked = choose(prepare(Config.from_sources({}, keys))).chosen
+    assert "plain transformers could not load" in unasked.keys["pooling"].why and not unasked.candidates
+    prepared = prepare(Config.from_sources({}, {**keys, "pooling": "auto"}))
     found, _ = choosing_layers.compare(prepared)
     assert found is not None and found.own.group == "head" and found.margin == 2
     chosen = choose(prepared).chosen
