@@ -176,6 +176,12 @@ def saved_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[str]:
     return modules
 
 
+def saved_parameters(model: PeftModel) -> set[str]:
+    """Names of the parameters that are saved with the adapter: its own, and the head's."""
+    saved = {t.untyped_storage()._cdata for t in get_peft_model_state_dict(model).values()}
+    return {name for name, p in model.named_parameters() if p.untyped_storage()._cdata in saved}
+
+
 def summary(model: PeftModel) -> str:
     """One line on where the adapter is and how many parameters are trainable."""
     names = list(getattr(model.base_model, "targeted_module_names", ()))
@@ -229,12 +235,8 @@ def _check_saved(model: PeftModel) -> None:
     Raises:
         UserError: backbone parameters are trainable that would not be saved.
     """
-    saved = {t.untyped_storage().data_ptr() for t in get_peft_model_state_dict(model).values()}
-    unsaved = [
-        n
-        for n, p in model.named_parameters()
-        if p.requires_grad and p.device.type != "meta" and p.untyped_storage().data_ptr() not in saved
-    ]
+    saved = saved_parameters(model)
+    unsaved = [n for n, p in model.named_parameters() if p.requires_grad and p.device.type != "meta" and n not in saved]
     if unsaved and not model.active_peft_config.is_prompt_learning:
         plain = plain_names(model)
         raise UserError(

@@ -109,7 +109,7 @@ def length_hint(lengths: torch.Tensor, batch: int, is_bucketed: bool, median_cha
     shorter = next((length for length in _LENGTHS if length >= 0.95 * median), None)
     if shorter is None or shorter >= float(sample.max()):
         return ""
-    gain = _computed(sample, batch, is_bucketed) / _computed(sample.clamp(max=shorter), batch, is_bucketed)
+    gain = computed_tokens(sample, batch, is_bucketed) / computed_tokens(sample.clamp(max=shorter), batch, is_bucketed)
     if gain < WORTH:
         return ""
     cut = float((sample > shorter).float().mean())
@@ -122,7 +122,7 @@ def length_hint(lengths: torch.Tensor, batch: int, is_bucketed: bool, median_cha
     )
 
 
-def _computed(lengths: torch.Tensor, batch: int, is_bucketed: bool) -> float:
+def computed_tokens(lengths: torch.Tensor, batch: int, is_bucketed: bool) -> float:
     """Tokens of an epoch, padding included."""
     order = LengthSampler(lengths, batch, 0).order() if is_bucketed else torch.arange(len(lengths))
     return float(lengths.sum()) / (1 - padding(lengths, order, batch))

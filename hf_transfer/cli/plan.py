@@ -12,8 +12,8 @@ from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 
 HELP = (
-    "What a run would do, with the keys of train: each stage, and each layer group's learning rate in it. Trains "
-    "nothing and writes nothing. Without data, the plan is for the model alone."
+    "What a run would do, with the keys of train: each stage, each layer group's learning rate in it, and what it "
+    "takes in memory, time and money. Trains nothing and writes nothing. Without data, the plan is for the model alone."
 )
 
 
@@ -24,6 +24,8 @@ class PlanVerbArguments:
     json: bool = setting(False, "print one JSON object instead of tables")
     preview: str | None = setting(None, "picture of augmented training images to write: .png, .svg or .pdf")
     depth_map: str | None = setting(None, "picture of groups, epochs and learning rates to write: .png, .svg or .pdf")
+    gpus: list[str] | None = setting(None, "GPUs to compare, by their names in the price table (default: all of it)")
+    prices_file: str | None = setting(None, "YAML file with GPUs and their prices, in place of hf_transfer/prices.yaml")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,9 +42,11 @@ def run(argv: Sequence[str]) -> int:
     needs = ("model",)
     check_run(file, given, problems, needs, talks=not values["json"])
 
+    from hf_transfer.analysis.prices import read_prices
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config
 
+    prices = read_prices(values["prices_file"], values["gpus"])
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:
@@ -54,7 +58,8 @@ def run(argv: Sequence[str]) -> int:
 
         from hf_transfer.runs.preview import plan_only
 
-        planned = plan_only(config, talks=not (values["json"] or values["quiet"]), preview=values["preview"])
+        talks = not (values["json"] or values["quiet"])
+        planned = plan_only(config, talks=talks, preview=values["preview"], prices=prices)
     if values["json"]:
         print(json.dumps(planned.to_dict(), indent=2))
     if values["depth_map"]:

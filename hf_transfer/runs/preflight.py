@@ -80,7 +80,7 @@ def try_run(
     began, failure = time.perf_counter(), None
     attempt = _Attempt(prepared, trainer, splits)
     try:
-        with _without_trace(trainer):
+        with without_trace(trainer):
             try:
                 attempt.run(output_dir)
             except UserError as error:
@@ -260,7 +260,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _without_trace(trainer: TransferTrainer) -> Iterator[None]:
+def without_trace(trainer: TransferTrainer) -> Iterator[None]:
     """Context after which model, trainer and random numbers are as they were, and in which no process waits."""
     args, accelerator, objective, guards = trainer.args, trainer.accelerator, trainer.objective, trainer.guards
     counts_all, num_examples, recorder = args.average_tokens_across_devices, objective.num_examples, guards.recorder

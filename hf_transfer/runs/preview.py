@@ -8,6 +8,8 @@ from typing import Any
 from transformers import set_seed
 
 from hf_transfer.adapters.attach import attach
+from hf_transfer.analysis.budget_report import Budget
+from hf_transfer.analysis.prices import Prices, read_prices
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.preview import draw_preview
@@ -19,6 +21,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
 from hf_transfer.runs.announce import Advice, advise, announce
+from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.machine import quiet_libraries
@@ -48,6 +51,7 @@ class Planned:
         preflight: what was tried; None without data or without the key.
         chosen: keys that were set because they were not given, with the reasons; empty without data.
         advice: input sizes that would save time, and learning rates that cannot work; empty without data.
+        budget: memory, time and money.
     """
 
     config: Config
@@ -57,6 +61,7 @@ class Planned:
     examples: dict[str, int]
     data_facts: dict[str, Any] | None
     boundary_cache: list[dict[str, Any]]
+    budget: Budget
     preflight: Preflight | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     advice: Advice = field(default_factory=lambda: Advice([], []))
@@ -74,6 +79,7 @@ class Planned:
             "stages": stages,
             "chosen": self.chosen,
             "boundary_cache": self.boundary_cache,
+            "budget": self.budget.to_dict(),
             "preflight": self.preflight.to_dict() if self.preflight else None,
             "never_trained": list(self.plan.never_thawed),
             "total_parameters": sum(size for _, size in self.plan.groups),
@@ -83,13 +89,14 @@ class Planned:
         }
 
 
-def plan_only(config: Config, talks: bool = True, preview: str | None = None) -> Planned:
+def plan_only(config: Config, talks: bool = True, preview: str | None = None, prices: Prices | None = None) -> Planned:
     """The plan of a configuration, for the data if it names any, else for the model alone.
 
     Args:
         config: the keys.
         talks: whether it is printed too.
         preview: a picture of training images to write.
+        prices: the GPUs that are compared; None: those of this package.
 
     Raises:
         UserError: as `run` does before it trains; no strategy is set.
@@ -105,14 +112,16 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None) ->
         raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
     if preview and config.data.streaming:
         raise UserError("preview: a stream cannot be drawn.", "Leave streaming out for the picture.")
+    prices = prices or read_prices()
     with quiet_libraries(args):
-        planned = _plan_for_data(config, talks, preview) if has_data else _plan_for_model(config, talks)
+        planned = _plan_for_data(config, talks, preview, prices) if has_data else _plan_for_model(config, talks, prices)
     if talks:
         say(str(planned.depth_map))
+        say("\n".join(["", *planned.budget.lines()]))
     return planned
 
 
-def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
+def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Prices) -> Planned:
     """What `run` prepares, up to the first step."""
     prepared = choose(prepare(config))
     config = prepared.config
@@ -142,6 +151,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None) -> Planned:
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
+        budget=budget_of(prepared, trainer, splits, prices),
         preflight=preflight,
         chosen=prepared.chosen.to_dict()["auto"],
         advice=advice,
@@ -153,18 +163,22 @@ def _contrast_note(config: Config, splits: dict[str, Any]) -> str:
     return contrastive.note(config.training, None if config.data.streaming else len(splits["train"]))
 
 
-def _plan_for_model(config: Config, talks: bool) -> Planned:
+def _plan_for_model(config: Config, talks: bool, prices: Prices) -> Planned:
     """The plan of a model on the meta device, for `STEPS_PER_EPOCH` steps per epoch."""
     args, loaded = config.training, _load_alone(config)
     rules = [*(args.layer_rules or ()), *loaded.layer_rules]
-    groups = layer_groups(attach(loaded.model, args, rules), rules)
+    model = attach(loaded.model, args, rules)
+    groups = layer_groups(model, rules)
     plan = make_plan(args, groups)
     num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
     if talks:
         say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
         say("\n".join(["", str(plan), *filter(None, [contrastive.note(args), note(args)]), ""]))
     shown = depth_map(plan.resolve(STEPS_PER_EPOCH), groups, run_schedule(args, num_steps), num_steps)
-    return Planned(config, plan, shown, notes=list(loaded.notes), examples={}, data_facts=None, boundary_cache=[])
+    budget = budget_of_model(args, model, groups, plan, prices)
+    return Planned(
+        config, plan, shown, list(loaded.notes), examples={}, data_facts=None, boundary_cache=[], budget=budget
+    )
 
 
 def _load_alone(config: Config) -> Loaded:

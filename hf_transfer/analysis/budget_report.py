@@ -1,0 +1,148 @@
+"""The budget of a run: memory by stage, GPUs, money; as lines to read and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_transfer.analysis.budget import OVERHEAD, StageMemory
+from hf_transfer.analysis.gpus import Offer, Work, cheapest, fastest
+from hf_transfer.analysis.prices import Prices
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run takes.
+
+    Attributes:
+        memory: by stage, on one device.
+        accumulation: batches in an optimizer step, as asked for.
+        device: on which the dry steps ran; empty without data.
+        work: what is computed.
+        prices: the table of GPUs.
+        offers: the run on each GPU.
+        notes: what is not counted, and why.
+    """
+
+    memory: tuple[StageMemory, ...]
+    accumulation: int
+    device: str
+    work: Work
+    prices: Prices
+    offers: tuple[Offer, ...]
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        best = {
+            "cheapest": cheapest(self.offers),
+            "cheapest_spot": cheapest(self.offers, spot=True),
+            "fastest": fastest(self.offers),
+        }
+        return {
+            "stages": [stage.to_dict() for stage in self.memory],
+            "batch": self.memory[0].batch,
+            "accumulation": self.accumulation,
+            "activations": f"estimate: saved by autograd on {self.device}" if self.device else None,
+            "overhead_bytes": OVERHEAD,
+            "operations": self.work.operations,
+            "utilization": self.work.utilization,
+            "prices_date": self.prices.date,
+            "gpus": [{**offer.to_dict(), "is_estimate": True} for offer in self.offers],
+            **{name: offer.gpu.name if offer else None for name, offer in best.items()},
+            "notes": self.notes,
+        }
+
+    def lines(self) -> list[str]:
+        """For display."""
+        batch = self.memory[0].batch
+        lines = [
+            f"Memory on one device, batches of {batch}"
+            + (" (activations: an estimate, from the longest example):" if self.device else " (without activations):")
+        ]
+        lines += _table(
+            [("stage", "parameters", "gradients", "optimizer", "activations", "total")]
+            + [_memory_row(i + 1, stage) for i, stage in enumerate(self.memory)]
+        )
+        lines += self._money()
+        return [*lines, *(f"Budget: {note}." for note in self.notes)]
+
+    def _money(self) -> list[str]:
+        if not self.offers:
+            return []
+        if all(offer.why_not for offer in self.offers):
+            reasons = "; ".join(f"{offer.gpu.name}: {offer.why_not}" for offer in self.offers)
+            return [
+                f"The run fits none of the GPUs ({reasons}). Shorter inputs, strategy: linear-probe, an adapter or "
+                "activation checkpointing take less memory."
+            ]
+        if self.work.operations is None:
+            known = [offer.gpu.name for offer in self.offers if not offer.why_not]
+            what = "this" if self.device else "this much, without activations"
+            return [f"GPUs with room for {what}: {', '.join(known)}."]
+        lines = [
+            f"GPUs, an estimate: at {self.work.utilization:.0%} of the half-precision peak"
+            f"{'' if self.work.is_half else ' (the run is in float32)'}, training steps only, prices of "
+            f"{self.prices.date}:"
+        ]
+        lines += _table([("GPU", "memory", "batch", "time", "on demand", "spot"), *map(_offer_row, self.offers)])
+        return [*lines, self._best()]
+
+    def _best(self) -> str:
+        cheap, spot, fast = cheapest(self.offers), cheapest(self.offers, spot=True), fastest(self.offers)
+        assert cheap and spot and fast, "something fits and its work is known"
+        saving = 1 - (spot.spot_cost or 0.0) / cheap.cost if cheap.cost else 0.0
+        return (
+            f"Cheapest: {cheap.gpu.name}. Fastest: {fast.gpu.name}. Spot ({spot.gpu.name}) saves {saving:.0%}; a spot "
+            "machine may be taken away, so save checkpoints and resume."
+        )
+
+
+def _memory_row(number: int, stage: StageMemory) -> tuple[str, ...]:
+    activations = stage.activations.of_batch(stage.batch) if stage.activations else None
+    cells = (stage.parameters + stage.buffers, stage.gradients, stage.optimizer, activations, stage.total())
+    return (f"{number} {stage.stage}", *("not known" if cell is None else in_bytes(cell) for cell in cells))
+
+
+def _offer_row(offer: Offer) -> tuple[str, ...]:
+    name, memory = offer.gpu.name, f"{offer.gpu.memory_gb:g} GB"
+    if offer.why_not:
+        return name, memory, f"does not fit: {offer.why_not}", "", "", ""
+    batch = str(offer.batch) + (f" x {offer.accumulation}" if offer.accumulation > 1 else "")
+    return name, memory, batch, _time(offer.hours), _money(offer.cost), _money(offer.spot_cost)
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "not known"
+    seconds = hours * 3600
+    if seconds < 1:
+        return "under 1 s"
+    for unit, size in (("s", 1.0), ("min", 60.0)):
+        if seconds / size < 90:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{hours:.1f} h"
+
+
+def _money(dollars: float | None) -> str:
+    if dollars is None:
+        return "not known"
+    return "under $0.01" if dollars < 0.01 else f"${dollars:,.2f}"
+
+
+def in_bytes(count: float) -> str:
+    """In B, KB, MB or GB, powers of 1000."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB" if count >= 100 else f"{count:.3g} GB"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns of equal width; a cell before empty ones may be longer."""
+    full = [row for row in rows if all(row)]
+    widths = [max(len(row[c]) for row in full) for c in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
