@@ -24,7 +24,7 @@ BATCH = 16
 STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
 MOST_EPOCHS, LEAST_EPOCHS = 40, 4
 RATE = 1e-4  # of the whole model, head included
-CONVOLUTIONAL_RATE = 5e-4  # of an image model with BatchNorm
+CONVOLUTIONAL_RATE = 1e-3  # of an image model with BatchNorm
 
 
 @dataclass(frozen=True)
