@@ -15,7 +15,7 @@ from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.gpus import Work, offers
 from hf_transfer.analysis.hints import computed_tokens
 from hf_transfer.analysis.prices import Prices
-from hf_transfer.errors import one_line
+from hf_transfer.errors import listed, one_line
 from hf_transfer.features.examples import is_numbered
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.plan.plan import Plan, Stage
@@ -132,6 +132,10 @@ def _dry(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any], n
     except _FAILURES as error:
         notes.append(f"no dry step could be taken ({one_line(error, 120)}), so activations and time are not known")
         return _unknown(plan, trains, caches)
+    if bounds := [f"{stage.name!r}" for stage, one in zip(plan.stages, dry, strict=True) if one.is_bound]:
+        notes.append(
+            f"to save time, activations and operations of {listed(bounds)} are those of a stage with more layers"
+        )
     repeats = checkpoints_activations(trainer.args)
     if repeats:
         notes.append("what activation checkpointing keeps is not known, so activations are not counted")

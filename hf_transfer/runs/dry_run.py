@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from hf_transfer.analysis.budget import Activations
@@ -15,6 +19,8 @@ from hf_transfer.runs.preflight_examples import Examples
 from hf_transfer.runs.preflight_stages import Step
 from hf_transfer.training.trainer import TransferTrainer
 
+LIMIT = 3.0  # seconds, after which stages are no longer tried
+_LITTLE = 0.01  # of an example: what is saved whatever the batch, and then is not measured again
 # torch's counter knows the attention of GPUs only; (operation, arguments that are shapes, formula).
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 _ON_CPU = ((_ATTENTION, 3, sdpa_flop_count), (f"{_ATTENTION}_backward", 4, sdpa_backward_flop_count))
@@ -29,52 +35,97 @@ class DryStep:
         activations: that autograd saves.
         forward: floating-point operations of a forward pass on one example.
         backward: the same of the backward pass.
+        is_bound: whether another stage was tried in its place, which takes at least as much.
     """
 
     parameters: frozenset[str]
     activations: Activations
     forward: int
     backward: int
+    is_bound: bool = False
 
 
 def dry_steps(trainer: TransferTrainer, train: Examples, steps: list[Step]) -> list[DryStep]:
     """A dry step of each stage; model, trainer and random numbers must be restored by the caller.
 
-    Stages that train the same are tried once. Two batches of different sizes tell what grows with the batch: one
-    example and two, and one more of each where BatchNorm normalizes by the batch.
+    Stages that train the same are tried once, the one that trains most first. After `LIMIT` seconds, a stage counts as
+    the smallest that was tried and trains the same and more, which takes at least as much.
     """
     tried: dict[tuple[frozenset[str], bool], DryStep] = {}
-    found = []
-    for step in steps:
-        key = step.parameters, bool(step.batch_norms)
-        if key not in tried:
-            tried[key] = _dry_step(trainer, train, step, least=2 if step.batch_norms else 1)
-        found.append(tried[key])
-    return found
+    found: dict[int, DryStep] = {}
+    fixed: int | None = None
+    began = time.perf_counter()
+    for i in _spread(sorted(range(len(steps)), key=lambda i: -len(steps[i].parameters))):
+        key = steps[i].parameters, bool(steps[i].batch_norms)
+        wider = [names_norms for names_norms in tried if names_norms[0] >= key[0]]
+        if key in tried:
+            found[i] = tried[key]
+        elif wider and time.perf_counter() - began > LIMIT:
+            smallest = min(wider, key=lambda names_norms: len(names_norms[0]))
+            found[i] = replace(tried[smallest], parameters=key[0], is_bound=True)
+        else:
+            found[i] = tried[key] = one = _dry_step(trainer, train, steps[i], fixed)
+            is_first = len(tried) == 1  # in another, what is saved of a large layer may be new
+            if is_first and one.activations.fixed <= _LITTLE * one.activations.per_example:
+                fixed = one.activations.fixed
+    return [found[i] for i in range(len(steps))]
 
 
-def _dry_step(trainer: TransferTrainer, train: Examples, step: Step, least: int) -> DryStep:
-    longest = train.longest(1)
-    smaller, larger = (train.batch(longest * count) for count in (least, least + 1))
-    with step.training():
+def _spread(order: list[int]) -> Iterator[int]:
+    """The first and the last, then what is halfway between those before, and so on."""
+    yield from order[:1]
+    yield from order[1:][-1:]
+    waiting = [(0, len(order) - 1)]
+    while waiting:
+        low, high = waiting.pop(0)
+        if high - low > 1:
+            middle = (low + high) // 2
+            yield order[middle]
+            waiting += [(low, middle), (middle, high)]
+
+
+def _dry_step(trainer: TransferTrainer, train: Examples, step: Step, fixed: int | None) -> DryStep:
+    """A dry step of one stage.
+
+    Args:
+        trainer: whose stage it is.
+        train: the training examples.
+        step: of the stage.
+        fixed: bytes that are saved whatever the batch; None to tell them by a second batch of one example more.
+    """
+    longest, least = train.longest(1), 2 if step.batch_norms else 1  # BatchNorm may need several values
+    with step.training(), _AsOnGpu() if trainer.args.device.type == "cpu" else contextlib.nullcontext():
         names = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-        counter = _counter()
-        with counter:
-            loss, few = _forward(trainer, smaller)
+        with _counter() as counter:
+            loss, few = _forward(trainer, train.batch(longest * least))
             forward = int(counter.get_total_flops())
             reaches = bool(parameters) and loss.requires_grad
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if reaches else [None] * len(names)
         both = int(counter.get_total_flops())
         del loss
-        _, more = _forward(trainer, larger)
-    per_example = more - few
+        if fixed is None:
+            per_example = _forward(trainer, train.batch(longest * (least + 1)))[1] - few
+            fixed = max(0, few - least * per_example)
     return DryStep(
         frozenset(name for name, gradient in zip(names, gradients, strict=True) if gradient is not None),
-        Activations(max(0, few - least * per_example), per_example),
+        Activations(fixed, max(0, few - fixed) // least),
         forward // least,
         (both - forward) // least,
     )
+
+
+class _AsOnGpu(TorchFunctionMode):
+    """Context in which attention on the CPU saves what it saves on a GPU.
+
+    With dropout, only the kernels of GPUs do without the matrix of weights of each head.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            args, kwargs = args[:4], {**kwargs, "dropout_p": 0.0} | dict(zip(("is_causal",), args[5:6], strict=False))
+        return func(*args, **kwargs)
 
 
 def _counter() -> FlopCounterMode:
