@@ -371,6 +371,8 @@ def main(folder: Path, part: str) -> None:
     if trainer.is_world_process_zero():
         (folder / f"{part}.json").write_text(json.dumps(results))
     dist.destroy_process_group()  # gloo's threads abort a process that ends without this, now and then
+    sys.stderr.flush()
+    os._exit(0)  # and rarely one that ends with it, on a busy machine: the results are written
 
 
 if __name__ == "__main__":
