@@ -61,7 +61,7 @@ class Budget:
             + (" (activations: an estimate, from the longest example):" if self.device else " (without activations):")
         ]
         lines += _table(
-            [("stage", "parameters", "gradients", "optimizer", "activations", "total")]
+            [("stage", "model", "gradients", "optimizer", "activations", "total")]
             + [_memory_row(i + 1, stage) for i, stage in enumerate(self.memory)]
         )
         lines += self._money()
@@ -80,10 +80,11 @@ class Budget:
             known = [offer.gpu.name for offer in self.offers if not offer.why_not]
             what = "this" if self.device else "this much, without activations"
             return [f"GPUs with room for {what}: {', '.join(known)}."]
+        condition = "" if self.device else ", if activations fit as well"
+        precision = "" if self.work.is_half else " (the run is in float32)"
         lines = [
-            f"GPUs, an estimate: at {self.work.utilization:.0%} of the half-precision peak"
-            f"{'' if self.work.is_half else ' (the run is in float32)'}, training steps only, prices of "
-            f"{self.prices.date}:"
+            f"GPUs{condition}, an estimate: at {self.work.utilization:.0%} of the half-precision peak{precision}, "
+            f"training steps only, prices of {self.prices.date}:"
         ]
         lines += _table([("GPU", "memory", "batch", "time", "on demand", "spot"), *map(_offer_row, self.offers)])
         return [*lines, self._best()]

@@ -33,7 +33,7 @@ def test_the_budget_is_printed(argv, capsys):
     assert main([*argv, "--gpus", "[t4, H100]", "--per_device_train_batch_size", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("Memory on one device, batches of 4 (activations: an estimate, from the longest example):")
-    assert lines[at + 1].split() == ["stage", "parameters", "gradients", "optimizer", "activations", "total"]
+    assert lines[at + 1].split() == ["stage", "model", "gradients", "optimizer", "activations", "total"]
     assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["1", "2"]
     assert [line.split()[0] for line in lines[at + 5 : at + 8]] == ["GPU", "T4", "H100"]
     assert lines[at + 8].startswith("Cheapest: ")

@@ -17,7 +17,7 @@ from hf_transfer.runs.preflight_stages import batch_sizes_and_steps
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
-from tests.helpers import changed, copy_state
+from tests.helpers import CHECKPOINTING, changed, copy_state
 from tests.runs.test_preflight import QUIET, pictures, resnet, table, tiny_bert, with_tokens, words_tokenizer
 
 __all__ = ["resnet"]  # a fixture
@@ -145,9 +145,23 @@ def test_what_is_not_known_is_said(bert, tmp_path):
     solved = budget_of(*made(bert, data, tmp_path, strategy="linear-probe", probe_solver="lbfgs"), read_prices())
     assert (solved.memory[0].gradients, solved.memory[0].optimizer, solved.work.operations) == (0, 0, None)
     assert "solved for" in solved.notes[0]
+    again = budget_of(*made(bert, data, tmp_path, **{CHECKPOINTING: True}), read_prices())
+    assert again.memory[0].activations is None and "checkpointing" in again.notes[0]
+    assert any(line.startswith("GPUs, if activations fit as well, an estimate: ") for line in again.lines())
     waits = dict(strategy="gradual", unfreeze_trigger="plateau", num_train_epochs=4, eval_strategy="epoch")
     plateau = budget_of(*made(bert, data, tmp_path, **waits), read_prices())
     assert plateau.work.operations is None and plateau.memory[-1].activations and "plateaus" in plateau.notes[0]
+
+
+def test_a_stream_counts_by_its_steps(bert, tmp_path):
+    """It has no length."""
+    keys = dict(streaming=True, max_eval_samples=4, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    parts = made(bert, table(tmp_path / "a.csv", ["a fine film"] * 40), tmp_path, max_steps=5, **keys)
+    budget = budget_of(*parts, read_prices())
+    train = examples_of(*parts)["train"]
+    with untouched(parts[1].model):
+        (dry,) = dry_steps(parts[1], train, batch_sizes_and_steps(parts[1])[1])
+    assert budget.work.operations == 5 * 8 * (dry.forward + dry.backward) and budget.accumulation == 2
 
 
 def test_without_data_sizes_are_exact(bert, tmp_path):
