@@ -12,8 +12,8 @@ from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 
 HELP = (
-    "What a run would do, with the keys of train: each stage, each layer group's learning rate in it, and what it "
-    "takes in memory, time and money. Trains nothing and writes nothing. Without data, the plan is for the model alone."
+    "What a run would do, with the keys of train: stages, learning rates, memory, time, money. Trains nothing and "
+    "writes nothing. Without data, the plan is for the model alone."
 )
 
 
@@ -22,10 +22,10 @@ class PlanVerbArguments:
     """How a plan is shown."""
 
     json: bool = setting(False, "print one JSON object instead of tables")
-    preview: str | None = setting(None, "picture of augmented training images to write: .png, .svg or .pdf")
-    depth_map: str | None = setting(None, "picture of groups, epochs and learning rates to write: .png, .svg or .pdf")
-    gpus: list[str] | None = setting(None, "GPUs to compare, by their names in the price table (default: all of it)")
-    prices_file: str | None = setting(None, "YAML file with GPUs and their prices, in place of hf_transfer/prices.yaml")
+    preview: str | None = setting(None, "augmented images to draw (.png, .svg, .pdf)")
+    depth_map: str | None = setting(None, "learning rates to draw (.png, .svg, .pdf)")
+    gpus: list[str] | None = setting(None, "GPUs to compare (default: all of the table)")
+    prices_file: str | None = setting(None, "YAML file with GPU prices (default: ours)")
 
 
 def parser() -> argparse.ArgumentParser:
