@@ -161,7 +161,9 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
     is_own = own.group == HEAD
     against = f"{own.loss:.3f} of {'what' if is_own else f'{own.pooling} of {own.group}, which'} the head reads"
     if not found.pays:
-        kept = Choice(None, f"no layer's loss in cross-validation is clearly below {against}")
+        kept = Choice(
+            None, f"no layer's loss in cross-validation is {'clearly ' if found.margin else ''}below {against}"
+        )
         return {"pooling": kept, "pooling_layer": Choice(None, "")}
     why = f"its loss in cross-validation is {best.loss:.3f}, against {against}"
     return {

@@ -51,7 +51,8 @@ class PoolingChoice:
         gain: by how much the loss of `best` is lower than that of `own`, per example.
         error: standard error of `gain` over the examples.
         candidates: all, best first.
-        margin: standard errors by which the best must be better.
+        margin: standard errors by which the best must be better. None of a head that loads anywhere: with 16 examples
+            per class the first token of a text was kept within the noise, and was 11 and 13 points worse.
     """
 
     best: Candidate
@@ -59,7 +60,7 @@ class PoolingChoice:
     gain: float
     error: float
     candidates: tuple[Candidate, ...]
-    margin: float = 1.0
+    margin: float = 0.0
 
     @property
     def pays(self) -> bool:

@@ -66,10 +66,12 @@ def a_choice(gain, error):
     return PoolingChoice(best, own, gain, error, (best,))
 
 
-def test_another_layer_is_read_if_it_is_better_by_more_than_chance():
+def test_another_layer_is_read_if_its_loss_is_lower_by_more_than_its_margin():
     assert pooling(a_choice(0.2, 0.1), "")["pooling"].value == "mean"
     assert pooling(a_choice(0.2, 0.1), "")["pooling_layer"].value == "layer.3"
-    assert pooling(a_choice(0.1, 0.2), "")["pooling"].value is None
+    assert pooling(a_choice(0.1, 0.2), "")["pooling"].value == "mean", "the lower loss is the better guess"
+    assert pooling(a_choice(-0.1, 0.2), "")["pooling"].value is None
+    assert pooling(replace(a_choice(0.1, 0.2), margin=1.0), "")["pooling"].value is None
     assert pooling(None, "an adapter")["pooling"] == Choice(None, "an adapter")
 
 
