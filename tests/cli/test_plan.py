@@ -76,7 +76,8 @@ def documented() -> set[str]:
 def test_every_key_of_the_json_is_documented_and_no_other(argv, tmp_path, capsys):
     found = set[str]()
     duplicates = tmp_path / "duplicates.csv"
-    duplicates.write_text("text,label\n" + "".join(f"the same film,{'xy'[i % 2]}\n" for i in range(20)))
+    texts = [*["the same film"] * 20, *(f"film {i} fine" for i in range(20))]
+    duplicates.write_text("text,label\n" + "".join(f"{t},{'xy'[i % 2]}\n" for i, t in enumerate(texts)))
     few = ["plan", argv[1], str(duplicates), "--use_cpu", "true", "--train_val_split", "0.2", "--preflight", "false"]
     cached, uncached = ([*argv, "--boundary_cache", where] for where in ("memory", "off"))
     for command in (cached, uncached, [*few, "--strategy", "auto"]):
