@@ -119,8 +119,8 @@ class Expected:
 
 def best_layer(
     features: Mapping[str, torch.Tensor], labels: torch.Tensor, outputs: int, seed: int
-) -> tuple[str, float]:
-    """(the layer whose head has the lowest loss on held-out examples, that loss).
+) -> tuple[str, float, float]:
+    """(the layer whose head has the lowest loss on held-out examples, that loss, the head's L2 strength).
 
     Args:
         features: (examples, width) of each layer; of layers with equal losses the first counts.
@@ -129,9 +129,9 @@ def best_layer(
         seed: of the folds.
     """
     draws = divisions(SINGLE, labels, 1, seed)
-    losses = {name: held_out_losses(SINGLE, x, labels, outputs, draws)[0] for name, x in features.items()}
-    best = min(losses, key=lambda name: float(losses[name].mean()))
-    return best, float(losses[best].mean())
+    found = {name: held_out_losses(SINGLE, x, labels, outputs, draws) for name, x in features.items()}
+    best = min(found, key=lambda name: float(found[name][0].mean()))
+    return best, float(found[best][0].mean()), found[best][1]
 
 
 def expected_accuracy(
