@@ -54,6 +54,7 @@ class Planned:
         chosen: keys that were set because they were not given, with the reasons; empty without data.
         advice: input sizes that would save time, and learning rates that cannot work; empty without data.
         budget: memory, time and money.
+        rule: that chose the strategy, in words; empty if none did.
         expected: the accuracy to expect, or why it cannot be said; None without data or without the key.
     """
 
@@ -69,6 +70,7 @@ class Planned:
     chosen: dict[str, Any] = field(default_factory=dict)
     advice: Advice = field(default_factory=lambda: Advice([], []))
     expected: Expected | str | None = None
+    rule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -82,6 +84,7 @@ class Planned:
             "groups": self.depth_map.to_list(),
             "stages": stages,
             "chosen": self.chosen,
+            "rule": self.rule,
             "boundary_cache": self.boundary_cache,
             "budget": self.budget.to_dict(),
             "preflight": self.preflight.to_dict() if self.preflight else None,
@@ -142,6 +145,8 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     advice = advise(prepared, trainer)
     if talks:
         announce(prepared, trainer, advice)
+        if prepared.chosen.rule:
+            say(f"Rule: {prepared.chosen.rule}.")
     preflight = try_run(prepared, trainer, splits) if config.training.preflight else None
     for line in preflight.lines() if preflight and talks else ():
         say(line)
@@ -168,6 +173,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         chosen=prepared.chosen.to_dict()["auto"],
         advice=advice,
         expected=expected,
+        rule=prepared.chosen.rule,
     )
 
 
