@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hf_transfer.analysis.baselines import Distance
 from hf_transfer.analysis.learning_curve import Point, forecast, measure
 from hf_transfer.analysis.pooling_choice import held_out_losses
 from hf_transfer.features.convex_head import SINGLE, STRENGTHS
@@ -73,6 +74,7 @@ class Expected:
         split: whose accuracy is predicted.
         split_examples: number of its examples.
         curve: accuracy on subsets.
+        domain: what the features are worth beside the input itself; None if it was not asked.
         measured_with: where the difference between `frozen` and `accuracy` was measured, in words; empty without one.
     """
 
@@ -91,11 +93,13 @@ class Expected:
     split_examples: int
     curve: tuple[Point, ...]
     measured_with: str
+    domain: Distance | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         points = [{"examples": p.examples, "accuracy": 1 - p.error, "standard_error": p.spread} for p in self.curve]
-        return {**asdict(self), "curve": points, "coverage": COVERAGE}
+        domain = self.domain.to_dict() if self.domain else None
+        return {**asdict(self), "curve": points, "coverage": COVERAGE, "domain": domain}
 
     def line(self) -> str:
         """In short."""
@@ -114,7 +118,8 @@ class Expected:
             f"cross-validation on {seen} of them"
         )
         more = f", and training more than the head was measured with {self.measured_with}: other models may gain more"
-        return [self.line(), f"{basis}{more if self.measured_with else ''}. The interval is meant for 9 of 10 runs."]
+        rest = f"{basis}{more if self.measured_with else ''}. The interval is meant for 9 of 10 runs."
+        return [self.line(), rest, *([self.domain.line()] if self.domain else [])]
 
 
 def best_layer(

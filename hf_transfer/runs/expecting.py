@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
+from hf_transfer.analysis.baselines import distance
 from hf_transfer.analysis.expected import (
     HEAD_ALONE,
     LEAST,
@@ -21,6 +24,7 @@ from hf_transfer.analysis.expected import (
     sample_of,
 )
 from hf_transfer.analysis.label_issues import layers_to_compare
+from hf_transfer.analysis.model_ranking import answers_of
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, one_line
@@ -38,8 +42,10 @@ from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import has_adapter, has_new_head
 from hf_transfer.training.trainer import TransferTrainer
 
+_SIDE = 16  # pixels of a small picture
 
-def expect(prepared: Prepared, trainer: TransferTrainer) -> Expected | str:
+
+def expect(prepared: Prepared, trainer: TransferTrainer, asks_domain: bool = False) -> Expected | str:
     """The accuracy to expect, or why it cannot be said, as part of a sentence; all processes must call it.
 
     Model and random numbers are afterwards as they were.
@@ -47,6 +53,7 @@ def expect(prepared: Prepared, trainer: TransferTrainer) -> Expected | str:
     Args:
         prepared: the run, with its chosen keys.
         trainer: made for it, before its first step.
+        asks_domain: whether the features are compared with the input itself, too.
     """
     if reason := _why_not(prepared, trainer):
         return reason
@@ -55,17 +62,31 @@ def expect(prepared: Prepared, trainer: TransferTrainer) -> Expected | str:
         features = _features(prepared, trainer, rows)
     except UserError as error:
         return f"there are no frozen features: {one_line(error)}".rstrip(".")
-    splits = prepared.data.splits
+    splits, classes, seed = prepared.data.splits, len(prepared.loaded.labels.names), prepared.config.split_seed
     split = "test" if "test" in splits else "validation"
-    return expected_accuracy(
+    found = expected_accuracy(
         features,
         labels,
-        len(prepared.loaded.labels.names),
+        classes,
         examples=len(prepared.data.train),
         split=(split, len(splits[split])),
         added=_added(prepared, trainer),
-        seed=prepared.config.split_seed,
+        seed=seed,
     )
+    if not asks_domain:
+        return found
+    answers = answers_of({found.layer: features[found.layer]}, labels, classes, seed)
+    return replace(found, domain=distance(answers.right, answers.logme, _raw(prepared, rows), labels, seed))
+
+
+def _raw(prepared: Prepared, rows: list[int]) -> Any:
+    """The inputs without a model: texts, or gray pixels of a small picture, (examples, pixels)."""
+    if not prepared.task.mixes:
+        columns = [prepared.data.train.select(rows)[name][:] for name in prepared.inputs]
+        return [" ".join(map(str, parts)) for parts in zip(*columns, strict=True)]
+    images = inputs_of(prepared, rows)
+    small = [functional.adaptive_avg_pool2d(images[i]["pixel_values"].mean(0)[None], _SIDE) for i in range(len(rows))]
+    return torch.stack(small).flatten(1).double().numpy()
 
 
 def expected_of(

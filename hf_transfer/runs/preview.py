@@ -152,7 +152,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         say(line)
     if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
         say(line)
-    expected = expect(prepared, trainer) if config.data.expected_accuracy else None
+    expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
     if expected is not None and talks:
         say("\n".join(lines_of(expected)))
     if preview:
