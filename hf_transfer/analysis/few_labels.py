@@ -19,7 +19,8 @@ from hf_transfer.models.pooling_layer import PoolingChange
 
 FEW = 1000  # training examples
 MANY = 10_000  # likewise, of an image model with BatchNorm: the default rates were made for transformers
-LEAST_PER_CLASS = 10  # below, only the head is fitted
+# Training examples per class below which only the head is fitted; the latter of an image model with BatchNorm.
+LEAST_PER_CLASS, CONVOLUTIONAL_LEAST_PER_CLASS = 14, 10
 BATCH = 16
 STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
 MOST_EPOCHS, LEAST_EPOCHS = 40, 4

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hf_transfer.analysis.few_labels import FEW, LEAST_PER_CLASS, MANY, Choice, Seen, course
+from hf_transfer.analysis.few_labels import (
+    CONVOLUTIONAL_LEAST_PER_CLASS,
+    FEW,
+    LEAST_PER_CLASS,
+    MANY,
+    Choice,
+    Seen,
+    course,
+)
 
 DECAY = 0.9  # `layer_lr_decay` of many examples
 RULE_OF_THUMB = "a rule of thumb, not measured here"
@@ -59,8 +67,8 @@ def _is_many(seen: Seen) -> bool:
 
 
 def _has_few(seen: Seen) -> bool:
-    few = seen.per_class is not None and seen.per_class < LEAST_PER_CLASS
-    return few and not seen.begins
+    least = CONVOLUTIONAL_LEAST_PER_CLASS if seen.has_batchnorm else LEAST_PER_CLASS
+    return seen.per_class is not None and seen.per_class < least and not seen.begins
 
 
 def _two_phase(seen: Seen) -> _Keys:
@@ -156,10 +164,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="few per class",
-        applies=f"under {LEAST_PER_CLASS} training examples per class",
+        applies=f"under {LEAST_PER_CLASS} training examples per class, {CONVOLUTIONAL_LEAST_PER_CLASS} with BatchNorm",
         when=_has_few,
         sets=_head_alone,
-        because="already with 16 per class fine-tuning undid the head that it began with",
+        because="on so few, fine-tuning undoes the head that it begins with",
         basis="docs/few-labels.md",
     ),
     Rule(
