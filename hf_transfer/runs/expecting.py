@@ -193,7 +193,7 @@ def _why_not(prepared: Prepared, trainer: TransferTrainer) -> str:
         return reason
     if values["from_scratch"] or values["strategy"] == "scratch":
         return "random weights have no features that say anything"
-    if not has_new_head(prepared) and not has_adapter(prepared):
+    if not has_adapter(prepared) and not has_new_head(prepared):  # an adapter renames parameters
         return "the checkpoint's head is kept, which knows more than its features"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "the model is sharded"
