@@ -32,6 +32,7 @@ from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -108,6 +109,7 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         label_issues: what was found out about the labels, for `results.json`.
+        range_test: of `learning_rate: auto`; None without it, and in a resumed run.
     """
 
     prepared: Prepared
@@ -120,6 +122,7 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     label_issues: dict[str, Any] | None = None
+    range_test: Found | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -138,6 +141,7 @@ def _prepare(config: Config) -> _Ready:
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
@@ -150,6 +154,7 @@ def _prepare(config: Config) -> _Ready:
         checkpoint=checkpoint,
         target=target,
         talks=_talks(args),
+        range_test=range_test,
     )
     _replace_progress(trainer, output_dir, ready.talks)
     if trainer.is_world_process_zero():
@@ -183,6 +188,8 @@ def _open_folder(ready: _Ready) -> None:
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
         clear(folder)
+    if ready.range_test is not None:
+        ready.range_test.write(folder)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 

@@ -21,6 +21,8 @@ from hf_transfer.plan import checks, probe_checks
 from hf_transfer.training.best_metric import set_direction
 from hf_transfer.training.schedules import SCHEDULES
 
+_NOT_HERE = "`hf-transfer train` and `fine_tune`, which have the data, find one for auto."
+
 
 @dataclass
 class TransferArguments(TrainingKeys, TrainingArguments):
@@ -39,12 +41,14 @@ class TransferArguments(TrainingKeys, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.adapter = with_adapter(self.strategy, self.adapter)
+        rate = self.learning_rate
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
         words = {"true": True, "false": False}
         self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
         self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
-        problems = [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
+        problems = [f"learning_rate: {rate!r} is not a number. {_NOT_HERE}"] if isinstance(rate, str) else []
+        problems += [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
         problems += check_early_stopping(vars(self))
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}
         problems += wrong_values({**vars(self), "lr_scheduler_type": schedule}, own)

@@ -271,6 +271,7 @@ VERB_NAMES = {
     "predict": "infer inference classify pred prediction",
     "push": "upload publish push_to_hub",
     "doctor": "check diagnose env info checks",
+    "find-lr": "find_lr lr_find lr-find lrfind findlr lr_finder lr-finder range_test range-test",
     "plan": "dry_run dry-run preview show summary",
 }
 VERBS_ELSEWHERE = {word: ours for ours, words in VERB_NAMES.items() for word in words.split()}
