@@ -11,6 +11,7 @@ import csv
 import io
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,23 +44,35 @@ class Curve:
 
     @property
     def suggestions(self) -> dict[str, float]:
-        """{`valley`, `steep`, `minimum`: learning rate}; empty where the smoothed loss never falls.
+        """{`valley`, `steep`, `minimum`: learning rate}; empty where the smoothed loss falls by no more than its noise.
 
         `valley` is in the middle of the longest fall of the smoothed loss, `steep` where it falls fastest per decade,
         and `minimum` a tenth of where it is lowest.
         """
         cut = slice(int(len(self.rates) * _SKIPPED), len(self.rates) - _LAST)
         rates, losses = self.rates[cut], self.smoothed[cut]
-        if len(losses) < 3 or min(losses[1:]) >= losses[0]:
+        if len(losses) < 3:
+            return {}
+        lowest = min(range(len(losses)), key=losses.__getitem__)
+        if max(losses[: lowest + 1]) - losses[lowest] <= self._noise:
             return {}
         return {name: find(rates, losses) for name, find in SUGGESTIONS.items()}
+
+    @property
+    def _noise(self) -> float:
+        """By how much the average moves where nothing is learned: three of its standard deviations, from the first
+        quarter of the test, and what rounding does."""
+        quiet = self.losses[: max(2, len(self.losses) // 4)]
+        spread = statistics.stdev(quiet) * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
+        return 3 * spread + 1e-6 * abs(quiet[0])
 
     def to_csv(self) -> str:
         """A line per step: `learning_rate`, `loss`, `smoothed_loss`."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("learning_rate", "loss", "smoothed_loss"))
-        writer.writerows(zip(self.rates, self.losses, self.smoothed, strict=True))
+        rows = zip(self.rates, self.losses, self.smoothed, strict=True)
+        writer.writerows([f"{value:.8g}" for value in row] for row in rows)
         return file.getvalue()
 
 

@@ -48,6 +48,11 @@ class Found:
     batch: int
     keys: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def diverges_at_once(self) -> bool:
+        """Whether the loss diverged before it could be seen to fall."""
+        return self.curve.diverged and len(self.curve.rates) < LEAST_STEPS
+
     def lines(self) -> list[str]:
         """For display."""
         curve, steps = self.curve, len(self.curve.rates)
@@ -135,16 +140,18 @@ def find_rate(
     config = prepared.config
     if not config.finds_rate or recorded(checkpoint, Path(str(trainer.args.output_dir))) is not None:
         return prepared, None
-    if trainer.args.probe_solver == "lbfgs" and "probe_solver" in prepared.chosen.keys:
-        return _set(prepared, trainer, {"learning_rate": trainer.args.learning_rate}, "the head is solved for"), None
-    if trainer.plan is None:
-        raise UserError("auto needs a strategy.", f"Set one: {option('strategy', 'full')}.", key="learning_rate")
+    default = {"learning_rate": trainer.args.learning_rate}
+    if trainer.args.probe_solver == "lbfgs":  # which the choice has set; where it is given, auto is refused
+        return _set(prepared, trainer, default, "not used: the head is solved for"), None
     if not is_silent(config.training) and trainer.is_world_process_zero():
         say("learning_rate: auto: a range test, which leaves no trace in the run ...")
     sweep = Sweep()
     found = _found(prepared, trainer, splits, sweep)
-    if not found.keys:
+    if not found.keys and found.diverges_at_once:
         raise _nothing_found(found, sweep)
+    if not found.keys:
+        why = f"the default: no learning rate clearly lowers the loss in a range test of stage {found.stage!r}"
+        return _set(prepared, trainer, default, why), found
     values = [dict(found.keys[CHOSEN])]
     if trainer.args.world_size > 1:
         broadcast_object_list(values)
@@ -172,7 +179,7 @@ def _found(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any],
     curve = range_test(prepared, trainer, splits, sweep)
     assert trainer.plan is not None
     stage = trainer.plan.stages[stage_to_try(trainer.plan, sweep.stage)]
-    suggestions = curve.suggestions if len(curve.rates) >= LEAST_STEPS else {}
+    suggestions = {} if len(curve.rates) < LEAST_STEPS else curve.suggestions
     keys = {name: _keys_at(args, _rounded(rate)) for name, rate in suggestions.items()}
     return Found(curve, stage.name, args.train_batch_size * args.gradient_accumulation_steps * args.world_size, keys)
 
@@ -200,7 +207,7 @@ def _rounded(rate: float) -> float:
 
 def _nothing_found(found: Found, sweep: Sweep) -> UserError:
     rates = found.curve.rates
-    if found.curve.diverged and len(rates) < LEAST_STEPS:
+    if found.diverges_at_once:
         return UserError(
             f"the loss of stage {found.stage!r} diverges at once: after {len(rates)} steps of the range test, at "
             f"learning rate {rates[-1]:.1e}.",
@@ -208,7 +215,7 @@ def _nothing_found(found: Found, sweep: Sweep) -> UserError:
             key="learning_rate",
         )
     return UserError(
-        f"no learning rate from {rates[0]:.1e} to {rates[-1]:.1e} lowers the loss of stage {found.stage!r}.",
+        f"no learning rate from {rates[0]:.1e} to {rates[-1]:.1e} clearly lowers the loss of stage {found.stage!r}.",
         "Check the labels, try hf-transfer find-lr with larger batches or more --num_steps, or give a number.",
         key="learning_rate",
     )

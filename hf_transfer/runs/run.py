@@ -141,7 +141,8 @@ def _prepare(config: Config) -> _Ready:
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
-    prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
+    with removed_if_empty(output_dir, is_new):
+        prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
