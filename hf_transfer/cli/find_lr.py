@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.launching import LaunchArguments, start_if_asked
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 
@@ -17,7 +18,7 @@ HELP = (
 
 
 @dataclass
-class FindLrArguments:
+class FindLrArguments(LaunchArguments):
     """What the range test goes through."""
 
     num_steps: int = setting(100, "number of training steps", above=0)
@@ -41,7 +42,10 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer.keys import NEEDS
 
     file, given, values, problems = read_run("find-lr", argv, parser(), FindLrArguments)
-    check_run(file, given, problems, NEEDS, talks=True)
+    starts = values["num_processes"] is not None or values["launch"] is not None
+    check_run(file, given, problems, NEEDS, talks=not starts)
+    if (code := start_if_asked("find-lr", argv, values, file, given)) is not None:
+        return code
 
     from hf_transfer.runs.finding_rate import find_lr
     from hf_transfer.runs.range_testing import Sweep

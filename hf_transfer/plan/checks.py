@@ -71,7 +71,7 @@ def _check_rate(keys: PlanArguments) -> Iterable[str]:
     """`learning_rate: auto` finds one factor for all learning rates, so none of them can be given as a number."""
     rate = keys.learning_rate
     if isinstance(rate, str) and rate != AUTO:
-        yield f"learning_rate: {rate!r} is neither a number nor auto.{nearest(rate, (AUTO,))}"
+        yield f"learning_rate: {rate!r} is not a number. Use one, or auto.{nearest(rate, (AUTO,))}"
     if rate != AUTO:
         return
     given = [name for name in ("head_learning_rate", "layer_learning_rates") if getattr(keys, name) is not None]

@@ -48,7 +48,6 @@ from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
-from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
@@ -154,7 +153,7 @@ def _prepare(config: Config) -> _Ready:
         output_dir=output_dir,
         checkpoint=checkpoint,
         target=target,
-        talks=_talks(args),
+        talks=not is_silent(args),
         range_test=range_test,
     )
     _replace_progress(trainer, output_dir, ready.talks)
@@ -299,11 +298,6 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _talks(args: TransferArguments) -> bool:
-    """Whether the run says what it does: not from `log_level: error` on."""
-    return not is_silent(args)
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:

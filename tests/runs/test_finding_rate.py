@@ -275,7 +275,7 @@ def test_a_loss_that_diverges_at_once(keys, tmp_path):
 
 @pytest.mark.parametrize("value", ["fast", "1e-3x"])
 def test_words_that_are_no_learning_rate(value, keys):
-    with pytest.raises(UserError, match=f"'{value}' is neither a number nor auto"):
+    with pytest.raises(UserError, match=f"'{value}' is not a number. Use one, or auto"):
         configured(None, None, {**keys, "learning_rate": value})
     with pytest.raises(UserError, match=f"'{value}' is not a number"):
         TransferArguments("out", learning_rate=value)
