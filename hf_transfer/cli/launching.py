@@ -27,6 +27,7 @@ from hf_transfer.errors import UserError, nearest, option
 
 TELLS = "HF_TRANSFER_FIRST_TO_FAIL"  # environment variable: a folder in which the first process to fail leaves a mark
 _MARK = "told"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torch's launcher handles
 _PATIENCE = 600  # seconds that processes have to save a checkpoint after a signal; torch's own 30 cut a large one off
 _ON_CPU, _ON_GPUS = "cpu_2proc", "ddp"
 
@@ -225,10 +226,10 @@ def start(asked: Start, verb: str, words: Sequence[str], debug: bool = False) ->
 
 @contextlib.contextmanager
 def _quiet(folder: str, debug: bool) -> Iterator[None]:
-    """Context in which the launcher says nothing: its processes say what there is to say."""
+    """Context in which the launcher says nothing: its processes say what there is to say. It takes signals over."""
     os.environ[TELLS] = folder
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_PATIENCE))
-    before = logging.root.manager.disable
+    before, handlers = logging.root.manager.disable, {number: signal.getsignal(number) for number in _SIGNALS}
     if not debug:
         logging.disable(logging.ERROR)
     try:
@@ -238,6 +239,8 @@ def _quiet(folder: str, debug: bool) -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         del os.environ[TELLS]
 
 
