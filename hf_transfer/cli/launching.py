@@ -82,11 +82,13 @@ class Start:
         file: configuration of accelerate.
         processes: number of processes on all machines.
         machines: number of machines.
+        on_cpu: whether the configuration is for the CPU; a process that is started does not see that.
     """
 
     file: Path
     processes: int
     machines: int = 1
+    on_cpu: bool = False
 
 
 def start_of(processes: int | None, launch: str | None, on_cpu: bool, gpus: int) -> Start | None:
@@ -119,7 +121,7 @@ def start_of(processes: int | None, launch: str | None, on_cpu: bool, gpus: int)
             raise UserError(f"{launch} starts one process, not {processes}.", "Use ddp, or leave it out.", key="launch")
         return None
     if written.get("use_cpu"):
-        return Start(file, count, machines)
+        return Start(file, count, machines, on_cpu=True)
     if not gpus:
         why = "use_cpu was given" if on_cpu else "this machine has no GPU"
         fix = f"On the CPU: {option('num_processes', processes or 2)} without launch."
@@ -190,7 +192,8 @@ def start_if_asked(
     if asked is None:
         return None
     folder = [] if "output_dir" in {**file, **given} else ["--output_dir", str(run["output_dir"])]  # the same for all
-    return start(asked, verb, [*without_launch_keys(argv), *folder], debug=values["debug"])
+    device = ["--use_cpu", "true"] if asked.on_cpu and not run["use_cpu"] else []
+    return start(asked, verb, [*without_launch_keys(argv), *folder, *device], debug=values["debug"])
 
 
 def start(asked: Start, verb: str, words: Sequence[str], debug: bool = False) -> int:

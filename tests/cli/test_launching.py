@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ NAMED = configurations()
 )
 def test_what_is_started(processes, launch, on_cpu, gpus, expected):
     asked = start_of(processes, launch, on_cpu, gpus)
-    assert asked == (expected and Start(NAMED[expected[0]], expected[1]))
+    on = {"on_cpu": True} if expected and expected[0] == "cpu_2proc" else {}
+    assert asked == (expected and Start(NAMED[expected[0]], expected[1], **on))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +70,9 @@ def test_a_file_says_how_many(tmp_path):
 
 
 def test_words_without_the_keys():
-    words = "m d --launch ddp --seed 1 --num_processes=2 --num_processes 3 --launch=x -- --launch y".split()
-    assert without_launch_keys(words) == "m d --seed 1 -- --launch y".split()
+    words = ["m", "--launch", "ddp", "--seed", "1", "--num_processes=2", "--num_processes", "3", "--launch=x"]
+    words += ["--", "--launch"]
+    assert without_launch_keys(words) == ["m", "--seed", "1", "--", "--launch"]
 
 
 def test_the_first_to_fail_tells(tmp_path, monkeypatch):
@@ -104,6 +107,7 @@ def test_an_error_is_told_once_with_its_exit_code(capfd, monkeypatch):
 def started_as(program: str, folder: Path, monkeypatch) -> int:
     """The exit code where this program stands in for the command line."""
     (folder / "hf_transfer").mkdir()
+    (folder / "hf_transfer" / "__init__.py").touch()
     (folder / "hf_transfer" / "__main__.py").write_text(f"import os, signal, sys, time\n{program}\n")
     monkeypatch.chdir(folder)
     return start(Start(NAMED["cpu_2proc"], 2), "train", [])
@@ -132,8 +136,9 @@ open(f"ready-{os.environ['RANK']}", "w").close()
 time.sleep(60)"""
 
     def end() -> None:
-        while len(list(tmp_path.glob("ready-*"))) < 2:
-            threading.Event().wait(0.05)
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -146,6 +151,14 @@ time.sleep(60)"""
     assert capfd.readouterr().err == ""
 
 
+def test_the_processes_know_each_other(tmp_path, monkeypatch, capfd):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")
+    program = f"print(*(os.environ[name] for name in {names}), *sys.argv[1:])"
+    assert started_as(program, tmp_path, monkeypatch) == 0
+    assert sorted(capfd.readouterr().out.splitlines()) == ["0 2 2 no train", "1 2 2 no train"]
+
+
+@pytest.mark.slow
 def test_two_processes_train_one_model(tiny_bert_folder, tmp_path):
     words = f"-m hf_transfer train {tiny_bert_folder} bundled:rotten-tomatoes {tmp_path / 'out'} --num_processes 2"
     keys = "--strategy full --max_train_samples 32 --max_eval_samples 8 --max_predict_samples 8 --max_steps 2"
