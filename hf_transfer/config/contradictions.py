@@ -63,7 +63,12 @@ def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list
             f"augmented_views: {values['augmented_views']} has no effect with augmentation: none; choose one, for "
             "example augmentation: basic."
         )
-    for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
+    for one, other in (
+        ("dataset_name", "train_file"),
+        ("fp16", "bf16"),
+        ("mixed_precision", "fp16"),
+        ("mixed_precision", "bf16"),
+    ):
         if values[one] and values[other]:
             problems.append(f"{one} and {other} contradict each other: keep one.")
     if chosen.get("from_scratch") is False and values["strategy"] == "scratch":

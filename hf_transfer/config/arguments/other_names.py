@@ -144,7 +144,7 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "write strategy: lora, with lora_r for the rank.",
     ),
     (
-        "amp half mixed_precision precision fp16_backend half_precision_backend to_fp16",
+        "amp half precision fp16_backend half_precision_backend to_fp16",
         "write fp16: true, or bf16: true where the GPU has it.",
     ),
     (
