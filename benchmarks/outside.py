@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from timing import environment, report
+
 PROGRAM = [sys.executable, "-m", "hf_transfer", "train", "bundled:minilm-l6"]
 QUICK = ["--max_steps", "1"]
 MEASURES = {
@@ -64,17 +61,11 @@ def measured(data: Path, out: Path, keys: list[str]) -> dict[str, float]:
     """
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [*PROGRAM, str(data), str(out), *keys]
-    subprocess.run(command, check=True, capture_output=True, env=environment())
+    subprocess.run(command, check=True, capture_output=True, env=environment(HF_HUB_OFFLINE="1"))
     total, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     training = json.loads((out / "results.json").read_text(encoding="utf-8"))["train_seconds"]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"total": total, "training": training, "outside": total - training, "cpu": cpu}
-
-
-def environment() -> dict[str, str]:
-    """This checkout's package, whatever the working directory."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def main() -> None:
@@ -90,25 +81,9 @@ def main() -> None:
         if not options.quick:
             measured(data, Path(folder) / "first", keys)  # files are read into memory
         runs = [measured(data, Path(folder) / f"run-{i}", keys) for i in range(repeats)]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "datasets"))
-    taken = {name: [run[name] for run in runs] for name in MEASURES}
-    lines = [
-        "# A whole run of a few texts",
-        "",
-        f"`train bundled:minilm-l6` on {texts} short texts: {machine}, {versions}; {repeats} processes.",
-        "",
-        "| | median s | fastest s |",
-        "|---|---|---|",
-        *(f"| {what} | {statistics.median(taken[n]):.2f} | {min(taken[n]):.2f} |" for n, what in MEASURES.items()),
-        "",
-    ]
-    print("\n".join(lines))
-    if not options.quick:
-        RESULTS.mkdir(exist_ok=True)
-        found = {"machine": machine, "versions": versions, "texts": texts, "seconds": taken}
-        (RESULTS / "outside.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "outside.md").write_text("\n".join(lines))
+    taken = {what: [run[name] for run in runs] for name, what in MEASURES.items()}
+    about = f"`train bundled:minilm-l6` on {texts} short texts: {{on}}; {repeats} processes."
+    report("outside", "A whole run of a few texts", about, taken, writes=not options.quick, texts=texts)
 
 
 if __name__ == "__main__":

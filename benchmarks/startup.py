@@ -9,18 +9,14 @@ among them. Writes benchmarks/results/startup.json and .md.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from timing import environment, report
+
 PROGRAM = [sys.executable, "-m", "hf_transfer"]
 CASES = {
     "an empty Python process": [sys.executable, "-c", ""],
@@ -45,12 +41,6 @@ def seconds(command: list[str], folder: str) -> float:
     return time.perf_counter() - began
 
 
-def environment() -> dict[str, str]:
-    """This checkout's package, whatever the working directory."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
@@ -65,24 +55,8 @@ def main() -> None:
         for _ in range(repeats):
             for name, command in CASES.items():
                 taken[name].append(seconds(command, folder))
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "datasets"))
-    lines = [
-        "# Until a command answers",
-        "",
-        f"{machine}, {versions}; {repeats} processes each, after one that is not counted.",
-        "",
-        "| | median s | fastest s |",
-        "|---|---|---|",
-        *(f"| {name} | {statistics.median(all_):.2f} | {min(all_):.2f} |" for name, all_ in taken.items()),
-        "",
-    ]
-    print("\n".join(lines))
-    if not options.quick:
-        RESULTS.mkdir(exist_ok=True)
-        found = {"machine": machine, "versions": versions, "seconds": taken}
-        (RESULTS / "startup.json").write_text(json.dumps(found, indent=1) + "\n")
-        (RESULTS / "startup.md").write_text("\n".join(lines))
+    about = f"{{on}}; {repeats} processes each, after one that is not counted."
+    report("startup", "Until a command answers", about, taken, writes=not options.quick)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ solved by L-BFGS in float64 (Liu and Nocedal 1989), a regression in closed form 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch.nn import functional
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -77,7 +79,7 @@ class Problem:
         self.scale = torch.where(varies, size.clamp(min=_LEAST * float(size.median())), torch.ones_like(size))
         x = (x - self.mean) / self.scale
         # In the eigenvectors of the features' covariance, the variables of L-BFGS can be scaled by the known curvature.
-        with _one_thread(x.numel() * min(x.shape)):
+        with one_thread(x.numel() * min(x.shape)):
             self.variances, self.axes = _axes(x)
             self.rotated = x @ self.axes
         self._solved: dict[float, Point] = {}  # by strength
@@ -103,7 +105,7 @@ class Problem:
             return self._head(*self._solve(strength, point, {"gtol": 1e-8, "ftol": 1e-15}))
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
-        return _one_thread(self.rotated.numel() * self.outputs)
+        return one_thread(self.rotated.numel() * self.outputs)
 
     @property
     def _origin(self) -> Point:
@@ -176,17 +178,34 @@ class Problem:
 
 
 @contextlib.contextmanager
-def _one_thread(products: int) -> Iterator[None]:
-    """Context of a small problem: torch's threads and scipy's wait for each other in each of thousands of steps.
+def one_thread(products: int) -> Iterator[None]:
+    """Context of a small problem, where the threads of torch and of scipy's BLAS wait for each other at every step.
 
-    On two cores one thread was 2.5 to 20 times as fast, for 1e5 to 8e7 products.
+    On two cores one thread was 2.5 to 20 times as fast, for 1e5 to 8e7 products. Where other programs want the cores
+    too, a thread that waits spins, and most CPU time is lost: a comparison of seven layers took 1 s in one thread, 14 s
+    in two.
+
+    Args:
+        products: of the largest matrix multiplication.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if products < _MANY_PRODUCTS else threads)
-    try:
+    if products >= _MANY_PRODUCTS:
         yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _blas().limit(limits=1):
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The threads of the BLAS libraries of numpy and scipy, which torch does not set."""
+    from scipy.optimize import minimize  # noqa: F401, slow to import; has the BLAS that the solver calls
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS, Problem
+from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS, Problem, one_thread
 
 FOLDS = 5
 
@@ -87,9 +87,14 @@ def held_out_logits(
     held_out = [(i, np.flatnonzero(draw == fold)) for i, draw in enumerate(draws) for fold in np.unique(draw)]
     every = np.arange(len(labels))
     rest = [np.setdiff1d(every, rows) for _, rows in held_out]
-    problems = [Problem(kind, features[rows], labels[rows], outputs, weights, has_bias) for rows in rest]
-    for heads in zip(*(problem.path(strengths) for problem in problems), strict=True):
-        logits = torch.empty(len(draws), len(labels), outputs, dtype=torch.float64)
-        for (i, rows), head in zip(held_out, heads, strict=True):
-            logits[i, rows] = head.logits(features[rows])
+    products = features.numel() * max(outputs, min(features.shape))
+    with one_thread(products):
+        problems = [Problem(kind, features[rows], labels[rows], outputs, weights, has_bias) for rows in rest]
+        held = [features[rows].double() for _, rows in held_out]
+    paths = [problem.path(strengths) for problem in problems]
+    for _ in strengths:
+        with one_thread(products):  # not around `yield`: what the caller does is its own
+            logits = torch.empty(len(draws), len(labels), outputs, dtype=torch.float64)
+            for (i, rows), x, path in zip(held_out, held, paths, strict=True):
+                logits[i, rows] = next(path).logits(x)
         yield logits

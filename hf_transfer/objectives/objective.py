@@ -7,7 +7,7 @@ a micro-batch counts by its share of the label items (the loss) or of the exampl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -175,6 +175,10 @@ class Objective:
 def make_objective(args: Any, config: Any, train_dataset: Any, has_plan: bool) -> Objective:
     """The objective that the keys ask for, without penalties.
 
+    With a plan, class weights, the focal loss and label smoothing are of the training loss alone: evaluations measure
+    the mean of the model's own loss, as they do for a saved model, of which nobody knows how it was trained. Without
+    one, `label_smoothing_factor` is left to Trainer, which smooths its evaluation losses too.
+
     Args:
         args: `TransferArguments`.
         config: of the model; None for a module without one.
@@ -187,6 +191,8 @@ def make_objective(args: Any, config: Any, train_dataset: Any, has_plan: bool) -
     loss = make_loss(args, config, train_dataset)
     if not (has_plan or loss.always):
         return Objective()
+    if has_plan and loss.smoothing:
+        loss = replace(loss, always=True)
     return Objective(loss, weighs_items=args.n_gpu <= 1)  # DataParallel keeps Trainer's computation
 
 

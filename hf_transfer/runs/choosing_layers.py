@@ -13,6 +13,7 @@ from hf_transfer.analysis.pooling_choice import LEAST_EXAMPLES, PoolingChoice, c
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, nearest, one_line, option
 from hf_transfer.features import FeatureStore, FrozenFeatures
+from hf_transfer.features.inputs import Reader
 from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.features.pooled_layer import PooledChange
 from hf_transfer.models import pooling_layer
@@ -245,11 +246,14 @@ def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChan
     change = pooling_layer.with_mean_pooling(model, _kept(prepared)[name])
     if not is_resumed:  # else the checkpoint holds the weights
         model.to(prepared.config.training.device)
+        reader = Reader.of(model, *choosing_pooled.examples(prepared))
         states = layer_inputs(
             model,
             pooling_layer.head_reader(model),
-            *choosing_pooled.examples(prepared),
+            reader.dataset,
+            reader.collate,
             batch_size=max(LEAST_BATCH, prepared.config.training.eval_batch_size),
-        )
+            prepare=reader.prepared,
+        )[0]
         pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
     return change

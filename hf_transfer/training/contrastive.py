@@ -33,6 +33,7 @@ from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.convex_head import REGRESSION, SINGLE
 from hf_transfer.features.examples import Source
+from hf_transfer.features.layer_inputs import Watch
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.frozen import frozen_modules, running_statistics
 from hf_transfer.layers.side_effects import untouched
@@ -41,7 +42,7 @@ from hf_transfer.objectives.losses import labels_of
 from hf_transfer.plan.optimizer_groups import parameter_groups
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.head import head_layers
-from hf_transfer.training.probe_features import Watch
+from hf_transfer.training.probe_features import head_vectors
 from hf_transfer.training.running import RunningTrainer
 
 BATCH = 32  # examples that are compared with each other
@@ -255,7 +256,7 @@ def _vectors_of(trainer: RunningTrainer) -> Vectors:
     def vectors(inputs: Batch) -> torch.Tensor:
         with watch, precision():
             output = model(**inputs)
-        return watch.vectors(inputs, output["logits"] if isinstance(output, dict) else output[0])
+        return head_vectors(watch, inputs, output)
 
     return vectors
 

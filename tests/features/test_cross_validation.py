@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 
+from hf_transfer.features import convex_head
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
-from hf_transfer.features.cross_validation import divisions
+from hf_transfer.features.cross_validation import divisions, held_out_logits
 
 
 def test_folds_are_stratified_and_members_of_a_small_class_are_apart():
@@ -32,3 +34,23 @@ def test_several_labels_are_stratified_by_the_rarest():
 def test_a_regression_has_folds_of_equal_size_and_never_more_than_examples():
     assert sorted(np.bincount(divisions(REGRESSION, torch.rand(40, 1), 1, seed=0)[0])) == [8] * 5
     assert sorted(divisions(REGRESSION, torch.rand(3, 1), 1, seed=0)[0]) == [0, 1, 2]
+
+
+def test_small_problems_are_solved_in_one_thread_and_the_caller_keeps_its_own(monkeypatch):
+    """Also by scipy's BLAS, which torch does not set."""
+    limits, solve, threads = [], convex_head.Problem._solve, torch.get_num_threads()
+
+    def counted(*args):
+        pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        limits.append({torch.get_num_threads(), *pools})
+        return solve(*args)
+
+    monkeypatch.setattr(convex_head.Problem, "_solve", counted)
+    torch.set_num_threads(2)
+    try:
+        x, y = torch.randn(30, 4), torch.arange(30) % 2
+        for logits in held_out_logits(SINGLE, x, y, 2, divisions(SINGLE, y, 1, 0), (1.0, 0.1)):
+            assert logits.shape == (1, 30, 2) and torch.get_num_threads() == 2
+        assert len(limits) == 10 and set().union(*limits) == {1}
+    finally:
+        torch.set_num_threads(threads)

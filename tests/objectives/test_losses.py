@@ -192,20 +192,41 @@ def test_balanced_draws(tmp_path):
     assert isinstance(trainer._get_train_sampler(), BalancedSampler)
 
 
-def test_several_labels_can_be_smoothed_and_evaluated(tmp_path):
-    """transformers' own smoothing takes labels for indices; evaluations measure the plain loss."""
-    data = texts(8).remove_columns("labels").add_column("labels", [[float(i % 2), 1.0] for i in range(8)])
-    model = tiny_bert()
-    model.config.problem_type = MULTI
-    args = arguments(tmp_path, strategy="full", label_smoothing_factor=0.1, num_train_epochs=1)
+KEYS_OF_THE_LOSS = (
+    {"label_smoothing_factor": 0.1},
+    {"class_weights": {"LABEL_0": 3.0}},
+    {"focal_gamma": 2.0},
+    {"label_smoothing_factor": 0.1, "class_weights": {"LABEL_0": 3.0}, "focal_gamma": 2.0},
+)
+
+
+@pytest.mark.parametrize("keys", KEYS_OF_THE_LOSS)
+@pytest.mark.parametrize("several", [False, True])
+def test_evaluations_measure_the_plain_loss(tmp_path, keys, several):
+    """As `evaluate` does for the saved model. transformers' smoothing is in evaluations too, and of one label only."""
+    data, model, plain = texts(8), tiny_bert(), f.cross_entropy
+    if several:
+        data = data.remove_columns("labels").add_column("labels", [[float(i % 2), 1.0] for i in range(8)])
+        model.config.problem_type, plain = MULTI, f.binary_cross_entropy_with_logits
+    args = arguments(tmp_path, strategy="full", num_train_epochs=1, **keys)
     trainer = TransferTrainer(model, args, train_dataset=data, eval_dataset=data)
     trainer.train()
     found = trainer.evaluate()["eval_loss"]
     model.eval()
     with torch.no_grad():
         logits = model(torch.tensor(data["input_ids"][:])).logits
-    own = f.binary_cross_entropy_with_logits(logits, torch.tensor(data["labels"][:]))
-    assert found == pytest.approx(own.item(), rel=1e-5)
+    assert found == pytest.approx(plain(logits, torch.tensor(data["labels"][:])).item(), rel=1e-5)
+
+
+def test_smoothing_alone_is_trained_with_as_in_trainer(tmp_path):
+    losses = []
+    for name, keys in (("plan", {"strategy": "full"}), ("plain", {})):
+        args = arguments(tmp_path / name, label_smoothing_factor=0.1, max_steps=3, logging_steps=1, seed=3, **keys)
+        trainer = TransferTrainer(tiny_bert(), args, train_dataset=texts(12))
+        assert (trainer.label_smoother is None) == bool(keys)
+        trainer.train()
+        losses.append([one["loss"] for one in trainer.state.log_history if "loss" in one])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
 
 
 def test_where_nobody_says_what_labels_are_the_models_own_loss_is_used(tmp_path):
