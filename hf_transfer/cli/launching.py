@@ -36,10 +36,8 @@ _ON_CPU, _ON_GPUS = "cpu_2proc", "ddp"
 class LaunchArguments:
     """How a verb is started in several processes."""
 
-    num_processes: int | None = setting(
-        None, "processes that train together (default: 1; with launch: one per GPU, or what the file says)", above=0
-    )
-    launch: str | None = setting(None, "how processes are started: ddp, fsdp2, …, or an accelerate config file")
+    num_processes: int | None = setting(None, "processes (default: 1; with launch, one per GPU)", above=0)
+    launch: str | None = setting(None, "how to start them: ddp, fsdp2, … or a file of accelerate")
 
 
 # ---- in a process that was started ---------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ class PlanArguments(AdapterArguments):
     )
     learning_rate: str | float | None = setting(  # in this order, `HfArgumentParser` takes numbers
         None,
-        "peak learning rate of the backbone (default: 5e-5; 1e-3 for strategy: linear-probe, 5e-4 with an adapter); "
-        "auto: a range test finds it",
+        "peak learning rate of the backbone (default: 5e-5; 1e-3 for strategy: linear-probe, 5e-4 with an adapter; "
+        "auto: by a range test)",
         minimum=0,
         topic="learning rate",
         resume="plan",
