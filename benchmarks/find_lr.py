@@ -82,9 +82,10 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, Any]:
     grid = CASES[case]["grid"][2:4] if options.quick else CASES[case]["grid"]
     rates = suggested(keys)
     print(case, rates, flush=True)
-    rows = [{"rate": rate, "accuracy": accuracy(keys, rate), "of": "grid"} for rate in grid]
-    rows += [{"rate": rate, "accuracy": accuracy(keys, rate), "of": name} for name, rate in rates.items()]
-    print(*rows, sep="\n", flush=True)
+    rows = []
+    for name, rate in [*(("grid", rate) for rate in grid), *rates.items()]:
+        rows.append({"rate": rate, "accuracy": accuracy(keys, rate), "of": name})
+        print(rows[-1], flush=True)
     return {"case": case, "title": CASES[case]["title"], "rows": rows}
 
 
