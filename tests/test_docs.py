@@ -15,8 +15,8 @@ import yaml
 import hf_transfer
 from hf_transfer import layer_groups, make_plan
 from hf_transfer.adapters.attach import attach
-from hf_transfer.cli.program import usage
 from hf_transfer.cli.launching import without_launch_keys
+from hf_transfer.cli.program import usage
 from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.values import read_config_file
