@@ -32,6 +32,7 @@ from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -47,7 +48,6 @@ from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
-from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
@@ -108,6 +108,7 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         label_issues: what was found out about the labels, for `results.json`.
+        range_test: of `learning_rate: auto`; None without it, and in a resumed run.
     """
 
     prepared: Prepared
@@ -120,6 +121,7 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     label_issues: dict[str, Any] | None = None
+    range_test: Found | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -138,6 +140,8 @@ def _prepare(config: Config) -> _Ready:
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    with removed_if_empty(output_dir, is_new):
+        prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
@@ -149,7 +153,8 @@ def _prepare(config: Config) -> _Ready:
         output_dir=output_dir,
         checkpoint=checkpoint,
         target=target,
-        talks=_talks(args),
+        talks=not is_silent(args),
+        range_test=range_test,
     )
     _replace_progress(trainer, output_dir, ready.talks)
     if trainer.is_world_process_zero():
@@ -183,6 +188,8 @@ def _open_folder(ready: _Ready) -> None:
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
         clear(folder)
+    if ready.range_test is not None:
+        ready.range_test.write(folder)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 
@@ -291,11 +298,6 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _talks(args: TransferArguments) -> bool:
-    """Whether the run says what it does: not from `log_level: error` on."""
-    return not is_silent(args)
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:

@@ -144,7 +144,7 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "write strategy: lora, with lora_r for the rank.",
     ),
     (
-        "amp half mixed_precision precision fp16_backend half_precision_backend to_fp16",
+        "amp half precision fp16_backend half_precision_backend to_fp16",
         "write fp16: true, or bf16: true where the GPU has it.",
     ),
     (
@@ -271,6 +271,7 @@ VERB_NAMES = {
     "predict": "infer inference classify pred prediction",
     "push": "upload publish push_to_hub",
     "doctor": "check diagnose env info checks",
+    "find-lr": "find_lr lr_find lr-find lrfind findlr lr_finder lr-finder range_test range-test",
     "plan": "dry_run dry-run preview show summary",
 }
 VERBS_ELSEWHERE = {word: ours for ours, words in VERB_NAMES.items() for word in words.split()}

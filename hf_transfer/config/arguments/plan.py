@@ -9,6 +9,7 @@ from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
 from hf_transfer.config.fields import setting
 
 TRIGGERS = ("interval", "plateau")
+AUTO = "auto"
 
 
 @dataclass
@@ -25,9 +26,10 @@ class PlanArguments(AdapterArguments):
         resume="plan",
         card="changed",
     )
-    learning_rate: float | None = setting(
+    learning_rate: str | float | None = setting(  # in this order, `HfArgumentParser` takes numbers
         None,
-        "peak learning rate of the backbone (default: 5e-5; 1e-3 for strategy: linear-probe, 5e-4 with an adapter)",
+        "peak learning rate of the backbone (default: 5e-5; 1e-3 for strategy: linear-probe, 5e-4 with an adapter; "
+        "auto: by a range test)",
         minimum=0,
         topic="learning rate",
         resume="plan",
@@ -167,9 +169,9 @@ _PROBES_LEARNING_RATE = 1e-3  # a head alone takes a higher learning rate than a
 _ADAPTERS_LEARNING_RATE = 5e-4  # and so do adapters, which start at zero
 
 
-def learning_rate_of(given: float | None, strategy: str | None, adapter: Any) -> float:
-    """The learning rate that was given, or else the default of the strategy and the adapter."""
-    if given is not None:
+def learning_rate_of(given: float | str | None, strategy: str | None, adapter: Any) -> float:
+    """The learning rate that was given, or else the default of the strategy and the adapter, also for `auto`."""
+    if given is not None and not isinstance(given, str):
         return given
     if strategy == "linear-probe":
         return _PROBES_LEARNING_RATE
