@@ -38,6 +38,9 @@ class RunningTrainer(Protocol):
     objective: Objective
     choices: Any
     guards: Any
+    clock: Any
+    seconds: float
+    _train_batch_size: int
     _main_input: str
     _global_batch: int
 
