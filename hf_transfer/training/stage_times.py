@@ -15,6 +15,7 @@ from hf_transfer.training.cache_stage import Off, OffReason
 from hf_transfer.training.running import RunningTrainer
 
 _DISK = 2e8  # bytes of a checkpoint per second (written, flushed, hashed), until the first was saved
+_ROUNDS = 2
 _EPOCHS = 1.5  # of replayed steps that recording needs to pay: it takes a forward pass over every example itself
 
 
@@ -52,13 +53,11 @@ def take(trainer: RunningTrainer, plan: Plan) -> StageTimes:
     if not is_numbered(trainer.train_dataset) or trainer.is_fsdp_enabled:
         ones = [1.0] * len(plan.stages)
         return StageTimes(ones, ones, None, 0.0, checkpoint)
-    source, size = trainer.boundary.sources[TRAINING], trainer._train_batch_size
-    total = len(source.dataset)
-    numbers = [i * total // min(size, total) for i in range(min(size, total))]
+    source = trainer.boundary.sources[TRAINING]
+    numbers = _typical(trainer, len(source.dataset))
     accumulation = trainer.args.gradient_accumulation_steps
     with untouched(trainer.model):
         batch = trainer.boundary.sources.load(source, numbers)
-        _seconds(trainer, plan.stages[-1], batch)  # warms up
         uncached = [_seconds(trainer, stage, batch) * accumulation for stage in plan.stages]
         head = _seconds(trainer, _head_of(plan), batch) * accumulation
         forward = trial.seconds_of_outputs(trainer, batch)
@@ -68,9 +67,22 @@ def take(trainer: RunningTrainer, plan: Plan) -> StageTimes:
     return StageTimes(steps, uncached, head, evaluation, checkpoint)
 
 
+def _typical(trainer: RunningTrainer, total: int) -> list[int]:
+    """Numbers of the examples of a batch like most: from all over the dataset, or of the mean length."""
+    size = min(trainer._train_batch_size, total)
+    if not trainer.bucketing.on:
+        return [i * total // size for i in range(size)]
+    lengths = trainer.length_sampler().lengths.double()
+    ordered = lengths.sort().indices.tolist()
+    first = int((lengths < lengths.mean()).sum()) - size // 2
+    first = max(0, min(first, total - size))
+    return ordered[first : first + size]
+
+
 def _seconds(trainer: RunningTrainer, stage: Stage, batch: dict[str, Any]) -> float:
+    """The shortest of some times: what else the machine does only adds to them."""
     with trainer.unfreezing.training_as_in(stage):
-        return trial.seconds_of_step(trainer, batch)
+        return min(trial.seconds_of_step(trainer, batch) for _ in range(_ROUNDS))
 
 
 def _head_of(plan: Plan) -> Stage:
