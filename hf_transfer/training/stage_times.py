@@ -7,7 +7,7 @@ from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_transfer.features.examples import TRAINING, is_numbered
+from hf_transfer.features.examples import TRAINING, VALIDATION, is_numbered
 from hf_transfer.layers.side_effects import untouched
 from hf_transfer.plan.plan import Plan, Stage
 from hf_transfer.training import trial
@@ -60,9 +60,7 @@ def take(trainer: RunningTrainer, plan: Plan) -> StageTimes:
         batch = trainer.boundary.sources.load(source, numbers)
         uncached = [_seconds(trainer, stage, batch) * accumulation for stage in plan.stages]
         head = _seconds(trainer, _head_of(plan), batch) * accumulation
-        forward = trial.seconds_of_outputs(trainer, batch)
-    examples = _count(trainer.eval_dataset)
-    evaluation = forward * math.ceil(examples / (len(numbers) * trainer.args.world_size))
+        evaluation = _evaluation(trainer, batch, len(numbers))
     steps = [one * _share(trainer, i) for i, one in enumerate(uncached)]
     return StageTimes(steps, uncached, head, evaluation, checkpoint)
 
@@ -89,6 +87,16 @@ def _head_of(plan: Plan) -> Stage:
     """The stage that trains least: of one, its topmost group alone."""
     least = min(plan.stages, key=lambda stage: len(stage.trainable))
     return replace(least, trainable=least.trainable[-1:], rates=least.rates[-1:], highest=())
+
+
+def _evaluation(trainer: RunningTrainer, batch: dict[str, Any], size: int) -> float:
+    """Seconds of an evaluation, from one of its batches; from the training batch where there are several sets."""
+    sources, data, world = trainer.boundary.sources, trainer.eval_dataset, trainer.args.world_size
+    if is_numbered(data) and not isinstance(data, dict):
+        total, size = len(data), min(trainer.args.eval_batch_size, len(data))
+        batch = sources.load(sources[VALIDATION], [i * total // size for i in range(size)])
+    seconds = min(trial.seconds_of_outputs(trainer, batch) for _ in range(_ROUNDS))
+    return seconds * math.ceil(_count(data) / (size * world))
 
 
 def _share(trainer: RunningTrainer, index: int) -> float:

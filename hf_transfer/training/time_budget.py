@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ TARGET = 0.985  # fraction of the budget that is aimed at: a step that takes lon
 SLACK = 0.01  # fraction of the budget by which the end may move without a re-planning
 CHECKS = 20  # the end is checked whenever so large a part (1/CHECKS) of the remaining steps was taken
 MEASURED = 3  # steps of a stage after which they are believed
-WINDOW = 100  # last steps that are averaged
+NEWEST = 0.07  # weight of the last step in the average: of those before the last 10, half of the weight is left
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Measured:
         times: of the stages, before training; None before they are taken.
         scale: how many times longer steps really take.
         stage: that the last steps were in.
-        window: seconds of the last steps of that stage, without pauses.
+        steps: of that stage that were timed.
+        mean: seconds of one, without pauses; the last ones count most.
         evaluation: seconds of one; None before the first.
         checkpoint: seconds of one; None before the first.
         next_check: optimizer step after which the end is checked again.
@@ -49,10 +50,16 @@ class Measured:
     times: stage_times.StageTimes | None = None
     scale: float = 1.0
     stage: int = -1
-    window: list[float] = field(default_factory=list)
+    steps: int = 0
+    mean: float = 0.0
     evaluation: float | None = None
     checkpoint: float | None = None
     next_check: int = 0
+
+    def note(self, seconds: float) -> None:
+        """Take the time of one more step of the stage."""
+        self.steps += 1
+        self.mean += (seconds - self.mean) * max(1 / self.steps, NEWEST)
 
 
 class TimeBudget(TrainerCallback):
@@ -166,8 +173,8 @@ class TimeBudget(TrainerCallback):
         times, epoch = measured.times, self.trainer.steps_per_epoch
         assert times is not None, "taken when training begins"
         steps = [seconds * measured.scale for seconds in times.steps]
-        if len(measured.window) >= MEASURED:
-            steps[measured.stage] = sum(measured.window) / len(measured.window)
+        if measured.steps >= MEASURED:
+            steps[measured.stage] = measured.mean
         evaluates, saves = _value(args.eval_strategy), _value(args.save_strategy)
         intervals = {"epoch": epoch, "steps": state.eval_steps}
         evaluations = Every(intervals.get(evaluates), args.eval_delay * (epoch if evaluates == "epoch" else 1))
@@ -231,21 +238,23 @@ class TimeBudget(TrainerCallback):
             if self.seconds is not None and state.global_step == 0:
                 self._replan(0)
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._last is None:  # the batches that a resumed run skips are no part of a step
+            self._last, self._paused = self.trainer.clock(), 0.0
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.seconds is None:
             return
         step, measured, plan = state.global_step, self.measured, self.trainer.plan
-        assert plan is not None and measured.times is not None
+        assert plan is not None and measured.times is not None and self._last is not None
         now, stage = self.trainer.clock(), plan.at(step - 1)
         if stage != measured.stage:
-            measured.stage, measured.window = stage, []
-        begin = plan.stages[stage].start or 0
-        if self._last is not None and step - begin > WARMUP:
-            measured.window = [*measured.window, now - self._last - self._paused][-WINDOW:]
-            mean = sum(measured.window) / len(measured.window)
-            measured.scale = mean / max(measured.times.steps[stage], 1e-9)
+            measured.stage, measured.steps = stage, 0
+        if step - (plan.stages[stage].start or 0) > WARMUP:
+            measured.note(now - self._last - self._paused)
+            measured.scale = measured.mean / max(measured.times.steps[stage], 1e-9)
         self._last, self._paused = now, 0.0
-        if step < self.timeline.length and (len(measured.window) == MEASURED or step >= measured.next_check):
+        if step < self.timeline.length and (measured.steps == MEASURED or step >= measured.next_check):
             self._replan(step)
 
     @contextlib.contextmanager
