@@ -25,7 +25,6 @@ class PlanVerbArguments:
     preview: str | None = setting(None, "augmented images to draw (.png, .svg, .pdf)")
     depth_map: str | None = setting(None, "learning rates to draw (.png, .svg, .pdf)")
     gpus: list[str] | None = setting(None, "GPUs to compare (default: all of the table)")
-    prices_file: str | None = setting(None, "YAML file with GPU prices (default: ours)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config
 
-    prices = read_prices(values["prices_file"], values["gpus"])
+    prices = read_prices({**file, **given}.get("prices_file"), values["gpus"])
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +45,7 @@ from hf_transfer.runs.machine import (
 )
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
@@ -126,7 +128,7 @@ class _Ready:
 
 def _prepare(config: Config) -> _Ready:
     """Everything that can fail before the first step, cheapest checks first."""
-    args = config.training
+    began, args = time.perf_counter(), config.training
     output_dir = Path(str(args.output_dir))
     checkpoint, is_new = _checkpoint(config, output_dir), not output_dir.exists()
     check_writable(output_dir)
@@ -135,7 +137,7 @@ def _prepare(config: Config) -> _Ready:
     share_cores(args)
     set_seed(args.seed)
     # Trainer's own push would need the hub before training.
-    config = with_decisions(config, {"push_to_hub": False}, pin_memory(args))
+    config = with_price(with_decisions(config, {"push_to_hub": False}, pin_memory(args)))
     prepared = choose(prepare(config), checkpoint)
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
@@ -145,6 +147,7 @@ def _prepare(config: Config) -> _Ready:
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
+    trainer.time_budget.prepared_since = began
     trainer.boundary.decide()
     ready = _Ready(
         prepared=prepared,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
+from hf_transfer.config.arguments.stopping import IDLE, StoppingArguments
 from hf_transfer.config.fields import setting
 
 TRIGGERS = ("interval", "plateau")
@@ -13,7 +14,7 @@ AUTO = "auto"
 
 
 @dataclass
-class PlanArguments(AdapterArguments):
+class PlanArguments(AdapterArguments, StoppingArguments):
     """The keys that a Plan is made of. Numbers of groups never count the head.
 
     `TransferArguments` joins these to `transformers.TrainingArguments`, whose `num_train_epochs`, `warmup_steps` and
@@ -183,7 +184,9 @@ def learning_rate_of(given: float | str | None, strategy: str | None, adapter: A
 
 
 def is_wanted(keys: PlanArguments) -> bool:
-    """Whether any key asks for a Plan at all; `layer_rules`, `learning_rate` and `batchnorm: auto` alone do not."""
-    default = asdict(PlanArguments()) | {"layer_rules": keys.layer_rules, "learning_rate": keys.learning_rate}
+    """Whether any key asks for a Plan at all; `layer_rules`, `learning_rate`, `batchnorm: auto`
+    and the prices alone do not."""
+    idle = ("layer_rules", "learning_rate", *IDLE)
+    default = asdict(PlanArguments()) | {name: getattr(keys, name) for name in idle}
     asked = {name for name, value in default.items() if getattr(keys, name) != value}
     return bool(asked - ({"batchnorm"} if keys.batchnorm == "auto" else set()))
