@@ -162,14 +162,14 @@ def check(argv: list[str]) -> None:
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     """With its names as written; only the size of the data is cut down."""
     whole = hf_transfer.fine_tune
-    small = {**SMALL, **QUICK, "num_train_epochs": 1}
+    small = {**SMALL, **QUICK, "num_train_epochs": 1, "max_train_samples": 40}
     monkeypatch.setattr(hf_transfer, "fine_tune", lambda *a, **k: whole(*a, **k, **small), raising=False)
     names = {"model": tiny_bert(), "train": texts(8), "validation": texts(4), "tokenizer": None}
     found = blocks(ROOT / "README.md", "python")
     assert len(found) == 3
     monkeypatch.chdir(tmp_path)
-    rows = [f"review {n},{'good' if n % 2 else 'bad'}" for n in range(40)]
-    for name, part in {"reviews": rows[:30], "labeled": rows[30:], "mood": rows, "topic": rows}.items():
+    rows = [f"review {n},{'good' if n % 2 else 'bad'}" for n in range(60)]
+    for name, part in {"reviews": rows[:50], "labeled": rows[50:], "mood": rows, "topic": rows}.items():
         Path(f"{name}.csv").write_text("\n".join(["text,label", *part]))
     for block in found:
         exec(compile(block, "README.md", "exec"), names)

@@ -79,6 +79,17 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_defaults():
         ("text_column_name", "text", "text"),
         ("freeze", "stem", ["stem"]),
         ("freeze", "[stem, blocks.0-7]", ["stem", "blocks.0-7"]),
+        ("freeze", "stem,blocks.0-7", ["stem", "blocks.0-7"]),
+        ("freeze", "stem, layer.*", ["stem", "layer.*"]),
+        ("freeze", r"layer\.[0-9]{1,2}", [r"layer\.[0-9]{1,2}"]),
+        ("lora_target_modules", "query,value", ["query", "value"]),
+        ("text_column_name", "premise,hypothesis", ["premise", "hypothesis"]),
+        ("text_column_name", "what, in your own words", "what, in your own words"),
+        ("text_column_name", '["a,b"]', ["a,b"]),
+        ("label_vector_names", "1,2", ["1", "2"]),
+        ("pixel_range", "0,255", [0, 255]),
+        ("head_dropout", "0.5,2e-1", [0.5, 0.2]),
+        ("output_dir", "a,b", "a,b"),
         ("layer_learning_rates", "{head: 1e-3}", {"head": 1e-3}),
         ("strategy", "null", None),
         ("warmup_steps", "0.1", 0.1),
@@ -152,6 +163,12 @@ def test_a_run_that_is_given_no_folder_gets_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several processes"):
         config(output_dir=None)
+
+
+@pytest.mark.parametrize("words", [["a,b"], ["a,", "b"], ["a", "b"], ["[a, b]"]])
+def test_a_list_is_typed_with_commas_or_spaces(words):
+    values, problems = parse_command_line(["--freeze", *words])
+    assert (coerce(values["freeze"], keys()["freeze"]), problems) == (["a", "b"], [])
 
 
 def test_all_problems_are_in_one_message():

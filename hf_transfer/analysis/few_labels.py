@@ -19,7 +19,8 @@ from hf_transfer.models.pooling_layer import PoolingChange
 
 FEW = 1000  # training examples
 MANY = 10_000  # likewise, of an image model with BatchNorm: the default rates were made for transformers
-LEAST_PER_CLASS = 10  # below, only the head is fitted
+# Training examples per class below which only the head is fitted; the latter of an image model with BatchNorm.
+LEAST_PER_CLASS, CONVOLUTIONAL_LEAST_PER_CLASS = 14, 10
 BATCH = 16
 STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
 MOST_EPOCHS, LEAST_EPOCHS = 40, 4
@@ -128,7 +129,8 @@ def choose(seen: Seen) -> dict[str, Choice]:
         return {"strategy": wanted, **_course(seen, count)}
     if seen.unsolvable:
         return _ordinary(seen, f"{count}; the head cannot be solved for: {seen.unsolvable}")
-    if seen.per_class is not None and seen.per_class < LEAST_PER_CLASS and not seen.begins:
+    least = CONVOLUTIONAL_LEAST_PER_CLASS if seen.has_batchnorm else LEAST_PER_CLASS
+    if seen.per_class is not None and seen.per_class < least and not seen.begins:
         few = f"{seen.per_class:.2g} training examples per class: too few to train more than the head"
         if seen.not_alone:
             return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("sgd", seen.not_alone)}

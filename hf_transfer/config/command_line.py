@@ -90,7 +90,7 @@ def parse_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """(raw values by key, problems) of `--key value` arguments. Prints `--help` and exits.
 
-    A key may be followed by several words (a list), or by none where it is true or false.
+    A key may be followed by several words (a list, also as `a, b`), or by none where it is true or false.
     """
     known, extra = parser.parse_known_args(_attach_numbers(argv))
     problems, previous = list[str](), ""
@@ -108,7 +108,8 @@ def parse_options(
         elif tokens and name in keys and list not in keys[name].types:
             problems.append(f"--{name} takes one value, not {len(tokens)}: {', '.join(tokens)}.")
         elif tokens:
-            values[name] = tokens
+            with_commas = all(token.endswith(",") for token in tokens[:-1])
+            values[name] = "".join(tokens) if with_commas else tokens
         elif name in keys and bool in keys[name].types:
             values[name] = True
         else:

@@ -72,6 +72,8 @@ def coerce(value: Any, key: Key) -> Any:
         value = value.value
     if isinstance(value, str):
         value = _read_text(value, key)
+    if isinstance(value, str) and list in key.types and "," in value:
+        value = _split(value, key)
     if isinstance(value, str) and str not in key.types and list[str] in alternatives(key.hint):
         value = [value]  # a list of texts may be one
     if value is None and (types.NoneType in key.types or key.default is None):
@@ -101,6 +103,16 @@ def _read_text(text: str, key: Key) -> Any:
         return text
 
 
+def _split(text: str, key: Key) -> list[Any] | str:
+    """`a,b,c` as a list, where all are plain words or numbers: a pattern or a sentence with commas stays one text."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(_PLAIN.fullmatch(word) for word in words):
+        return text
+    is_text = list[str] in alternatives(key.hint)
+    return words if is_text else [load_yaml(word) for word in words]
+
+
+_PLAIN = re.compile(r"[\w.*/:@+-]+")
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NAMES = {
     bool: "true or false",

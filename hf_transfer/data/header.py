@@ -19,9 +19,11 @@ def check_column(column: str, columns: Iterable[str], key: str) -> None:
     """
     columns = list(columns)
     if column not in columns:
+        whole = next((name for name in columns if column in name.split(",")), "")
+        comma = f" A name with a comma is written as a list of one: ['{whole}']." if whole else ""
         raise UserError(
             f"column {column!r} does not exist.",
-            f"The columns are {', '.join(columns)}.{nearest(column, columns)}",
+            f"The columns are {', '.join(columns)}.{comma or nearest(column, columns)}",
             key=key,
         )
 

@@ -27,13 +27,15 @@ def values(seen):
     [
         ({}, {"strategy": "two-phase", "head_init": "probe", "head_epochs": 0.0, "num_train_epochs": 5.0}),
         ({"examples": 48, "per_class": 16}, {"num_train_epochs": 20.0, "learning_rate": 1e-4}),
-        ({"examples": 16, "per_class": 10}, {"num_train_epochs": 40.0}),  # 60 would be needed
+        ({"examples": 16, "per_class": 14}, {"num_train_epochs": 40.0}),  # 60 would be needed
         ({"examples": FEW}, {"num_train_epochs": 4.0}),
         ({"has_batchnorm": True}, {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "num_train_epochs": 9.0}),
         ({"has_batchnorm": True, "examples": FEW + 1}, {"head_init": "probe", "num_train_epochs": 4.0}),
         ({"rate": 2e-5}, {"learning_rate": 1e-4, "head_learning_rate": 2e-5}),  # the given one wins where it is applied
         ({"batch_size": 64}, {"num_train_epochs": 20.0}),
-        ({"per_class": 9.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"per_class": 13.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"per_class": 10, "has_batchnorm": True}, {"strategy": "two-phase"}),
+        ({"per_class": 9.9, "has_batchnorm": True}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
         ({"per_class": None}, {"strategy": "two-phase"}),
         ({"is_new_head": False}, {"strategy": "full", "num_train_epochs": 5.0}),
     ],
