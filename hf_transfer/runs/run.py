@@ -24,6 +24,7 @@ from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
+from hf_transfer.runs import adjusting
 from hf_transfer.runs.announce import advise, announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -179,6 +180,7 @@ def _prepare(config: Config) -> _Ready:
 def _try(ready: _Ready) -> None:
     """The preflight, and whether the model can be calibrated."""
     prepared, trainer = ready.prepared, ready.trainer
+    adjusting.check(trainer, prepared.loaded.labels.problem_type)
     if trainer.args.preflight:
         ready.preflight = try_run(prepared, trainer, ready.splits, ready.output_dir)
     ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
@@ -226,12 +228,14 @@ def _finish(ready: _Ready) -> Result:
     config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
     args = config.training
     calibration = _calibrate(ready)
+    adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
     results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
+    results[adjusting.KEY] = {**adjustment.to_dict(), "split": "validation"} if adjustment else None
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None

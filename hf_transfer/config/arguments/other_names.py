@@ -75,6 +75,7 @@ _SYNONYMS = {
     "cutmix_alpha": "cutmix",
     "class_weights": "class_weight sample_weight loss_weights class_weighting",
     "focal_gamma": "focal focal_loss",
+    "logit_adjustment": "logit_adjust logit_adjusted prior_correction threshold_moving tune_threshold",
     "balanced_sampling": "balanced oversample oversampling weighted_sampler balance balance_classes",
     "metric_for_best_model": "eval_metric monitor best_metric metric selection_metric",
     "eval_strategy": "evaluation_strategy",
