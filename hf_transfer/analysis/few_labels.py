@@ -1,8 +1,8 @@
-"""What `strategy: auto` sets, from facts about the data and the model: {key: value and reason}.
+"""What `strategy: auto` depends on, and what it sets where labels are few: {key: value and reason}.
 
-Up to `FEW` training examples (`MANY` with BatchNorm) a run begins with the best linear head on frozen features and
-fine-tunes everything from there, slowly enough not to undo it (LP-FT, Kumar et al. 2022, section 3). Only keys that
-were not given are set.
+Which case is which is a table (`analysis.rules`). Up to `FEW` training examples (`MANY` with BatchNorm) a run begins
+with the best linear head on frozen features and fine-tunes everything from there, slowly enough not to undo it (LP-FT,
+Kumar et al. 2022, section 3). Only keys that were not given are set.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ class Chosen:
         given: {name: value} of keys that were given where `auto` would have chosen another value.
         candidates: layers that cross-validation compared, best first, if another one than the head's own is read.
         change: of the model, if its head reads another state than before.
+        rule: that chose the strategy, in words; empty if none did.
     """
 
     keys: Mapping[str, Choice] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     change: PoolingChange | PooledChange | None = None
+    rule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`."""
@@ -100,6 +102,8 @@ class Seen:
         not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
         begins: a key that was given and asks for the head first and then everything, with its value.
         rate: learning rate, if the key was given.
+        is_random: whether the weights are random.
+        has_rates: whether rates of single layers were given.
     """
 
     examples: int | None
@@ -114,40 +118,8 @@ class Seen:
     has_steps: bool = False
     not_alone: str = ""
     begins: str = ""
-
-
-def choose(seen: Seen) -> dict[str, Choice]:
-    """Values for a run with `strategy: auto`; keys that are not here keep their defaults."""
-    if seen.examples is None:
-        return _ordinary(seen, "a stream")
-    count = f"{seen.examples:,} training examples"
-    if seen.is_adapted or seen.examples > (MANY if seen.has_batchnorm else FEW):
-        return _ordinary(seen, count)
-    if not seen.is_new_head:
-        kept = "the checkpoint's head is kept"
-        wanted = Choice("two-phase", f"{kept}; {seen.begins} was given") if seen.begins else Choice("full", kept)
-        return {"strategy": wanted, **_course(seen, count)}
-    if seen.unsolvable:
-        return _ordinary(seen, f"{count}; the head cannot be solved for: {seen.unsolvable}")
-    least = CONVOLUTIONAL_LEAST_PER_CLASS if seen.has_batchnorm else LEAST_PER_CLASS
-    if seen.per_class is not None and seen.per_class < least and not seen.begins:
-        few = f"{seen.per_class:.2g} training examples per class: too few to train more than the head"
-        if seen.not_alone:
-            return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("sgd", seen.not_alone)}
-        return {"strategy": Choice("linear-probe", few), "probe_solver": Choice("lbfgs", "the best such head")}
-    return {
-        "strategy": Choice("two-phase", f"{count}: the best linear head on frozen features, then everything"),
-        "head_init": Choice("probe", "fine-tuning begins with that head"),
-        "head_epochs": Choice(0.0, "it needs no epochs of its own"),
-        **_course(seen, count),
-    }
-
-
-def _ordinary(seen: Seen, why: str) -> dict[str, Choice]:
-    """The strategy alone."""
-    if seen.is_adapted and not seen.begins:
-        return {"strategy": Choice("full", "an adapter begins as the pretrained function")}
-    return {"strategy": Choice("two-phase", why)}
+    is_random: bool = False
+    has_rates: bool = False
 
 
 def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
@@ -174,7 +146,7 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
     }
 
 
-def _course(seen: Seen, count: str) -> dict[str, Choice]:
+def course(seen: Seen, count: str) -> dict[str, Choice]:
     """Length and learning rates of training everything."""
     steps = math.ceil((seen.examples or 1) / (seen.batch_size or BATCH))
     rate, least = (CONVOLUTIONAL_RATE, CONVOLUTIONAL_STEPS) if seen.has_batchnorm else (RATE, STEPS)

@@ -105,7 +105,7 @@ def _matrix(features: FrozenFeatures, layer: str) -> torch.Tensor:
     return features.matrix(layer, None if layer == HEAD else MEAN)
 
 
-def _layers(groups: Sequence[str]) -> list[str]:
+def layers_to_compare(groups: Sequence[str]) -> list[str]:
     """The layer groups to choose from: some evenly spaced ones with the last before the head, and the head's input."""
     backbone = [name for name in groups if name != HEAD]
     places = np.linspace(0, len(backbone) - 1, min(_MOST_LAYERS, len(backbone))).round().astype(int)
@@ -125,7 +125,7 @@ def _best(features: FrozenFeatures, labels: torch.Tensor, seed: int) -> dict[str
         x = _matrix(features, layer)[rows]
         return out_of_fold(x, sample, folds=folds, repeats=repeats, strengths=_COARSE, seed=seed)
 
-    by_layer = {layer: found(layer) for layer in _layers(features.groups)}
+    by_layer = {layer: found(layer) for layer in layers_to_compare(features.groups)}
     best = sorted(by_layer, key=lambda layer: by_layer[layer].loss)[:_BEST]
     return {layer: by_layer[layer].l2 for layer in best}
 

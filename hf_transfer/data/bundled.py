@@ -67,6 +67,7 @@ class OnHub:
 HUB: dict[str, OnHub] = {
     "bundled:minilm-l6": OnHub("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0", "en"),
     "bundled:efficientnet-lite0": OnHub("timm/tf_efficientnet_lite0.in1k", "apache-2.0"),
+    "bundled:efficientnet-lite1": OnHub("timm/tf_efficientnet_lite1.in1k", "apache-2.0"),
     "bundled:rotten-tomatoes": OnHub("cornell-movie-review-data/rotten_tomatoes", language="en"),
     "bundled:imdb": OnHub("stanfordnlp/imdb", language="en"),
     "bundled:digits": OnHub(None),
@@ -77,15 +78,15 @@ HUB: dict[str, OnHub] = {
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def installed(package: str, path: str, name: str) -> Path:
-    """Path of a file inside an installed package.
+def installed(package: str, path: str, name: str, extra: str = "quickstart") -> Path:
+    """Path of a file inside an installed package, which an extra brings.
 
     Raises:
         UserError: the package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{name} is not installed.", 'Install it with `pip install "hf-transfer-toolkit[quickstart]"`.')
+        raise UserError(f"{name} is not installed.", f'Install it with `pip install "hf-transfer-toolkit[{extra}]"`.')
     return Path(spec.submodule_search_locations[0]) / path
 
 

@@ -46,6 +46,21 @@ def fold_numbers(stratum: Array, folds: int, seed: int) -> Array:
     return numbers
 
 
+def stratified_order(stratum: Array, seed: int) -> Array:
+    """All positions in an order of which every beginning has the strata in their proportions, at random otherwise.
+
+    Args:
+        stratum: (examples,) of `strata`.
+        seed: of the order.
+    """
+    chance = np.random.default_rng(seed)
+    place = np.empty(len(stratum))
+    for value in np.unique(stratum):
+        members = chance.permutation(np.flatnonzero(stratum == value))
+        place[members] = (np.arange(len(members)) + chance.random()) / len(members)
+    return np.argsort(place, kind="stable")
+
+
 def strata(kind: str, labels: torch.Tensor) -> Array:
     """(examples,) what folds are stratified by: the class; of several the rarest, or -1 for none; a regression has one.
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.analysis import effort, few_labels
+from hf_transfer.analysis import effort, few_labels, rules
 from hf_transfer.analysis.few_labels import Choice, Chosen, Seen
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice
 from hf_transfer.config.arguments import early_stopping
@@ -92,7 +92,7 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     chosen |= _rate_of_a_probe(config, chosen)
     why = "early_stopping_patience: the best weights are kept"
     chosen |= {name: Choice(value, why) for name, value in early_stopping.implied(values, config.given).items()}
-    if set(_RATES) & {name for name in given if values[name] is not None}:
+    if _has_rates(given, values):
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
@@ -101,7 +101,14 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     elif model.pooling_layer == "auto":
         chosen["pooling_layer"] = Choice(None if model.pooling in OWN else LAST, "")
     kept = {name: values[name] for name, choice in chosen.items() if name in given and values[name] != choice.value}
-    return Chosen({name: choice for name, choice in chosen.items() if name not in given}, kept), found
+    own = {name: choice for name, choice in chosen.items() if name not in given}
+    rule = str(rules.rule_for(_seen(prepared))) if is_auto and _is_of_rule(prepared, own) else ""
+    return Chosen(own, kept, rule=rule), found
+
+
+def _is_of_rule(prepared: Prepared, own: Mapping[str, Choice]) -> bool:
+    """Whether the strategy is what the table says, not what `effort` or the checks of given keys made of it."""
+    return "strategy" in own and rules.choose(_seen(prepared))["strategy"] == own["strategy"]
 
 
 def _given(config: Config) -> frozenset[str]:
@@ -122,7 +129,7 @@ def _rate_of_a_probe(config: Config, chosen: Mapping[str, Choice]) -> dict[str, 
 def _strategy(prepared: Prepared) -> dict[str, Choice]:
     """What `strategy: auto` chooses; the plain strategy where the checks that given keys meet refuse its values."""
     values, given = prepared.config.values, _given(prepared.config)
-    chosen = few_labels.choose(_seen(prepared))
+    chosen = rules.choose(_seen(prepared))
     problem = problems_of({**values, **{name: choice.value for name, choice in chosen.items() if name not in given}})
     return {"strategy": Choice("two-phase", problem)} if problem else chosen
 
@@ -147,7 +154,13 @@ def _seen(prepared: Prepared) -> Seen:
         has_steps=args.max_steps > 0,
         not_alone=unsolvable(prepared, **ALONE),
         begins=begins(config),
+        is_random=bool(values["from_scratch"]),
+        has_rates=_has_rates(given, values),
     )
+
+
+def _has_rates(given: frozenset[str], values: Mapping[str, Any]) -> bool:
+    return any(name in given and values[name] is not None for name in _RATES)
 
 
 def _with(config: Config, values: Mapping[str, Any]) -> Config:

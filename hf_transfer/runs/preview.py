@@ -9,6 +9,7 @@ from transformers import set_seed
 
 from hf_transfer.adapters.attach import attach
 from hf_transfer.analysis.budget_report import Budget
+from hf_transfer.analysis.expected import Expected
 from hf_transfer.analysis.prices import Prices, read_prices
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.config.arguments.stopping import budget_seconds
@@ -25,6 +26,7 @@ from hf_transfer.runs.announce import Advice, advise, announce
 from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
+from hf_transfer.runs.expecting import expect, lines_of
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
@@ -54,6 +56,8 @@ class Planned:
         chosen: keys that were set because they were not given, with the reasons; empty without data.
         advice: input sizes that would save time, and learning rates that cannot work; empty without data.
         budget: memory, time and money.
+        rule: that chose the strategy, in words; empty if none did.
+        expected: the accuracy to expect, or why it cannot be said; None without data or without the key.
     """
 
     config: Config
@@ -67,6 +71,8 @@ class Planned:
     preflight: Preflight | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     advice: Advice = field(default_factory=lambda: Advice([], []))
+    expected: Expected | str | None = None
+    rule: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -81,6 +87,7 @@ class Planned:
             "groups": self.depth_map.to_list(),
             "stages": stages,
             "chosen": self.chosen,
+            "rule": self.rule,
             "boundary_cache": self.boundary_cache,
             "budget": self.budget.to_dict(),
             "preflight": self.preflight.to_dict() if self.preflight else None,
@@ -89,7 +96,12 @@ class Planned:
             "notes": self.notes,
             "hints": self.advice.costs,
             "warnings": self.advice.rates,
+            "expected": {"skipped": self.expected} if isinstance(self.expected, str) else _or_none(self.expected),
         }
+
+
+def _or_none(found: Expected | None) -> dict[str, Any] | None:
+    return found.to_dict() if found else None
 
 
 def plan_only(config: Config, talks: bool = True, preview: str | None = None, prices: Prices | None = None) -> Planned:
@@ -137,11 +149,16 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     advice = advise(prepared, trainer)
     if talks:
         announce(prepared, trainer, advice)
+        if prepared.chosen.rule:
+            say(f"Rule: {prepared.chosen.rule}.")
     preflight = try_run(prepared, trainer, splits) if config.training.preflight else None
     for line in preflight.lines() if preflight and talks else ():
         say(line)
     if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
         say(line)
+    expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
+    if expected is not None and talks:
+        say("\n".join(lines_of(expected)))
     if preview:
         labels, collate = prepared.loaded.labels, trainer.data_collator
         draw_preview(
@@ -159,6 +176,8 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         preflight=preflight,
         chosen=prepared.chosen.to_dict()["auto"],
         advice=advice,
+        expected=expected,
+        rule=prepared.chosen.rule,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.errors import write_errors
+from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.label_issues import write_label_issues
@@ -110,7 +111,7 @@ class _Ready:
         talks: whether the run reports its progress.
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
-        label_issues: what was found out about the labels, for `results.json`.
+        found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
     """
 
@@ -123,7 +124,7 @@ class _Ready:
     talks: bool
     preflight: Preflight | None = None
     calibrates: Choice = OFF
-    label_issues: dict[str, Any] | None = None
+    found: dict[str, Any] = field(default_factory=dict)
     range_test: Found | None = None
 
 
@@ -170,10 +171,12 @@ def _prepare(config: Config) -> _Ready:
         _try(ready)
     if trainer.is_world_process_zero():
         _open_folder(ready)
-    ready.label_issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
+    issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
+    expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
     ready.prepared.store = None  # nothing reads frozen features after this
+    ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
-    trainer.before_training = {"label_issues": ready.label_issues, "pooling_candidates": compared}
+    trainer.before_training = ready.found | {"pooling_candidates": compared}
     return ready
 
 
@@ -239,7 +242,7 @@ def _finish(ready: _Ready) -> Result:
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
-    results["label_issues"] = ready.label_issues
+    results |= ready.found
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,

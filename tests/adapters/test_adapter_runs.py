@@ -208,7 +208,7 @@ def test_the_bundled_efficientnet_has_a_plain_folder(tmp_path, monkeypatch):
     folder = bundled_models.plain_folder("bundled:efficientnet-lite0")
     assert folder == bundled_models.plain_folder("bundled:efficientnet-lite0") and tmp_path in folder.parents
     model = AutoModelForImageClassification.from_pretrained(folder)
-    weights = bundled_models._efficientnet_weights(bundled.installed(*bundled_models.EFFICIENTNET, "x"))
+    weights = bundled_models.imagenet_weights("bundled:efficientnet-lite0")
     own = model.timm_model.state_dict()
     assert all(torch.equal(own[n], t) for n, t in weights.items() if not n.startswith("classifier"))
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]

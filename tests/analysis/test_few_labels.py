@@ -10,8 +10,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hf_transfer.analysis.few_labels import FEW, MANY, Choice, Chosen, Seen, choose, pooling
+from hf_transfer.analysis.few_labels import FEW, MANY, Choice, Chosen, Seen, pooling
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, held_out_losses
+from hf_transfer.analysis.rules import DECAY, RULES, choose, rule_for
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.features.cross_validation import divisions
 
@@ -48,7 +49,10 @@ def test_few_examples(changes, expected):
     ("changes", "strategy"),
     [
         ({"examples": FEW + 1}, "two-phase"),
-        ({"examples": MANY + 1, "has_batchnorm": True}, "two-phase"),
+        ({"examples": MANY}, "two-phase"),
+        ({"examples": MANY + 1, "is_random": True}, "two-phase"),
+        ({"examples": MANY + 1, "begins": "head_epochs: 1"}, "two-phase"),
+        ({"examples": MANY + 1, "has_rates": True}, "full"),
         ({"examples": None}, "two-phase"),
         ({"unsolvable": "mixup"}, "two-phase"),
         ({"is_adapted": True}, "full"),
@@ -56,6 +60,30 @@ def test_few_examples(changes, expected):
 )
 def test_elsewhere_the_strategy_alone_is_chosen(changes, strategy):
     assert values(replace(SEEN, **changes)) == {"strategy": strategy}
+
+
+@pytest.mark.parametrize("has_batchnorm", [False, True])
+def test_many_examples_train_everything_with_lower_rates_below(has_batchnorm):
+    found = choose(replace(SEEN, examples=MANY + 1, has_batchnorm=has_batchnorm))
+    assert {name: choice.value for name, choice in found.items()} == {"strategy": "full", "layer_lr_decay": DECAY}
+    assert all("rule of thumb" in choice.why for choice in found.values())
+
+
+def test_every_rule_applies_somewhere_says_why_and_what_that_rests_on():
+    cases = [
+        {"examples": None},
+        {"is_adapted": True},
+        {"examples": MANY + 1},
+        {"examples": FEW + 1},
+        {"is_new_head": False},
+        {"unsolvable": "mixup"},
+        {"per_class": 3},
+        {},
+    ]
+    found = [rule_for(replace(SEEN, **changes)) for changes in cases]
+    assert [rule.name for rule in found] == [rule.name for rule in RULES]
+    for rule in found:
+        assert rule.because and rule.basis and str(rule).endswith("; overrule it with --strategy")
 
 
 def test_what_takes_long_is_saved_each_epoch():

@@ -76,10 +76,12 @@ def documented() -> set[str]:
 def test_every_key_of_the_json_is_documented_and_no_other(argv, tmp_path, capsys):
     found = set[str]()
     duplicates = tmp_path / "duplicates.csv"
-    duplicates.write_text("text,label\n" + "".join(f"the same film,{'xy'[i % 2]}\n" for i in range(20)))
+    texts = [*["the same film"] * 20, *(f"film {i} fine" for i in range(20))]
+    duplicates.write_text("text,label\n" + "".join(f"{t},{'xy'[i % 2]}\n" for i, t in enumerate(texts)))
     few = ["plan", argv[1], str(duplicates), "--use_cpu", "true", "--train_val_split", "0.2", "--preflight", "false"]
     cached, uncached = ([*argv, "--boundary_cache", where] for where in ("memory", "off"))
-    for command in (cached, uncached, [*few, "--strategy", "auto"]):
+    ranking = [*few[:1], few[2], "--use_cpu", "true", "--models", f"{argv[1]},./nothing"]
+    for command in (cached, uncached, [*few, "--strategy", "auto"], ranking):
         assert main([*command, "--json"]) == 0
         found |= keys_in(json.loads(capsys.readouterr().out))
     assert found - documented() == set(), "document them in docs/plan-schema.md"

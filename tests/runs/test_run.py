@@ -228,7 +228,7 @@ def test_a_probe_leaves_every_pretrained_weight_and_statistic_as_it_was(tmp_path
     run = fine_tune(
         "bundled:efficientnet-lite0", "bundled:digits", image_size=32, output_dir=str(tmp_path / "i"), **keys
     )
-    before = bundled_models._efficientnet_weights(bundled.installed(*bundled_models.EFFICIENTNET, "x"))
+    before = bundled_models.imagenet_weights("bundled:efficientnet-lite0")
     after = run.model.timm_model.state_dict()
     assert {n for n in after if not torch.equal(after[n], before[n]) if after[n].shape == before[n].shape} | {
         "classifier.weight",
@@ -484,10 +484,12 @@ def test_a_changed_file_is_not_used(tmp_path):
         bundled.verify(path, whole)
 
 
-def test_the_efficientnet_weights_are_the_real_ones():
+@pytest.mark.parametrize("name", bundled_models.IMAGENET)
+def test_the_efficientnet_weights_are_the_real_ones(name):
     """Frozen ImageNet features separate digits far above chance; random ones would not load strictly by order."""
     from sklearn.linear_model import LogisticRegression
 
+    pytest.importorskip(bundled_models.IMAGENET[name].package)
     from hf_transfer.config.arguments.data import DataArguments
     from hf_transfer.config.arguments.model import ModelArguments
     from hf_transfer.data.labels import Labels
@@ -496,7 +498,7 @@ def test_the_efficientnet_weights_are_the_real_ones():
     task = TASKS["image-classification"]
     args = DataArguments(dataset_name="bundled:digits", image_size=64)
     loaded, processor = task.load(
-        ModelArguments("bundled:efficientnet-lite0"), args, Labels("single_label_classification", tuple("0123456789"))
+        ModelArguments(name), args, Labels("single_label_classification", tuple("0123456789"))
     )
     rows = load_splits(args)["train"].select(range(200)).rename_column("label", "labels")
     prepared = task.prepare(rows, ("image",), processor, args)

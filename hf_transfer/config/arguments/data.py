@@ -74,6 +74,12 @@ class DataArguments:
         "5,000 training examples with the pretrained model",
         resume="free",
     )
+    expected_accuracy: bool = setting(
+        True,
+        "predict the accuracy from the frozen features of at most 512 training examples; train does it only where "
+        "label_issues has computed them",
+        resume="free",
+    )
     drop_leaks: bool = setting(False, "remove training examples that also occur in a held-out split", resume="fixed")
     train_val_split: float | None = setting(
         None,
