@@ -18,6 +18,7 @@ RESULTS = "results.json"
 PASSED = ".stream"  # while a stream trains: what it gave, see `data.stream_record`
 LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training examples, never pushed
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
+RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.model import ModelArguments
-from hf_transfer.config.arguments.plan import learning_rate_of
+from hf_transfer.config.arguments.plan import AUTO, learning_rate_of
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.keys import COMMAND_LINE_ONLY, RUN_DEFAULTS, keys, read_values
 from hf_transfer.run_folder import run_file
@@ -32,7 +32,8 @@ class Config:
     Attributes:
         model, data, training: the three groups of keys.
         values: every key with its value, flat.
-        given: names of the keys that were given, in a file or otherwise.
+        given: names of the keys that were given, in a file or otherwise, without a `learning_rate` that is `auto`.
+        finds_rate: whether `learning_rate` is `auto`; until it is found, the key has its default.
     """
 
     model: ModelArguments
@@ -40,6 +41,7 @@ class Config:
     training: TransferArguments
     values: dict[str, Any]
     given: frozenset[str] = frozenset()
+    finds_rate: bool = False
 
     @classmethod
     def from_sources(
@@ -60,11 +62,15 @@ class Config:
             values["num_train_epochs"] = float(sum(s["epochs"] for s in values["stages"]))
         values["from_scratch"] |= values["strategy"] == "scratch"
         values["adapter"] = with_adapter(values["strategy"], values["adapter"])
+        finds_rate = values["learning_rate"] == AUTO
         values["learning_rate"] = learning_rate_of(values["learning_rate"], values["strategy"], values["adapter"])
         model, data, training = (
             _build(section, values) for section in (ModelArguments, DataArguments, TransferArguments)
         )
-        return cls(model, data, training, values, read.given)
+        if values["mixed_precision"] is not None:  # `run.yaml` says what it came to
+            values |= {"mixed_precision": None, "fp16": training.fp16, "bf16": training.bf16}
+        given_keys = read.given - ({"learning_rate"} if finds_rate else set())
+        return cls(model, data, training, values, given_keys, finds_rate)
 
     @property
     def split_seed(self) -> int:

@@ -15,6 +15,7 @@ import yaml
 import hf_transfer
 from hf_transfer import layer_groups, make_plan
 from hf_transfer.adapters.attach import attach
+from hf_transfer.cli.launching import without_launch_keys
 from hf_transfer.cli.program import usage
 from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.plan import PlanArguments
@@ -149,7 +150,7 @@ def check(argv: list[str]) -> None:
     """What a verb does with its words before it loads anything."""
     if argv[0] == "train":
         if argv[1:2] != ["--print_config"]:  # which needs nothing
-            configure(argv[1:])
+            configure(without_launch_keys(argv[1:]))
     elif argv[0].startswith("--"):
         assert argv[0] in usage()
     else:

@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
@@ -29,7 +28,6 @@ class PlanVerbArguments:
     depth_map: str | None = setting(None, "learning rates to draw (.png, .svg, .pdf)")
     gpus: list[str] | None = setting(None, "GPUs to compare (default: all of the table)")
     models: list[str] | None = setting(None, "models to rank on the data by their frozen features, in place of a plan")
-    prices_file: str | None = setting(None, "YAML file with GPU prices (default: ours)")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +41,7 @@ def keys() -> dict[str, Key]:
 def run(argv: Sequence[str]) -> int:
     """Show what a run would do."""
     file, given, values, problems = read_run("plan", argv, parser(), PlanVerbArguments)
-    needs, models = ("model",), _names(values["models"] or ())
+    needs, models = ("model",), values["models"]
     if models:
         given["model_name_or_path"] = _readable(models)
     check_run(file, given, problems, needs, talks=not values["json"])
@@ -52,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer.report.depth_map import check_picture
     from hf_transfer.settings import Config
 
-    prices = read_prices(values["prices_file"], values["gpus"])
+    prices = read_prices({**file, **given}.get("prices_file"), values["gpus"])
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:
@@ -78,12 +76,6 @@ def run(argv: Sequence[str]) -> int:
     if values["depth_map"]:
         planned.depth_map.draw(values["depth_map"])
     return 0
-
-
-def _names(given: Sequence[str]) -> list[str]:
-    """The models of `[a, b]` and of `a,b`: no id on a hub has a comma."""
-    names = [part.strip() for one in given for part in ([one] if Path(one).exists() else one.split(","))]
-    return list(filter(None, names))
 
 
 def _readable(models: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from hf_transfer.cli.launching import is_first_to_fail
 from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.other_names import VERBS_ELSEWHERE
 from hf_transfer.errors import UserError, UserErrors, WorkFailed, chain, from_command_line, nearest, one_line, option
@@ -35,6 +36,8 @@ def _exit_code(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
+        if not is_first_to_fail():
+            return INTERRUPTED
         resume = f" Continue with {option('resume_from_checkpoint', 'auto')}." if argv[:1] == ["train"] else ""
         sys.stderr.write(f"hf-transfer: interrupted.{resume}\n")
         return INTERRUPTED
@@ -42,7 +45,8 @@ def _exit_code(argv: list[str]) -> int:
         if "--debug" in options:
             traceback.print_exc()
         shown = explain(error)
-        sys.stderr.write(_format(shown))
+        if is_first_to_fail():
+            sys.stderr.write(_format(shown))
         return shown.exit_code
 
 

@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.launching import LaunchArguments, start_if_asked
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.errors import UserErrors
 
 
 @dataclass
-class TrainArguments:
-    """What `train` does instead of training."""
+class TrainArguments(LaunchArguments):
+    """What `train` does instead of training, and in how many processes."""
 
     print_config: bool = setting(False, "print a YAML file of all keys with their help, and end")
 
@@ -37,7 +38,10 @@ def run(argv: Sequence[str]) -> int:
             raise UserErrors(problems)
         print(to_commented_yaml({**file, **given}), end="")
         return 0
-    check_run(file, given, problems, NEEDS, talks=True)
+    starts = values["num_processes"] is not None or values["launch"] is not None
+    check_run(file, given, problems, NEEDS, talks=not starts)
+    if (code := start_if_asked("train", argv, values, file, given)) is not None:
+        return code
 
     import torch
 

@@ -41,6 +41,7 @@ class Verb:
 VERBS = {
     "train": Verb("train", "fine-tune a pretrained model on a dataset"),
     "plan": Verb("plan", "what a run would do to each layer, when and at what learning rate; trains nothing"),
+    "find-lr": Verb("find_lr", "learning-rate range test: curve and suggestions; trains nothing"),
     "predict": Verb("predict", "predict labels of texts, images, files and folders, as JSON lines"),
     "evaluate": Verb("evaluate", "metrics of a trained model on labeled data"),
     "push": Verb("push", "push a run's model or adapter, labels and card to a hub"),

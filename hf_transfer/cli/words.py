@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.config.command_line import NotAKey, add_keys, make_parser, parse_run, parse_words
-from hf_transfer.config.fields import Key, keys_of, setting
+from hf_transfer.config.fields import Key, keys_of, setting, wrong_values
 from hf_transfer.config.places import check_places, installed_model, kind_of_data
 from hf_transfer.config.values import coerce, read_config_file
 from hf_transfer.data.header import check_header
@@ -78,7 +78,14 @@ def read_run(
     """(keys of the file, keys given, the verb's own values, problems)."""
     owned = _owned(verb, own)
     given, problems = parse_run(parser, argv, run_keys(verb, own))
-    values = {name: coerce(given.pop(name, k.default), k) for name, k in owned.items()}
+    values: dict[str, Any] = {}
+    for name, key in owned.items():
+        try:
+            values[name] = coerce(given.pop(name, key.default), key)
+        except ValueError as error:
+            values[name] = key.default
+            problems.append(f"--{name}: {error}")
+    problems += [f"--{said}" for said in wrong_values(values, {name: key.about for name, key in owned.items()})]
     path = given.pop("config", None)
     if isinstance(path, list):
         raise UserError(f"--config takes one file, not {len(path)}.")

@@ -64,8 +64,9 @@ def plain(value: Any) -> str:
 def kind_of_value(key: Key) -> str:
     """The kind of value, in capitals."""
     named = {bool: "BOOL", int: "INT", float: "FLOAT", list: "LIST", dict: "MAPPING"}
+    number = next((text for kind, text in named.items() if kind in key.types and kind in (int, float)), "")
     if str in key.types:
-        return "TEXT"
+        return number or "TEXT"  # a word in place of a number is in the help
     return next((text for kind, text in named.items() if kind in key.types), "VALUE")
 
 

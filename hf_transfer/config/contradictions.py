@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.config.arguments.adapter import with_adapter
+from hf_transfer.config.arguments.plan import AUTO
 from hf_transfer.config.places import SUITED, data_in_place_of_model, installed_model, kind_of_data, similar
 
 
@@ -62,7 +63,12 @@ def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list
             f"augmented_views: {values['augmented_views']} has no effect with augmentation: none; choose one, for "
             "example augmentation: basic."
         )
-    for one, other in (("dataset_name", "train_file"), ("fp16", "bf16")):
+    for one, other in (
+        ("dataset_name", "train_file"),
+        ("fp16", "bf16"),
+        ("mixed_precision", "fp16"),
+        ("mixed_precision", "bf16"),
+    ):
         if values[one] and values[other]:
             problems.append(f"{one} and {other} contradict each other: keep one.")
     if chosen.get("from_scratch") is False and values["strategy"] == "scratch":
@@ -71,7 +77,7 @@ def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list
         problems.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
     if values["from_scratch"] and values["batchnorm"] == "frozen" and values["strategy"] != "scratch":
         problems.append("batchnorm: frozen keeps the checkpoint's running statistics, and from_scratch leaves none.")
-    return [*problems, *_lengths(chosen)]
+    return [*problems, *_auto_rate(values, chosen), *_lengths(chosen)]
 
 
 def _streaming(values: Mapping[str, Any]) -> list[str]:
@@ -99,6 +105,19 @@ def _streaming(values: Mapping[str, Any]) -> list[str]:
             "streaming: augmented_views are reused, and a stream's examples are not recognized; leave it out."
         )
     return problems
+
+
+def _auto_rate(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """What leaves `learning_rate: auto` nothing to find, or nothing to find it on."""
+    if values["learning_rate"] != AUTO:
+        return []
+    reasons = (
+        (chosen.get("probe_solver") == "lbfgs", "probe_solver: lbfgs takes no steps, so there is none to find"),
+        (values["streaming"], "streaming has not read the training set, from which its batches are drawn"),
+        (bool(values["contrastive_epochs"]), "the contrastive stage would change the model after it was found"),
+        (values["strategy"] is None and values["stages"] is None, "without a strategy there is no plan to find it for"),
+    )
+    return [f"learning_rate: auto: {reason}; give a number." for holds, reason in reasons if holds]
 
 
 def _is_epochs(value: Any) -> bool:

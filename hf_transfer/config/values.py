@@ -94,13 +94,22 @@ def _read_text(text: str, key: Key) -> Any:
         return _WORDS[text.lower()]
     flow = text.lstrip()[:1] in ("[", "{") and {list, dict} & set(key.types)
     if str in key.types and not flow and text != "null":
-        return text
+        return _read_number(text) if {int, float} & set(key.types) else text
     try:
         return load_yaml(text)
     except yaml.YAMLError as error:
         if flow:
             raise ValueError(f"{text!r} is not YAML ({one_line(error)}).") from None
         return text
+
+
+def _read_number(text: str) -> Any:
+    """Text as a number if it is one."""
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError:
+        return text
+    return value if _is_number(value) else text
 
 
 def _split(text: str, key: Key) -> list[Any] | str:

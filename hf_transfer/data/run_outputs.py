@@ -13,11 +13,25 @@ from hf_transfer.run_folder import (
     LABEL_ISSUES,
     MODEL_FILES,
     NONFINITE,
+    RANGE_TEST_CSV,
+    RANGE_TEST_PNG,
     RESULTS,
     RUN_FILE,
 )
 
-_WRITTEN_BY_RUNS = (CARD, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS, RUN_FILE, *MODEL_FILES)
+_WRITTEN_BY_RUNS = (
+    CARD,
+    ERRORS,
+    EXAMPLES,
+    HISTORY,
+    LABEL_ISSUES,
+    NONFINITE,
+    RANGE_TEST_CSV,
+    RANGE_TEST_PNG,
+    RESULTS,
+    RUN_FILE,
+    *MODEL_FILES,
+)
 _MARKS = (RESULTS, EXAMPLES, HISTORY, "config.json")  # next to run.yaml; a run that has just begun has the second only
 
 

@@ -94,7 +94,7 @@ class Problem:
         point = self._origin
         for strength in strengths:
             with self._threads():
-                point = self._solved[strength] = self._solve(strength, point, {"gtol": 1e-5, "ftol": 1e-9})
+                point = self._solved[strength] = self._solve(strength, point, {"gtol": 1e-4, "ftol": 1e-7})
                 head = self._head(*point)
             yield head
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
-from hf_transfer.evaluation import standing
+from hf_transfer.evaluation import logit_adjustment, standing
 from hf_transfer.evaluation.by_class import most_confused, pairs
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.metric_table import LEADING
@@ -84,6 +84,7 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
         ),
         *_doubt(results),
         *_calibration(results),
+        *_adjustment(results),
     ]
 
 
@@ -95,6 +96,18 @@ def _calibration(results: Mapping[str, Any]) -> list[str]:
     own = results["metrics_split"] == calibration["split"]
     doubt = " Loss and ECE above are of the same examples, and therefore optimistic." if own else ""
     return ["", f"Calibration: {describe(calibration)}. The saved weights include it.{doubt}"]
+
+
+def _adjustment(results: Mapping[str, Any]) -> list[str]:
+    """What was added to the logits for rare classes, and that probabilities are no frequencies because of it."""
+    adjustment = results.get("logit_adjustment")  # older runs have none
+    if not adjustment or not adjustment["strength"]:
+        return []
+    return [
+        "",
+        f"Logit adjustment: {logit_adjustment.describe(adjustment)}. The saved weights include it: rare classes are "
+        "predicted more often, and their probabilities are above their frequencies.",
+    ]
 
 
 def _doubt(results: Mapping[str, Any]) -> list[str]:

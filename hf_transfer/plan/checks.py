@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hf_transfer.config.arguments.adapter import ADAPTERS, AdapterArguments, with_adapter
-from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.plan import AUTO, PlanArguments
 from hf_transfer.config.fields import settings_of, unused, wrong_values
 from hf_transfer.errors import nearest
 from hf_transfer.plan.strategies import STRATEGIES
@@ -51,6 +51,7 @@ def check(keys: PlanArguments) -> list[str]:
             "head, the second up from the input. Keep one."
         )
     problems += wrong_values(vars(keys), _DECLARED)
+    problems += _check_rate(keys)
     problems += _check_trigger(keys)
     problems += _check_adapter(keys)
     problems += _check_groups(keys)
@@ -64,6 +65,28 @@ def check(keys: PlanArguments) -> list[str]:
     if keys.stages is not None and not keys.stages:
         problems.append("stages: the list is empty; give at least one stage, e.g. [{epochs: 3, train: all}].")
     return problems
+
+
+def _check_rate(keys: PlanArguments) -> Iterable[str]:
+    """`learning_rate: auto` finds one factor for all learning rates, so none of them can be given as a number."""
+    rate = keys.learning_rate
+    if isinstance(rate, str) and rate != AUTO:
+        yield f"learning_rate: {rate!r} is not a number. Use one, or auto.{nearest(rate, (AUTO,))}"
+    if rate != AUTO:
+        return
+    given = [name for name in ("head_learning_rate", "layer_learning_rates") if getattr(keys, name) is not None]
+    own = ("learning_rate", "head_learning_rate")
+    given += [
+        f"stages[{i}].{name}"
+        for i, spec in enumerate(keys.stages or ())
+        for name in own
+        if isinstance(spec, Mapping) and spec.get(name) is not None
+    ]
+    for name in given:
+        yield (
+            f"learning_rate: auto finds the learning rates of all groups, and {name} gives one; leave it out "
+            "(layer_lr_decay and layer_lr_multiplier are ratios and stay), or give learning_rate as a number."
+        )
 
 
 def _check_trigger(keys: PlanArguments) -> Iterable[str]:

@@ -66,7 +66,7 @@ def choose(trainer: TransferTrainer, problem_type: str) -> Choice:
     wanted = trainer.args.calibrate
     if wanted is False:
         return OFF
-    why = _why_not(trainer, problem_type)
+    why = why_not(trainer, problem_type)
     if wanted is True and why:
         raise UserError(f"the model cannot be calibrated: {why}.", "Remove it, or use calibrate: auto.", "calibrate")
     count = len(trainer.eval_dataset)
@@ -75,7 +75,7 @@ def choose(trainer: TransferTrainer, problem_type: str) -> Choice:
     return Choice(not why, why)
 
 
-def _why_not(trainer: TransferTrainer, problem_type: str) -> str:
+def why_not(trainer: TransferTrainer, problem_type: str) -> str:
     """Why the model cannot be calibrated, as part of a sentence; empty if it can."""
     if problem_type == REGRESSION:
         return "a regression has no probabilities"

@@ -47,6 +47,8 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     state = recorded(checkpoint, Path(str(config.training.output_dir)))
     if state is not None:  # also of a version that chose nothing
         before = state["facts"].get("chosen", _BEFORE)
+        if config.finds_rate:  # the run that wrote the checkpoint has found one, or was given it
+            before = {"learning_rate": state["facts"]["keys"]["learning_rate"], **before}
         chosen = Chosen({n: Choice(v, "as when the run began") for n, v in before.items() if n not in _given(config)})
         compared = state.get("before_training", {}).get("pooling_candidates", [])  # not of an earlier version
         chosen = replace(chosen, candidates=tuple(Candidate(**one) for one in compared))

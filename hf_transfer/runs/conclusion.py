@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.locate import IN_MEMORY
+from hf_transfer.evaluation import logit_adjustment
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.files import say
 from hf_transfer.models.heads import LINEAR
@@ -43,6 +44,8 @@ def conclude(result: Result, task: Task, config: Config, inputs: tuple[str, ...]
         say(line)
     if calibration := results["calibration"]:
         say(f"Calibration: {describe(calibration)}.")
+    if adjustment := results["logit_adjustment"]:
+        say(f"Logit adjustment: {logit_adjustment.describe(adjustment)}.")
     if line := _on_labels(results["label_issues"]):
         say(line)
     if not math.isfinite(results["metrics"]["loss"]):

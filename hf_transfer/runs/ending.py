@@ -8,6 +8,7 @@ from typing import Any
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.training.pace import exactly
 
 _ALL_CLASSES = 10  # up to so many, the recall of every class is printed
 _WORST_CLASSES = 5  # of more, that of the worst
@@ -24,6 +25,7 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
     if confusions := results["confusions"]:
         shown = [f"{c['true']} taken for {c['predicted']} ({c['count']:,})" for c in confusions[:_CONFUSIONS]]
         yield f"Most frequent errors: {', '.join(shown)}"
+    yield from _budget(results)
     yield from _kept(results["kept"])
 
 
@@ -107,6 +109,25 @@ def _kept(kept: Mapping[str, Any] | None) -> Iterator[str]:
             f"epoch {drop['best_epoch']:.2f} to {drop['value']:.4f}, by more than chance explains on "
             f"{drop['examples']:,} examples. Save the best weights with {flags}, or lower learning_rate."
         )
+
+
+def _budget(results: Mapping[str, Any]) -> Iterator[str]:
+    """What became of a budget of time; nothing without one, and in a run of an earlier version."""
+    budget = results.get("time_budget")
+    if not budget:
+        return
+    given = ", ".join(f"{name} {budget[name]:g}" for name in ("max_hours", "max_usd") if budget[name] is not None)
+    if budget["seconds"] is None:
+        yield f"{given}: no effect, the head was solved for without training steps"
+        return
+    took, allowed = exactly(results["train_seconds"]), exactly(budget["seconds"])
+    steps, planned = budget["steps"], budget["planned_steps"]
+    why = f"{steps:,} of {planned:,} steps planned"
+    if (results["kept"] or {}).get("stopped"):
+        why += ", stopped early"
+    elif steps >= planned:
+        why = f"all {planned:,} steps planned; a higher num_train_epochs would use the rest"
+    yield f"{given}: ended after {took} of {allowed}, {why} (preparation: {exactly(budget['preparation_seconds'])})"
 
 
 def _when(epoch: float, step: int) -> str:

@@ -23,6 +23,7 @@ from hf_transfer.runs.kept import kept
 from hf_transfer.runs.machine import device_name
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
+from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.trainer import TransferTrainer
 
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
@@ -119,14 +120,20 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         ],
         **trainer.choices.to_dict(),
         "train_seconds": seconds,
+        "time_budget": trainer.time_budget.to_dict(),
         "train_samples_per_second": seen / max(seconds, 1e-9),
         "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "device": device_name(args.device.type),
-        "cost": {"device_hours": seconds * args.world_size / 3600},
+        "cost": _cost(args, seconds * args.world_size / 3600),
     }
+
+
+def _cost(args: TransferArguments, hours: float) -> dict[str, float]:
+    """Hours of all devices together, and dollars where their price is known."""
+    return {"device_hours": hours} | ({} if args.usd_per_hour is None else {"usd": hours * args.usd_per_hour})
 
 
 def _version(package: str) -> str | None:

@@ -262,6 +262,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
         steps = trainer.resolve_plan()
         if "logging_steps" not in prepared.config.given:
+            trainer.time_budget.log_fraction = args.logging_steps
             args.logging_steps = log_interval(args.logging_steps, steps)
         trainer.check_optimization()
         check_disk(output_dir, trainer)

@@ -12,6 +12,7 @@ from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.expected import Expected
 from hf_transfer.analysis.prices import Prices, read_prices
 from hf_transfer.config.arguments.plan import is_wanted
+from hf_transfer.config.arguments.stopping import budget_seconds
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.preview import draw_preview
 from hf_transfer.errors import UserError, option
@@ -29,9 +30,10 @@ from hf_transfer.runs.expecting import expect, lines_of
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
+from hf_transfer.runs.pricing import with_price
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
-from hf_transfer.training import contrastive
+from hf_transfer.training import contrastive, time_budget
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.schedules import run_schedule
 
@@ -81,6 +83,7 @@ class Planned:
             "data_facts": self.data_facts,
             "strategy": self.plan.strategy,
             "num_train_epochs": self.plan.num_train_epochs,
+            "budget_seconds": budget_seconds(self.config.training, self.config.training.world_size),
             "groups": self.depth_map.to_list(),
             "stages": stages,
             "chosen": self.chosen,
@@ -124,7 +127,8 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None, pr
         raise UserError("preview: there is no data to draw.", "Name it with dataset_name or train_file.")
     if preview and config.data.streaming:
         raise UserError("preview: a stream cannot be drawn.", "Leave streaming out for the picture.")
-    prices = prices or read_prices()
+    config, prices = with_price(config), prices or read_prices()
+    args = config.training
     with quiet_libraries(args):
         planned = _plan_for_data(config, talks, preview, prices) if has_data else _plan_for_model(config, talks, prices)
     if talks:
@@ -192,7 +196,8 @@ def _plan_for_model(config: Config, talks: bool, prices: Prices) -> Planned:
     num_steps = max(1, round(STEPS_PER_EPOCH * plan.num_train_epochs))
     if talks:
         say(f"{config.model.model_name_or_path}, {len(loaded.labels.names)} labels")
-        say("\n".join(["", str(plan), *filter(None, [contrastive.note(args), note(args)]), ""]))
+        notes = [time_budget.note(args, args.world_size), contrastive.note(args), note(args)]
+        say("\n".join(["", str(plan), *filter(None, notes), ""]))
     shown = depth_map(plan.resolve(STEPS_PER_EPOCH), groups, run_schedule(args, num_steps), num_steps)
     budget = budget_of_model(args, model, groups, plan, prices)
     return Planned(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +24,7 @@ from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
+from hf_transfer.runs import adjusting
 from hf_transfer.runs.announce import advise, announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -33,6 +35,7 @@ from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -44,11 +47,11 @@ from hf_transfer.runs.machine import (
 )
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
+from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
-from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
@@ -109,6 +112,7 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
+        range_test: of `learning_rate: auto`; None without it, and in a resumed run.
     """
 
     prepared: Prepared
@@ -121,11 +125,12 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
+    range_test: Found | None = None
 
 
 def _prepare(config: Config) -> _Ready:
     """Everything that can fail before the first step, cheapest checks first."""
-    args = config.training
+    began, args = time.perf_counter(), config.training
     output_dir = Path(str(args.output_dir))
     checkpoint, is_new = _checkpoint(config, output_dir), not output_dir.exists()
     check_writable(output_dir)
@@ -134,14 +139,17 @@ def _prepare(config: Config) -> _Ready:
     share_cores(args)
     set_seed(args.seed)
     # Trainer's own push would need the hub before training.
-    config = with_decisions(config, {"push_to_hub": False}, pin_memory(args))
+    config = with_price(with_decisions(config, {"push_to_hub": False}, pin_memory(args)))
     prepared = choose(prepare(config), checkpoint)
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    with removed_if_empty(output_dir, is_new):
+        prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(_base(prepared.config, trainer.model)))
+    trainer.time_budget.prepared_since = began
     trainer.boundary.decide()
     ready = _Ready(
         prepared=prepared,
@@ -150,7 +158,8 @@ def _prepare(config: Config) -> _Ready:
         output_dir=output_dir,
         checkpoint=checkpoint,
         target=target,
-        talks=_talks(args),
+        talks=not is_silent(args),
+        range_test=range_test,
     )
     _replace_progress(trainer, output_dir, ready.talks)
     if trainer.is_world_process_zero():
@@ -174,6 +183,7 @@ def _prepare(config: Config) -> _Ready:
 def _try(ready: _Ready) -> None:
     """The preflight, and whether the model can be calibrated."""
     prepared, trainer = ready.prepared, ready.trainer
+    adjusting.check(trainer, prepared.loaded.labels.problem_type)
     if trainer.args.preflight:
         ready.preflight = try_run(prepared, trainer, ready.splits, ready.output_dir)
     ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
@@ -186,6 +196,8 @@ def _open_folder(ready: _Ready) -> None:
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
         clear(folder)
+    if ready.range_test is not None:
+        ready.range_test.write(folder)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 
@@ -219,12 +231,14 @@ def _finish(ready: _Ready) -> Result:
     config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
     args = config.training
     calibration = _calibrate(ready)
+    adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
     results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
+    results[adjusting.KEY] = {**adjustment.to_dict(), "split": "validation"} if adjustment else None
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
@@ -294,11 +308,6 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _talks(args: TransferArguments) -> bool:
-    """Whether the run says what it does: not from `log_level: error` on."""
-    return not is_silent(args)
 
 
 def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:

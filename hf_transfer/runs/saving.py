@@ -19,7 +19,16 @@ from hf_transfer.data.labels import Labels
 from hf_transfer.data.record import Record
 from hf_transfer.data.stream_training import Stream
 from hf_transfer.errors import UserError, WorkFailed
-from hf_transfer.run_folder import ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RESULTS
+from hf_transfer.run_folder import (
+    ERRORS,
+    EXAMPLES,
+    HISTORY,
+    LABEL_ISSUES,
+    NONFINITE,
+    RANGE_TEST_CSV,
+    RANGE_TEST_PNG,
+    RESULTS,
+)
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
@@ -130,7 +139,7 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
 
 def clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own."""
-    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE):
+    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RANGE_TEST_CSV, RANGE_TEST_PNG):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)

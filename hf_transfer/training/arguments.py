@@ -18,8 +18,11 @@ from hf_transfer.config.fields import settings_of, wrong_values
 from hf_transfer.errors import UserErrors
 from hf_transfer.evaluation.metric_table import LOSS
 from hf_transfer.plan import checks, probe_checks
+from hf_transfer.training import precision
 from hf_transfer.training.best_metric import set_direction
 from hf_transfer.training.schedules import SCHEDULES
+
+_NOT_HERE = "`hf-transfer train` and `fine_tune`, which have the data, find one for auto."
 
 
 @dataclass
@@ -39,24 +42,27 @@ class TransferArguments(TrainingKeys, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.adapter = with_adapter(self.strategy, self.adapter)
+        rate = self.learning_rate
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
         words = {"true": True, "false": False}
         self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
         self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
-        problems = [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
+        problems = [f"learning_rate: {rate!r} is not a number. {_NOT_HERE}"] if isinstance(rate, str) else []
+        problems += [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
         problems += check_early_stopping(vars(self))
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}
         problems += wrong_values({**vars(self), "lr_scheduler_type": schedule}, own)
+        # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,
+        # each train alone and say nothing.
+        self.use_cpu |= not torch.accelerator.is_available()
+        problems += filter(None, [self._set_precision()])
         if problems:
             raise UserErrors(problems)
         if self.stages is not None:
             self.num_train_epochs = float(sum(s["epochs"] for s in self.stages))
         if self.early_stopping_patience is not None and vars(self)["metric_for_best_model"] is None:
             self.metric_for_best_model = LOSS
-        # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,
-        # each train alone and say nothing.
-        self.use_cpu |= not torch.accelerator.is_available()
         if schedule in SCHEDULES:  # TrainingArguments knows transformers' own only
             self.lr_scheduler_type = SchedulerType.CONSTANT
         self.has_own_direction = self.greater_is_better is not None  # else Trainer's rule or ours fills it in
@@ -64,3 +70,12 @@ class TransferArguments(TrainingKeys, TrainingArguments):
         if schedule in SCHEDULES:
             self.lr_scheduler_type = schedule
         set_direction(self, self.has_own_direction)
+
+    def _set_precision(self) -> str:
+        """Set `fp16` and `bf16` as `mixed_precision` says; why it is refused, empty if it is not."""
+        wanted, device = self.mixed_precision, precision.device_type(self.use_cpu)
+        if wanted is None:
+            return ""
+        wanted = precision.best(device) if wanted == "auto" else wanted
+        self.fp16, self.bf16 = wanted == precision.FP16, wanted == precision.BF16
+        return precision.refusal(wanted, device)

@@ -215,6 +215,12 @@ class BoundaryCache:
         for source in self.sources:
             source.stored.suffices = entry is not None and bool(entry.unneeded) and source.name in entry.verified
 
+    def turn_off(self, off: Off) -> None:
+        """Turn the cache off in every stage where it is on, before it has recorded anything."""
+        for entry in self.entries:
+            if entry.off is None:
+                self._off(entry, off)
+
     def _off(self, entry: CachedStage, off: Off) -> None:
         """Turn the cache off in a stage that has begun, and tell the user."""
         entry.off, entry.reported = off, True

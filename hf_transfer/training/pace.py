@@ -51,6 +51,20 @@ def spell(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def exactly(seconds: float) -> str:
+    """A duration to the second, or to the tenth of one below ten: 8.5 s, 2 min 55 s, 1 h 20 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        minutes, rest, units = *divmod(whole, 60), ("min", "s")
+    else:
+        minutes, rest, units = *divmod(round(whole / 60), 60), ("h", "min")
+    return f"{minutes} {units[0]} {rest} {units[1]}" if rest else f"{minutes} {units[0]}"
+
+
 def log_interval(fraction: float, steps: int) -> int:
     """Optimizer steps between log lines: a `fraction` of all steps, and in a short run a quarter of them or five."""
     return max(1, math.ceil(fraction * steps - 1e-9), min(5, math.ceil(steps / 4)))

@@ -72,6 +72,7 @@ class Bars(ProgressCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.training_bar is not None:
+            self.training_bar.total = state.max_steps  # a budget changes it
             self.training_bar.set_postfix_str(self.clock.left(), refresh=False)
         super().on_step_end(args, state, control)
 

@@ -15,7 +15,6 @@ What is overridden, and why that hook:
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +141,7 @@ class Resumable(Saving):
             sys.stderr.write(f"hf-transfer: {note}\n")
         self._resumed_state = state | {"folder": folder}
         self.boundary.recall(state.get("boundary"))
+        self.time_budget.recall(state.get("time_budget"))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(folder)
             return
@@ -194,7 +194,7 @@ class Resumable(Saving):
 
     def continue_counting(self) -> None:
         """Called when training begins, after Trainer has reset its counters."""
-        self._began, self._seconds_before = time.perf_counter(), 0.0
+        self._began, self._seconds_before, self._is_counting = self.clock(), 0.0, True
         self.resumed_at = self.state.global_step
         state, self._resumed_state = self._resumed_state, None
         if state is None:
@@ -216,7 +216,7 @@ class Resumable(Saving):
 
     def stop_counting(self) -> None:
         """Called when training ends."""
-        self._seconds_before, self._began = self.seconds, 0.0
+        self._seconds_before, self._is_counting = self.seconds, False
 
     def roll_back(self) -> None:
         """Restore weights and optimizer of the newest checkpoint; the run continues with the data after this step."""

@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -30,12 +28,13 @@ from hf_transfer.training.choices import Choices
 from hf_transfer.training.ddp import on_any_rank
 from hf_transfer.training.guards import Guards
 from hf_transfer.training.stages import Unfreezing
+from hf_transfer.training.timing import Timed
 
 BEST_OF_STAGE = "stage_best.safetensors"
 _FAILURES = (OSError, RuntimeError, SafetensorError)  # of writing: torch wraps the disk's error
 
 
-class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
+class Saving(Timed):
     """Crash-safe checkpoints; see `TransferMixin`.
 
     Attributes:
@@ -61,12 +60,6 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         self.chosen: dict[str, Any] = {}
         self.before_training: dict[str, Any] = {}
         self._writes_to: Path | None = None
-        self._seconds_before = self._began = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of training in seconds, including the time before the run was resumed."""
-        return self._seconds_before + (time.perf_counter() - self._began if self._began else 0.0)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._writes_to) if self._writes_to is not None else super()._get_output_dir(trial)
@@ -147,6 +140,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
             "last_logged": self._globalstep_last_logged,
             "total_loss": self._total_loss_scalar,
             "seconds": self.seconds,
+            "time_budget": self.time_budget.state(),
             "boundary": self.boundary.decisions,
             "before_training": self.before_training,
             "stage_seconds": {} if self.unfreezing is None else self.unfreezing.seconds,
@@ -157,7 +151,7 @@ class Saving(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         groups = self.optimizer.param_groups
         return run_identity.facts(
             self.args,
-            self.plan,
+            self.time_budget.planned,
             groups,
             named,
             self.train_dataset,

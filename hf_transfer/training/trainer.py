@@ -194,7 +194,7 @@ class TransferMixin(Loading):
         is_ours = self.plan is not None or self.args.lr_scheduler_type in SCHEDULES
         if self.lr_scheduler is not None or not is_ours:
             return super().create_scheduler(num_training_steps, optimizer)
-        schedule = run_schedule(self.args, num_training_steps)
+        schedule = self.time_budget.stretched(run_schedule(self.args, num_training_steps))
         optimizer = self.optimizer if optimizer is None else optimizer
         if self.plan is None:
             assert schedule is not None, "our schedules are functions of the step"
@@ -252,6 +252,7 @@ class TransferMixin(Loading):
             num_epochs = max_steps / steps_per_epoch if args.max_steps > 0 else None
             new_plan = make_plan(self.args, self.layer_groups, num_train_epochs=num_epochs)
             self.plan = new_plan.resolve(steps_per_epoch, max_steps)
+            self.time_budget.follow(self.plan, max_steps)
             check_early_stopping(self.callback_handler.callbacks, args, self.plan, steps_per_epoch, max_steps)
             if self._solves:  # without a training step
                 stage = replace(new_plan.stages[0], start=0, epochs=0.0)

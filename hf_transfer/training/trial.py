@@ -196,6 +196,24 @@ def _step(trainer: RunningTrainer, batch: Batch) -> tuple[float, list[torch.Tens
     return seconds, [x.detach() for x in leaves], gradients
 
 
+def seconds_of_step(trainer: RunningTrainer, batch: Batch) -> float:
+    """Seconds of a forward and backward pass of what trains, without side effects."""
+    return _step(trainer, batch)[0]
+
+
+def seconds_of_outputs(trainer: RunningTrainer, batch: Batch) -> float:
+    """Seconds of a forward pass as in an evaluation."""
+    device = trainer.args.device
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    trainer.model.eval()
+    began = time.perf_counter()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        trainer.model(**inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
 def _unneeded(trainer: RunningTrainer, cut: Cut, batch: Batch, rows: Tensors) -> dict[str, Form]:
     """Inputs that a replay does not read: images, or texts of which only the class token is recorded."""
     count, length = count_of(batch), length_of(batch)

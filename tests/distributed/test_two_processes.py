@@ -110,6 +110,11 @@ def test_the_ranks_are_equal_by_every_bit(case, seen):
     assert seen[case]["stages"] == expected
 
 
+def test_rank_0_decides_when_a_budget_ends(seen):
+    """The clocks of the ranks differ, and each would end at another step."""
+    assert 4 < seen["time budget"]["steps"] < 40
+
+
 def test_a_flag_of_any_rank_is_seen_by_all(seen):
     assert seen["on any rank"] == [[True, True, True, False]] * seen.processes
 

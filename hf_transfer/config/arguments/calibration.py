@@ -19,3 +19,12 @@ class CalibrationArguments:
         resume="free",
         card="changed",
     )
+    logit_adjustment: str = setting(
+        "none",
+        "after training and calibration, add an offset to each class's logit so that rare classes count as much as "
+        "frequent ones; its strength is chosen on the validation split by this metric (recall_macro is balanced "
+        "accuracy)",
+        choices=("none", "f1_macro", "recall_macro"),
+        resume="free",
+        card="changed",
+    )

@@ -75,6 +75,7 @@ _SYNONYMS = {
     "cutmix_alpha": "cutmix",
     "class_weights": "class_weight sample_weight loss_weights class_weighting",
     "focal_gamma": "focal focal_loss",
+    "logit_adjustment": "logit_adjust logit_adjusted prior_correction threshold_moving tune_threshold",
     "balanced_sampling": "balanced oversample oversampling weighted_sampler balance balance_classes",
     "metric_for_best_model": "eval_metric monitor best_metric metric selection_metric",
     "eval_strategy": "evaluation_strategy",
@@ -144,7 +145,7 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "write strategy: lora, with lora_r for the rank.",
     ),
     (
-        "amp half mixed_precision precision fp16_backend half_precision_backend to_fp16",
+        "amp half precision fp16_backend half_precision_backend to_fp16",
         "write fp16: true, or bf16: true where the GPU has it.",
     ),
     (
@@ -271,6 +272,7 @@ VERB_NAMES = {
     "predict": "infer inference classify pred prediction",
     "push": "upload publish push_to_hub",
     "doctor": "check diagnose env info checks",
+    "find-lr": "find_lr lr_find lr-find lrfind findlr lr_finder lr-finder range_test range-test",
     "plan": "dry_run dry-run preview show summary",
 }
 VERBS_ELSEWHERE = {word: ours for ours, words in VERB_NAMES.items() for word in words.split()}

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_transfer.config.arguments.adapter import AdapterArguments, with_adapter
+from hf_transfer.config.arguments.stopping import IDLE, StoppingArguments
 from hf_transfer.config.fields import setting
 
 TRIGGERS = ("interval", "plateau")
+AUTO = "auto"
 
 
 @dataclass
-class PlanArguments(AdapterArguments):
+class PlanArguments(AdapterArguments, StoppingArguments):
     """The keys that a Plan is made of. Numbers of groups never count the head.
 
     `TransferArguments` joins these to `transformers.TrainingArguments`, whose `num_train_epochs`, `warmup_steps` and
@@ -25,9 +27,10 @@ class PlanArguments(AdapterArguments):
         resume="plan",
         card="changed",
     )
-    learning_rate: float | None = setting(
+    learning_rate: str | float | None = setting(  # in this order, `HfArgumentParser` takes numbers
         None,
-        "peak learning rate of the backbone (default: 5e-5; 1e-3 for strategy: linear-probe, 5e-4 with an adapter)",
+        "peak learning rate of the backbone (default: 5e-5; 1e-3 for strategy: linear-probe, 5e-4 with an adapter; "
+        "auto: by a range test)",
         minimum=0,
         topic="learning rate",
         resume="plan",
@@ -167,9 +170,9 @@ _PROBES_LEARNING_RATE = 1e-3  # a head alone takes a higher learning rate than a
 _ADAPTERS_LEARNING_RATE = 5e-4  # and so do adapters, which start at zero
 
 
-def learning_rate_of(given: float | None, strategy: str | None, adapter: Any) -> float:
-    """The learning rate that was given, or else the default of the strategy and the adapter."""
-    if given is not None:
+def learning_rate_of(given: float | str | None, strategy: str | None, adapter: Any) -> float:
+    """The learning rate that was given, or else the default of the strategy and the adapter, also for `auto`."""
+    if given is not None and not isinstance(given, str):
         return given
     if strategy == "linear-probe":
         return _PROBES_LEARNING_RATE
@@ -181,7 +184,9 @@ def learning_rate_of(given: float | None, strategy: str | None, adapter: Any) ->
 
 
 def is_wanted(keys: PlanArguments) -> bool:
-    """Whether any key asks for a Plan at all; `layer_rules`, `learning_rate` and `batchnorm: auto` alone do not."""
-    default = asdict(PlanArguments()) | {"layer_rules": keys.layer_rules, "learning_rate": keys.learning_rate}
+    """Whether any key asks for a Plan at all; `layer_rules`, `learning_rate`, `batchnorm: auto`
+    and the prices alone do not."""
+    idle = ("layer_rules", "learning_rate", *IDLE)
+    default = asdict(PlanArguments()) | {name: getattr(keys, name) for name in idle}
     asked = {name for name, value in default.items() if getattr(keys, name) != value}
     return bool(asked - ({"batchnorm"} if keys.batchnorm == "auto" else set()))

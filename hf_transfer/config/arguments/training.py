@@ -11,6 +11,7 @@ from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.plan import PlanArguments
+from hf_transfer.config.arguments.precision import PrecisionArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import ScheduleArguments
 
@@ -26,5 +27,6 @@ class TrainingKeys(
     EarlyStoppingArguments,
     GuardArguments,
     ScheduleArguments,
+    PrecisionArguments,
 ):
     """Joined here once: what checks keys needs them without torch, the trainer with it."""
