@@ -16,7 +16,7 @@ from transformers.trainer_callback import ProgressCallback
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, WorkFailed, option
+from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
@@ -49,9 +49,9 @@ from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
+from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.settings import Config
-from hf_transfer.training import checkpoints
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
@@ -132,7 +132,7 @@ def _prepare(config: Config) -> _Ready:
     """Everything that can fail before the first step, cheapest checks first."""
     began, args = time.perf_counter(), config.training
     output_dir = Path(str(args.output_dir))
-    checkpoint, is_new = _checkpoint(config, output_dir), not output_dir.exists()
+    checkpoint, is_new = checkpoint_of(config, output_dir), not output_dir.exists()
     check_writable(output_dir)
     target = push.wanted(config.values)
     doubt = push.before_training(target, output_dir) if target else ""
@@ -321,34 +321,6 @@ def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -
             trainer.add_callback(Bars(clock))
         trainer.add_callback(Lines(clock))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
-
-
-def _checkpoint(config: Config, output_dir: Path) -> str | None:
-    """The checkpoint to go on from, if any.
-
-    Raises:
-        UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
-    """
-    wanted = config.training.resume_from_checkpoint
-    saved = checkpoints.checkpoints(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"output_dir: {str(output_dir)!r} is a file, not a folder.")
-    if config.data.overwrite_output_dir and wanted is None:
-        return None
-    if (output_dir / RESULTS).is_file() and not config.data.overwrite_output_dir:
-        raise UserError(
-            f"output_dir: {str(output_dir)!r} holds a finished run.",
-            f"Choose another folder, or add {option('overwrite_output_dir', True)}.",
-        )
-    if wanted is not None and wanted != "auto":
-        return str(checkpoints.checked(wanted))
-    if wanted is None and saved:
-        raise UserError(
-            f"output_dir: {str(output_dir)!r} holds an unfinished run.",
-            f"Continue it with {option('resume_from_checkpoint', 'auto')}, or start over with "
-            f"{option('overwrite_output_dir', True)}.",
-        )
-    return wanted if saved else None
 
 
 def _base(config: Config, model: Any) -> str | None:

@@ -172,8 +172,8 @@ def test_resumed_it_has_the_same_replannings_and_the_same_bits(at, keys, tmp_pat
         "model": tiny_bert(layers=1, dropout=0.2), "num_train_epochs": 20, "slower": 1.7, "save_strategy": "steps",
         "save_steps": 1, "logging_strategy": "steps", **keys,
     }  # fmt: skip
-    whole = trained(tmp_path, 40, **keys)
-    again = made(tmp_path, 40, **{**keys, "model": tiny_bert(layers=1, dropout=0.2)})
+    whole = trained(tmp_path, 60, **keys)
+    again = made(tmp_path, 60, **{**keys, "model": tiny_bert(layers=1, dropout=0.2)})
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
     assert whole.state.global_step < 80 and again.resumed_at == at
     assert again.time_budget.timeline == whole.time_budget.timeline

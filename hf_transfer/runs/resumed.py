@@ -1,0 +1,38 @@
+"""Where a run goes on, or why its folder cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_transfer.errors import UserError, option
+from hf_transfer.run_folder import RESULTS
+from hf_transfer.settings import Config
+from hf_transfer.training import checkpoints
+
+
+def checkpoint_of(config: Config, output_dir: Path) -> str | None:
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
+    """
+    wanted = config.training.resume_from_checkpoint
+    saved = checkpoints.checkpoints(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir: {str(output_dir)!r} is a file, not a folder.")
+    if config.data.overwrite_output_dir and wanted is None:
+        return None
+    if (output_dir / RESULTS).is_file() and not config.data.overwrite_output_dir:
+        raise UserError(
+            f"output_dir: {str(output_dir)!r} holds a finished run.",
+            f"Choose another folder, or add {option('overwrite_output_dir', True)}.",
+        )
+    if wanted is not None and wanted != "auto":
+        return str(checkpoints.checked(wanted))
+    if wanted is None and saved:
+        raise UserError(
+            f"output_dir: {str(output_dir)!r} holds an unfinished run.",
+            f"Continue it with {option('resume_from_checkpoint', 'auto')}, or start over with "
+            f"{option('overwrite_output_dir', True)}.",
+        )
+    return wanted if saved else None
