@@ -14,7 +14,8 @@ def checkpoint_of(config: Config, output_dir: Path) -> str | None:
     """The checkpoint to go on from, if any.
 
     Raises:
-        UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
+        UserError: the folder holds a finished run, an unfinished one that nobody asked to resume, or
+            one whose checkpoints cannot be resumed.
     """
     wanted = config.training.resume_from_checkpoint
     saved = checkpoints.checkpoints(output_dir)
@@ -35,4 +36,6 @@ def checkpoint_of(config: Config, output_dir: Path) -> str | None:
             f"Continue it with {option('resume_from_checkpoint', 'auto')}, or start over with "
             f"{option('overwrite_output_dir', True)}.",
         )
+    if wanted is not None:
+        checkpoints.refuse_weights_only(output_dir)
     return wanted if saved else None
