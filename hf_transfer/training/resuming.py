@@ -3,7 +3,6 @@
 What is overridden, and why that hook:
 
 - `train`: "auto" takes the newest complete checkpoint; signals are handled (`guards`).
-- `_load_from_checkpoint`, `_load_best_model`: weights that were saved under other names than the model's.
 - `_load_optimizer_and_scheduler`: is it the same run (`run_identity`)? The optimizer's state is loaded by parameter
   name, not by position.
 - `log`: the mean loss of the whole run, of which Trainer knows only the part since it was resumed.
@@ -14,30 +13,24 @@ What is overridden, and why that hook:
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_transfer.errors import UserError, one_line
-from hf_transfer.models.heads import class_with_head
-from hf_transfer.training import best_checkpoint, checkpoint_contents, checkpoints, run_identity
+from hf_transfer.errors import UserError
+from hf_transfer.training import checkpoints, run_identity
 from hf_transfer.training.guards import record
-from hf_transfer.training.saving import BEST_OF_STAGE, Saving
+from hf_transfer.training.restoring import Restoring
+from hf_transfer.training.saving import BEST_OF_STAGE
 
 
-class Resumable(Saving):
+class Resumable(Restoring):
     """Exact resumption; see `TransferMixin`.
 
     Attributes:
@@ -49,8 +42,6 @@ class Resumable(Saving):
         super().__init__(*args, **kwargs)
         self.steps_per_epoch = self.resumed_at = 0
         self._resumed_state: dict[str, Any] | None = None
-        self._loads_from = ""
-        self._resumes: Path | None = None  # the checkpoint
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`.
@@ -113,90 +104,6 @@ class Resumable(Saving):
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_loss
         super().log(logs, start_time)
-
-    # ---- weights ----
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with self._strictly(resume_from_checkpoint):
-            if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        with self._strictly(str(self.state.best_model_checkpoint)):
-            if not self._load_renamed(str(self.state.best_model_checkpoint), self.model):
-                super()._load_best_model()
-
-    @contextlib.contextmanager
-    def _strictly(self, folder: str) -> Iterator[None]:
-        """Context in which weights are loaded.
-
-        Raises:
-            UserError: they do not fit the model.
-        """
-        checkpoint_contents.check_adapter(Path(folder), self.model)
-        self._loads_from = folder
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"resume_from_checkpoint: the weights in {folder!r} do not fit this model ({one_line(error)}).",
-                "Resume with the model and the keys of the run that wrote them.",
-            ) from error
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse what Trainer only warns of, after it has tied the weights that are saved once."""
-        super()._issue_warnings_after_load(load_result)
-        state = self.model.state_dict()
-        loaded = {state[n].data_ptr() for n in state if n not in load_result.missing_keys}
-        gone = [n for n in load_result.missing_keys if n in state and state[n].data_ptr() not in loaded]
-        ignored = getattr(self.model, "_keys_to_ignore_on_save", None) or ()
-        gone = [name for name in gone if name not in ignored]
-        checkpoint_contents.refuse_misfit(Path(self._loads_from), gone, list(load_result.unexpected_keys), [])
-
-    def _load_renamed(self, folder: str, model: nn.Module) -> bool:
-        """Load a checkpoint whose weights have other names than the model's; whether it was one.
-
-        `save_pretrained` writes some models (ViT) under the names of their hub checkpoints. Trainer does not find
-        these, and would continue from the current weights with a warning.
-        """
-        path = Path(folder) / SAFE_WEIGHTS_NAME
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or not isinstance(model, PreTrainedModel) or not path.is_file():
-            return False
-        with safe_open(path, framework="pt") as file:
-            if set(file.keys()) <= set(model.state_dict()):
-                return False
-        cls = class_with_head(type(model), model.config)
-        with torch.random.fork_rng(devices=[]):
-            model.load_state_dict(cls.from_pretrained(folder, config=model.config).state_dict())
-        return True
-
-    # ---- the best checkpoint ----
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        values = super()._init_training_state(*args, **kwargs)
-        checkpoint = self._resumes
-        if checkpoint is None:
-            return values
-        output_dir = Path(super()._get_output_dir(None))
-        with self.args.main_process_first(desc="the best checkpoint"):
-            self._settle_best([checkpoint.parent, output_dir])
-            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-                best_checkpoint.adopt(self.state, output_dir, self.args.should_save)
-        return values
-
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        if self.args.load_best_model_at_end:
-            places = [Path(super()._get_output_dir(None)), *([self._resumes.parent] if self._resumes else [])]
-            self._settle_best(places)
-        return super()._finalize_training(*args, **kwargs)
-
-    def _settle_best(self, places: list[Path]) -> None:
-        note = best_checkpoint.settle(self.state, self.args, places)
-        if note and self.is_world_process_zero():
-            sys.stderr.write(f"hf-transfer: {note}\n")
 
     # ---- optimizer and counters ----
 
