@@ -40,9 +40,8 @@ def settle(state: Any, args: Any, places: Sequence[Path]) -> str:
         state.best_model_checkpoint = str(here)
         return ""
     name, greater = watched(args)
-    gone = (
-        f"{PREFIX_CHECKPOINT_DIR}-{step}, the best of the run ({name} {state.best_metric:.4g}), is not there any more"
-    )
+    value = "" if state.best_metric is None else f" ({name} {state.best_metric:.4g})"
+    gone = f"{PREFIX_CHECKPOINT_DIR}-{step}, the best of the run{value}, is damaged or not there any more"
     logs = [log for log in state.log_history if name in log and _usable(log["step"], places) is not None]
     best = best_of(logs, name, greater)
     if best is None:

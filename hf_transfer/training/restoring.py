@@ -91,7 +91,10 @@ class Restoring(Saving):
                 return False
         cls = class_with_head(type(model), model.config)
         with torch.random.fork_rng(devices=[]):
-            model.load_state_dict(cls.from_pretrained(folder, config=model.config).state_dict())
+            loaded, found = cls.from_pretrained(folder, config=model.config, output_loading_info=True)
+        lists = [sorted(found[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")]
+        checkpoint_contents.refuse_misfit(Path(folder), *lists[:2], [str(one) for one in lists[2]])
+        model.load_state_dict(loaded.state_dict())
         return True
 
     # ---- the best checkpoint ----

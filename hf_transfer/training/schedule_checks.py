@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hf_transfer.config.arguments.schedule import FOLLOW_A_METRIC
 from hf_transfer.errors import UserError
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training.schedules import name_of, run_schedule
 
 _FLOORS = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")  # relative to learning_rate, whatever a group's own is
-_FOLLOWERS = ("reduce_lr_on_plateau", "greedy")  # a lowest rate for every group
 _GREEDY_MIN_LR = 1e-3  # transformers' default
 _LOW = 0.5  # fraction of its learning rates that a run should reach
 
@@ -87,7 +87,7 @@ def _check_decay(args: Any, total: int) -> None:
 def _check_lowest(args: Any, plan: Plan) -> None:
     name, kwargs = name_of(args), args.lr_scheduler_kwargs or {}
     highest = args.learning_rate if name in _FLOORS else max(max(s.highest or s.rates) for s in plan.stages)
-    if name in (*_FLOORS, *_FOLLOWERS):
+    if name in (*_FLOORS, *FOLLOW_A_METRIC):
         for rate in _numbers(kwargs.get("min_lr")):
             if rate >= highest:
                 raise UserError(
@@ -122,7 +122,7 @@ def notes(args: Any, plan: Plan, total: int) -> Iterator[str]:
             f"begin at {min(rates):.2g}; set min_lr in lr_scheduler_kwargs."
         )
     lowest = max(_numbers(kwargs.get("min_lr")), default=0.0)
-    if name in _FOLLOWERS and lowest >= min(rates):
+    if name in FOLLOW_A_METRIC and lowest >= min(rates):
         yield f"min_lr: {lowest:g} is not below the learning rates of all groups; those of {min(rates):.2g} never fall."
     if name == "cosine_warm_restarts" and kwargs["T_0"] >= total - args.get_warmup_steps(total):
         yield f"T_0: {kwargs['T_0']} steps are not shorter than the run, so the learning rate never restarts."

@@ -10,7 +10,8 @@ from hf_transfer.config.fields import setting
 from hf_transfer.config.inherited import scheduler_types
 
 OWN_SCHEDULES = ("one_cycle", "cosine_warm_restarts", "slanted_triangular")
-WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # they never read warmup_steps
+FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
+WITHOUT_WARMUP = ("constant", *FOLLOW_A_METRIC)  # they never read warmup_steps
 LR_SCHEDULER_TYPES = (*scheduler_types(), *OWN_SCHEDULES)
 
 
@@ -30,13 +31,19 @@ class ScheduleArguments:
 
 def check(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys, among all keys of training, one sentence each."""
-    name = str(getattr(values["lr_scheduler_type"], "value", values["lr_scheduler_type"]))
-    if not values["warmup_steps"] or name not in WITHOUT_WARMUP:
-        return []
-    other = (
-        "lr_scheduler_type: constant_with_warmup" if name == "constant" else "a schedule of the step, such as linear"
-    )
-    return [
-        f"warmup_steps: {values['warmup_steps']:g} has no effect with lr_scheduler_type: {name}, which has no warm-up; "
-        f"leave it out, or use {other}."
-    ]
+    name, evaluates = (str(getattr(values[k], "value", values[k])) for k in ("lr_scheduler_type", "eval_strategy"))
+    problems = []
+    if name in FOLLOW_A_METRIC and evaluates == "no":
+        problems.append(
+            f"lr_scheduler_type: {name} follows the evaluations, and eval_strategy: no makes none; set eval_strategy: "
+            "epoch or steps."
+        )
+    if values["warmup_steps"] and name in WITHOUT_WARMUP:
+        other = (
+            "lr_scheduler_type: constant_with_warmup" if name == "constant" else "a schedule of the step, as linear is"
+        )
+        problems.append(
+            f"warmup_steps: {values['warmup_steps']:g} has no effect with lr_scheduler_type: {name}, which has no "
+            f"warm-up; leave it out, or use {other}."
+        )
+    return problems
