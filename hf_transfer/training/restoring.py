@@ -92,8 +92,10 @@ class Restoring(Saving):
         cls = class_with_head(type(model), model.config)
         with torch.random.fork_rng(devices=[]):
             loaded, found = cls.from_pretrained(folder, config=model.config, output_loading_info=True)
-        lists = [sorted(found[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")]
-        checkpoint_contents.refuse_misfit(Path(folder), *lists[:2], [str(one) for one in lists[2]])
+        absent, extra, reshaped = (
+            [str(one) for one in found[f"{kind}_keys"]] for kind in ("missing", "unexpected", "mismatched")
+        )
+        checkpoint_contents.refuse_misfit(Path(folder), absent, extra, reshaped)
         model.load_state_dict(loaded.state_dict())
         return True
 
