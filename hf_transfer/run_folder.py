@@ -87,7 +87,8 @@ NONFINITE = "nonfinite.jsonl"
 RUN_FILE = "run.yaml"
 HISTORY = "history.jsonl"
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "config.json")
+BACKBONE = "backbone.json"  # next to an adapter: the identity of its backbone, see `layers.identity`
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", BACKBONE, "config.json")
 WHOLE = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PROCESSOR = (
     "tokenizer.json",
