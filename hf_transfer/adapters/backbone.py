@@ -11,8 +11,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftModel
 
 from hf_transfer.config.places import is_path
@@ -25,29 +23,12 @@ _ATTRIBUTE = "hf_transfer_backbone"  # of a model with an adapter: the identity 
 _KEY = "model_name_or_path"
 
 
-def file_of(place: str, name: str, options: dict[str, Any]) -> Path | None:
-    """The path of a file in a folder or hub repository; None if there is no such file.
-
-    Args:
-        place: folder or hub id.
-        name: of the file.
-        options: `revision` and `local_files_only`, for a hub.
-    """
-    if Path(place).is_dir():
-        path = Path(place) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(place, name, **options))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
-
-
 def located(base: str, place: str) -> str:
     """The backbone that an adapter names: a relative path counts from the adapter's folder; a hub id is as it is.
 
     Args:
         base: what `adapter_config.json` names.
-        place: folder or hub id of the adapter.
+        place: folder of the adapter.
 
     Raises:
         UserError: there is no such folder, or it is the adapter's own or that of another adapter.
@@ -97,7 +78,7 @@ def unfit(base: str, place: str, lacking: Collection[str], resized: Collection[s
 
     Args:
         base: the backbone.
-        place: folder or hub id of the adapter.
+        place: folder of the adapter.
         lacking: plain names of the parameters that would be random.
         resized: those of another shape.
     """
@@ -130,7 +111,7 @@ def write(model: PeftModel, folder: str | Path) -> None:
     write_json(Path(folder) / BACKBONE, {**remember(model), "revision": revision})
 
 
-def check(model: PeftModel, place: str, options: dict[str, Any]) -> None:
+def check(model: PeftModel, place: str) -> None:
     """Check that the backbone under an adapter is the one that it was trained on; one without a record passes.
 
     Only tensors of the same shape are compared: position embeddings that were resampled for another image size, and
@@ -138,13 +119,12 @@ def check(model: PeftModel, place: str, options: dict[str, Any]) -> None:
 
     Args:
         model: with the adapter.
-        place: folder or hub id of the adapter.
-        options: `revision` and `local_files_only`, for a hub.
+        place: folder of the adapter.
 
     Raises:
         UserError: it is another one, with the names of what differs; or the record cannot be read.
     """
-    now, then = identity_of(model), _recorded(place, options)
+    now, then = identity_of(model), _recorded(place)
     if then is None:
         remember(model, {**now, "commit": None})
         return
@@ -166,9 +146,9 @@ def _remedy(then: dict[str, Any]) -> str:
     return f"Restore the backbone, or name the right one in adapter_config.json{at}"
 
 
-def _recorded(place: str, options: dict[str, Any]) -> dict[str, Any] | None:
-    path = file_of(place, BACKBONE, options)
-    if path is None:
+def _recorded(place: str) -> dict[str, Any] | None:
+    path = Path(place) / BACKBONE
+    if not path.is_file():
         return None
     try:
         identity: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -63,7 +63,6 @@ def put_on(
     model: Any,
     config: PeftConfig,
     place: str,
-    options: dict[str, Any],
     restart: bool = False,
     head: Collection[str] = (),
     allow_pickle: bool = False,
@@ -73,8 +72,7 @@ def put_on(
     Args:
         model: the backbone.
         config: what `adapter_config` gave.
-        place: folder or hub id of the adapter.
-        options: keyword arguments of `from_pretrained`.
+        place: folder of the adapter.
         restart: load only the head and other fully saved modules, not the adapter.
         head: plain names of parameters of the head; those of another shape than the saved ones are kept as they are.
         allow_pickle: whether weights may be read from a pickle.
@@ -85,8 +83,7 @@ def put_on(
     Raises:
         UserError: the files cannot be read, do not fit the backbone, or were trained on another one.
     """
-    options = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
-    state = weights.read(place, options, allow_pickle)
+    state = weights.read(place, allow_pickle)
     own = dict(model.state_dict())
     saved = {k.removeprefix(KEPT_APART).removeprefix("base_model."): v for k, v in state.items()}
     fitting = {n: t for n, t in saved.items() if n in own and own[n].shape == t.shape}
@@ -106,7 +103,7 @@ def put_on(
         raise UserError(
             f"the adapter in {place!r} cannot be loaded ({one_line(error)}).", key="model_name_or_path"
         ) from error
-    backbone.check(adapted, place, options)
+    backbone.check(adapted, place)
     return adapted.eval() if config.inference_mode else adapted, set(fitting)
 
 

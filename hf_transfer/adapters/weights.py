@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -13,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hf_transfer.adapters.backbone import file_of
-from hf_transfer.errors import UserError, listed, one_line
+from hf_transfer.errors import UserError, listed, one_line, option
 from hf_transfer.layers.wrappers import core_of, plain_name
 
 SAFE, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
@@ -22,31 +20,30 @@ _KEY = "model_name_or_path"
 _PREFIX = "base_model.model."
 
 
-def read(place: str, options: dict[str, Any], allow_pickle: bool) -> dict[str, torch.Tensor]:
+def read(place: str, allow_pickle: bool) -> dict[str, torch.Tensor]:
     """The tensors by the names that they have in the file.
 
     Args:
-        place: folder or hub id of the adapter.
-        options: `revision` and `local_files_only`, for a hub.
+        place: folder of the adapter.
         allow_pickle: whether a pickle may be read; code in it is never run.
 
     Raises:
         UserError: there are none, or they cannot be read, or only from a pickle.
     """
-    path = file_of(place, SAFE, options)
-    if path is not None:
+    path = Path(place) / SAFE
+    if path.is_file():
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{SAFE} of {place!r} cannot be read ({one_line(error)}).", key=_KEY) from error
-    path = file_of(place, PICKLED, options)
-    if path is None:
+    path = Path(place) / PICKLED
+    if not path.is_file():
         raise UserError(f"the adapter in {place!r} has no {SAFE}.", "Restore the file.", key=_KEY)
     if not allow_pickle:
         raise UserError(
             f"the adapter in {place!r} has its weights in a pickle ({PICKLED}), a format that can run code when it is "
             "read.",
-            f"Save it as {SAFE}; or, if you trust its source, train with allow_pickle.",
+            f"Save it as {SAFE}; or, if you trust its source, {option('allow_pickle', True)} loads it.",
             key=_KEY,
         )
     return _unpickled(path, place)

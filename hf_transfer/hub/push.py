@@ -22,7 +22,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils import logging as hub_logging
 
-from hf_transfer import hub_client, run_folder
+from hf_transfer import hub_client, hub_errors, run_folder
 from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.hub.files import KNOWN, adapter_base, refuse_local, results_of, stage
 
@@ -138,7 +138,7 @@ def account_of(target: Target, folder: Path) -> str:
     Raises:
         UserError: invalid hub id.
         WorkFailed: the token has no write access to it.
-        Exception: any of `hub_client.failures()`, if the hub cannot be reached or rejects the token.
+        Exception: any of `hub_errors.failures()`, if the hub cannot be reached or rejects the token.
     """
     wanted = target.hub_model_id or folder.resolve().name
     try:
@@ -188,9 +188,9 @@ def before_training(target: Target, folder: Path) -> str:
         _repeat(lambda: account_of(target, folder))
     except UserError:
         raise
-    except hub_client.failures() as error:
-        cause, fix = hub_client.explain(error)
-        if not hub_client.is_down(error):
+    except hub_errors.failures() as error:
+        cause, fix = hub_errors.explain(error)
+        if not hub_errors.is_down(error):
             raise WorkFailed(
                 f"push_to_hub: cannot push to {HfApi().endpoint}: {cause}.",
                 f"{fix} Training has not started; remove push_to_hub to train now and push later.",
@@ -247,8 +247,8 @@ def _repeat(work: Callable[[], T]) -> T:
     for wait in WAITS:
         try:
             return work()
-        except hub_client.failures() as error:
-            if not hub_client.is_passing(error):
+        except hub_errors.failures() as error:
+            if not hub_errors.is_passing(error):
                 raise
         time.sleep(wait)
     return work()
@@ -266,8 +266,8 @@ def _explained(folder: Path, target: Target) -> Iterator[None]:
         raise WorkFailed(error.message, f"{error.fix} {again}") from error
     except UserError:
         raise
-    except hub_client.failures() as error:
-        cause, fix = hub_client.explain(error)
+    except hub_errors.failures() as error:
+        cause, fix = hub_errors.explain(error)
         name = target.hub_model_id or folder.name
         raise WorkFailed(f"Pushing {name!r} to {HfApi().endpoint} failed: {cause}.", f"{fix} {again}") from error
     finally:
