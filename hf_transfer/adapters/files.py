@@ -27,6 +27,7 @@ from transformers.utils import find_adapter_config_file
 from hf_transfer.adapters import backbone, bottleneck, weights
 from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.run_folder import remove_other_kind
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 KEPT_APART = "base_model.model."  # peft's prefix of the names of a model's own parameters
@@ -115,6 +116,18 @@ def write_config(model: PeftModel, folder: str | Path) -> None:
     config = copy.deepcopy(core.config)
     config.architectures = [type(core).__name__]
     config.save_pretrained(folder)
+
+
+def complete(model: Any, folder: str | Path) -> None:
+    """Complete a folder in which a model was just saved: our files next to an adapter, and no other model left.
+
+    Args:
+        model: with or without an adapter.
+        folder: that holds it.
+    """
+    if isinstance(model, PeftModel):
+        write_config(model, folder)
+    remove_other_kind(Path(folder), is_adapter=isinstance(model, PeftModel))
 
 
 def merged(model: Any) -> Any:
