@@ -23,7 +23,7 @@ from hf_transfer.inference.answering import BATCH_SIZE
 from hf_transfer.inference.reviewing import Reviewing
 from hf_transfer.layers.forward_pass import example as example_of
 from hf_transfer.models.source import read_config
-from hf_transfer.run_folder import EXAMPLES, RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, RUN_FILE, refuse_model
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS, task_of
 
@@ -146,9 +146,10 @@ class Predictor(Reviewing):
             batch: what the model reads, to compare merged and unmerged answers on (default: a made-up example).
 
         Raises:
-            UserError: its kind of adapter cannot be merged.
+            UserError: its kind of adapter cannot be merged, or the folder holds a model already.
             WorkFailed: the merged weights answer otherwise than the adapter.
         """
+        refuse_model(Path(folder), "folder")
         model = merge_checked(self.model, batch or example_of(self.model) or {})
         Path(folder).mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
@@ -194,7 +195,8 @@ def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
         **changes: as of `Predictor.load`.
 
     Raises:
-        UserError: there is no such run, or its kind of adapter cannot be merged (prompts, prefixes, bottlenecks).
+        UserError: there is no such run, its kind of adapter cannot be merged (prompts, prefixes, bottlenecks), or
+            `folder` holds a model already.
         WorkFailed: the merged weights answer otherwise than the adapter.
     """
     return Predictor.load(run, **changes).save_merged(folder)

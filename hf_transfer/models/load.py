@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
+from hf_transfer.adapters.backbone import refuse_adapter, unfit
 from hf_transfer.adapters.files import put_on
-from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.model import MAIN, ModelArguments
 from hf_transfer.data.labels import Labels
 from hf_transfer.errors import UserError, named
 from hf_transfer.layers.architectures import HEAD
@@ -53,6 +54,7 @@ class Loaded:
         notes: messages for the user.
         origin: license and language of the hub repository that the weights come from, if it states them.
         grown: number of embeddings that were added for tokens beyond the checkpoint's last one.
+        revision: of the hub repository of the backbone, where it was named.
     """
 
     model: PreTrainedModel
@@ -61,6 +63,7 @@ class Loaded:
     notes: tuple[str, ...]
     origin: dict[str, Any] = field(default_factory=dict)
     grown: int = 0
+    revision: str | None = None
 
     @property
     def layer_rules(self) -> list[tuple[str, str]]:
@@ -76,12 +79,14 @@ class Weights(NamedTuple):
         missing: names of the parameters missing from the checkpoint.
         origin: see `Loaded`; for an adapter, of its backbone.
         resized: those of `missing` that the checkpoint holds in another shape.
+        revision: of the hub repository of the backbone, where it was named.
     """
 
     model: PreTrainedModel
     missing: set[str]
     origin: dict[str, Any]
     resized: frozenset[str] = frozenset()
+    revision: str | None = None
 
 
 # What loads the backbones of adapters; None loads each from its checkpoint.
@@ -154,7 +159,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         transformers_logging.set_verbosity(verbosity)
     known = own if before or has_head else set[str]()
     notes += _notes_on_weights(labels, known, own if generic else set(), missing, head)
-    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin)
+    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin, revision=weights.revision)
 
 
 def _notes_on_weights(
@@ -182,6 +187,15 @@ def _notes_on_weights(
 
 def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
     """Load a checkpoint; an adapter is loaded with its backbone."""
+    if not args.from_scratch and not name_of(args).startswith("bundled:"):
+        place, options = source(args)
+        if (adapter := adapter_of(args, place, options)) is not None:
+            return _with_adapter(args, auto_class, config, adapter, place)
+    return backbone(args, auto_class, config)
+
+
+def backbone(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
+    """Load a checkpoint that is no adapter."""
     name = name_of(args)
     if args.from_scratch:
         model = auto_class.from_config(config, dtype=torch.float32)
@@ -194,8 +208,6 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
             loaded[0].name_or_path = name
             return with_head(Weights(*loaded, origin={}), config)
     place, options = source(args)
-    if (adapter := adapter_of(args, place, options)) is not None:
-        return _with_adapter(args, auto_class, config, adapter, place, options)
     cls = auto_class if not is_ours(config) else type(blank(auto_class, config, args.trust_remote_code))
     load = partial(
         class_with_head(cls, config).from_pretrained,
@@ -225,20 +237,27 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     origin = {} if Path(place).is_dir() else repository(args).origin
     missing = (set(info["missing_keys"]) & parameters) | mismatched
     missing |= renew(model, missing)
-    return Weights(model, missing, origin, frozenset(mismatched))
+    revision = None if Path(place).is_dir() or args.model_revision == MAIN else args.model_revision
+    return Weights(model, missing, origin, frozenset(mismatched), revision)
 
 
 def _with_adapter(
-    args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str, options: Any
+    args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str
 ) -> Weights:
     """Load the adapter in `place` on its backbone; see `from_checkpoint`."""
-    weights = (BACKBONES.get() or from_checkpoint)(backbone_of(args, adapter), auto_class, config)
-    model, missing, origin = weights.model, weights.missing, weights.origin
+    base = backbone_of(args, adapter)
+    name = name_of(base)
+    if not name.startswith("bundled:") and adapter_of(base, *source(base)) is not None:
+        raise refuse_adapter(name, name_of(args))
+    weights = (BACKBONES.get() or backbone)(base, auto_class, config)
+    head = _head_of(weights.model, args)
     with named_as(args, place):
-        model, loaded = put_on(model, place, options, args.restart_adapter)
+        model, loaded = put_on(weights.model, adapter, place, args.restart_adapter, head, args.allow_pickle)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
         loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
-    return Weights(model, missing - loaded, origin)
+    elif lacking := sorted(weights.missing - loaded - head):
+        raise unfit(name, name_of(args), lacking, weights.resized)
+    return weights._replace(model=model, missing=weights.missing - loaded)
 
 
 def with_head(weights: Weights, config: PreTrainedConfig) -> Weights:
