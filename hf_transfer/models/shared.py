@@ -18,6 +18,7 @@ from hf_transfer.models.heads import HEAD_KEY, unfilled
 from hf_transfer.models.load import BACKBONES, Weights, backbone, with_head
 from hf_transfer.models.source import read_config
 
+
 @contextlib.contextmanager
 def sharing(shared: SharedBackbone) -> Iterator[None]:
     """Context in which adapters are loaded on one backbone instead of separate backbones."""
