@@ -103,6 +103,13 @@ def _is_cached(name: str, revision: str | None) -> bool:
     return any(_cached(name, file, revision) is not None for file in (CONFIG, ADAPTER_CONFIG))
 
 
+def lacks_weights(name: str, revision: str | None) -> bool:
+    """Whether the cache has the configuration of a model or an adapter without any weights."""
+    folders = [_cached(name, file, revision) for file in (CONFIG, ADAPTER_CONFIG)]
+    files = [file for path in folders if path is not None for file in path.parent.iterdir()]
+    return bool(files) and not any(file.suffix in (".safetensors", ".bin") for file in files)
+
+
 def _cached(name: str, file: str, revision: str | None) -> Path | None:
     """A file of a model repository in the cache; None if it is not there."""
     path = try_to_load_from_cache(name, file, revision=revision)

@@ -33,7 +33,7 @@ def refusal(error: HfHubHTTPError, key: str, name: str, kind: str, revision: str
     if error.response.status_code == 401 and _token_is_invalid():
         return UserError(
             f"{endpoint} does not accept the token {_token_place()} (HTTP 401), so {name!r} was not looked up.",
-            f"{LOG_IN} What is public needs no token.",
+            f"{LOG_IN} Public repositories need none.",
             key,
         )
     if isinstance(error, GatedRepoError):

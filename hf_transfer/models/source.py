@@ -56,6 +56,9 @@ def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
         return str(folder), options
     whole = not (found.only_cached or args.from_scratch or args.allow_pickle or args.trust_remote_code)
     whole = whole and hub_client.fetch(_KEY, name, args.model_revision)
+    is_partial = not args.from_scratch and hub_client.lacks_weights(name, args.model_revision)
+    if is_partial and (found.only_cached or hub_client.off()):
+        raise _partly_cached(name)
     if found.only_cached or whole:
         options["local_files_only"] = True
     return name, options
@@ -123,10 +126,26 @@ def read_config(args: ModelArguments) -> PreTrainedConfig:
             )
         with named_as(args, place):  # as peft alone saves one
             return config_with_head(place, adapter, read_config(backbone_of(args, adapter)), args.allow_pickle)
+    if not Path(place).is_dir():
+        _check_files(args)
     try:
         return AutoConfig.from_pretrained(place, **options)
     except (OSError, ValueError, ImportError) as error:
         raise not_loaded(args, error) from error
+
+
+def _check_files(args: ModelArguments) -> None:
+    """Raises:
+    UserError: a repository that was asked about holds no configuration.
+    """
+    files = repository(args).files
+    if files and _CONFIG not in files:
+        raise UserError(
+            f"{name_of(args)!r} on {HfApi().endpoint} is neither a saved model nor an adapter: it has no {_CONFIG}, "
+            f"and holds {listed(files)}.",
+            "Use the hub id of a model that transformers, timm or peft saved.",
+            key=_KEY,
+        )
 
 
 def _check_revision(args: ModelArguments) -> None:
@@ -153,6 +172,16 @@ def repository(args: ModelArguments) -> hub_client.Repository:
         raise
 
 
+def _partly_cached(name: str) -> WorkFailed:
+    """The error of a download that was not finished, and cannot be finished now."""
+    why = hub_client.off() or f"The hub at {HfApi().endpoint} cannot be reached. "
+    return WorkFailed(
+        f"{name!r} cannot be loaded: the cache holds only some of its files.",
+        f"{why}Run the same command again when it can be downloaded.",
+        _KEY,
+    )
+
+
 def not_loaded(args: ModelArguments, error: Exception) -> UserError:
     """A library's refusal to load a model, as an error for the user.
 
@@ -163,12 +192,7 @@ def not_loaded(args: ModelArguments, error: Exception) -> UserError:
     if not is_local and "couldn't connect to" in cause.lower() and not hub_client.off():
         found, endpoint = repository(args), HfApi().endpoint
         if found.only_cached:
-            return WorkFailed(
-                f"{name!r} cannot be loaded: the hub at {endpoint} cannot be reached, and the cache holds only some of "
-                "its files.",
-                "Run the same command again when the hub can be reached.",
-                _KEY,
-            )
+            return _partly_cached(name)
         return UserError(
             f"{name!r} on {endpoint} cannot be loaded: a file is missing there. It holds {listed(found.files, 8)}.",
             "Use a repository with config.json, model.safetensors and the files of a tokenizer or image processor.",
