@@ -73,24 +73,17 @@ def refuse_adapter(base: str, place: str) -> UserError:
     )
 
 
-def unfit(base: str, place: str, lacking: Collection[str], resized: Collection[str]) -> UserError:
-    """The error for a backbone without parameters that an adapter was trained on.
-
-    Args:
-        base: the backbone.
-        place: folder of the adapter.
-        lacking: plain names of the parameters that would be random.
-        resized: those of another shape.
+def check_complete(base: str, place: str, lacking: Collection[str]) -> None:
+    """Raises:
+    UserError: a backbone lacks parameters that an adapter was trained on, or has them in another shape.
     """
-    reshaped = [name for name in lacking if name in resized]
-    absent = [name for name in lacking if name not in resized]
-    what = [f"it lacks {listed(absent, 3)}"] if absent else []
-    what += [f"of another shape: {listed(reshaped, 3)}"] if reshaped else []
-    return UserError(
-        f"the backbone {base!r} is not the one that the adapter in {place!r} was trained on: {'; '.join(what)}.",
-        "Restore the backbone, or name the right one in adapter_config.json.",
-        key=_KEY,
-    )
+    if lacking:
+        raise UserError(
+            f"the backbone {base!r} is not the one that the adapter in {place!r} was trained on: "
+            f"{listed(sorted(lacking), 3)} {'is' if len(lacking) == 1 else 'are'} missing there, or of another shape.",
+            "Restore the backbone, or name the right one in adapter_config.json.",
+            key=_KEY,
+        )
 
 
 # ---- identity ------------------------------------------------------------------------------------------------------

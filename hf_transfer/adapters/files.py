@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def put_on(
     config: PeftConfig,
     place: str,
     restart: bool = False,
-    head: Collection[str] = (),
+    head: Set[str] = frozenset(),
+    missing: Set[str] = frozenset(),
     allow_pickle: bool = False,
 ) -> tuple[Any, set[str]]:
     """Load an adapter on its backbone.
@@ -76,6 +77,7 @@ def put_on(
         place: folder of the adapter.
         restart: load only the head and other fully saved modules, not the adapter.
         head: plain names of parameters of the head; those of another shape than the saved ones are kept as they are.
+        missing: plain names of parameters that the backbone's checkpoint does not contain.
         allow_pickle: whether weights may be read from a pickle.
 
     Returns:
@@ -92,6 +94,7 @@ def put_on(
     if restart:
         model.load_state_dict(fitting, strict=False)
         return model, set(fitting)
+    backbone.check_complete(str(config.base_model_name_or_path), place, missing - fitting.keys() - head)
     config.inference_mode = config.is_prompt_learning
     try:
         with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from torch import nn
 from hf_transfer.layers.hashing import THREADS, key, tensor_digest, tensor_kind
 from hf_transfer.layers.wrappers import core_of, plain_name
 
-# What a task adds to the configuration of its backbone, and what saving adds to any.
+# What a task adds to the configuration of its backbone, and what training and saving set in any.
 OF_A_TASK = frozenset(
     {
         "id2label",
@@ -35,6 +35,7 @@ OF_A_TASK = frozenset(
         "conformal",
         "transformers_version",
         "dtype",
+        "use_cache",
     }
 )
 

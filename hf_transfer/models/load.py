@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from hf_transfer.adapters.backbone import refuse_adapter, unfit
+from hf_transfer.adapters.backbone import refuse_adapter
 from hf_transfer.adapters.files import put_on
 from hf_transfer.config.arguments.model import MAIN, ModelArguments
 from hf_transfer.data.labels import Labels
@@ -252,11 +252,11 @@ def _with_adapter(
     weights = (BACKBONES.get() or backbone)(base, auto_class, config)
     head = _head_of(weights.model, args)
     with named_as(args, place):
-        model, loaded = put_on(weights.model, adapter, place, args.restart_adapter, head, args.allow_pickle)
+        model, loaded = put_on(
+            weights.model, adapter, place, args.restart_adapter, head, weights.missing, args.allow_pickle
+        )
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
         loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
-    elif lacking := sorted(weights.missing - loaded - head):
-        raise unfit(name, name_of(args), lacking, weights.resized)
     return weights._replace(model=model, missing=weights.missing - loaded)
 
 

@@ -106,6 +106,7 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "task": task.name,
         "problem_type": data.labels.problem_type,
         "model": config.model.model_name_or_path,
+        "backbone": _backbone(config, trainer),
         "strategy": plan.strategy if plan is not None else None,
         "adapter": name_of(args, trainer.model),
         "head": head_of(trainer.model.config),
@@ -129,6 +130,14 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "device": device_name(args.device.type),
         "cost": _cost(args, seconds * args.world_size / 3600),
     }
+
+
+def _backbone(config: Config, trainer: TransferTrainer) -> dict[str, Any] | None:
+    """The identity of what the run started from (see `layers.identity`), without the digest of each tensor."""
+    if trainer.backbone is None:
+        return None
+    kept = ("architecture", "configuration", "weights", "commit")
+    return {name: trainer.backbone[name] for name in kept} | {"revision": config.model.model_revision}
 
 
 def _cost(args: TransferArguments, hours: float) -> dict[str, float]:
