@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from hf_transfer import hub_client
+from hf_transfer.adapters.configuration import remember_trained
 from hf_transfer.adapters.files import adapter_config, put_on
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.places import check_model
@@ -289,7 +290,9 @@ def _with_adapter(
     model, missing, origin = weights.model, weights.missing, weights.origin
     model, loaded = put_on(model, place, options, args.restart_adapter)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
-        loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        head = set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        remember_trained(model, loaded - head - missing)
+        loaded &= head
     return Weights(model, missing - loaded, origin)
 
 
