@@ -56,7 +56,7 @@ def check_schedule(model: Any, steps: int) -> None:
         )
     if config.tinit + config.tfinal >= steps:
         raise UserError(
-            f"adapter: tinit: {config.tinit} and tfinal: {config.tfinal} leave none of {steps} steps to allocate ranks.",
+            f"adapter: tinit: {config.tinit} and tfinal: {config.tfinal} leave none of {steps} steps for allocation.",
             "Lower them, or leave them out: a tenth and a third of the run.",
         )
 
