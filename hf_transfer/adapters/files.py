@@ -26,7 +26,7 @@ from transformers.utils import find_adapter_config_file
 
 from hf_transfer.adapters import bottleneck
 from hf_transfer.errors import UserError, WorkFailed, one_line
-from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.layers.wrappers import plain_name, plain_names
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 KEPT_APART = "base_model.model."  # peft's prefix of the names of a model's own parameters
@@ -84,7 +84,8 @@ def put_on(model: Any, place: str, options: dict[str, Any], restart: bool = Fals
     try:
         state = load_peft_weights(place, device="cpu", **({} if Path(place).is_dir() else options))
         own = dict(model.state_dict())
-        saved = {k.removeprefix(KEPT_APART).removeprefix("base_model."): v for k, v in state.items()}
+        used = {k: v for k, v in state.items() if ".original_module." not in k}
+        saved = {plain_name(k.removeprefix(KEPT_APART), "base_model."): v for k, v in used.items()}
         fitting = {n: t for n, t in saved.items() if n in own and own[n].shape == t.shape}
         if restart:
             model.load_state_dict(fitting, strict=False)
