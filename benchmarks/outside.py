@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from timing import environment, report
+from peers.timing import environment, report
 
 PROGRAM = [sys.executable, "-m", "hf_transfer", "train", "bundled:minilm-l6"]
 QUICK = ["--max_steps", "1"]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from timing import environment, report
+from peers.timing import environment, report
 
 PROGRAM = [sys.executable, "-m", "hf_transfer"]
 CASES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from hf_transfer.config.values import load_yaml
+from hf_transfer.errors import UserError
 
 CARD = "README.md"
 RESULTS = "results.json"
@@ -87,7 +89,8 @@ NONFINITE = "nonfinite.jsonl"
 RUN_FILE = "run.yaml"
 HISTORY = "history.jsonl"
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "config.json")
+BACKBONE = "backbone.json"  # next to an adapter: the identity of its backbone, see `layers.identity`
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", BACKBONE, "config.json")
 WHOLE = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PROCESSOR = (
     "tokenizer.json",
@@ -105,3 +108,55 @@ PROCESSOR = (
     "processor_config.json",
 )
 MODEL_FILES = (*ADAPTER, *WHOLE, *PROCESSOR)
+# What decides which model a folder holds: an adapter wins over a whole model, safetensors over other formats.
+_OF_ADAPTER = ("adapter_config.json", "adapter_model.*", BACKBONE)
+_OF_WHOLE = (*WHOLE[1:], "pytorch_model*.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+
+
+def weights_in(folder: Path, patterns: Collection[str] = (*_OF_ADAPTER, *_OF_WHOLE)) -> list[Path]:
+    """The files of a folder that a model would be loaded from; none if there is no such folder."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in files if any(fnmatch(path.name, pattern) for pattern in patterns)]
+
+
+def remove_model(folder: Path, but: Collection[str] = ()) -> None:
+    """Remove a folder's model, so that another one which is saved there is the only one.
+
+    Args:
+        folder: may not exist.
+        but: names of files that stay, because the other model has them too.
+    """
+    for path in weights_in(folder, (*_OF_ADAPTER, *_OF_WHOLE, *MODEL_FILES)):
+        if path.name not in but:
+            path.unlink()
+
+
+def remove_other_kind(folder: Path, is_adapter: bool) -> None:
+    """Remove a whole model from the folder of an adapter that was just saved, or the other way round."""
+    for path in weights_in(folder, _OF_WHOLE if is_adapter else _OF_ADAPTER):
+        path.unlink()
+
+
+def refuse_model(folder: Path, key: str) -> None:
+    """Check that nothing is saved in a folder in whose place, or next to which, a model would be written.
+
+    Args:
+        folder: may not exist.
+        key: that names it, for the message.
+
+    Raises:
+        UserError: it holds a model or a run.
+    """
+    held = [path.name for path in weights_in(folder)] or [n for n in (RESULTS, RUN_FILE) if (folder / n).is_file()]
+    if held:
+        raise UserError(
+            f"{str(folder)!r} holds a model already ({', '.join(held[:3])}).",
+            "Choose another folder, or remove it.",
+            key=key,
+        )
+
+
+def same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one folder that exists."""
+    one, other = one.expanduser(), other.expanduser()
+    return one.is_dir() and other.is_dir() and one.samefile(other)

@@ -67,6 +67,8 @@ class Config:
         model, data, training = (
             _build(section, values) for section in (ModelArguments, DataArguments, TransferArguments)
         )
+        # Of `owner/name@revision`.
+        values |= {name: getattr(model, name) for name in ("model_name_or_path", "model_revision")}
         if values["mixed_precision"] is not None:  # `run.yaml` says what it came to
             values |= {"mixed_precision": None, "fp16": training.fp16, "bf16": training.bf16}
         given_keys = read.given - ({"learning_rate"} if finds_rate else set())

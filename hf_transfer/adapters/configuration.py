@@ -38,6 +38,8 @@ NO_EFFECT = {
     "auto_mapping": _FROM_MODEL,
     "inference_mode": "An adapter that trains is not in inference mode; remove it.",
     "init_lora_weights: eva": "It needs activations of the data, which a run does not collect; use another one.",
+    "alora_invocation_tokens": "peft reads it in causal language models only; remove it.",
+    "use_asa: True": "Its subspaces are chosen by calls between the steps, which a run does not make; remove it.",
     "ADALORA.r": "Use init_r and target_r.",
     "ADALORA.total_step": "It is the number of steps of the run; remove it.",
     "ADALORA.rank_pattern": "The run finds it; remove it.",

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers.utils import find_adapter_config_file
 
-from hf_transfer.adapters import bottleneck
+from hf_transfer.adapters import backbone, bottleneck, weights
 from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.layers.wrappers import plain_name, plain_names
+from hf_transfer.run_folder import remove_other_kind
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
 KEPT_APART = "base_model.model."  # peft's prefix of the names of a model's own parameters
@@ -55,65 +56,79 @@ def adapter_config(place: str, options: dict[str, Any]) -> PeftConfig | None:
             "Set base_model_name_or_path in its adapter_config.json.",
             key="model_name_or_path",
         )
-    base = Path(config.base_model_name_or_path)
-    if base.is_absolute() and not base.is_dir():
-        raise UserError(
-            f"the adapter in {place!r} requires the backbone {str(base)!r}, which does not exist.",
-            "Restore the folder, or set its new path in adapter_config.json.",
-            key="model_name_or_path",
-        )
+    config.base_model_name_or_path = backbone.located(config.base_model_name_or_path, place)
     return config
 
 
-def put_on(model: Any, place: str, options: dict[str, Any], restart: bool = False) -> tuple[Any, set[str]]:
+def put_on(
+    model: Any,
+    config: PeftConfig,
+    place: str,
+    restart: bool = False,
+    head: Collection[str] = (),
+    allow_pickle: bool = False,
+) -> tuple[Any, set[str]]:
     """Load an adapter on its backbone.
 
     Args:
-        model: the backbone; a head of a different size than the saved one is kept as it is.
-        place: folder or hub id of the adapter.
-        options: keyword arguments of `from_pretrained`.
+        model: the backbone.
+        config: what `adapter_config` gave.
+        place: folder of the adapter.
         restart: load only the head and other fully saved modules, not the adapter.
+        head: plain names of parameters of the head; those of another shape than the saved ones are kept as they are.
+        allow_pickle: whether weights may be read from a pickle.
 
     Returns:
         The model, and the plain names of the backbone parameters that the files contain.
 
     Raises:
-        UserError: the files cannot be read or do not fit the backbone.
+        UserError: the files cannot be read, do not fit the backbone, or were trained on another one.
     """
-    options = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
+    state = weights.read(place, allow_pickle)
+    own = dict(model.state_dict())
+    used = {k: v for k, v in state.items() if ".original_module." not in k}
+    saved = {plain_name(k.removeprefix(KEPT_APART), "base_model."): v for k, v in used.items()}
+    fitting = {n: t for n, t in saved.items() if n in own and own[n].shape == t.shape}
+    weights.check_whole(model, config, state, place)
+    if restart:
+        model.load_state_dict(fitting, strict=False)
+        return model, set(fitting)
+    config.inference_mode = config.is_prompt_learning
     try:
-        state = load_peft_weights(place, device="cpu", **({} if Path(place).is_dir() else options))
-        own = dict(model.state_dict())
-        used = {k: v for k, v in state.items() if ".original_module." not in k}
-        saved = {plain_name(k.removeprefix(KEPT_APART), "base_model."): v for k, v in used.items()}
-        fitting = {n: t for n, t in saved.items() if n in own and own[n].shape == t.shape}
-        if restart:
-            model.load_state_dict(fitting, strict=False)
-            return model, set(fitting)
-        config = PeftConfig.from_pretrained(place, **({} if Path(place).is_dir() else options))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
-            adapted = PeftModel.from_pretrained(
-                model,
-                place,
-                is_trainable=not config.is_prompt_learning,
-                torch_device="cpu",
-                ignore_mismatched_sizes=True,
-                **({} if Path(place).is_dir() else options),
-            )
+            adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
+            weights.put(adapted, state, place, head)
+    except UserError:
+        raise
     except _UNREADABLE as error:
         raise UserError(
             f"the adapter in {place!r} cannot be loaded ({one_line(error)}).", key="model_name_or_path"
         ) from error
-    return adapted, set(fitting)
+    backbone.check(adapted, place)
+    return adapted.eval() if config.inference_mode else adapted, set(fitting)
 
 
 def write_config(model: PeftModel, folder: str | Path) -> None:
-    """Write `config.json` next to an adapter: the labels, and the class to load the backbone with."""
+    """Write our files next to an adapter: `config.json`, with the labels and the class to load the backbone with, and
+    `backbone.json`."""
+    backbone.write(model, folder)
     core = model.get_base_model()
     config = copy.deepcopy(core.config)
     config.architectures = [type(core).__name__]
     config.save_pretrained(folder)
+
+
+def complete(model: Any, folder: str | Path) -> None:
+    """Complete a folder in which a model was just saved: our files next to an adapter, and no other model left.
+
+    Args:
+        model: with or without an adapter.
+        folder: that holds it.
+    """
+    if isinstance(model, PeftModel):
+        write_config(model, folder)
+    remove_other_kind(Path(folder), is_adapter=isinstance(model, PeftModel))
 
 
 def merged(model: Any) -> Any:

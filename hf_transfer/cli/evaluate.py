@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_data, format_of
@@ -42,7 +42,7 @@ class EvaluateArguments:
     json: bool = setting(False, "print one JSON object instead of lines")
 
 
-SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("views", Views))
+SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("run", RunArguments), ("views", Views))
 
 
 def keys() -> dict[str, Key]:
@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer.inference.predictor import Predictor
 
     own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
-    predictor = Predictor.load(words[0], **{name: values[name] for name in own})
+    predictor = Predictor.load(words[0], model_revision=values["revision"], **{name: values[name] for name in own})
     others = ("test_file", "dataset_name", "dataset_config_name")
     is_other = values["test_file"] or values["dataset_name"]
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None

@@ -27,7 +27,7 @@ class PlanVerbArguments:
     preview: str | None = setting(None, "augmented images to draw (.png, .svg, .pdf)")
     depth_map: str | None = setting(None, "learning rates to draw (.png, .svg, .pdf)")
     gpus: list[str] | None = setting(None, "GPUs to compare (default: all of the table)")
-    models: list[str] | None = setting(None, "models to rank on the data by their frozen features, in place of a plan")
+    models: list[str] | None = setting(None, "models to rank on the data instead")
 
 
 def parser() -> argparse.ArgumentParser:

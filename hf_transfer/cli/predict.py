@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.cli.words import InputArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting, settings_of, wrong_values
 from hf_transfer.errors import UserError, WorkFailed
@@ -51,7 +51,7 @@ class PredictArguments:
 LINES = ".jsonl"
 FORMATS = (".csv", LINES, ".parquet")  # of --output
 
-SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("views", Views))
+SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("run", RunArguments), ("views", Views))
 
 
 def keys() -> dict[str, Key]:
@@ -82,7 +82,8 @@ def run(argv: Sequence[str]) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal's own
-    predictor = Predictor.load(folder, **{f.name: values[f.name] for f in (*fields(InputArguments), *fields(Views))})
+    own = {f.name: values[f.name] for f in (*fields(InputArguments), *fields(Views))}
+    predictor = Predictor.load(folder, model_revision=values["revision"], **own)
     wrong, count = [], 0
     shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
     if values["abstain"]:

@@ -49,6 +49,15 @@ def keys_with(*sections: tuple[str, type]) -> dict[str, Key]:
     return {name: key for heading, cls in both for name, key in keys_of(cls, heading).items()}
 
 
+@dataclass
+class RunArguments:
+    """Which state of a model on a hub is read."""
+
+    revision: str | None = setting(
+        None, "branch, tag or commit of a RUN on a hub (default: main); RUN@REVISION says the same"
+    )
+
+
 # ---- verbs that take the keys of a run ----
 
 

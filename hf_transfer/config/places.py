@@ -38,6 +38,15 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """(hub id, revision) of `owner/name@revision`; (name, None) of any other, such as a folder with an `@` in it."""
+    plain, sign, revision = name.partition("@")
+    is_id = plain and not is_path(plain) and not plain.startswith("bundled:")
+    if not (sign and revision and is_id) or Path(name).expanduser().exists():
+        return name, None
+    return plain, revision
+
+
 def check_places(values: Mapping[str, Any]) -> None:
     """Check the names of the model and the data of a run.
 
@@ -57,6 +66,7 @@ def check_model(name: str) -> None:
     """Raises:
     UserError: no folder and no bundled model has this name, or it is that of data.
     """
+    name, _ = split_revision(name)
     key, path = "model_name_or_path", Path(name).expanduser()
     if said := data_in_place_of_model(name):
         raise UserError(said, key=key)

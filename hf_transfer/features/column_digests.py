@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.features.hashing import THREADS, Undecidable, hasher
+from hf_transfer.layers.hashing import THREADS, Undecidable, hasher
 
 _LONGEST_PATH = 4096
 _COUNT, _NULL = "count", "null"  # streams of a column, next to its values

@@ -24,8 +24,8 @@ from torch import nn
 
 from hf_transfer import __version__
 from hf_transfer.features.column_digests import ColumnDigests, row_digests
-from hf_transfer.features.hashing import CHUNK, THREADS, Undecidable, hasher, key, tensor_digest, tensor_kind
 from hf_transfer.features.object_digests import object_digest
+from hf_transfer.layers.hashing import CHUNK, THREADS, Undecidable, hasher, key, tensor_digest, tensor_kind
 
 _PACKAGES = (
     "torch", "transformers", "timm", "peft", "accelerate", "datasets", "torchvision", "pillow", "tokenizers", "numpy",

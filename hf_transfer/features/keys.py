@@ -10,10 +10,10 @@ from torch import nn
 
 from hf_transfer.errors import UserError
 from hf_transfer.features import digests
-from hf_transfer.features.hashing import key
 from hf_transfer.features.inputs import LABELS
 from hf_transfer.features.object_digests import collator_digest
 from hf_transfer.features.places import Places
+from hf_transfer.layers.hashing import key
 
 FORMAT = 1
 

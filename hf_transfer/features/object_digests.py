@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import RemoveColumnsCollator
 
-from hf_transfer.features.hashing import Undecidable, hasher, key, tensor_digest, tensor_kind
+from hf_transfer.layers.hashing import Undecidable, hasher, key, tensor_digest, tensor_kind
 
 # The code of these is known: by their version or, for this package, by a hash. Of other functions nobody knows what
 # code they call.

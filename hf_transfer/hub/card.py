@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.config.arguments.model import MAIN
 from hf_transfer.data import bundled
 from hf_transfer.data.labels import LABELS
 from hf_transfer.data.locate import IN_MEMORY
@@ -22,6 +23,8 @@ from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, is_hub_id, loading, pl
 from hf_transfer.hub.card_metadata import metadata
 from hf_transfer.models import bundled as bundled_models
 from hf_transfer.run_folder import CARD, RESULTS, read_results
+
+_DOWNLOAD = "from huggingface_hub import snapshot_download\n\n"
 
 # ---- what a run records for its card -------------------------------------------------------------------------------
 
@@ -109,9 +112,24 @@ def write(folder: Path) -> Path:
     return new.replace(folder / CARD)
 
 
+def at(hub_model_id: str, revision: str | None) -> str:
+    """How a model on a hub is named: `owner/name`, or `owner/name@revision` on another branch than main."""
+    return f"{hub_model_id}@{revision}" if revision and revision != MAIN else hub_model_id
+
+
 def with_id(card: str, hub_model_id: str) -> str:
-    """`card` with example code that loads the model from the hub; the owner's other edits are kept."""
-    return re.sub(r'^model_id = "[^"\n]*".*$', f'model_id = "{hub_model_id}"', card, flags=re.MULTILINE)
+    """`card` with example code that loads the model from the hub; the owner's other edits are kept.
+
+    Args:
+        card: Markdown.
+        hub_model_id: see `at`. Plain libraries take a revision in each of their calls, so the code downloads it once.
+    """
+    name, _, revision = hub_model_id.partition("@")
+    line = f'model_id = "{name}"'
+    if revision:
+        line = f'{_DOWNLOAD}model_id = snapshot_download("{name}", revision={json.dumps(revision)})'
+    own = rf'^(?:{re.escape(_DOWNLOAD)})?model_id = (?:"[^"\n]*"|snapshot_download\().*$'
+    return re.sub(own, lambda _: line, card, flags=re.MULTILINE)
 
 
 def text(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool = False) -> str:

@@ -76,10 +76,11 @@ def loading(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool) -
         lines.append(f"model = {auto}.from_pretrained(model_id).eval()")
     else:
         lines += [
-            "base = PeftConfig.from_pretrained(model_id).base_model_name_or_path",
+            "adapter = PeftConfig.from_pretrained(model_id)",
+            "base, revision = adapter.base_model_name_or_path, adapter.revision",
             "config = AutoConfig.from_pretrained(model_id)",
             f"model = {auto}.from_pretrained(",
-            "    base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True",
+            "    base, revision=revision, config=config, dtype=torch.float32, ignore_mismatched_sizes=True",
             ")",
             "model = PeftModel.from_pretrained(model, model_id).eval()",
         ]

@@ -71,7 +71,7 @@ def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged
         folder: folder of the run.
         staged: an empty folder.
         results: results of the run.
-        name: hub id to write into the card.
+        name: hub id to write into the card, see `card.at`.
         merged: push a plain model with the adapter merged into its weights.
         model: the trained model (default: loaded from the run's files).
 
@@ -132,7 +132,7 @@ def _name_base(folder: Path, staged: Path, trained: Any) -> list[str]:
     config = json.loads((staged / "adapter_config.json").read_text(encoding="utf-8"))
     _dump({**config, "base_model_name_or_path": base}, staged / "adapter_config.json")
     try:
-        hub_client.find("base_model_name_or_path", base)
+        hub_client.find("base_model_name_or_path", base, revision=config.get("revision"))
     except WorkFailed:
         return []  # the push will report the failure of the hub
     except UserError:

@@ -22,8 +22,9 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils import logging as hub_logging
 
-from hf_transfer import hub_client, run_folder
-from hf_transfer.errors import UserError, WorkFailed, one_line
+from hf_transfer import hub_client, hub_errors, run_folder
+from hf_transfer.errors import UserError, WorkFailed, one_line, option
+from hf_transfer.hub.card import at
 from hf_transfer.hub.files import KNOWN, adapter_base, refuse_local, results_of, stage
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ class Pushed:
         is_changed: whether a commit was created; False if the hub already had all files.
         private: whether the repository is private.
         notes: messages for the user.
+        revision: branch that contains the run; None for main.
     """
 
     hub_model_id: str
@@ -82,6 +84,7 @@ class Pushed:
     is_changed: bool
     private: bool
     notes: tuple[str, ...] = ()
+    revision: str | None = None
 
     def lines(self) -> Iterator[str]:
         """The summary, line by line."""
@@ -92,7 +95,7 @@ class Pushed:
         else:
             yield f"Nothing to push: {self.url} ({kind}) already contains this run, commit {self.commit[:12]}."
         yield from self.notes
-        yield f"  hf-transfer predict {self.hub_model_id} -   # loads it from the hub"
+        yield f"  hf-transfer predict {at(self.hub_model_id, self.revision)} -   # loads it from the hub"
 
 
 def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
@@ -115,7 +118,7 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
     with _explained(folder, target), tempfile.TemporaryDirectory(prefix="hf-transfer-push-") as temporary:
         staged = Path(temporary)
         name = _repeat(lambda: account_of(target, folder))
-        notes = stage(folder, staged, results, name, target.merged, model)
+        notes = stage(folder, staged, results, at(name, target.revision), target.merged, model)
         shown = len(results["card"]["examples"])
         if shown and target.private is False:
             notes.append(f"  The public card shows {shown} held-out texts; set card_examples: 0 to show none.")
@@ -138,7 +141,7 @@ def account_of(target: Target, folder: Path) -> str:
     Raises:
         UserError: invalid hub id.
         WorkFailed: the token has no write access to it.
-        Exception: any of `hub_client.failures()`, if the hub cannot be reached or rejects the token.
+        Exception: any of `hub_errors.failures()`, if the hub cannot be reached or rejects the token.
     """
     wanted = target.hub_model_id or folder.resolve().name
     try:
@@ -146,7 +149,8 @@ def account_of(target: Target, folder: Path) -> str:
     except HFValidationError as error:
         raise UserError(
             f"hub_model_id: {wanted!r} is not a valid hub id ({one_line(error)}).",
-            "Use owner/name, or a name alone for a repository in your own account.",
+            "Use owner/name, or a name alone for a repository in your own account"
+            + (f", and {option('revision', wanted.partition('@')[2])} for a branch." if "@" in wanted else "."),
         ) from error
     api = HfApi()
     with _read_timeout(hub_client.TIMEOUT):
@@ -188,9 +192,9 @@ def before_training(target: Target, folder: Path) -> str:
         _repeat(lambda: account_of(target, folder))
     except UserError:
         raise
-    except hub_client.failures() as error:
-        cause, fix = hub_client.explain(error)
-        if not hub_client.is_down(error):
+    except hub_errors.failures() as error:
+        cause, fix = hub_errors.explain(error)
+        if not hub_errors.is_down(error):
             raise WorkFailed(
                 f"push_to_hub: cannot push to {HfApi().endpoint}: {cause}.",
                 f"{fix} Training has not started; remove push_to_hub to train now and push later.",
@@ -239,7 +243,8 @@ def _upload(staged: Path, name: str, target: Target, notes: list[str]) -> Pushed
         parent_commit=before.sha,
     )
     url = f"{api.endpoint}/{name}"
-    return Pushed(name, url, commit.oid, files, commit.oid != before.sha, private, tuple(notes))
+    changed = commit.oid != before.sha
+    return Pushed(name, url, commit.oid, files, changed, private, tuple(notes), target.revision)
 
 
 def _repeat(work: Callable[[], T]) -> T:
@@ -247,8 +252,8 @@ def _repeat(work: Callable[[], T]) -> T:
     for wait in WAITS:
         try:
             return work()
-        except hub_client.failures() as error:
-            if not hub_client.is_passing(error):
+        except hub_errors.failures() as error:
+            if not hub_errors.is_passing(error):
                 raise
         time.sleep(wait)
     return work()
@@ -266,8 +271,8 @@ def _explained(folder: Path, target: Target) -> Iterator[None]:
         raise WorkFailed(error.message, f"{error.fix} {again}") from error
     except UserError:
         raise
-    except hub_client.failures() as error:
-        cause, fix = hub_client.explain(error)
+    except hub_errors.failures() as error:
+        cause, fix = hub_errors.explain(error)
         name = target.hub_model_id or folder.name
         raise WorkFailed(f"Pushing {name!r} to {HfApi().endpoint} failed: {cause}.", f"{fix} {again}") from error
     finally:

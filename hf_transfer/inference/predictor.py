@@ -12,18 +12,19 @@ import torch
 
 from hf_transfer.adapters.files import merge_checked
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.arguments.model import MAIN, ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.values import coerce, read_config_file
 from hf_transfer.data.labels import SINGLE_LABEL, Labels
 from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, nearest, one_line
+from hf_transfer.errors import UserError, nearest, one_line, typed
 from hf_transfer.evaluation.conformal import COVERAGE, ENTRY, limit_of
 from hf_transfer.inference.answering import BATCH_SIZE
 from hf_transfer.inference.reviewing import Reviewing
 from hf_transfer.layers.forward_pass import example as example_of
-from hf_transfer.models.load import Loaded, read_config
-from hf_transfer.run_folder import EXAMPLES, RUN_FILE
+from hf_transfer.models.load import Loaded
+from hf_transfer.models.source import read_config
+from hf_transfer.run_folder import EXAMPLES, RUN_FILE, refuse_model
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS, task_of
 
@@ -53,13 +54,14 @@ class Predictor(Reviewing):
 
         Args:
             run: the folder or id.
-            **changes: keys to use instead of the run's own, for example `per_device_eval_batch_size`; and `tta`,
-                `stride` and `pool` (see `Views`).
+            **changes: keys to use instead of the run's own, for example `per_device_eval_batch_size`; `tta`,
+                `stride` and `pool` (see `Views`); and `model_revision`, the branch, tag or commit of a hub id, for
+                which `owner/name@revision` may be written too.
 
         Raises:
             UserError: there is no such model, or it has no trained head.
         """
-        others = ("per_device_eval_batch_size", "trust_remote_code")
+        others = ("per_device_eval_batch_size", "trust_remote_code", "model_revision")
         changeable = {*DataArguments.__dataclass_fields__, *Views.__dataclass_fields__, *others}
         for name in set(changes) - changeable:
             raise UserError(f"{name} is no key of a trained model.{nearest(name, changeable)}")
@@ -72,7 +74,11 @@ class Predictor(Reviewing):
             raise UserError("RUN: it is empty.", "Give the folder of a run, or a hub id.")
         values = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
         data = DataArguments(**{f.name: values[f.name] for f in fields(DataArguments) if f.name in values})
-        model_args = ModelArguments(run, trust_remote_code=bool(changes.get("trust_remote_code")))
+        model_args = ModelArguments(
+            run,
+            model_revision=changes.get("model_revision") or MAIN,
+            trust_remote_code=bool(changes.get("trust_remote_code")),
+        )
         task, loaded, processor = saved_model(model_args, data)
         data = replace(data, task=task)
         if loaded.fresh:
@@ -138,9 +144,10 @@ class Predictor(Reviewing):
             batch: what the model reads, to compare merged and unmerged answers on (default: a made-up example).
 
         Raises:
-            UserError: its kind of adapter cannot be merged.
+            UserError: its kind of adapter cannot be merged, or the folder holds a model already.
             WorkFailed: the merged weights answer otherwise than the adapter.
         """
+        refuse_model(Path(folder), "folder")
         model = merge_checked(self.model, batch or example_of(self.model) or {})
         Path(folder).mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
@@ -186,7 +193,8 @@ def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
         **changes: as of `Predictor.load`.
 
     Raises:
-        UserError: there is no such run, or its kind of adapter cannot be merged (prompts, prefixes, bottlenecks).
+        UserError: there is no such run, its kind of adapter cannot be merged (prompts, prefixes, bottlenecks), or
+            `folder` holds a model already.
         WorkFailed: the merged weights answer otherwise than the adapter.
     """
     return Predictor.load(run, **changes).save_merged(folder)
@@ -217,9 +225,10 @@ def _named_run() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if error.key != "model_name_or_path":
+        named = {"model_name_or_path": "RUN", **({"model_revision": "revision"} if typed() else {})}
+        if error.key not in named:
             raise
-        raise error.with_key("RUN") from error
+        raise error.with_key(named[error.key]) from error
 
 
 def _keys_of_run(run: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.layers.forward_pass import input_channels
-from hf_transfer.models.load import source
+from hf_transfer.models.source import processor_source
 
 _KEY = "model_name_or_path"
 _SIDE = 64  # pixels of the image that is preprocessed to see what comes out
@@ -66,7 +66,7 @@ def load_processor(args: ModelArguments, config: PreTrainedConfig, size: int | N
         # It warns at every save that its configuration is already in config.json, which is intended here.
         logging.getLogger(TimmWrapperImageProcessor.__module__).setLevel(logging.ERROR)
         return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-    place, options = source(args)
+    place, options = processor_source(args)
     try:
         processor = AutoImageProcessor.from_pretrained(place, **options)
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +14,31 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftConfig
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
-from hf_transfer import hub_client
+from hf_transfer.adapters.backbone import refuse_adapter, unfit
 from hf_transfer.adapters.configuration import remember_trained
-from hf_transfer.adapters.files import adapter_config, put_on
-from hf_transfer.config.arguments.model import ModelArguments
-from hf_transfer.config.places import check_model
+from hf_transfer.adapters.files import put_on
+from hf_transfer.config.arguments.model import MAIN, ModelArguments
 from hf_transfer.data.labels import Labels
-from hf_transfer.errors import UserError, named, one_line
+from hf_transfer.errors import UserError, named
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.head_keys import settle
 from hf_transfer.models.heads import MLPSpec, blank, class_with_head, fresh_head, is_ours, put_head, renew
 from hf_transfer.models.image_size import fill_resampled
-from hf_transfer.models.timm_names import check_timm_name, prefix_hint, timm_config
+from hf_transfer.models.source import (
+    adapter_of,
+    backbone_of,
+    name_of,
+    named_as,
+    not_loaded,
+    read_config,
+    repository,
+    source,
+)
 
 _KEY = "model_name_or_path"
 _some = partial(named, most=4)
@@ -47,6 +55,7 @@ class Loaded:
         notes: messages for the user.
         origin: license and language of the hub repository that the weights come from, if it states them.
         grown: number of embeddings that were added for tokens beyond the checkpoint's last one.
+        revision: of the hub repository of the backbone, where it was named.
     """
 
     model: PreTrainedModel
@@ -55,6 +64,7 @@ class Loaded:
     notes: tuple[str, ...]
     origin: dict[str, Any] = field(default_factory=dict)
     grown: int = 0
+    revision: str | None = None
 
     @property
     def layer_rules(self) -> list[tuple[str, str]]:
@@ -70,12 +80,14 @@ class Weights(NamedTuple):
         missing: names of the parameters missing from the checkpoint.
         origin: see `Loaded`; for an adapter, of its backbone.
         resized: those of `missing` that the checkpoint holds in another shape.
+        revision: of the hub repository of the backbone, where it was named.
     """
 
     model: PreTrainedModel
     missing: set[str]
     origin: dict[str, Any]
     resized: frozenset[str] = frozenset()
+    revision: str | None = None
 
 
 # What loads the backbones of adapters; None loads each from its checkpoint.
@@ -91,7 +103,7 @@ def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
         UserError: the model does not exist, or `auto_class` does not support it.
         WorkFailed: the hub cannot be reached.
     """
-    name, config = _name(args), read_config(args)
+    name, config = name_of(args), read_config(args)
     # Code from a repository brings its own classes, which are in no mapping.
     if type(config) not in auto_class._model_mapping and not args.trust_remote_code:
         kind = auto_class.__name__.removeprefix("AutoModelFor")
@@ -101,61 +113,6 @@ def load_config(args: ModelArguments, auto_class: Any) -> PreTrainedConfig:
             key=_KEY,
         )
     return config
-
-
-def source(args: ModelArguments) -> tuple[str, dict[str, Any]]:
-    """(folder or hub id for `from_pretrained`, its keyword arguments).
-
-    Raises:
-        UserError: no such folder, and no such model on the hub.
-        WorkFailed: the hub cannot be reached.
-    """
-    name = _name(args)
-    if name.startswith("bundled:"):
-        from hf_transfer.models.bundled import model_path
-
-        return str(model_path(name)), {}
-    options: dict[str, Any] = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path), options
-    check_model(name)
-    if name.startswith("timm/"):
-        check_timm_name(name.removeprefix("timm/"))
-    only_cached = _repository(args).only_cached
-    whole = not (only_cached or args.from_scratch or args.allow_pickle or args.trust_remote_code) and hub_client.fetch(
-        _KEY, name, args.model_revision
-    )
-    if only_cached or whole:
-        options["local_files_only"] = True
-    return name, options
-
-
-def read_config(args: ModelArguments) -> PreTrainedConfig:
-    """The checkpoint's configuration, for any kind of model.
-
-    Raises:
-        UserError: the model does not exist or its configuration cannot be read.
-        WorkFailed: the hub cannot be reached.
-    """
-    name = _name(args)
-    if name.startswith("bundled:"):
-        from hf_transfer.models.bundled import model_config
-
-        return model_config(name)
-    if name.startswith("timm/") and args.from_scratch:
-        return timm_config(name.removeprefix("timm/"))
-    place, options = source(args)
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        raise UserError(
-            f"folder {name!r} is not a saved model: it has no config.json.",
-            "Use a folder written by `save_pretrained` or by a run.",
-            key=_KEY,
-        )
-    try:
-        return AutoConfig.from_pretrained(place, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise _not_found(name, error) from error
 
 
 def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, labels: Labels) -> Loaded:
@@ -203,7 +160,7 @@ def load_model(args: ModelArguments, auto_class: Any, config: PreTrainedConfig, 
         transformers_logging.set_verbosity(verbosity)
     known = own if before or has_head else set[str]()
     notes += _notes_on_weights(labels, known, own if generic else set(), missing, head)
-    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin)
+    return Loaded(model, labels, tuple(sorted(missing)), tuple(notes), origin, revision=weights.revision)
 
 
 def _notes_on_weights(
@@ -231,7 +188,16 @@ def _notes_on_weights(
 
 def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
     """Load a checkpoint; an adapter is loaded with its backbone."""
-    name = _name(args)
+    if not args.from_scratch and not name_of(args).startswith("bundled:"):
+        place, options = source(args)
+        if (adapter := adapter_of(args, place, options)) is not None:
+            return _with_adapter(args, auto_class, config, adapter, place)
+    return backbone(args, auto_class, config)
+
+
+def backbone(args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
+    """Load a checkpoint that is no adapter."""
+    name = name_of(args)
     if args.from_scratch:
         model = auto_class.from_config(config, dtype=torch.float32)
         return Weights(with_head(Weights(model, set(), {}), config).model, set(), {})
@@ -243,8 +209,6 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
             loaded[0].name_or_path = name
             return with_head(Weights(*loaded, origin={}), config)
     place, options = source(args)
-    if not name.startswith("bundled:") and (adapter := adapter_config(place, options)) is not None:
-        return _with_adapter(args, auto_class, config, adapter, place, options)
     cls = auto_class if not is_ours(config) else type(blank(auto_class, config, args.trust_remote_code))
     load = partial(
         class_with_head(cls, config).from_pretrained,
@@ -257,7 +221,7 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     try:
         model, info = load(config=config, output_loading_info=True)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise _not_found(name, error) from error
+        raise not_loaded(args, error) from error
     if cls is not auto_class:
         model.__class__ = cls
     if "labels" not in inspect.signature(model.forward).parameters:
@@ -271,29 +235,32 @@ def from_checkpoint(args: ModelArguments, auto_class: Any, config: PreTrainedCon
     parameters = {n for n, _ in model.named_parameters()}
     mismatched = {entry[0] for entry in info["mismatched_keys"]} & parameters
     mismatched -= fill_resampled(model, sorted(mismatched), load)
-    origin = {} if Path(place).is_dir() else _repository(args).origin
+    origin = {} if Path(place).is_dir() else repository(args).origin
     missing = (set(info["missing_keys"]) & parameters) | mismatched
     missing |= renew(model, missing)
-    return Weights(model, missing, origin, frozenset(mismatched))
+    revision = None if Path(place).is_dir() or args.model_revision == MAIN else args.model_revision
+    return Weights(model, missing, origin, frozenset(mismatched), revision)
 
 
 def _with_adapter(
-    args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str, options: Any
+    args: ModelArguments, auto_class: Any, config: PreTrainedConfig, adapter: PeftConfig, place: str
 ) -> Weights:
     """Load the adapter in `place` on its backbone; see `from_checkpoint`."""
-    base = replace(
-        args,
-        model_name_or_path=adapter.base_model_name_or_path,
-        model_revision=adapter.revision or "main",
-    )
-    weights = (BACKBONES.get() or from_checkpoint)(base, auto_class, config)
-    model, missing, origin = weights.model, weights.missing, weights.origin
-    model, loaded = put_on(model, place, options, args.restart_adapter)
+    base = backbone_of(args, adapter)
+    name = name_of(base)
+    if not name.startswith("bundled:") and adapter_of(base, *source(base)) is not None:
+        raise refuse_adapter(name, name_of(args))
+    weights = (BACKBONES.get() or backbone)(base, auto_class, config)
+    head = _head_of(weights.model, args)
+    with named_as(args, place):
+        model, loaded = put_on(weights.model, adapter, place, args.restart_adapter, head, args.allow_pickle)
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
-        head = set(layer_groups(model, args.layer_rules or ())[-1].parameters)
-        remember_trained(model, loaded - head - missing)
-        loaded &= head
-    return Weights(model, missing - loaded, origin)
+        own_head = set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        remember_trained(model, loaded - own_head - weights.missing)
+        loaded &= own_head
+    elif lacking := sorted(weights.missing - loaded - head):
+        raise unfit(name, name_of(args), lacking, weights.resized)
+    return weights._replace(model=model, missing=weights.missing - loaded)
 
 
 def with_head(weights: Weights, config: PreTrainedConfig) -> Weights:
@@ -322,26 +289,3 @@ def _label_names(config: PreTrainedConfig) -> tuple[str, ...]:
     """The checkpoint's class names; empty if they are only `LABEL_0`, `LABEL_1`, …"""
     names = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
     return () if all(re.fullmatch(r"LABEL_\d+", n) for n in names) else names
-
-
-def _name(args: ModelArguments) -> str:
-    assert args.model_name_or_path, "checked by Config"
-    return args.model_name_or_path
-
-
-def _repository(args: ModelArguments) -> hub_client.Repository:
-    """The hub's answer about a model that is not local."""
-    try:
-        return hub_client.find(_KEY, _name(args), revision=args.model_revision)
-    except UserError as error:
-        if hint := prefix_hint(_name(args)):
-            raise type(error)(error.problem, hint, error.key) from error
-        raise
-
-
-def _not_found(name: str, error: Exception) -> UserError:
-    return UserError(
-        f"{name!r} cannot be loaded ({one_line(error)}).",
-        f"{hub_client.off()}{prefix_hint(name) or 'Use a hub id, a local folder, timm/<name> or bundled:<name>.'}",
-        key=_KEY,
-    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.nn import functional
 
 from hf_transfer.analysis.baselines import distance
@@ -108,7 +109,9 @@ def expected_of(
     if checkpoint is not None:
         state = recorded(checkpoint, Path(str(prepared.config.training.output_dir))) or {}
         return state.get("before_training", {}).get("expected")  # not of an earlier version
-    if not prepared.config.data.expected_accuracy or not issues or "skipped" in issues:
+    known = issues is not None and "skipped" not in issues
+    (has_features,) = broadcast_object_list([known])  # on the main process
+    if not prepared.config.data.expected_accuracy or not has_features:
         return None
     found = expect(prepared, trainer)
     if isinstance(found, str):

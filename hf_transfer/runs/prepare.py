@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.adapters.attach import spare_tokens
+from hf_transfer.adapters.attach import is_adapted, spare_tokens
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.few_labels import Chosen
 from hf_transfer.config.arguments.data import DataArguments
@@ -255,6 +255,8 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             data_collator=_collator(prepared),
             compute_metrics=course.watching(lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model)),
         )
+        if is_adapted(trainer.model) and not is_adapted(prepared.loaded.model):  # plain peft reads it there
+            trainer.model.active_peft_config.revision = prepared.loaded.revision
         course.trainer = trainer
         trainer.course = course
         trainer.data_keys = _course(prepared)

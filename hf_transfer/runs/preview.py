@@ -19,7 +19,8 @@ from hf_transfer.data.preview import draw_preview
 from hf_transfer.errors import UserError, option
 from hf_transfer.files import say
 from hf_transfer.layers.groups import layer_groups
-from hf_transfer.models.load import Loaded, read_config
+from hf_transfer.models.load import Loaded
+from hf_transfer.models.source import read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map

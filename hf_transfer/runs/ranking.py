@@ -9,6 +9,7 @@ from dataclasses import replace
 from transformers import set_seed
 
 from hf_transfer.analysis.model_ranking import Ranking, Row, answers_of, ranked
+from hf_transfer.config.arguments.model import MAIN
 from hf_transfer.errors import UserError, UserErrors, one_line
 from hf_transfer.features.layouts import MEAN
 from hf_transfer.files import say
@@ -67,8 +68,10 @@ def _row(config: Config, name: str) -> tuple[Row, tuple[int, int]]:
         UserError: it cannot be loaded, or not with this data.
     """
     set_seed(config.training.seed)
-    model = replace(config.model, model_name_or_path=name)
-    prepared = prepare(replace(config, model=model, values=config.values | {"model_name_or_path": name}))
+    revision = config.model.model_revision if "model_revision" in config.given else MAIN
+    model = replace(config.model, model_name_or_path=name, model_revision=revision)
+    values = {key: getattr(model, key) for key in ("model_name_or_path", "model_revision")}
+    prepared = prepare(replace(config, model=model, values=config.values | values))
     if reason := unsuited(prepared):
         raise _Unsuited(reason)
     return _answered(prepared, name)

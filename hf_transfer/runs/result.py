@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_transfer import run_folder
 from hf_transfer.data.locate import in_words
 from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.measure import format_metrics
@@ -158,11 +159,13 @@ class Result:
                 unless its head is an MLP.
 
         Raises:
-            UserError: its kind of adapter cannot be merged.
+            UserError: its kind of adapter cannot be merged, or the folder holds a model already.
             WorkFailed: the merged weights answer otherwise than the adapter.
         """
         if merged:
             return self.predictor.save_merged(folder, probe(self.trainer))
+        if not run_folder.same_folder(Path(folder), self.output_dir):
+            run_folder.refuse_model(Path(folder), "folder")
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self.trainer, Path(folder))
         return Path(folder)

@@ -30,6 +30,7 @@ from hf_transfer.run_folder import (
     RANGE_TEST_CSV,
     RANGE_TEST_PNG,
     RESULTS,
+    remove_model,
 )
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
@@ -136,6 +137,7 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
         trainer.save_model(str(beside))
         if trainer.is_world_process_zero():
             (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same in the open
+            remove_model(folder, but={path.name for path in beside.iterdir()})
             for path in beside.iterdir():
                 path.replace(folder / path.name)
     finally:
@@ -144,7 +146,8 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
 
 
 def clear(output_dir: Path) -> None:
-    """Remove what an earlier run left and this one would mix up with its own."""
+    """Remove what an earlier run left and this one would mix up with its own, its model first."""
+    remove_model(output_dir)
     for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RANGE_TEST_CSV, RANGE_TEST_PNG):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):

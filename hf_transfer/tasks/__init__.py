@@ -61,8 +61,8 @@ def task_of(config: Any, name: str) -> str:
     if len(matching) == 1:
         return matching[0]
     raise UserError(
-        f"RUN: {name!r} contains {', '.join(config.architectures or ('a ' + config.model_type + ' model',))}, which "
-        f"belongs to none of the tasks {', '.join(TASKS)}.",
+        f"RUN: {name!r} holds no head for {' or '.join(TASKS)}: it contains "
+        f"{', '.join(config.architectures or ('a ' + config.model_type + ' model',))}.",
         "Train a head for it with `hf-transfer train`.",
     )
 

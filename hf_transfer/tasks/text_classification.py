@@ -22,7 +22,8 @@ from hf_transfer.data.header import check_column
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, one_line
-from hf_transfer.models.load import Loaded, load_config, load_model, source
+from hf_transfer.models.load import Loaded, load_config, load_model
+from hf_transfer.models.source import processor_source
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.tokenizer_digest import digest
 from hf_transfer.tasks.tokenizer_fit import check_tokenizer, grow_embeddings, max_tokens, settle
@@ -173,7 +174,7 @@ class TextClassification(Task):
 
 
 def _load_tokenizer(args: ModelArguments) -> Any:
-    place, options = source(args)
+    place, options = processor_source(args)
     try:
         return AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:

@@ -26,11 +26,11 @@ from hf_transfer.features.examples import (
     content_of,
     unpadded,
 )
-from hf_transfer.features.hashing import key
 from hf_transfer.features.object_digests import collator_digest
 from hf_transfer.features.slots import Slot, nbytes
 from hf_transfer.features.store import Store
 from hf_transfer.features.store_files import NoRoom
+from hf_transfer.layers.hashing import key
 from hf_transfer.training.cache_stage import Form, Place
 from hf_transfer.training.running import RunningTrainer
 from hf_transfer.training.trial import ROUNDED_DTYPES

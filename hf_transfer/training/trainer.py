@@ -34,7 +34,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from hf_transfer.adapters import attach
-from hf_transfer.adapters.files import write_config
+from hf_transfer.adapters.files import complete
 from hf_transfer.config.arguments import plan
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.layers.groups import LayerGroup, layer_groups
@@ -328,8 +328,8 @@ class TransferMixin(Loading):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if attach.is_adapted(self.model) and self.args.should_save:
-            write_config(self.model, output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            complete(self.model, output_dir or str(self.args.output_dir))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.unfreezing is not None and self.unfreezing.stage is not None and self.is_in_train:

@@ -214,7 +214,10 @@ CASES = [
     ("predict {w}/bert", "RUN and INPUT are needed"),
     ("predict {w}/none text", "RUN: '{w}/none' does not exist"),
     ("predict {w}/hollow text", "cannot be loaded"),
-    ("predict {w}/headless text", "contains BertModel, which belongs to none of the tasks"),
+    (
+        "predict {w}/headless text",
+        "holds no head for image-classification or text-classification: it contains BertModel",
+    ),
     ("predict {w}/bert text --topk 2", "--topk is not a key. Did you mean --top_k?"),
     ("predict {w}/bert text --top_k 0", "--top_k: expected a positive number, got 0"),
     ("predict {w}/bert text --top_k", "--top_k needs a value"),

@@ -30,8 +30,8 @@ from hf_transfer.features.digests import (
     example_digests,
     weights_digest,
 )
-from hf_transfer.features.hashing import key
 from hf_transfer.features.object_digests import collator_digest, object_digest
+from hf_transfer.layers.hashing import key
 from hf_transfer.tasks.image_classification import ImageClassification
 from tests.helpers import PIXELS, texts, tiny_bert, tiny_timm_resnet, tiny_vit
 

@@ -215,6 +215,7 @@ def test_what_its_owner_wrote_into_the_card_stays(hub, lfs, whole):
     ("keys", "said"),
     [
         (("--hub_model_id", "a/b/c"), "is not a valid hub id"),
+        (("--hub_model_id", "alice/x@v2"), "and --revision v2 for a branch"),
         (("--hub_model_id", "alice/x", "--hub_token", "hf_x"), "so that it ends up in no file"),
         (("--hub_model_idd", "alice/x"), "Did you mean --hub_model_id?"),
     ],
@@ -334,10 +335,24 @@ sys.meta_path.insert(0, Blocked())
 import json
 from huggingface_hub import hf_hub_download
 for name in sys.argv[1:]:
-    card = open(hf_hub_download(name, "README.md")).read()
+    name, _, revision = name.partition("@")
+    card = open(hf_hub_download(name, "README.md", revision=revision or None)).read()
     exec(card.split("```python\\n")[1].split("```")[0])
     print(json.dumps([logits.tolist(), [model.config.id2label[i] for i in range(len(logits))]]))
 """
+
+
+TEXTS = ("word1 of yes", "word2 of no")
+
+
+@pytest.fixture(scope="module")
+def branched(lfs, run, whole) -> str:
+    """A repository with a whole model on main and an adapter on a branch."""
+    name = "alice/branched"
+    assert lfs.run("push", whole, "--hub_model_id", name)[0] == 0
+    code, out, err = lfs.run("push", run, "--hub_model_id", name, "--revision", "v2")
+    assert code == 0 and f"hf-transfer predict {name}@v2 -" in out, err
+    return name
 
 
 def a_stranger(hub, place, *names):
@@ -350,15 +365,15 @@ def a_stranger(hub, place, *names):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
-def test_a_stranger_gets_the_same_logits(hub, lfs, xet, run, whole, place):
-    """Through either way of uploading, of an adapter and of a whole model."""
+def test_a_stranger_gets_the_same_logits(hub, lfs, xet, run, whole, branched, place):
+    """Through either way of uploading, of an adapter and of a whole model, and of an adapter on a branch."""
     lfs.run("push", run, "--hub_model_id", "alice/by-lfs")
     xet.run("push", run, "--hub_model_id", "alice/by-xet")
     xet.run("push", whole, "--hub_model_id", "alice/by-xet-whole")
-    names = ["alice/by-lfs", "alice/by-xet", "alice/by-xet-whole"]
+    names = ["alice/by-lfs", "alice/by-xet", "alice/by-xet-whole", f"{branched}@v2"]
     answers = a_stranger(hub, place, *names)
     code = "from hf_transfer import Predictor\nfound = Predictor.load({!r}).logits([('some text',)])[0][0].tolist()"
-    for (logits, labels), folder in zip(answers, (run, run, whole), strict=True):
+    for (logits, labels), folder in zip(answers, (run, run, whole, run), strict=True):
         assert logits == pytest.approx(lfs.python(code.format(str(folder))), abs=1e-6) and labels == ["no", "yes"]
 
 
@@ -396,6 +411,120 @@ def test_without_a_hub_what_was_pulled_still_works(hub, lfs, run):
         assert lfs.run("predict", "alice/cached", "a text") == before and before[0] == 0
     finally:
         lfs.python("constants.HF_HUB_OFFLINE = False\nfound = 1")
+
+
+def test_a_revision_is_read_in_every_way(hub, lfs, branched, run, whole, place):
+    main, branch = (lfs.run("predict", folder, *TEXTS)[1] for folder in (whole, run))
+    assert lfs.run("predict", branched, *TEXTS, fresh=True) == (0, main, "")
+    assert lfs.run("predict", f"{branched}@v2", *TEXTS) == (0, branch, "")
+    assert lfs.run("predict", branched, *TEXTS, "--revision", "v2") == (0, branch, "")
+    code = f"""
+from hf_transfer import HeadBank, Predictor, merge
+from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.models.source import read_config
+name, texts = {branched!r}, {list(TEXTS)!r}
+merge(name, {str(place / "merged")!r}, model_revision="v2")
+found = [
+    Predictor.load(name, model_revision="v2").predict(texts),
+    HeadBank().add("a", name + "@v2").predict(texts, task="a"),
+    Predictor.load({str(place / "merged")!r}).predict(texts),
+    [read_config(ModelArguments(name, model_revision=r)).architectures for r in ("main", "v2")],
+]
+"""
+    loaded, banked, merged, _ = lfs.python(code, fresh=True)
+    assert loaded == banked == [json.loads(line) for line in branch.splitlines()]
+    for one, other in zip(loaded, merged, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+def test_a_card_on_main_does_not_name_the_branch_of_an_earlier_push(hub, lfs, branched, run):
+    card = hub.files(branched, "v2")["README.md"].decode()
+    assert f'model_id = snapshot_download("{branched}", revision="v2")' in card
+    assert lfs.run("push", run, "--hub_model_id", "alice/on-main")[0] == 0
+    text = hub.files("alice/on-main")["README.md"].decode()
+    assert "snapshot_download" not in text and 'model_id = "alice/on-main"' in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["{name}@v3"], "'alice/branched' on {hub} has no revision 'v3'"),
+        (["{name}@v2", "--revision", "main2"], "revision: 'main2' contradicts 'alice/branched@v2'"),
+        (["{run}", "--revision", "v2"], "is a local folder, and only models on a hub have revisions"),
+        (["alice/plain-data"], "is neither a saved model nor an adapter: it has no config.json, and holds table.csv"),
+    ],
+)
+def test_revisions_and_repositories_that_there_are_not(argv, said, hub, lfs, branched, run, data, place):
+    if argv[0] == "alice/plain-data":
+        (place / "plain-data").mkdir()
+        shutil.copy(data, place / "plain-data")
+        hub.seed("alice/plain-data", place / "plain-data")
+    words = [word.format(name=branched, run=run) for word in argv]
+    code, out, err = lfs.run("predict", words[0], "a text", *words[1:])
+    assert (code, out) == (2, "") and said.format(hub=hub.endpoint) in err, err
+
+
+@pytest.mark.parametrize("fault", ["refused", "HTTP 503"])
+def test_a_cached_adapter_works_while_the_hub_is_down(fault, hub, lfs, branched, run):
+    before = [lfs.run("predict", name, "a text", fresh=name == branched) for name in (branched, f"{branched}@v2")]
+    assert [code for code, _, _ in before] == [0, 0]
+    if fault == "refused":
+        lfs.python("from huggingface_hub import constants\nconstants.ENDPOINT = 'http://127.0.0.1:9'\nfound = 1")
+    else:
+        hub.fail({"path": "/", "status": 503, "times": -1})
+    try:
+        assert [lfs.run("predict", name, "a text") for name in (branched, f"{branched}@v2")] == before
+        code, _, err = lfs.run("predict", "acme/other", "a text")
+        assert code == 1 and ("cannot be reached" if fault == "refused" else "refused the request") in err, err
+    finally:
+        lfs.python(f"constants.ENDPOINT = {hub.endpoint!r}\nfound = 1")
+
+
+def test_a_cache_without_the_weights_is_not_blamed_on_the_name(hub, lfs, whole):
+    assert lfs.run("push", whole, "--hub_model_id", "alice/partial")[0] == 0
+    code = """
+from huggingface_hub import constants, hf_hub_download
+hf_hub_download("alice/partial", "config.json")
+constants.ENDPOINT, found = "http://127.0.0.1:9", 1
+"""
+    lfs.python(code, fresh=True)
+    try:
+        code, _, err = lfs.run("predict", "alice/partial", "a text")
+    finally:
+        lfs.python(f"constants.ENDPOINT = {hub.endpoint!r}\nfound = 1")
+    assert code == 1 and "the cache holds only some of its files" in err and "cannot be reached" in err, err
+
+
+def test_an_invalid_token_is_named(lfs, branched):
+    """Also for what is public or in the cache; and what the token has no access to is not blamed on it."""
+    wrong = "hf_expiredTHISisNOTaREALtoken"
+    try:
+        code, _, err = lfs.run("predict", "acme/tiny-bert", "a text", env={"HF_TOKEN": wrong})
+        assert code == 2 and "does not accept the token in HF_TOKEN (HTTP 401)" in err and wrong not in err, err
+    finally:
+        _, _, err = lfs.run("predict", "acme/nothing", "a text", env={"HF_TOKEN": TOKEN})
+    assert "has no such model, or it is private" in err and "does not accept" not in err
+
+
+def test_an_adapter_that_peft_saved_alone(hub, lfs, run, place):
+    """Without config.json and tokenizer: the head's size is read from its file, and the backbone has the rest."""
+    plain = place / "plain"
+    plain.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / name, plain)
+    hub.seed("acme/plain", plain)
+    wanted = [list(json.loads(line)["scores"].values()) for line in lfs.run("predict", run, *TEXTS)[1].splitlines()]
+    for name in ("acme/plain", plain):
+        code, out, err = lfs.run("predict", name, *TEXTS, fresh=name != plain)
+        assert (code, err) == (0, "")
+        answers = [json.loads(line)["scores"] for line in out.splitlines()]
+        assert [list(a) for a in answers] == [["LABEL_0", "LABEL_1"]] * 2
+        assert [list(a.values()) for a in answers] == wanted
+    tensors = load_file(plain / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "classifier" not in k}, plain / "adapter_model.safetensors")
+    hub.seed("acme/headless", plain)
+    code, _, err = lfs.run("predict", "acme/headless", "a text")
+    assert code == 2 and "'acme/headless'" in err and "classifier.weight" in err, err
 
 
 WEIGHTS = "/resolve/.*adapter_model.safetensors"

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.config.fields import setting
+from hf_transfer.config.places import split_revision
 from hf_transfer.errors import UserError
 
 HEADS = ("linear", "mlp")
 HEAD_NORMS = ("none", "batch")
 POOLINGS = ("auto", "cls", "mean", "max")
+MAIN = "main"  # the revision that a hub gives where none is asked for
 
 
 @dataclass
@@ -19,9 +21,11 @@ class ModelArguments:
     """Which model, and how it is loaded."""
 
     model_name_or_path: str | None = setting(
-        None, "hub id, local folder, timm/<name>, or bundled:<name>", resume="free"
+        None,
+        "hub id (id@revision for a branch, tag or commit), local folder, timm/<name>, or bundled:<name>",
+        resume="free",
     )
-    model_revision: str = setting("main", "branch, tag or commit on the hub", resume="free")
+    model_revision: str = setting(MAIN, "branch, tag or commit on the hub", resume="free")
     from_scratch: bool = setting(
         False, "random weights in the checkpoint's architecture", resume="free", card="changed"
     )
@@ -79,6 +83,23 @@ class ModelArguments:
         resume="fixed",
         card="changed",
     )
+
+    def __post_init__(self) -> None:
+        """Take the revision out of `owner/name@revision`.
+
+        Raises:
+            UserError: `model_revision` names another one.
+        """
+        name, revision = split_revision(self.model_name_or_path or "")
+        if revision is None:
+            return
+        if self.model_revision not in (MAIN, revision):
+            raise UserError(
+                f"{self.model_revision!r} contradicts {self.model_name_or_path!r}.",
+                "Keep one of them.",
+                key="model_revision",
+            )
+        self.model_name_or_path, self.model_revision = name, revision
 
 
 def check_head(values: Mapping[str, Any]) -> list[str]:
