@@ -21,7 +21,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from hf_transfer.adapters.configuration import (
     configuration,
@@ -77,6 +77,7 @@ def attach(model: Any, keys: AdapterArguments, layer_rules: Sequence[Any] = ()) 
         try:
             config = configuration(model, groups, keys)
             frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+            weight = _some_weight(model, config)
             with refused_if_ignored():
                 model = get_peft_model(model, config)
         except UserError:
@@ -85,6 +86,7 @@ def attach(model: Any, keys: AdapterArguments, layer_rules: Sequence[Any] = ()) 
             raise UserError(
                 f"adapter: {shown(keys)} cannot be attached to {type(model).__name__} ({one_line(error)})."
             ) from error
+        _check_unchanged(model, weight)
         _keep_frozen(model, frozen)
         if config.is_prompt_learning:
             _check_prompt(model, keys)
@@ -121,6 +123,32 @@ def _keep_frozen(model: PeftModel, frozen: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         if plain[name] in frozen:
             parameter.requires_grad_(False)
+
+
+def _some_weight(model: Any, config: PeftConfig) -> tuple[str, torch.Tensor] | None:
+    """(name, a copy of the weight) of a layer in which an adapter begins otherwise than at zero; None without one."""
+    if not isinstance(getattr(config, "init_lora_weights", None), str) or not config.target_modules:
+        return None
+    name = min(config.target_modules)
+    return name, model.get_submodule(name).weight.detach().clone()
+
+
+def _check_unchanged(model: PeftModel, before: tuple[str, torch.Tensor] | None) -> None:
+    """Check that an adapter has not moved a part of the backbone's weights into itself (PiSSA, OLoRA, LoftQ).
+
+    Raises:
+        UserError: it has: its files would not be those of an adapter on the checkpoint.
+    """
+    if before is None or before[1].is_meta:
+        return
+    name, weight = before
+    if not torch.equal(model.get_base_model().get_submodule(name).get_base_layer().weight, weight):
+        config = model.active_peft_config
+        raise UserError(
+            f"adapter: init_lora_weights: {config.init_lora_weights!r} changes the weights of the backbone, which are "
+            "not saved with the adapter, so the run would fail when it has trained.",
+            "Use true, gaussian or orthogonal.",
+        )
 
 
 def _check_saved(model: PeftModel) -> None:
