@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from hf_transfer.errors import UserError, WorkFailed, one_line
@@ -72,14 +73,16 @@ def find(key: str, name: str, kind: str = "model", revision: str | None = None) 
         UserError: there is no such repository or revision, or this account has no access to it.
         WorkFailed: the hub cannot be reached, and the repository is not in the cache.
     """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name!r} is neither a file, a folder nor a hub id ({one_line(error)}).", key=key) from error
     if constants.HF_HUB_OFFLINE:
         return Repository()
     api = HfApi()
     try:
         ask = api.model_info if kind == "model" else api.dataset_info
         about = ask(name, revision=revision, timeout=TIMEOUT)
-    except HFValidationError as error:
-        raise UserError(f"{name!r} is neither a file, a folder nor a hub id ({one_line(error)}).", key=key) from error
     except HfHubHTTPError as error:
         if is_passing(error) and kind == "model" and _is_cached(name, revision):
             return Repository(only_cached=True)

@@ -30,6 +30,7 @@ from hf_transfer.config.arguments.loss import check as check_loss
 from hf_transfer.config.arguments.model import ModelArguments, check_head
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
+from hf_transfer.config.arguments.schedule import check as check_schedule
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.arguments.training import TrainingKeys
 from hf_transfer.config.command_line import NotAKey, add_keys, commented_yaml, make_parser, parse_run, unknown
@@ -273,7 +274,8 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
     if values["task"] is not None and values["task"] not in tasks:
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
-    problems += [*check_head(values), *early_stopping.check(values), *early_stopping.check_run(values, chosen)]
+    problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
+    problems += [*early_stopping.check_run(values, chosen)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

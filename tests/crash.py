@@ -35,7 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
         "strategy": "gradual",
         "num_train_epochs": 4,
         "gradient_accumulation_steps": 2,
-        "unfreeze_warmup_steps": 2,
+        "unfreeze_warmup_steps": 1,
         "layer_lr_decay": 0.7,
     },
     "plateau": {

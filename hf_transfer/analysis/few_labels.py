@@ -135,11 +135,12 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
     is_own = own.group == HEAD
     against = f"{own.loss:.3f} of {'what' if is_own else f'{own.pooling} of {own.group}, which'} the head reads"
     if not found.pays:
-        kept = Choice(
-            None, f"no layer's loss in cross-validation is {'clearly ' if found.margin else ''}below {against}"
-        )
+        how = "clearly below" if found.margin > 0 else "near"
+        kept = Choice(None, f"no layer's loss in cross-validation is {how} {against}")
         return {"pooling": kept, "pooling_layer": Choice(None, "")}
     why = f"its loss in cross-validation is {best.loss:.3f}, against {against}"
+    if found.gain <= 0:
+        why += f": not clearly lower (standard error {found.error:.3f})"
     return {
         "pooling": Choice(best.pooling, why),
         "pooling_layer": Choice(best.group, "the best of all layers; those above it are left out"),

@@ -51,8 +51,9 @@ class PoolingChoice:
         gain: by how much the loss of `best` is lower than that of `own`, per example.
         error: standard error of `gain` over the examples.
         candidates: all, best first.
-        margin: standard errors by which the best must be better. None of a head that loads anywhere: with 16 examples
-            per class the first token of a text was kept within the noise, and was 11 and 13 points worse.
+        margin: standard errors by which the best must be better; negative: by which it may be worse. Of a head that
+            loads anywhere the first token is kept only if it is clearly better: with 16 examples per class it had the
+            lower loss in 5 of 40 draws, and was less accurate in each of them, by 8 points in the mean.
     """
 
     best: Candidate
@@ -60,7 +61,7 @@ class PoolingChoice:
     gain: float
     error: float
     candidates: tuple[Candidate, ...]
-    margin: float = 0.0
+    margin: float = -2.0
 
     @property
     def pays(self) -> bool:

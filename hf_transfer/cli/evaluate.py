@@ -86,7 +86,12 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer.inference.predictor import Predictor
 
     own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
-    predictor = Predictor.load(words[0], model_revision=values["revision"], **{name: values[name] for name in own})
+    predictor = Predictor.load(
+        words[0],
+        model_revision=values["revision"],
+        allow_pickle=values["allow_pickle"],
+        **{name: values[name] for name in own},
+    )
     others = ("test_file", "dataset_name", "dataset_config_name")
     is_other = values["test_file"] or values["dataset_name"]
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None

@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal's own
     own = {f.name: values[f.name] for f in (*fields(InputArguments), *fields(Views))}
-    predictor = Predictor.load(folder, model_revision=values["revision"], **own)
+    predictor = Predictor.load(folder, model_revision=values["revision"], allow_pickle=values["allow_pickle"], **own)
     wrong, count = [], 0
     shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
     if values["abstain"]:

@@ -51,11 +51,12 @@ def keys_with(*sections: tuple[str, type]) -> dict[str, Key]:
 
 @dataclass
 class RunArguments:
-    """Which state of a model on a hub is read."""
+    """How a RUN is read."""
 
     revision: str | None = setting(
         None, "branch, tag or commit of a RUN on a hub (default: main); RUN@REVISION says the same"
     )
+    allow_pickle: bool = setting(False, "load weights that are not safetensors, from a source you trust")
 
 
 # ---- verbs that take the keys of a run ----

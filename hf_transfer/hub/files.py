@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import HfApi
 
 from hf_transfer import hub_client, run_folder
+from hf_transfer.adapters import backbone
 from hf_transfer.adapters.files import check_reload, logits_of
 from hf_transfer.errors import UserError, WorkFailed, one_line, option
 from hf_transfer.hub import card
@@ -140,13 +141,17 @@ def _name_base(folder: Path, staged: Path, trained: Any) -> list[str]:
             f"Note: loading this adapter requires {base!r}, which {HfApi().endpoint} does not have; "
             f"{option('merged', True)} pushes a model that does not require it."
         ]
-    if base != local:  # different files that should have the same weights
-        _check(trained, staged, staged, exact=False)
+    if base != local:  # different files that should have the same weights, up to rounding
+        (staged / run_folder.BACKBONE).unlink(missing_ok=True)
+        backbone.write(_check(trained, staged, staged, exact=False), staged)
     return []
 
 
-def _check(trained: Any, staged: Path, folder: Path, exact: bool) -> None:
+def _check(trained: Any, staged: Path, folder: Path, exact: bool) -> Any:
     """Load the staged files, under a different seed, and compare the logits with those of the trained model.
+
+    Returns:
+        The loaded model.
 
     Raises:
         WorkFailed: the files cannot be loaded, or the logits differ.
@@ -161,10 +166,10 @@ def _check(trained: Any, staged: Path, folder: Path, exact: bool) -> None:
                 f"The files of {str(folder)!r} to push cannot be loaded: {error.message}", error.fix
             ) from error
     if batch is None:
-        return
+        return again
     if exact:
         check_reload(trained, again, batch, folder)
-        return
+        return again
     expected, actual = logits_of(trained, batch), logits_of(again.to(trained.device), batch)
     difference = float((expected - actual).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
@@ -179,6 +184,7 @@ def _check(trained: Any, staged: Path, folder: Path, exact: bool) -> None:
             if is_merged
             else f"Push a plain model with {option('merged', True)}.",
         )
+    return again
 
 
 def _card(folder: Path, staged: Path, results: dict[str, Any], merged: bool, name: str) -> str:

@@ -61,7 +61,7 @@ class Predictor(Reviewing):
         Raises:
             UserError: there is no such model, or it has no trained head.
         """
-        others = ("per_device_eval_batch_size", "trust_remote_code", "model_revision")
+        others = ("per_device_eval_batch_size", "trust_remote_code", "model_revision", "allow_pickle")
         changeable = {*DataArguments.__dataclass_fields__, *Views.__dataclass_fields__, *others}
         for name in set(changes) - changeable:
             raise UserError(f"{name} is no key of a trained model.{nearest(name, changeable)}")
@@ -78,6 +78,7 @@ class Predictor(Reviewing):
             run,
             model_revision=changes.get("model_revision") or MAIN,
             trust_remote_code=bool(changes.get("trust_remote_code")),
+            allow_pickle=bool(changes.get("allow_pickle")),
         )
         task, loaded, processor = saved_model(model_args, data)
         data = replace(data, task=task)

@@ -228,6 +228,17 @@ def blank(auto_class: Any, config: PreTrainedConfig, trust_remote_code: bool = F
     return model
 
 
+def unfilled(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and configuration, without memory where the class allows it."""
+    cls = class_with_head(type(model), model.config)
+    try:
+        with torch.device("meta"):
+            made: PreTrainedModel = cls(model.config)
+    except REFUSALS:
+        made = cls(model.config)
+    return made
+
+
 @torch.no_grad()
 def renew(model: nn.Module, missing: set[str] | None = None, last_only: bool = False) -> set[str]:
     """Draw new weights for the MLP head of a model.

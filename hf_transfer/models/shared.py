@@ -12,31 +12,17 @@ import torch
 from transformers import PreTrainedConfig
 
 from hf_transfer.config.arguments.model import ModelArguments
-from hf_transfer.data.labels import Labels
 from hf_transfer.errors import UserError
-from hf_transfer.models.heads import HEAD_KEY
-from hf_transfer.models.load import BACKBONES, Weights, from_checkpoint, with_head
-
-# What a task adds to the configuration of its backbone.
-_LABEL_KEYS = (
-    "id2label",
-    "label2id",
-    "num_labels",
-    "problem_type",
-    "label_names",
-    "num_classes",
-    "architectures",
-    "_name_or_path",
-    "label_thresholds",
-    "conformal",
-    HEAD_KEY,
-)
+from hf_transfer.layers.identity import OF_A_TASK
+from hf_transfer.models.heads import HEAD_KEY, unfilled
+from hf_transfer.models.load import BACKBONES, Weights, backbone, with_head
+from hf_transfer.models.source import read_config
 
 
 @contextlib.contextmanager
-def sharing(backbone: SharedBackbone) -> Iterator[None]:
-    """Context in which adapters are loaded on `backbone` instead of separate backbones."""
-    token = BACKBONES.set(backbone.load)
+def sharing(shared: SharedBackbone) -> Iterator[None]:
+    """Context in which adapters are loaded on one backbone instead of separate backbones."""
+    token = BACKBONES.set(shared.load)
     try:
         yield
     finally:
@@ -52,17 +38,15 @@ class SharedBackbone:
         self._loaded: Weights | None = None
 
     def load(self, args: ModelArguments, auto_class: Any, config: PreTrainedConfig) -> Weights:
-        """A model around the shared tensors, with a head for the labels of `config`.
+        """A model around the shared tensors, with a head for the labels of `config`: what `backbone` would load.
 
         Raises:
             UserError: the backbone differs from the one that was loaded first.
         """
-        plain = {k: v for k, v in config.to_dict().items() if k not in (*_LABEL_KEYS, "transformers_version", "dtype")}
+        plain = {k: v for k, v in config.to_dict().items() if k not in (*OF_A_TASK, HEAD_KEY)}
         key = (args.model_name_or_path, args.model_revision, auto_class.__name__, json.dumps(plain, sort_keys=True))
         if self._loaded is None:
-            plain_head = copy.deepcopy(config)
-            vars(plain_head).pop(HEAD_KEY, None)
-            loaded = from_checkpoint(args, auto_class, plain_head)
+            loaded = backbone(args, auto_class, _for_task(config, read_config(args)))
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
             loaded.model.to(device)
             self._loaded, self._key, self.name = loaded, key, str(args.model_name_or_path)
@@ -74,16 +58,35 @@ class SharedBackbone:
                 + f"; the bank's backbone is {self.name!r}.",
                 "Use one bank per backbone.",
             )
-        model, missing, origin = self._loaded.model, self._loaded.missing, self._loaded.origin
+        model = self._loaded.model
         shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        shared[id(model.config)] = _for_task(model.config, config)
         own = copy.deepcopy(model, shared)
-        for name, value in Labels.of(config).config_kwargs.items():
-            setattr(own.config, name, value)
         if "num_labels" in vars(own):  # many models keep a copy outside their configuration, for the loss
             own.num_labels = config.num_labels
-        with torch.device("meta"):
-            blank = auto_class.from_config(config)
-        head = [n for n, p in own.named_parameters() if n in missing and p.shape != blank.get_parameter(n).shape]
-        for name in dict.fromkeys(n.rpartition(".")[0] for n in head):
-            own.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
-        return with_head(Weights(own, missing, origin), config)
+        missing = self._loaded.missing | _resized_head(own)
+        return with_head(self._loaded._replace(model=own, missing=missing), config)
+
+
+def _for_task(config: PreTrainedConfig, task: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a configuration with all that is a task's own as in `task`, and with a linear head."""
+    copied = copy.deepcopy(config)
+    for name in OF_A_TASK - {"_name_or_path", "transformers_version", "dtype"}:
+        vars(copied).pop(name, None)
+        if name in vars(task):
+            setattr(copied, name, copy.deepcopy(vars(task)[name]))
+    vars(copied).pop(HEAD_KEY, None)
+    return copied
+
+
+def _resized_head(model: Any) -> set[str]:
+    """Replace the modules whose size does not fit the labels of the configuration.
+
+    Returns:
+        The parameters that have no values now.
+    """
+    blank, sizes = unfilled(model), dict(model.named_parameters())
+    resized = {n for n, p in blank.named_parameters() if n in sizes and p.shape != sizes[n].shape}
+    for name in {n.rpartition(".")[0] for n in resized}:
+        model.set_submodule(name, blank.get_submodule(name).to_empty(device=model.device))
+    return resized

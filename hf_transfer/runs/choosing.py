@@ -14,6 +14,7 @@ from hf_transfer.analysis.few_labels import Choice, Chosen, Seen
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice
 from hf_transfer.config.arguments import early_stopping
 from hf_transfer.config.arguments.plan import learning_rate_of
+from hf_transfer.config.arguments.schedule import WITHOUT_WARMUP
 from hf_transfer.data.labels import SINGLE_LABEL
 from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import running_statistics
@@ -28,7 +29,7 @@ from hf_transfer.settings import Config
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
 _BEFORE = {"pooling": None, "pooling_layer": None}  # of a run by a version that chose nothing
 # Schedules that have a warm-up of their own, or none at all.
-_WITHOUT_WARMUP = ("one_cycle", "slanted_triangular", "constant", "reduce_lr_on_plateau", "greedy")
+_WITHOUT_WARMUP = ("one_cycle", "slanted_triangular", *WITHOUT_WARMUP)
 
 
 def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:

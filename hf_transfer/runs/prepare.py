@@ -43,7 +43,7 @@ from hf_transfer.tasks.base import Task
 from hf_transfer.training import adalora
 from hf_transfer.training.course import Course
 from hf_transfer.training.pace import log_interval
-from hf_transfer.training.run_identity import fingerprint
+from hf_transfer.training.run_subject import backbone_facts, sampled
 from hf_transfer.training.trainer import TransferTrainer
 
 _CUT_SAMPLE = 1000  # training examples whose length is measured in the model's tokens
@@ -65,6 +65,7 @@ class Prepared:
         processor: tokenizer or image processor.
         facts: facts about the data.
         chance: source of randomness for augmentation.
+        backbone: identity of the backbone, as it was loaded.
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
@@ -81,6 +82,7 @@ class Prepared:
     processor: Any
     facts: Facts
     chance: Chance
+    backbone: dict[str, Any]
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
 
@@ -136,6 +138,7 @@ def prepare(config: Config) -> Prepared:
         processor=processor,
         facts=facts,
         chance=Chance(args.seed, keys.augmented_views),
+        backbone=backbone_facts(loaded.model, loaded.fresh, config.model.from_scratch),
     )
 
 
@@ -260,6 +263,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         course.trainer = trainer
         trainer.course = course
         trainer.data_keys = _course(prepared)
+        trainer.backbone = prepared.backbone
         trainer.chosen = {name: choice.value for name, choice in prepared.chosen.keys.items()}
         trainer.add_callback(Epochs(prepared.chance))
         trainer.boundary.blocked = _live_changes(prepared)
@@ -290,7 +294,7 @@ def _course(prepared: Prepared) -> dict[str, Any]:
             "max_eval_samples": data.max_eval_samples,
             "max_predict_samples": data.max_predict_samples,
             "dataloader_num_workers": args.dataloader_num_workers,
-            "the stream's beginning": fingerprint(prepared.data.train),
+            "the stream's first examples": sampled(prepared.data.train),
         }
     return fixed
 

@@ -15,7 +15,8 @@ def checkpoint_of(config: Config, output_dir: Path) -> str | None:
     """The checkpoint to go on from, if any.
 
     Raises:
-        UserError: the folder holds a finished run, or an unfinished one that nobody asked to resume.
+        UserError: the folder holds a finished run, an unfinished one that nobody asked to resume, or
+            one whose checkpoints cannot be resumed.
     """
     wanted = config.training.resume_from_checkpoint
     saved = checkpoints.checkpoints(output_dir)
@@ -37,6 +38,8 @@ def checkpoint_of(config: Config, output_dir: Path) -> str | None:
             f"Continue it with {option('resume_from_checkpoint', 'auto')}, or start over with "
             f"{option('overwrite_output_dir', True)}.",
         )
+    if wanted is not None:
+        checkpoints.refuse_weights_only(output_dir)
     if wanted is None and not (output_dir / RUN_FILE).is_file() and (held := weights_in(output_dir)):
         raise UserError(
             f"output_dir: {str(output_dir)!r} holds a model that no run wrote ({held[0].name}).",

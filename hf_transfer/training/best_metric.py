@@ -14,12 +14,12 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from hf_transfer.config.arguments.plan import is_wanted
+from hf_transfer.config.arguments.schedule import FOLLOW_A_METRIC
 from hf_transfer.errors import UserError, nearest
 from hf_transfer.evaluation.metric_table import LOSS, greater_is_better
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training.running import RunningTrainer
 
-_FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 _SPEED = ("_runtime", "_per_second", "_preparation_time")
 
 # ---- direction -----------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def set_direction(args: Any, is_given: bool, sets: Iterable[str] = ()) -> None:
     direction = None if args.metric_for_best_model is None else _direction(args.metric_for_best_model, sets)
     if direction is not None and not is_given:
         args.greater_is_better = direction
-    if args.lr_scheduler_type in _FOLLOW_A_METRIC and args.metric_for_best_model and is_wanted(args):
+    if args.lr_scheduler_type in FOLLOW_A_METRIC and args.metric_for_best_model and is_wanted(args):
         mode = "max" if args.greater_is_better else "min"  # theirs is min, whatever the metric
         args.lr_scheduler_kwargs = {"mode": mode, **(args.lr_scheduler_kwargs or {})}
 

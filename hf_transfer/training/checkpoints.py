@@ -16,7 +16,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, option
+from hf_transfer.training import checkpoint_contents
+from hf_transfer.training.checkpoint_contents import WEIGHTS_ONLY
 
 MANIFEST = "manifest.json"
 STATE = "transfer_state.json"
@@ -47,15 +49,17 @@ def seal(folder: Path) -> None:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is complete.
+    """Why a run cannot be resumed from a checkpoint; None if it can.
 
     A checkpoint without a manifest is plain Trainer's: it is taken to be complete if `trainer_state.json`, which
-    Trainer writes last, can be read.
+    Trainer writes last, can be read, and no part is missing.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
-        return _problem_of_trainers(folder)
+        if (folder / STATE).is_file():  # ours, which have one: a part of a copy
+            return f"{MANIFEST} is missing"
+        return _problem_of_trainers(folder) or checkpoint_contents.missing(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} cannot be read"
     for name, expected in files.items():
@@ -66,7 +70,7 @@ def problem(folder: Path) -> str | None:
             return f"{name} has {path.stat().st_size:,} bytes instead of {expected['size']:,}"
         if _digest(path) != expected["sha256"]:
             return f"{name} does not have the content that was written"
-    return None
+    return checkpoint_contents.missing(folder)
 
 
 def _problem_of_trainers(folder: Path) -> str | None:
@@ -80,7 +84,7 @@ def _problem_of_trainers(folder: Path) -> str | None:
 
 
 def newest_valid(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """(the newest complete checkpoint, [(folder, what is wrong with it)] for newer ones)."""
+    """(the newest checkpoint to resume from, [(folder, why it is not that)] for newer ones)."""
     incomplete: list[tuple[Path, str]] = []
     for folder in checkpoints(output_dir):
         defect = problem(folder)
@@ -88,6 +92,13 @@ def newest_valid(output_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]
             return folder, incomplete
         incomplete.append((folder, defect))
     return None, incomplete
+
+
+def pass_over(folder: Path, why: str) -> str:
+    """Leave out a checkpoint that a run cannot be resumed from; returns what to say. A damaged one is renamed."""
+    if why == WEIGHTS_ONLY:
+        return f"{folder.name} is passed over: {why}."
+    return f"{folder.name} is incomplete ({why}); renamed to {set_aside(folder).name}."
 
 
 def set_aside(folder: Path) -> Path:
@@ -147,11 +158,27 @@ def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
+def refuse_weights_only(output_dir: Path) -> None:
+    """Raises:
+    UserError: there are checkpoints, and none of them holds more than weights.
+    """
+    saved = checkpoints(output_dir)
+    if saved and all(map(checkpoint_contents.is_weights_only, saved)):
+        raise _no_optimizer(saved[0])
+
+
+def _no_optimizer(folder: Path) -> UserError:
+    return UserError(
+        f"resume_from_checkpoint: a run cannot be resumed from {str(folder)!r}: {WEIGHTS_ONLY}.",
+        f"Start a new run from these weights: {option('model_name_or_path', str(folder))} and another output_dir.",
+    )
+
+
 def checked(folder: str | Path) -> Path:
     """The folder of a checkpoint that the user named.
 
     Raises:
-        UserError: it does not exist or is incomplete.
+        UserError: it does not exist, or a run cannot be resumed from it.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -160,6 +187,8 @@ def checked(folder: str | Path) -> Path:
             "Give a checkpoint's folder, or auto for the newest one in output_dir.",
         )
     defect = problem(path)
+    if defect == WEIGHTS_ONLY:
+        raise _no_optimizer(path)
     if defect is not None:
         raise UserError(
             f"resume_from_checkpoint: {str(folder)!r} is incomplete: {defect}.",

@@ -11,6 +11,7 @@ from transformers.trainer_callback import CallbackHandler, ProgressCallback
 from hf_transfer.files import say
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.plan.plan import Plan
+from hf_transfer.training import schedule_checks
 from hf_transfer.training.running import RunningTrainer
 
 RATE = "learning_rate/"
@@ -78,6 +79,8 @@ def show_plan(trainer: RunningTrainer, plan: Plan) -> None:
     is_wanted = trainer.shows_plan and not is_silent(trainer.args) and trainer.is_world_process_zero()
     if is_wanted and plan != trainer.shown_plan:
         say(str(plan))
+        for note in schedule_checks.notes(trainer.args, plan, trainer.num_steps) if plan.num_train_epochs else ():
+            say(note)
     trainer.shown_plan = plan
 
 

@@ -3,7 +3,6 @@
 What is overridden, and why that hook:
 
 - `train`: "auto" takes the newest complete checkpoint; signals are handled (`guards`).
-- `_load_from_checkpoint`, `_load_best_model`: weights that were saved under other names than the model's.
 - `_load_optimizer_and_scheduler`: is it the same run (`run_identity`)? The optimizer's state is loaded by parameter
   name, not by position.
 - `log`: the mean loss of the whole run, of which Trainer knows only the part since it was resumed.
@@ -20,22 +19,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_transfer.errors import UserError
-from hf_transfer.models.heads import class_with_head
-from hf_transfer.training import adapter_state, checkpoints, run_identity
+from hf_transfer.training import checkpoints, run_identity
 from hf_transfer.training.guards import record
-from hf_transfer.training.saving import BEST_OF_STAGE, Saving
+from hf_transfer.training.restoring import Restoring
+from hf_transfer.training.saving import BEST_OF_STAGE
 
 
-class Resumable(Saving):
+class Resumable(Restoring):
     """Exact resumption; see `TransferMixin`.
 
     Attributes:
@@ -65,8 +60,10 @@ class Resumable(Saving):
         eval_on_start = self.args.eval_on_start
         try:
             checkpoint = self._find_checkpoint(resume_from_checkpoint)
+            self._resumes = None if checkpoint is None else Path(checkpoint)
             if checkpoint is not None:
                 self.choices.recall(checkpoint)
+                self._refuse_another_run(checkpoint)
             self.args.eval_on_start &= checkpoint is None  # the run was evaluated when it started
             with self.guards.listening():
                 output = super().train(checkpoint, *args, **kwargs)
@@ -83,13 +80,21 @@ class Resumable(Saving):
                 return None
             if wanted is not True and wanted != "auto":
                 return str(checkpoints.checked(str(wanted)))
-            newest, incomplete = checkpoints.newest_valid(output_dir)
-            for folder, why in incomplete if self.args.should_save else ():
-                renamed = checkpoints.set_aside(folder)
-                sys.stderr.write(f"hf-transfer: {folder.name} is incomplete ({why}); renamed to {renamed.name}.\n")
+            checkpoints.refuse_weights_only(output_dir)
+            newest, unusable = checkpoints.newest_valid(output_dir)
+            for folder, why in unusable if self.args.should_save else ():
+                sys.stderr.write(f"hf-transfer: {checkpoints.pass_over(folder, why)}\n")
         if newest is None and wanted is True:
             raise ValueError(f"No valid checkpoint found in output directory ({output_dir})")
         return None if newest is None else str(newest)
+
+    def _refuse_another_run(self, checkpoint: str) -> None:
+        """Raises:
+        UserError: what is known before anything is loaded differs from the run that wrote the checkpoint.
+        """
+        state = run_identity.read(checkpoint)
+        if state is not None:
+            run_identity.refuse_another(state["facts"], self._identity(with_plan=False))
 
     @property
     def _mean_loss(self) -> float:
@@ -99,36 +104,6 @@ class Resumable(Saving):
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_loss
         super().log(logs, start_time)
-
-    # ---- weights ----
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_renamed(str(self.state.best_model_checkpoint), self.model):
-            super()._load_best_model()
-
-    def _load_renamed(self, folder: str, model: nn.Module) -> bool:
-        """Load a checkpoint whose weights have other names than the model's, or more tensors; whether it was one.
-
-        `save_pretrained` writes some models (ViT) under the names of their hub checkpoints. Trainer does not find
-        these, and would continue from the current weights with a warning.
-        """
-        path = Path(folder) / SAFE_WEIGHTS_NAME
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not sharded and adapter_state.restore(model, folder):
-            return True
-        if sharded or not isinstance(model, PreTrainedModel) or not path.is_file():
-            return False
-        with safe_open(path, framework="pt") as file:
-            if set(file.keys()) <= set(model.state_dict()):
-                return False
-        cls = class_with_head(type(model), model.config)
-        with torch.random.fork_rng(devices=[]):
-            model.load_state_dict(cls.from_pretrained(folder, config=model.config).state_dict())
-        return True
 
     # ---- optimizer and counters ----
 

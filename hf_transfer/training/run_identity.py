@@ -6,14 +6,12 @@ last log on each rank, the seconds spent, and the facts that decide the run's co
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from hf_transfer.config.arguments.trainer import INHERITED
@@ -21,9 +19,12 @@ from hf_transfer.config.fields import Resume, settings_of
 from hf_transfer.data.bucketing import ORDER
 from hf_transfer.errors import UserError, option
 from hf_transfer.plan.plan import Plan
+from hf_transfer.training import run_subject
 from hf_transfer.training.checkpoints import STATE
+from hf_transfer.training.run_subject import plain
 
-SAMPLED = 64
+_ANOTHER = "resume_from_checkpoint: this is not the same run."
+_REMEDY = "Resume with the keys, the data and the model of the original run, or start a new run from its weights."
 
 
 def resumed_as(args: TrainingArguments) -> dict[str, Resume]:
@@ -39,7 +40,7 @@ def facts(
     plan: Plan | None,
     groups: Sequence[Mapping[str, Any]],
     named: Mapping[str, Any],
-    data: Any,
+    subject: Mapping[str, Any],
     data_keys: Mapping[str, Any],
     decided: Mapping[str, Any] | None = None,
     chosen: Mapping[str, Any] | None = None,
@@ -51,7 +52,7 @@ def facts(
         plan: resolved; None without one.
         groups: of the optimizer, with `rates` if there is a plan.
         named: the model's parameters by name.
-        data: the training set.
+        subject: facts of `run_subject`: on the training set, `backbone` and `adapter`.
         data_keys: the keys that made examples of it.
         decided: what the run decided for keys of `args` that are `auto`.
         chosen: what it chose for keys that were not given.
@@ -61,33 +62,35 @@ def facts(
     planned = [group for group in groups if "rates" in group]
     stages = [] if plan is None else [[s.name, s.epochs, None if plan.waits else s.start] for s in plan.stages]
     return {
-        "keys": {name: _plain(values.get(name)) for name in kinds},
+        "keys": {name: plain(values.get(name)) for name in kinds},
         "kinds": kinds,
         "stages": stages,
         "rates": [[list(g["layers"]), list(g["rates"]), g["weight_decay"]] for g in planned],
-        "members": [optimizer_names([group], named) for group in planned],
+        "members": [optimizer_names([group], named) for group in planned or groups],
         "world_size": args.world_size,
         "of_one_length": args.train_batch_size * args.world_size if values.get("length_bucketing") else None,
         "length_order": ORDER if values.get("length_bucketing") else None,
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "examples": len(data) if hasattr(data, "__len__") else None,
-        "data": fingerprint(data),
-        "data_keys": {name: _plain(value) for name, value in data_keys.items()},
-        "chosen": {name: _plain(value) for name, value in (chosen or {}).items()},
+        **subject,
+        "data_keys": {name: plain(value) for name, value in data_keys.items()},
+        "chosen": {name: plain(value) for name, value in (chosen or {}).items()},
     }
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(getattr(value, "value", value), default=str))
+def refuse_another(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check what is known before the optimizer is made, and before the checkpoint's weights are loaded.
 
+    Args:
+        then: `facts` at the checkpoint.
+        now: `facts` of this run; without those of a plan.
 
-def fingerprint(data: Any) -> str | None:
-    """SHA-256 of the columns and of up to `SAMPLED` rows of a data set; None for other kinds of it."""
-    if not isinstance(data, Dataset) or not len(data):
-        return None
-    rows = sorted({i * (len(data) - 1) // max(1, SAMPLED - 1) for i in range(SAMPLED)})
-    sample = data.with_format("arrow")[rows]
-    return hashlib.sha256(f"{data.column_names} {sample.to_pylist()}".encode()).hexdigest()[:16]
+    Raises:
+        UserError: a fixed key, the data, the backbone or the adapter is another one; with the differences.
+    """
+    keys = [*_changed_keys(then, now, "fixed"), *_changed_data_keys(then, now)]
+    differences = [*keys, *run_subject.changed(then, now, [said.split(":")[0] for said in keys])]
+    if differences:
+        raise UserError(f"{_ANOTHER} {_list(differences)}", _REMEDY)
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan: bool) -> list[str]:
@@ -101,16 +104,17 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], allow_changed_plan:
     Raises:
         UserError: the run cannot be resumed like this; with the differences.
     """
-    fixed = [*_changed_keys(then, now, "fixed"), *_changed_data(then, now)]
+    refuse_another(then, now)
+    fixed = list(_changed_batches(then, now))
     steps = f"{then['global_batch']} examples"
     if fixed:
-        remedy = "Resume with the keys and data of the original run, or start a new run from its weights."
+        remedy = _REMEDY
         if then["global_batch"] != now["global_batch"] and then["world_size"] != now["world_size"]:
             remedy = (
                 f"{then['world_size']} processes then, {now['world_size']} now: set gradient_accumulation_steps or "
                 f"per_device_train_batch_size so that a step has {steps} again."
             )
-        raise UserError(f"resume_from_checkpoint: this is not the same run. {_list(fixed)}", remedy)
+        raise UserError(f"{_ANOTHER} {_list(fixed)}", remedy)
     planned = [*_changed_keys(then, now, "plan"), *_changed_plan(then, now)]
     if planned and not allow_changed_plan:
         raise UserError(
@@ -137,13 +141,13 @@ def _changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], kind: Resume)
     return [f"{name}: {old[name]!r} then, {new[name]!r} now" for name in names if old[name] != new[name]]
 
 
-def _changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changed_data_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = then.get("data_keys", {}), now["data_keys"]
-    changed = [f"{k}: {old[k]!r} then, {new[k]!r} now" for k in new if k in old and old[k] != new[k]]
-    if then["examples"] != now["examples"]:
-        changed.append(f"training examples: {_count(then['examples'])} then, {_count(now['examples'])} now")
-    elif then["data"] != now["data"]:
-        changed.append("the training examples differ (same number, other content)")
+    return [f"{k}: {old[k]!r} then, {new[k]!r} now" for k in new if k in old and old[k] != new[k]]
+
+
+def _changed_batches(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changed = []
     if then["global_batch"] != now["global_batch"]:
         changed.append(f"examples per optimizer step: {then['global_batch']} then, {now['global_batch']} now")
     elif then.get("of_one_length") != now["of_one_length"] and "length_bucketing" in then["keys"]:
@@ -163,17 +167,13 @@ def _changed_plan(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return [f"stages: {_stages(then['stages'])} then, {_stages(now['stages'])} now"]
     if then["rates"] != now["rates"]:
         return ["learning rates or weight decay of layer groups"]
-    if "members" not in then or then["members"] == now["members"]:
+    if not then.get("members") or then["members"] == now["members"]:  # an earlier version
         return []
     old, new = ({name for names in facts["members"] for name in names} for facts in (then, now))
     one = next(iter(sorted(old ^ new)), None)
     if one is None:
         return ["which parameters share an optimizer group"]
     return [f"parameters that train: {len(old)} then, {len(new)} now ({one} {'then' if one in old else 'now'} only)"]
-
-
-def _count(number: int | None) -> str:
-    return "a stream" if number is None else f"{number:,}"
 
 
 def _list(differences: Sequence[str]) -> str:

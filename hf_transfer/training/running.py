@@ -32,6 +32,7 @@ class RunningTrainer(Protocol):
     layer_groups: tuple[LayerGroup, ...]
     trainable: tuple[str, ...]
     pretrained_statistics: frozenset[str]
+    num_steps: int
     steps_per_epoch: int
     unfreezing: Any
     boundary: Any

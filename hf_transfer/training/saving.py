@@ -20,9 +20,10 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.errors import WorkFailed, one_line
 from hf_transfer.plan.plan import Plan
-from hf_transfer.training import adalora, adapter_state, checkpoints, run_identity
+from hf_transfer.training import adalora, adapter_state, checkpoints, run_identity, run_subject
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.choices import Choices
 from hf_transfer.training.ddp import on_any_rank
@@ -43,6 +44,8 @@ class Saving(Timed):
         data_keys: keys that produced the training examples, beyond what the training set itself shows. A resumed run
             must have the same.
         chosen: keys that the run set itself, because they were not given. A resumed run goes on with them.
+        backbone: identity of the backbone that the run starts from (`run_subject.backbone_facts`), if the caller that
+            loaded it sets it; else that of what an adapter leaves frozen, for which no checkpoint has weights.
         before_training: what the run found out before its first step and does not look for again when it is resumed.
     """
 
@@ -58,7 +61,9 @@ class Saving(Timed):
         self.choices = Choices(self)
         self.data_keys: dict[str, Any] = {}
         self.chosen: dict[str, Any] = {}
+        self.backbone: dict[str, Any] | None = None
         self.before_training: dict[str, Any] = {}
+        self._data_facts: tuple[Any, dict[str, Any]] = None, {}  # the training set, what is known of it
         self._writes_to: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -149,16 +154,27 @@ class Saving(Timed):
             "stage_seconds": {} if self.unfreezing is None else self.unfreezing.seconds,
         }
 
-    def _identity(self) -> dict[str, Any]:
-        named = dict(self.model.named_parameters())
-        groups = self.optimizer.param_groups
+    def _identity(self, with_plan: bool = True) -> dict[str, Any]:
+        """What must be the same for a run to be resumed; without the plan before the optimizer is made."""
         return run_identity.facts(
             self.args,
-            self.time_budget.planned,
-            groups,
-            named,
-            self.train_dataset,
+            self.time_budget.planned if with_plan else None,
+            self.optimizer.param_groups if with_plan else (),
+            dict(self.model.named_parameters()),
+            self._subject(),
             self.data_keys,
             decided=self.choices.values,
             chosen=self.chosen,
         )
+
+    def _subject(self) -> dict[str, Any]:
+        if self._data_facts[0] is not self.train_dataset:
+            facts = run_subject.data_facts(self.train_dataset, self.args.label_names)
+            self._data_facts = self.train_dataset, facts
+        if self.backbone is None and is_adapted(self.model):
+            self.backbone = run_subject.backbone_facts(self.model)
+        return {
+            **self._data_facts[1],
+            "backbone": self.backbone,
+            "adapter": run_subject.adapter_facts(self.model),
+        }

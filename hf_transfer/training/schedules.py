@@ -99,6 +99,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 _RISING = {"one_cycle": "pct_start", "slanted_triangular": "cut_frac"}
 
 
+def name_of(args: TrainingArguments) -> str:
+    """The name of a run's schedule, as the user writes it."""
+    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+
+
 def run_schedule(args: TrainingArguments, total: int) -> Schedule | None:
     """The factor on every learning rate at each of `total` optimizer steps; None for a schedule that follows a metric.
 

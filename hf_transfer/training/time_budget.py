@@ -24,6 +24,7 @@ from hf_transfer.training import stage_times
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.pace import WARMUP, exactly, log_interval
 from hf_transfer.training.running import RunningTrainer
+from hf_transfer.training.schedules import name_of
 
 TARGET = 0.985  # fraction of the budget that is aimed at: a step that takes longer than the others must not exceed it
 SLACK = 0.01  # fraction of the budget by which the end may move without a re-planning
@@ -131,9 +132,9 @@ class TimeBudget(TrainerCallback):
         if self.seconds is None:
             return schedule
         if schedule is None:
-            kind = getattr(self.trainer.args.lr_scheduler_type, "value", self.trainer.args.lr_scheduler_type)
+            name = name_of(self.trainer.args)
             raise UserError(
-                f"lr_scheduler_type: {kind} follows a metric, so it cannot anneal to the end of a budget "
+                f"lr_scheduler_type: {name} follows a metric, so it cannot anneal to the end of a budget "
                 f"({in_keys(self.trainer.args)}).",
                 "Use linear, cosine or another schedule of the step.",
             )

@@ -44,7 +44,7 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, batchnorm, console, contrastive, linear_probe
+from hf_transfer.training import adalora, batchnorm, console, contrastive, linear_probe, schedule_checks
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
@@ -52,7 +52,7 @@ from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.course import Course
 from hf_transfer.training.early_stopping import EarlyStopping
 from hf_transfer.training.loading import Loading
-from hf_transfer.training.schedules import SCHEDULES, run_schedule
+from hf_transfer.training.schedules import SCHEDULES, name_of, run_schedule
 from hf_transfer.training.stages import Unfreezing
 
 
@@ -206,8 +206,7 @@ class TransferMixin(Loading):
             self.lr_scheduler = LambdaLR(optimizer, factors)
         elif len(self.plan.stages) > 1 or self.plan.unfreeze_warmup_steps:
             raise UserError(
-                f"lr_scheduler_type: {self.args.lr_scheduler_type} follows a metric and cannot follow a plan of "
-                "several stages.",
+                f"lr_scheduler_type: {name_of(self.args)} follows a metric and cannot follow a plan of several stages.",
                 "Use linear, cosine, constant or another schedule of the step.",
             )
         self._created_lr_scheduler = True
@@ -254,7 +253,9 @@ class TransferMixin(Loading):
             self.plan = new_plan.resolve(steps_per_epoch, max_steps)
             self.time_budget.follow(self.plan, max_steps)
             check_early_stopping(self.callback_handler.callbacks, args, self.plan, steps_per_epoch, max_steps)
-            if self._solves:  # without a training step
+            if not self._solves:
+                schedule_checks.check(self.args, self.plan, max_steps)
+            else:  # without a training step
                 stage = replace(new_plan.stages[0], start=0, epochs=0.0)
                 self.plan = replace(self.plan, stages=(stage,), num_train_epochs=0.0)
             if self.is_in_train:

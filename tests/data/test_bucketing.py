@@ -218,17 +218,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
-    from hf_transfer.training import run_identity
+    from hf_transfer.training import run_identity, run_subject
 
-    args = arguments(tmp_path)
-    now = run_identity.facts(args, None, [], {}, texts(4), {})
+    args, data = arguments(tmp_path), run_subject.data_facts(texts(4))
+    now = run_identity.facts(args, None, [], {}, data, {})
     then = json.loads(json.dumps(now))
     del then["keys"]["length_bucketing"], then["of_one_length"]
     assert run_identity.compare(then, now, False) == []
     args.length_bucketing = True
     with pytest.raises(UserError, match="length_bucketing: False then, True now"):
-        run_identity.compare(then, run_identity.facts(args, None, [], {}, texts(4), {}), False)
-    then = run_identity.facts(args, None, [], {}, texts(4), {})
+        run_identity.compare(then, run_identity.facts(args, None, [], {}, data, {}), False)
+    then = run_identity.facts(args, None, [], {}, data, {})
     assert run_identity.compare(then, then, False) == []
     with pytest.raises(UserError, match="length_bucketing draws another order"):
         run_identity.compare({k: v for k, v in then.items() if k != "length_order"}, then, False)

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from hf_transfer import TransferArguments, UserError
 from hf_transfer.training import run_identity
 from hf_transfer.training.run_identity import resumed_as
+from hf_transfer.training.run_subject import data_facts
 from tests.helpers import texts
 
 KINDS = {f.name for f in fields(TransferArguments) if f.init}
@@ -26,7 +27,9 @@ def now(tmp_path_factory):
         {"layers": ["a"], "rates": [0.1], "weight_decay": 0.0, "params": [named["query"], named["value"]]},
         {"layers": ["head"], "rates": [0.2], "weight_decay": 0.0, "params": [named["head"]]},
     ]
-    facts = run_identity.facts(args, None, groups, named, texts(8), {"augmentation": "none", "image_size": 32})
+    facts = run_identity.facts(
+        args, None, groups, named, data_facts(texts(8)), {"augmentation": "none", "image_size": 32}
+    )
     return {"kinds": resumed_as(args), "facts": json.loads(json.dumps(facts))}
 
 
@@ -115,7 +118,8 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_by_what_it_recorded(now)
     ("change", "said"),
     [
         ({"examples": 9}, "training examples: 8 then, 9 now"),
-        ({"data": "x"}, "same number, other content"),
+        ({"inputs": "x"}, "same number, other content"),
+        ({"labels": "x"}, "the labels of the training examples differ"),
         ({"global_batch": 16}, "examples per optimizer step: 8 then, 16 now"),
         ({"data_keys": {"augmentation": "strong", "image_size": 32}}, "augmentation: 'none' then, 'strong' now"),
     ],

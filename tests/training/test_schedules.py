@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 
 from hf_transfer import TransferArguments, TransferTrainer, UserError
+from hf_transfer.errors import UserErrors
+from hf_transfer.training.schedule_checks import notes
 from hf_transfer.training.schedules import make_schedule
 from tests.helpers import arguments, texts, tiny_bert
 
@@ -97,3 +100,113 @@ def test_the_names_are_arguments_values_with_and_without_a_plan(tmp_path):
     assert rates == pytest.approx([1e-2 * factor(t) for t in range(10)])
     with pytest.raises(UserError, match=r"one_cycel.*one_cycle"):
         TransferArguments(str(tmp_path), use_cpu=True, lr_scheduler_type="one_cycel")
+
+
+# ---- schedules that cannot do what their keys say ------------------------------------------------------------------
+
+
+def planned(folder, **keys):
+    """20 steps: 2 stages of 10, the head alone at 1e-2, then everything at 1e-3."""
+    head, body = ({"epochs": 2, "train": t, "learning_rate": r} for t, r in (("head", 1e-2), ("all", 1e-3)))
+    keys = {"stages": [head, body], "learning_rate": 1e-3, "log_level": "warning", **keys}
+    return TransferTrainer(
+        tiny_bert(layers=1), arguments(folder, **keys), train_dataset=texts(20), eval_dataset=texts(4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"warmup_steps": 20}, "warmup_steps: a warm-up of 20 steps .* a run of 20"),
+        (
+            {"unfreeze_warmup_steps": 10},
+            r"unfreeze_warmup_steps: .* 'embeddings', which trains for 10 .* fewer than 10",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-3}}, "min_lr: 0.001 is not"),
+        ({"lr_scheduler_type": "cosine_warmup_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 2}}, "min_lr: 2 is not"),
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 1.5}}, "min_lr_rate: 1.5"),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "warmup_steps": 5,
+                "lr_scheduler_kwargs": {"num_decay_steps": 16},
+            },
+            "5 of warm-up and 16 of decay make 21 optimizer steps, and the run has 20",
+        ),
+        (
+            {
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "num_stable_steps": 10},
+            },
+            "make 14 optimizer steps.*Leave num_stable_steps out",
+        ),
+    ],
+)
+def test_what_no_run_of_this_length_can_do_is_refused(keys, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        planned(tmp_path, **keys).resolve_plan()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"warmup_steps": 19},
+        {"unfreeze_warmup_steps": 9},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}},
+        {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 5, "lr_scheduler_kwargs": {"num_decay_steps": 15}},
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.3},
+    ],
+)
+def test_what_it_can_just_do_is_not(keys, tmp_path):
+    trainer = planned(tmp_path, **keys)
+    assert trainer.resolve_plan() == 20
+    assert list(notes(trainer.args, trainer.plan, 20)) == []
+
+
+def test_a_group_warms_up_over_all_stages_that_train_it(tmp_path):
+    """The head trains for 20 steps from its unfreezing on, in stages of 10."""
+    trainer = planned(tmp_path, unfreeze_warmup_steps=15, stages=[
+        {"epochs": 2, "train": "head", "learning_rate": 1e-2}, {"epochs": 2, "train": "head", "learning_rate": 1e-3}
+    ])  # fmt: skip
+    assert trainer.resolve_plan() == 20
+
+
+@pytest.mark.parametrize("name", ["constant", "reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_without_a_warm_up_takes_none(name, tmp_path):
+    with pytest.raises(UserErrors, match=f"warmup_steps: 0.1 has no effect with lr_scheduler_type: {name},"):
+        arguments(tmp_path, lr_scheduler_type=name, warmup_steps=0.1, eval_strategy="epoch")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"max_steps": 1, "lr_scheduler_type": "one_cycle"}, "in 1 optimizer step, one_cycle reaches only 4e-06 of"),
+        ({"max_steps": 1, "warmup_steps": 0.1}, "in 1 optimizer step, linear reaches only 0 of"),
+        (
+            {"lr_scheduler_type": "cosine_warm_restarts", "lr_scheduler_kwargs": {"T_0": 20}},
+            "T_0: 20 .* never restarts",
+        ),
+        (
+            {"lr_scheduler_type": "greedy", "strategy": "full", "stages": None, "eval_strategy": "epoch"},
+            "greedy lowers no learning rate",
+        ),
+    ],
+)
+def test_what_may_be_meant_is_noted_once(keys, said, tmp_path, capsys):
+    trainer = planned(tmp_path, **keys)
+    trainer.resolve_plan()
+    assert re.search(said, "\n".join(notes(trainer.args, trainer.plan, trainer.num_steps)))
+    trainer.train()
+    assert len(re.findall(said, "".join(capsys.readouterr()))) == 1
+
+
+def test_messages_name_a_schedule_as_the_user_writes_it(tmp_path):
+    trainer = planned(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch")
+    with pytest.raises(UserError, match="lr_scheduler_type: reduce_lr_on_plateau follows a metric"):
+        trainer.check_optimization()
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_follows_evaluations_needs_some(name, tmp_path):
+    with pytest.raises(UserErrors, match=f"lr_scheduler_type: {name} follows the evaluations.*set eval_strategy"):
+        arguments(tmp_path, lr_scheduler_type=name, eval_strategy="no")

@@ -27,7 +27,7 @@ class ModelArguments:
     )
     model_revision: str = setting(MAIN, "branch, tag or commit on the hub", resume="free")
     from_scratch: bool = setting(
-        False, "random weights in the checkpoint's architecture", resume="free", card="changed"
+        False, "random weights in the checkpoint's architecture", resume="fixed", card="changed"
     )
     trust_remote_code: bool = setting(False, "run code from the model's repository (command line only)", resume="free")
     layer_rules: list[Any] | None = setting(
