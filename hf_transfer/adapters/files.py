@@ -97,6 +97,8 @@ def put_on(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
+            if config.peft_type == "ADALORA":  # whose pattern peft takes for one of LoRA's, and then reads after all
+                warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
             adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
             weights.put(adapted, state, place, head)
     except UserError:
