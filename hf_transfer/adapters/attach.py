@@ -13,44 +13,38 @@ prefix tuning, Li and Liang 2021; bottleneck adapters, Houlsby et al. 2019 and P
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from torch import nn
 
-from hf_transfer.adapters import bottleneck
-from hf_transfer.adapters.targets import narrows, targets
+from hf_transfer.adapters.configuration import (
+    configuration,
+    peft_type,
+    refused_if_ignored,
+    shown,
+    trained_before,
+    written,
+)
+from hf_transfer.adapters.continued import check_same
 from hf_transfer.config.arguments.adapter import AdapterArguments
-from hf_transfer.errors import UserError, nearest, one_line, option
-from hf_transfer.layers.forward_pass import REFUSALS, called_modules, example, forward
-from hf_transfer.layers.groups import LayerGroup, layer_groups
+from hf_transfer.errors import UserError, listed, one_line
+from hf_transfer.layers.forward_pass import REFUSALS, example, forward
+from hf_transfer.layers.groups import layer_groups
 from hf_transfer.layers.wrappers import plain_names
 
-# peft_type of the adapters that are not named after it.
-PEFT_TYPES = {"dora": "LORA", "rslora": "LORA", "prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING"}
-VIRTUAL_TOKENS = 20
-_LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")  # prompts that take no positions
 VECTORS = re.compile(r"\.(ia3_l|lora_E|lora_magnitude_vector|vera_lambda_[bd])(\.|$)")  # scales: no weight decay
 
 
 def is_adapted(model: Any) -> bool:
     """Whether `model` has an adapter, i.e. is wrapped by peft."""
     return isinstance(model, PeftModel)
-
-
-def peft_type(model: PeftModel) -> str:
-    """The peft_type of the active adapter, for example `LORA`."""
-    kind = model.active_peft_config.peft_type
-    return str(getattr(kind, "value", kind))
 
 
 def name_of(keys: AdapterArguments, model: Any) -> str:
@@ -77,103 +71,28 @@ def attach(model: Any, keys: AdapterArguments, layer_rules: Sequence[Any] = ()) 
             model already has.
     """
     if is_adapted(model):
-        _check_same(model, keys)
+        check_same(model, keys)
     elif keys.is_adapted and model is not None:
         groups = layer_groups(model, layer_rules)
-        written = _written(keys)
         try:
-            config = _config(model, groups, written, keys.lora_target_modules)
+            config = configuration(model, groups, keys)
             frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
+            weight = _some_weight(model, config)
+            with refused_if_ignored():
                 model = get_peft_model(model, config)
         except UserError:
             raise
         except REFUSALS as error:
             raise UserError(
-                f"adapter: {_shown(keys)} cannot be attached to {type(model).__name__} ({one_line(error)})."
+                f"adapter: {shown(keys)} cannot be attached to {type(model).__name__} ({one_line(error)})."
             ) from error
+        _check_unchanged(model, weight)
         _keep_frozen(model, frozen)
         if config.is_prompt_learning:
             _check_prompt(model, keys)
     if is_adapted(model):
         _check_saved(model)
     return model
-
-
-def _written(keys: AdapterArguments) -> dict[str, Any]:
-    """peft's configuration for the keys as plain data, without the target modules."""
-    if isinstance(keys.adapter, Mapping):
-        return {**keys.adapter, "peft_type": str(keys.adapter["peft_type"]).upper()}
-    name = str(keys.adapter)
-    kind = PEFT_TYPES.get(name, name.upper())
-    alpha = 2 * keys.lora_r if keys.lora_alpha is None else keys.lora_alpha
-    own: dict[str, Any] = {}
-    if kind == "LORA":
-        own = {"r": keys.lora_r, "lora_alpha": alpha, "lora_dropout": keys.lora_dropout}
-        own |= {"use_dora": name == "dora", "use_rslora": name == "rslora"}
-    elif kind == "ADALORA":  # the training loop sets `total_step` once it is known
-        own = {"target_r": keys.lora_r, "init_r": -(-3 * keys.lora_r // 2), "lora_alpha": alpha, "total_step": 1}
-        own |= {"lora_dropout": keys.lora_dropout}
-    elif name in ("prompt", "prefix"):
-        own = {"num_virtual_tokens": VIRTUAL_TOKENS}
-    return {"peft_type": kind, **own}
-
-
-def _config(
-    model: nn.Module, groups: Sequence[LayerGroup], written: Mapping[str, Any], wanted: Sequence[str] | None
-) -> PeftConfig:
-    """peft's configuration with target modules and `modules_to_save` filled in from the model."""
-    kind = written["peft_type"]
-    classes = {str(getattr(k, "value", k)): cls for k, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if kind not in classes:
-        raise UserError(f"adapter: peft has no peft_type {kind!r}.{nearest(kind, classes)}")
-    cls = classes[kind]
-    fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    for name in written:
-        if name not in fields:
-            raise UserError(f"adapter: {kind} has no key {name!r}.{nearest(name, fields)}")
-    own = {k: v for k, v in written.items() if k != "peft_type"}
-    if "modules_to_save" in fields:
-        more = own.get("modules_to_save") or []
-        own["modules_to_save"] = list(dict.fromkeys([*saved_modules(model, groups), *more]))
-    if "target_modules" in fields:
-        given = wanted or own.get("target_modules")
-        given = [given] if isinstance(given, str) else given
-        own["target_modules"] = targets(model, groups, kind, given)
-        if kind == "IA3":  # layers that reduce the width scale their input, all others their output
-            contracting = [n for n in own["target_modules"] if narrows(model.get_submodule(n))]
-            own.setdefault("feedforward_modules", contracting)
-        if kind == bottleneck.KIND and not given:
-            order = called_modules(model, own["target_modules"]) or own["target_modules"]
-            own["target_modules"] = bottleneck.places(model, groups, order, own.get("placement"))
-    config = cls(**own)
-    if config.is_prompt_learning:
-        config.task_type = "SEQ_CLS"  # peft's only model class that adds a prompt to a classifier
-    return config
-
-
-def saved_modules(model: nn.Module, groups: Sequence[LayerGroup]) -> list[str]:
-    """The largest modules whose parameters are all in the head's group; they are fully trained and saved.
-
-    Raises:
-        UserError: a parameter missing from the checkpoint is in the same module as pretrained ones.
-    """
-    head = set(groups[-1].parameters)
-    modules: list[str] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{m}.") for m in modules)
-        own = [f"{name}.{n}" for n, _ in module.named_parameters()]
-        if name and own and not inside and not isinstance(module, _LISTS) and head.issuperset(own):
-            modules.append(name)
-    unsaved = [n for n in groups[-1].parameters if not any(n.startswith(f"{m}.") for m in modules)]
-    if unsaved:
-        raise UserError(
-            f"adapter: {', '.join(unsaved[:4])} must train with the head, but shares its module with pretrained "
-            "parameters, so it cannot be saved with an adapter.",
-            "Train this checkpoint without an adapter, or use a checkpoint that contains the parameter.",
-        )
-    return modules
 
 
 def saved_parameters(model: PeftModel) -> set[str]:
@@ -190,35 +109,12 @@ def summary(model: PeftModel) -> str:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for n, p in model.named_parameters() if ".original_module." not in n)
     count = f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.2%})"
-    return f"Adapter {peft_type(model).lower()} {place}: {count}."
+    kept = trained_before(model)
+    more = f" What the earlier adapter trained of the backbone goes on training ({listed(kept, 2)})." if kept else ""
+    return f"Adapter {peft_type(model).lower()} {place}: {count}.{more}"
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
-
-
-def _shown(keys: AdapterArguments) -> str:
-    return str(keys.adapter) if isinstance(keys.adapter, str) else str(dict(keys.adapter or {}))
-
-
-def _check_same(model: PeftModel, keys: AdapterArguments) -> None:
-    """Check that the keys do not ask for an adapter other than the one that the model already has.
-
-    Raises:
-        UserError: they do.
-    """
-    if not keys.is_adapted:
-        return
-    written, own = _written(keys), peft_type(model)
-    config = model.active_peft_config
-    other = [k for k, v in written.items() if k != "peft_type" and getattr(config, k, v) != v]
-    if own != written["peft_type"] or any(k in ("use_dora", "use_rslora", "r") for k in other):
-        raise UserError(
-            f"adapter: {_shown(keys)} differs from the adapter in the checkpoint ({own.lower()}"
-            + (f" with {', '.join(f'{k}={getattr(config, k)}' for k in other)}" if own == written["peft_type"] else "")
-            + ").",
-            "Remove the adapter keys to continue training the existing adapter, or start a new one with "
-            f"{option('restart_adapter', True)}.",
-        )
 
 
 def _keep_frozen(model: PeftModel, frozen: Sequence[str]) -> None:
@@ -227,6 +123,32 @@ def _keep_frozen(model: PeftModel, frozen: Sequence[str]) -> None:
     for name, parameter in model.named_parameters():
         if plain[name] in frozen:
             parameter.requires_grad_(False)
+
+
+def _some_weight(model: Any, config: PeftConfig) -> tuple[str, torch.Tensor] | None:
+    """(name, a copy of the weight) of a layer in which an adapter begins otherwise than at zero; None without one."""
+    if not isinstance(getattr(config, "init_lora_weights", None), str) or not config.target_modules:
+        return None
+    name = min(config.target_modules)
+    return name, model.get_submodule(name).weight.detach().clone()
+
+
+def _check_unchanged(model: PeftModel, before: tuple[str, torch.Tensor] | None) -> None:
+    """Check that an adapter has not moved a part of the backbone's weights into itself (PiSSA, OLoRA, LoftQ).
+
+    Raises:
+        UserError: it has: its files would not be those of an adapter on the checkpoint.
+    """
+    if before is None or before[1].is_meta:
+        return
+    name, weight = before
+    if not torch.equal(model.get_base_model().get_submodule(name).get_base_layer().weight, weight):
+        config = model.active_peft_config
+        raise UserError(
+            f"adapter: init_lora_weights: {config.init_lora_weights!r} changes the weights of the backbone, which are "
+            "not saved with the adapter, so the run would fail when it has trained.",
+            "Use true, gaussian or orthogonal.",
+        )
 
 
 def _check_saved(model: PeftModel) -> None:
@@ -273,7 +195,7 @@ def _check_prompt(model: PeftModel, keys: AdapterArguments) -> None:
     except REFUSALS as error:
         refusal = _no_prefix(model) or one_line(error).rstrip(".")
     raise UserError(
-        f"adapter: {type(model.get_base_model()).__name__} does not support {_shown(keys)}: {refusal}.",
+        f"adapter: {type(model.get_base_model()).__name__} does not support {shown(keys)}: {refusal}.",
         "Use lora, ia3 or another adapter inside the layers.",
     )
 
@@ -306,7 +228,8 @@ def _with_another_prompt(model: PeftModel) -> Any:
 def spare_tokens(keys: AdapterArguments, model: Any) -> int:
     """Number of positions that a prompt takes from the model's maximum length."""
     if is_adapted(model):
-        config = model.active_peft_config
-        return config.num_virtual_tokens if peft_type(model) == "PROMPT_TUNING" else 0
-    written = _written(keys) if keys.is_adapted else {}
-    return int(written.get("num_virtual_tokens") or 0) if written.get("peft_type") == "PROMPT_TUNING" else 0
+        kind, tokens = peft_type(model), getattr(model.active_peft_config, "num_virtual_tokens", 0)
+    else:
+        own = written(keys) if keys.is_adapted else {}
+        kind, tokens = own.get("peft_type", ""), own.get("num_virtual_tokens")
+    return 0 if kind in _KEYS_AND_VALUES else int(tokens or 0)

@@ -26,7 +26,7 @@ from transformers.utils import find_adapter_config_file
 
 from hf_transfer.adapters import backbone, bottleneck, weights
 from hf_transfer.errors import UserError, WorkFailed, one_line
-from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.layers.wrappers import plain_name, plain_names
 from hf_transfer.run_folder import remove_other_kind
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -88,7 +88,8 @@ def put_on(
     """
     state = weights.read(place, allow_pickle)
     own = dict(model.state_dict())
-    saved = {k.removeprefix(KEPT_APART).removeprefix("base_model."): v for k, v in state.items()}
+    used = {k: v for k, v in state.items() if ".original_module." not in k}
+    saved = {plain_name(k.removeprefix(KEPT_APART), "base_model."): v for k, v in used.items()}
     fitting = {n: t for n, t in saved.items() if n in own and own[n].shape == t.shape}
     weights.check_whole(model, config, state, place)
     if restart:
@@ -99,6 +100,8 @@ def put_on(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft's own
+            if config.peft_type == "ADALORA":  # whose pattern peft takes for one of LoRA's, and then reads after all
+                warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
             adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
             weights.put(adapted, state, place, head)
     except UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -98,14 +98,14 @@ def _chosen(model: nn.Module, groups: Sequence[LayerGroup], hosts: Sequence[str]
     ]
     chosen: dict[str, None] = {}
     for pattern in wanted:
-        matching = [n for n in names if n == pattern or n.endswith(f".{pattern}") or _matches(pattern, n)]
-        if not matching:
+        selected = matching(pattern, names)
+        if not selected:
             suffixes = list(dict.fromkeys(n.rpartition(".")[2] for n in hosts))
             raise UserError(
                 f"lora_target_modules: {pattern!r} matches no module below the head.",
                 f"Available suffixes: {', '.join(suffixes) or 'none'}.{nearest(pattern, suffixes)}",
             )
-        chosen |= dict.fromkeys(matching)
+        chosen |= dict.fromkeys(selected)
     called = called_modules(model, list(chosen))
     unused = [n for n in chosen if called is not None and n not in called]
     if unused:
@@ -114,6 +114,11 @@ def _chosen(model: nn.Module, groups: Sequence[LayerGroup], hosts: Sequence[str]
             "effect."
         )
     return list(chosen)
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The modules that an entry of `lora_target_modules` selects: by full name, suffix or regular expression."""
+    return [n for n in names if n == pattern or n.endswith(f".{pattern}") or _matches(pattern, n)]
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -22,6 +22,7 @@ from hf_transfer.evaluation.conformal import COVERAGE, ENTRY, limit_of
 from hf_transfer.inference.answering import BATCH_SIZE
 from hf_transfer.inference.reviewing import Reviewing
 from hf_transfer.layers.forward_pass import example as example_of
+from hf_transfer.models.load import Loaded
 from hf_transfer.models.source import read_config
 from hf_transfer.run_folder import EXAMPLES, RUN_FILE, refuse_model
 from hf_transfer.settings import keys
@@ -79,11 +80,8 @@ class Predictor(Reviewing):
             trust_remote_code=bool(changes.get("trust_remote_code")),
             allow_pickle=bool(changes.get("allow_pickle")),
         )
-        config = read_config(model_args)
-        task, labels = data.task or task_of(config, run), Labels.of(config)
+        task, loaded, processor = saved_model(model_args, data)
         data = replace(data, task=task)
-        # What was saved holds its own size and length.
-        loaded, processor = TASKS[task].load(model_args, replace(data, image_size=None, max_seq_length=None), labels)
         if loaded.fresh:
             raise UserError(
                 f"RUN: {run!r} holds no trained head ({', '.join(loaded.fresh[:2])} would be random).",
@@ -201,6 +199,22 @@ def merge(run: str | Path, folder: str | Path, **changes: Any) -> Path:
         WorkFailed: the merged weights answer otherwise than the adapter.
     """
     return Predictor.load(run, **changes).save_merged(folder)
+
+
+def saved_model(args: ModelArguments, data: DataArguments) -> tuple[str, Loaded, Any]:
+    """(task, model, tokenizer or image processor) as a saved model's own files describe them.
+
+    Args:
+        args: where it is.
+        data: keys of the run that trained it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    config = read_config(args)
+    task = data.task or task_of(config, str(args.model_name_or_path))
+    own = replace(data, task=task, image_size=None, max_seq_length=None)  # what was saved holds its size and length
+    return task, *TASKS[task].load(args, own, Labels.of(config))
 
 
 # ---- details ----

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import logging as transformers_logging
 
 from hf_transfer.adapters.backbone import refuse_adapter
+from hf_transfer.adapters.configuration import remember_trained
 from hf_transfer.adapters.files import put_on
 from hf_transfer.config.arguments.model import MAIN, ModelArguments
 from hf_transfer.data.labels import Labels
@@ -256,7 +257,9 @@ def _with_adapter(
             weights.model, adapter, place, args.restart_adapter, head, weights.missing, args.allow_pickle
         )
     if args.restart_adapter:  # parameters missing from the backbone must be saved with the new adapter too
-        loaded &= set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        own_head = set(layer_groups(model, args.layer_rules or ())[-1].parameters)
+        remember_trained(model, loaded - own_head - weights.missing)
+        loaded &= own_head
     return weights._replace(model=model, missing=weights.missing - loaded)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_transfer.adapters.attach import is_adapted, peft_type
+from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.adapters.configuration import peft_type
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.features.batches import Batch, count_of, length_of
 from hf_transfer.models.heads import MLPHead

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
 from hf_transfer.adapters.attach import is_adapted
@@ -63,7 +63,7 @@ def check_saving(prepared: Prepared, trainer: TransferTrainer, output_dir: Path)
             if is_adapted(trainer.model) and _bytes(trainer.model.parameters()) > MOST_BYTES:
                 difference = _reload_adapter_alone(trainer.model, folder, originals, batch)
             else:
-                again = reloaded(trainer, prepared.task, prepared.config, prepared.loaded.labels, str(folder))
+                again = reloaded(trainer, prepared.config, prepared.loaded.labels, str(folder))
                 difference = reload_difference(trainer.model, again, batch)
         except (*FAILURES, OSError) as error:
             raise _cannot(prepared, trainer, error) from error
@@ -120,9 +120,15 @@ def _reload_adapter_alone(model: Any, folder: Path, originals: Sequence[Original
 
     For a backbone that is too large to load twice.
     """
-    saved, state = logits_of(model, batch), load_peft_weights(str(folder), device="cpu")
+    saved, held = logits_of(model, batch), load_peft_weights(str(folder), device="cpu")
+    needed = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if lacking := [name for name in needed if name not in held]:
+        raise UserError(f"{', '.join(lacking[:3])} would be random.")
+    if model.active_peft_config.is_prompt_learning:  # loaded, it is without the network that a prompt may train behind
+        other = [name for name, tensor in needed.items() if not torch.equal(held[name], tensor.cpu())]
+        return f"differing parameters: {', '.join(other[:3])}" if other else ""
     _set_back(originals)
-    set_peft_model_state_dict(model, state)
+    set_peft_model_state_dict(model, held)
     again = logits_of(model, batch)
     return "" if same_logits(saved, again) else f"maximum difference {float((saved - again).abs().max()):.2g}"
 

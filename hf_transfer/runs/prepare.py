@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted, spare_tokens
+from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.few_labels import Chosen
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
@@ -39,6 +40,7 @@ from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
+from hf_transfer.training import adalora
 from hf_transfer.training.course import Course
 from hf_transfer.training.pace import log_interval
 from hf_transfer.training.run_subject import backbone_facts, sampled
@@ -245,6 +247,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
     args, output_dir = prepared.config.training, Path(str(prepared.config.training.output_dir))
     labels = prepared.loaded.labels
     course = Course(labels.problem_type)
+    train_head(prepared.loaded.model, args.layer_rules or ())
     with _trainer_errors(output_dir):
         trainer = TransferTrainer(
             model=prepared.loaded.model,
@@ -267,6 +270,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         if prepared.chance.views is not None:
             trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
         steps = trainer.resolve_plan()
+        adalora.check_schedule(trainer.model, steps)
         if "logging_steps" not in prepared.config.given:
             trainer.time_budget.log_fraction = args.logging_steps
             args.logging_steps = log_interval(args.logging_steps, steps)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import set_seed
 
 from hf_transfer.adapters.attach import attach
+from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.expected import Expected
 from hf_transfer.analysis.prices import Prices, read_prices
@@ -191,6 +192,7 @@ def _plan_for_model(config: Config, talks: bool, prices: Prices) -> Planned:
     """The plan of a model on the meta device, for `STEPS_PER_EPOCH` steps per epoch."""
     args, loaded = config.training, _load_alone(config)
     rules = [*(args.layer_rules or ()), *loaded.layer_rules]
+    train_head(loaded.model, rules)
     model = attach(loaded.model, args, rules)
     groups = layer_groups(model, rules)
     plan = make_plan(args, groups)

@@ -15,10 +15,12 @@ import torch
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.adapters.files import check_reload, write_config
+from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.data.labels import Labels
 from hf_transfer.data.record import Record
 from hf_transfer.data.stream_training import Stream
-from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.errors import UserError, WorkFailed, named
+from hf_transfer.inference.predictor import saved_model
 from hf_transfer.run_folder import (
     ERRORS,
     EXAMPLES,
@@ -80,27 +82,31 @@ def check_saved(trainer: TransferTrainer, task: Task, config: Config, labels: La
         return
     folder = str(config.training.output_dir)
     try:
-        again = reloaded(trainer, task, config, labels, folder)
+        again = reloaded(trainer, config, labels, folder)
     except UserError as error:
         raise WorkFailed(f"The model that was just saved cannot be loaded: {error}") from error
     check_reload(trainer.model, again, probe(trainer), folder)
 
 
-def reloaded(trainer: TransferTrainer, task: Task, config: Config, labels: Labels, folder: str) -> Any:
-    """The model that was saved in a folder, loaded under another seed: what was not saved is then different.
+def reloaded(trainer: TransferTrainer, config: Config, labels: Labels, folder: str) -> Any:
+    """The model that was saved in a folder, as `predict` loads it, which knows nothing of the run's keys.
+
+    Under another seed: what was not saved is then different.
 
     Raises:
-        UserError: it cannot be loaded, or lacks parameters.
+        UserError: it cannot be loaded, lacks parameters, or answers with other labels.
     """
-    saved = replace(
-        config.model, model_name_or_path=folder, model_revision="main", restart_adapter=False, from_scratch=False
+    # What a user must say again of code and pickles is not in the files.
+    saved = ModelArguments(
+        folder, trust_remote_code=config.model.trust_remote_code, allow_pickle=config.model.allow_pickle
     )
-    own = replace(config.data, image_size=None, max_seq_length=None)  # what was saved holds them
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + 1)
-        loaded, _ = task.load(saved, own, labels)
+        _, loaded, _ = saved_model(saved, config.data)
     if loaded.fresh:
         raise UserError(f"{', '.join(loaded.fresh[:3])} would be random.")
+    if loaded.labels != labels:
+        raise UserError(f"it would answer with {named(loaded.labels.names)} instead of {named(labels.names)}.")
     return loaded.model
 
 

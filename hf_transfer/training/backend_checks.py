@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from hf_transfer.adapters import attach
 from hf_transfer.errors import UserError
 from hf_transfer.plan.plan import Plan
+from hf_transfer.training import adalora
 from hf_transfer.training.best_metric import check_metric
 from hf_transfer.training.running import RunningTrainer
 
@@ -27,6 +27,7 @@ def check_backend(trainer: RunningTrainer, plan: Plan) -> None:
         )
     if len(plan.stages) > 1:
         _check_stages(trainer, plan)
+    _check_ranks(trainer, plan)
     if plan.waits and args.eval_strategy == "no":
         raise UserError("unfreeze_trigger: plateau needs evaluations, and there are none.", "Set eval_strategy: epoch.")
     check_metric(trainer, plan)
@@ -53,10 +54,18 @@ def _check_stages(trainer: RunningTrainer, plan: Plan) -> None:
                 "Use a strategy with one stage (linear-probe, partial, full), FSDP 2 (fsdp_version: 2) or plain data "
                 "parallelism.",
             )
-    if attach.is_adapted(trainer.model) and attach.peft_type(trainer.model) == "ADALORA":
+
+
+def _check_ranks(trainer: RunningTrainer, plan: Plan) -> None:
+    """AdaLoRA compares the gradients of all adapted layers at each step."""
+    if not adalora.allocates(trainer.model):
+        return
+    adapted = {g.name for g in trainer.layer_groups if any(".lora_" in name for name in g.parameters)}
+    if any(not adapted <= set(stage.trainable) for stage in plan.stages):
         raise UserError(
-            f"adapter: adalora distributes ranks over all layers, which {plan.strategy} unfreezes in stages.",
-            "Use strategy: full, or adapter: lora.",
+            f"adapter: adalora distributes ranks over all adapted layers, of which {plan.strategy} or freeze trains "
+            "only some, or not all from the start.",
+            "Use strategy: full without freeze, or adapter: lora.",
         )
 
 

@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.models.heads import class_with_head
-from hf_transfer.training import best_checkpoint, checkpoint_contents
+from hf_transfer.training import adapter_state, best_checkpoint, checkpoint_contents
 from hf_transfer.training.saving import Saving
 
 
@@ -58,7 +58,7 @@ class Restoring(Saving):
         self._loads_from = folder
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (UserError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(
@@ -77,13 +77,15 @@ class Restoring(Saving):
         checkpoint_contents.refuse_misfit(Path(self._loads_from), gone, list(load_result.unexpected_keys), [])
 
     def _load_renamed(self, folder: str, model: nn.Module) -> bool:
-        """Load a checkpoint whose weights have other names than the model's; whether it was one.
+        """Load a checkpoint whose weights have other names than the model's, or more tensors; whether it was one.
 
         `save_pretrained` writes some models (ViT) under the names of their hub checkpoints. Trainer does not find
         these, and would continue from the current weights with a warning.
         """
         path = Path(folder) / SAFE_WEIGHTS_NAME
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not sharded and adapter_state.restore(model, folder):
+            return True
         if sharded or not isinstance(model, PreTrainedModel) or not path.is_file():
             return False
         with safe_open(path, framework="pt") as file:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.errors import WorkFailed, one_line
 from hf_transfer.plan.plan import Plan
-from hf_transfer.training import checkpoints, run_identity, run_subject
+from hf_transfer.training import adalora, adapter_state, checkpoints, run_identity, run_subject
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.choices import Choices
 from hf_transfer.training.ddp import on_any_rank
@@ -77,6 +77,7 @@ class Saving(Timed):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         failure: Exception | None = None
         counters, best = self._counters(), self.state.best_model_checkpoint
+        adalora.keep_what_acts(self.model)
         try:
             with checkpoints.temporary_folder(output_dir) if self.args.should_save else contextlib.nullcontext():
                 self._writes_to = output_dir / checkpoints.SAVING
@@ -108,6 +109,8 @@ class Saving(Timed):
         folder = output_dir / checkpoints.SAVING / name
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / checkpoints.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            adapter_state.write(self.model, getattr(self, "trainable", ()), folder)
         if self.unfreezing is not None and self.unfreezing.best is not None:
             save_file(self.unfreezing.best, folder / BEST_OF_STAGE)
         checkpoints.seal(folder)

@@ -144,8 +144,8 @@ class TransferMixin(Loading):
             contrastive.check_trainer(self)
         self.unfreezing = Unfreezing(self)
         self.add_callback(self.unfreezing)
-        if attach.is_adapted(self.model) and attach.peft_type(self.model) == "ADALORA":
-            self.add_callback(adalora.AdaLora())
+        if adalora.is_adalora(self.model):
+            self.add_callback(adalora.AdaLora(self.model))
 
     def _set_layers(self) -> None:
         self._release_head()

@@ -385,12 +385,12 @@ def test_a_model_that_would_not_load_as_it_was_trained(bert, tmp_path):
     """PiSSA changes the backbone, of which the adapter's files know nothing. An earlier run in the folder stays."""
     adapter = dict(peft_type="LORA", init_lora_weights="pissa_niter_4")
     data, keys = table(tmp_path / "a.csv"), dict(output_dir=str(tmp_path / "o"), **QUIET)
-    with pytest.raises(UserError, match="different logits after it was saved and loaded again") as error:
+    with pytest.raises(UserError, match="changes the weights of the backbone") as error:
         fine_tune(bert, data, adapter=adapter, **keys)
-    assert error.value.key == "adapter" and not (tmp_path / "o").exists()
+    assert str(error.value).startswith("adapter: ") and not (tmp_path / "o").exists()
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "results.json").write_text("{}")
-    with pytest.raises(UserError, match="different logits"):
+    with pytest.raises(UserError, match="would fail when it has trained"):
         fine_tune(bert, data, adapter=adapter, overwrite_output_dir=True, **keys)
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["results.json"], "what it holds stays"
 

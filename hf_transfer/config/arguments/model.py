@@ -35,7 +35,8 @@ class ModelArguments:
     )
     restart_adapter: bool = setting(
         False,
-        "if the checkpoint has an adapter, take its backbone and head only (default: continue training the adapter)",
+        "if the checkpoint has an adapter, take its head and backbone, with what it trained of that, and start a new "
+        "adapter (default: continue training the adapter)",
         resume="free",
     )
     head: str | None = setting(
