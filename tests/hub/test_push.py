@@ -23,7 +23,7 @@ from hf_transfer.run_folder import EXAMPLES
 from tests.hub_client import READER, ROOT, TOKEN, Client, Hub, XetClient
 
 COMMON = {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
-ADAPTER_FILES = COMMON | {"adapter_config.json", "adapter_model.safetensors"}
+ADAPTER_FILES = COMMON | {"backbone.json", "adapter_config.json", "adapter_model.safetensors"}
 WHOLE_FILES = COMMON | {"model.safetensors"}
 QUICK = {"num_train_epochs": 1, "save_strategy": "no", "train_val_split": 0.25, "learning_rate": 0.02}
 
@@ -92,7 +92,7 @@ def run(lfs, place, data) -> Path:
     keys = words(model_name_or_path="acme/tiny-bert", dataset_name=data, strategy="lora", output_dir=place / "run")
     code, out, err = lfs.run("train", "--config", place / "recipe.yaml", *keys)
     assert (code, err) == (0, ""), err
-    assert "Pushed 6 files to" in out and "alice/recipe (private)" in out
+    assert "Pushed 7 files to" in out and "alice/recipe (private)" in out
     return place / "run"
 
 
@@ -119,7 +119,7 @@ def test_the_recipe_pushed_exactly_the_run(hub, run):
 def test_push_and_push_again(hub, client, run):
     name = f"alice/again-{client.name}"
     code, out, err = client.run("push", run, "--hub_model_id", name)
-    assert (code, err) == (0, "") and f"Pushed 6 files to {hub.endpoint}/{name} (private)" in out
+    assert (code, err) == (0, "") and f"Pushed 7 files to {hub.endpoint}/{name} (private)" in out
     is_xet = "xet" in name
     assert any(("xet-write-token" if is_xet else "PUT /__lfs__/") in line for line in hub.log())
     files, commits = hub.files(name), hub.commits(name)
@@ -307,7 +307,7 @@ def test_a_bundled_image_backbone_is_compared_with_the_hubs(hub, lfs, place):
     assert code == 0, err
     files = hub.files("alice/digits")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == name
-    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "config.json"}
+    assert set(files) == ADAPTER_FILES - {"tokenizer.json", "tokenizer_config.json"}
     bundled.load_dataset("bundled:digits")["test"][0]["image"].convert("RGB").save(place / "photo.jpg")
     ((logits, labels),) = a_stranger(hub, place, "alice/digits")
     answer = json.loads(lfs.run("predict", place / "digits", place / "photo.jpg")[1])
@@ -627,7 +627,7 @@ def test_a_fault_that_passes_is_not_seen(kind, hub, lfs, run):
         name = f"alice/once-{kind.get('status', 'dropped')}-{i}"
         hub.fail({"path": step, **kind})
         code, out, err = lfs.run("push", run, "--hub_model_id", name)
-        assert (code, err) == (0, "") and "Pushed 6 files" in out, (step, err)
+        assert (code, err) == (0, "") and "Pushed 7 files" in out, (step, err)
         assert len(hub.commits(name)) == 2
 
 
