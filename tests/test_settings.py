@@ -127,6 +127,11 @@ def test_values_become_their_keys_type(name, raw, value):
         ({"train_val_split": 1.5}, "train_val_split: expected a number above 0 and below 1, got 1.5"),
         ({"train_file": "x.csv"}, "dataset_name and train_file contradict each other"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16 contradict each other"),
+        ({"save_only_model": True, "on_nonfinite": "rollback"}, "on_nonfinite: rollback returns to the optimizer"),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 9},
+            "warmup_steps: 9 has no effect with lr_scheduler_type: con",
+        ),
         ({"strategy": "full", "stages": [{"epochs": 1, "train": "all"}]}, "contradict each other"),
         ({"lerning_rate": 1, "layer_lr_decay": 2.0}, "layer_lr_decay: 2.0 is over 1"),
         ({"num_train_epochs": 5, "stages": [{"epochs": 1, "train": "all"}]}, "num_train_epochs: 5 contradicts stages"),

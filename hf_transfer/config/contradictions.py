@@ -77,6 +77,10 @@ def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list
         problems.append("from_scratch: an adapter's files hold no backbone, so it needs a pretrained one.")
     if values["from_scratch"] and values["batchnorm"] == "frozen" and values["strategy"] != "scratch":
         problems.append("batchnorm: frozen keeps the checkpoint's running statistics, and from_scratch leaves none.")
+    if values["save_only_model"] and values["on_nonfinite"] == "rollback":
+        problems.append(
+            "on_nonfinite: rollback returns to the optimizer of a checkpoint, and save_only_model: true saves none."
+        )
     return [*problems, *_auto_rate(values, chosen), *_lengths(chosen)]
 
 

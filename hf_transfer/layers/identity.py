@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -100,7 +101,10 @@ def _inside_adapter(core: nn.Module) -> Iterator[str]:
 
 def _saved_with_adapter(model: nn.Module) -> frozenset[int]:
     """The storages of what is saved with an adapter."""
-    state = sys.modules["peft"].get_peft_model_state_dict(model)
+    with warnings.catch_warnings():
+        # peft looks up the vocabulary of a backbone on the hub, and warns where the hub is down or switched off.
+        warnings.filterwarnings("ignore", message="Unable to fetch remote file|Could not find a config file")
+        state = sys.modules["peft"].get_peft_model_state_dict(model)
     return frozenset(tensor.untyped_storage()._cdata for tensor in state.values())
 
 

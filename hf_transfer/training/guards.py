@@ -141,11 +141,11 @@ class Guards(TrainerCallback):
             return
         if self.trainer.is_world_process_zero():
             name = signal.Signals(self.stopping).name
+            goes_on = f"resume with {option('resume_from_checkpoint', 'auto')}"
+            if self.trainer.args.save_only_model:
+                goes_on = "it holds weights only (save_only_model: true), so the run cannot be resumed"
             took = f" {time.perf_counter() - self._received_at:.1f} s after the signal" if self._received_at else ""
-            sys.stderr.write(
-                f"hf-transfer: {name}: {folder.name} was saved{took}; resume with "
-                f"{option('resume_from_checkpoint', 'auto')}.\n"
-            )
+            sys.stderr.write(f"hf-transfer: {name}: {folder.name} was saved{took}; {goes_on}.\n")
         self._finish()
         raise Interrupted(128 + self.stopping)
 

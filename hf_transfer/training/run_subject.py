@@ -17,6 +17,7 @@ from torch import nn
 from transformers import __version__ as transformers_version
 
 from hf_transfer.adapters.attach import is_adapted, peft_type
+from hf_transfer.adapters.backbone import remember
 from hf_transfer.errors import listed
 from hf_transfer.features.column_digests import ColumnDigests
 from hf_transfer.layers.hashing import Undecidable, key
@@ -135,7 +136,8 @@ def backbone_facts(model: nn.Module, fresh: Collection[str] = (), is_random: boo
     if is_random:
         fresh = set(model.state_dict())
     # What a configuration contains depends on the version.
-    return identity_of(model, fresh) | {"transformers": transformers_version}
+    identity = remember(model) if is_adapted(model) else identity_of(model, fresh)
+    return identity | {"transformers": transformers_version}
 
 
 def _changed_backbone(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
