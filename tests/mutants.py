@@ -178,7 +178,7 @@ MUTANTS = [
     # ---- adapters
     Mutant(
         "adapters",
-        "adapters/attach.py",
+        "adapters/configuration.py",
         "not inside and not isinstance",
         "inside and not isinstance",
         "tests/adapters/test_attach.py -k 'bert or targets'",
