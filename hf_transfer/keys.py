@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_transfer.config.arguments import early_stopping
+from hf_transfer.config.arguments.adaptation import check as check_adaptation
+from hf_transfer.config.arguments.adaptation import check_run as check_adapted_run
 from hf_transfer.config.arguments.adapter import AdapterArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
@@ -156,7 +158,7 @@ def keys() -> dict[str, Key]:
                 choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
                 about=about,
             )
-    first = ("output", "model", "data", "plan", "speed", "adapter", "loss")
+    first = ("output", "model", "data", "plan", "speed", "adapter", "loss", "domain adaptation")
     order = list(dict.fromkeys([*first, *(topic for topic, _ in theirs.values())]))
     return dict(sorted(entries.items(), key=lambda named: order.index(named[1].topic)))
 
@@ -275,7 +277,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
-    problems += [*early_stopping.check_run(values, chosen)]
+    problems += [*early_stopping.check_run(values, chosen), *check_adaptation(values), *check_adapted_run(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_transfer.config.arguments.adaptation import AdaptationArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.calibration import CalibrationArguments
@@ -23,6 +24,7 @@ class TrainingKeys(
     BoundaryArguments,
     BucketingArguments,
     LossArguments,
+    AdaptationArguments,
     CalibrationArguments,
     EarlyStoppingArguments,
     GuardArguments,
