@@ -95,6 +95,7 @@ TOPICS = {
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
 _NOT_KEYS = (
     "in_memory",
+    "target_in_memory",
     "parallelism_config",
     "local_rank",
     "hub_token",

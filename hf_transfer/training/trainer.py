@@ -105,6 +105,8 @@ class TransferMixin(Minimizing):
             self._set_objective(has_plan)
             if has_plan:
                 self._set_plan()
+            if adapting.wanted(self.args) or self.target_dataset is not None:
+                adapting.attach(self, self.target_dataset)
             if (patience := self.args.early_stopping_patience) is not None:
                 self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
         self.add_callback(PenaltyGradients(self.objective))
@@ -121,8 +123,6 @@ class TransferMixin(Minimizing):
             contrastive.check_trainer(self)
         self.unfreezing = Unfreezing(self)
         self.add_callback(self.unfreezing)
-        if adapting.wanted(self.args) or self.target_dataset is not None:
-            adapting.attach(self, self.target_dataset)
         if adalora.is_adalora(self.model):
             self.add_callback(adalora.AdaLora(self.model))
 

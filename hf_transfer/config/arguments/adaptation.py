@@ -11,6 +11,7 @@ from hf_transfer.config.fields import setting
 NONE, MMD, CORAL, DANN = "none", "mmd", "coral", "dann"
 METHODS = (MMD, CORAL, DANN)
 RAMP, CONSTANT = "ramp", "constant"
+IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _KEY = "domain_adaptation"
 _DEFAULTS: dict[str, Any] = {
     "domain_adaptation_weight": 1.0,
@@ -30,6 +31,7 @@ class TargetArguments:
         topic="domain adaptation",
         resume="free",
     )
+    target_in_memory: Any = setting(None, "target_dataset_name as a Python object, from `fine_tune`", resume="free")
 
 
 @dataclass
@@ -119,7 +121,7 @@ def check_run(values: Mapping[str, Any]) -> list[str]:
     problems = list[str]()
     if target is None:
         problems.append(f"{_KEY}: {method} needs target_dataset_name, the unlabeled data that the model must work on.")
-    elif target in (values["dataset_name"], values["train_file"]):
+    elif target != IN_MEMORY and target in (values["dataset_name"], values["train_file"]):
         problems.append(f"target_dataset_name: {target!r} is the source itself, so there is nothing to adapt to.")
     if values["streaming"]:
         problems.append(
