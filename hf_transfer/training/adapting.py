@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from hf_transfer.config.arguments.adaptation import METHODS, AdaptationArguments
 from hf_transfer.data.augment import Epochs
 from hf_transfer.data.pairs import DOMAIN, Partners, Targets, check_inputs
@@ -23,6 +25,10 @@ from hf_transfer.objectives.adaptation.schedule import weight_at
 from hf_transfer.training.running import RunningTrainer
 
 _EXAMPLES = 4  # of the batch on which the layer is looked for
+
+
+class PairEpochs(Epochs):
+    """`Epochs` of the pairs: Trainer warns of two callbacks of one class."""
 
 
 def wanted(args: object) -> bool:
@@ -42,10 +48,11 @@ def attach(trainer: RunningTrainer, target: object) -> None:
     """
     _check(trainer, target)
     trainer.targets = _targets(trainer, target)
-    trainer.add_callback(Epochs(trainer.targets.partners.chance))
+    trainer.add_callback(PairEpochs(trainer.targets.partners.chance))
     trainer.boundary.blocked.append("domain_adaptation draws other target examples in each epoch")
     args, place = trainer.args, _place(trainer)
     _check_trained(trainer, place)
+    trainer.aligned = place
 
     def weight(step: int) -> float:
         progress = min(1.0, step / max(1, trainer.num_steps))
@@ -55,7 +62,8 @@ def attach(trainer: RunningTrainer, target: object) -> None:
     settings = Settings(LayerFeatures(place), stretched, args.discriminator_learning_rate, args.seed)
     penalty = penalty_of(args.domain_adaptation, settings)
     if penalty.module is not None:
-        penalty.module.to(args.device)
+        is_double = next(trainer.model.parameters()).dtype == torch.float64
+        penalty.module.to(args.device, torch.float64 if is_double else torch.float32)
     trainer.objective.penalties.append(penalty)
 
 
@@ -67,7 +75,7 @@ def note(trainer: RunningTrainer) -> str:
     layer = args.domain_adaptation_layer
     what = "what the head reads" if layer is None else f"the mean output of {layer}"
     grows = ", growing from 0" if args.domain_adaptation_schedule == "ramp" else ""
-    idle = [stage.name for stage in trainer.plan.stages if not _trains_below(trainer, stage, _place(trainer))]
+    idle = [stage.name for stage in trainer.plan.stages if not _trains_below(trainer, stage, trainer.aligned)]
     nothing = f" In {listed(idle)} nothing below it trains, so there it changes nothing." if idle else ""
     return (
         f"Domain adaptation: {args.domain_adaptation} on {what}, weight {args.domain_adaptation_weight:g}{grows}; one "

@@ -35,10 +35,12 @@ class Loading(Probing):
     Attributes:
         target_dataset: examples of the domain that the model is adapted to, as the model takes them.
         targets: the same as batches are made from it; None without domain adaptation.
+        aligned: where the features are that are drawn together (`features.places`), if any.
     """
 
     data_collator: Any
     targets: Targets | None = None
+    aligned: Any = None
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
 
     def __init__(self, *args: Any, target_dataset: Any = None, **kwargs: Any):

@@ -34,6 +34,7 @@ class RunningTrainer(Protocol):
     pretrained_statistics: frozenset[str]
     num_steps: int
     targets: Any
+    aligned: Any
     time_budget: Any
     steps_per_epoch: int
     unfreezing: Any

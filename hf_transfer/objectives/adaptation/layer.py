@@ -66,7 +66,7 @@ class LayerFeatures:
             yield
 
     def take(self) -> torch.Tensor:
-        """(examples, width) in fp32 of the last forward pass; they are kept no longer."""
+        """(examples, width), at least in fp32, of the last forward pass; they are kept no longer."""
         assert self._vectors is not None, "no forward pass was watched"
         vectors, self._vectors = self._vectors, None
         return vectors

@@ -38,7 +38,7 @@ class Settings:
 
 
 def penalty_of(method: str, settings: Settings) -> Penalty:
-    """The penalty of a method; it reads batches of `data.pairs`, and computes in fp32 whatever the model does."""
+    """The penalty of a method; it reads batches of `data.pairs`, and computes at least in fp32."""
     return _METHODS[method](settings)
 
 
