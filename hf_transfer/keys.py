@@ -131,7 +131,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
     (EarlyStoppingArguments, "checkpoints"),
-    (AveragingArguments, "training"),
+    (AveragingArguments, "checkpoints"),
     (GuardArguments, "checkpoints"),
 )
 

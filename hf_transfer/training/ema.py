@@ -85,6 +85,10 @@ class WeightAverage(TrainerCallback):
                 key="ema_decay",
             )
 
+    def to_dict(self) -> dict[str, Any] | None:
+        """For `results.json`; None without an average."""
+        return None if self.decay is None else {"decay": self.decay, "steps": self.trainer.state.global_step}
+
     # ---- the average ----
 
     def update(self, step: int) -> None:
