@@ -16,8 +16,9 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from hf_transfer.config.arguments import early_stopping
+from hf_transfer.config.arguments import averaging, early_stopping
 from hf_transfer.config.arguments.adapter import AdapterArguments
+from hf_transfer.config.arguments.averaging import AveragingArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
@@ -130,6 +131,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
     (EarlyStoppingArguments, "checkpoints"),
+    (AveragingArguments, "checkpoints"),
     (GuardArguments, "checkpoints"),
 )
 
@@ -275,7 +277,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
-    problems += [*early_stopping.check_run(values, chosen)]
+    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

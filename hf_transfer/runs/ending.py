@@ -27,6 +27,8 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Most frequent errors: {', '.join(shown)}"
     yield from _budget(results)
     yield from _kept(results["kept"])
+    if ema := results.get("ema"):  # a run of an earlier version has no such entry
+        yield f"These weights, and all that were evaluated, are averages over the steps (ema_decay: {ema['decay']:g})"
 
 
 def _verdict(results: Mapping[str, Any]) -> str:

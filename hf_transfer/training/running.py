@@ -35,6 +35,7 @@ class RunningTrainer(Protocol):
     num_steps: int
     steps_per_epoch: int
     unfreezing: Any
+    ema: Any
     boundary: Any
     objective: Objective
     choices: Any

@@ -167,6 +167,7 @@ for kept in ("memory", "disk"):
         "per_device_eval_batch_size": 3,
     }
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
+EXACT["average"] = {**TEXT, **PLANS["gradual"], "ema_decay": 0.8, "eval_strategy": "epoch"}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
 
 
@@ -201,6 +202,14 @@ LOOSE: dict[str, dict[str, Any]] = {
         "num_train_epochs": 3,
         "eval_strategy": "epoch",
         "groups_per_unfreeze": 3,
+    },
+    "averaged BatchNorm": {
+        "model": tiny_timm_resnet,
+        "data": lambda: images(32),
+        "strategy": "two-phase",
+        "num_train_epochs": 2,
+        "eval_strategy": "epoch",
+        "ema_decay": 0.8,
     },
     "plateau": {
         **TEXT,
