@@ -8,6 +8,7 @@ from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
+from hf_transfer.config.arguments.forgetting import ForgettingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.plan import PlanArguments
@@ -25,6 +26,7 @@ class TrainingKeys(
     LossArguments,
     CalibrationArguments,
     EarlyStoppingArguments,
+    ForgettingArguments,
     GuardArguments,
     ScheduleArguments,
     PrecisionArguments,
