@@ -16,7 +16,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from hf_transfer.config.arguments import averaging, early_stopping
+from hf_transfer.config.arguments import averaging, early_stopping, forgetting
 from hf_transfer.config.arguments.adapter import AdapterArguments
 from hf_transfer.config.arguments.averaging import AveragingArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
@@ -25,6 +25,7 @@ from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.data import TASK_NAMES, DataArguments
 from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
+from hf_transfer.config.arguments.forgetting import ForgettingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
@@ -130,6 +131,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (BucketingArguments, "speed"),
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
+    (ForgettingArguments, "against forgetting"),
     (EarlyStoppingArguments, "checkpoints"),
     (AveragingArguments, "checkpoints"),
     (GuardArguments, "checkpoints"),
@@ -158,7 +160,7 @@ def keys() -> dict[str, Key]:
                 choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
                 about=about,
             )
-    first = ("output", "model", "data", "plan", "speed", "adapter", "loss")
+    first = ("output", "model", "data", "plan", "speed", "adapter", "loss", "against forgetting")
     order = list(dict.fromkeys([*first, *(topic for topic, _ in theirs.values())]))
     return dict(sorted(entries.items(), key=lambda named: order.index(named[1].topic)))
 
@@ -278,6 +280,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
     problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
+    problems += [*forgetting.check(values), *forgetting.check_run(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

@@ -78,12 +78,14 @@ class Objective:
             Trainer divides by the number of micro-batches or, for models that accept loss keywords and ignore them
             (BERT), not at all: neither is the loss of the whole batch when the last micro-batch is short.
         penalties: are added to the loss in training.
+        values: the newest value of each penalty, with its weight, by name.
         num_examples: examples of the current accumulated batch; counted only where there are penalties.
     """
 
     loss: Loss | None = None
     weighs_items: bool = False
     penalties: list[Penalty] = field(default_factory=list)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
     num_examples: torch.Tensor | int | None = None
 
     @property
@@ -168,6 +170,7 @@ class Objective:
             share = count_of(batch.inputs) * batch.processes / self.num_examples
         for penalty in self.penalties:
             value = penalty.function(penalty.module, model, batch.inputs, outputs)
+            self.values[penalty.name] = (penalty.weight(step) * value).detach()
             loss = loss + (penalty.weight(step) * share * value).to(loss)
         return loss
 

@@ -31,6 +31,9 @@ class RunningTrainer(Protocol):
     shown_plan: Plan | None
     layer_groups: tuple[LayerGroup, ...]
     trainable: tuple[str, ...]
+    keeps_head: bool
+    anchors: Any
+    replay: Any
     pretrained_statistics: frozenset[str]
     num_steps: int
     steps_per_epoch: int

@@ -17,8 +17,8 @@ What is overridden, and why that hook:
 - `log`: the learning rate of every layer group, not only of the first.
 - `_save`: an adapter is saved with the model's labels.
 
-Checkpoints and resuming are in `saving` and `resuming`, a solved head in `probing`, loaders in `loading`. The callback
-`stages.Unfreezing` begins a stage at the beginning of an optimizer step; an evaluation may end one.
+Checkpoints and resuming are in `saving` and `resuming`, a solved head in `probing`, loaders in `loading`, penalties and
+replay in `holding`. The callback `stages.Unfreezing` begins a stage at the beginning of an optimizer step.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, batchnorm, console, contrastive, linear_probe, schedule_checks
+from hf_transfer.training import adalora, batchnorm, console, contrastive, keeping, linear_probe, schedule_checks
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.course import Course
 from hf_transfer.training.early_stopping import EarlyStopping
-from hf_transfer.training.loading import Loading
+from hf_transfer.training.holding import Holding
 from hf_transfer.training.schedules import SCHEDULES, name_of, run_schedule
 from hf_transfer.training.stages import Unfreezing
 
 
-class TransferMixin(Loading):
+class TransferMixin(Holding):
     """Makes a Trainer execute a Plan; the first base of a subclass of your own Trainer:
 
         class MyTransferTrainer(TransferMixin, MyTrainer): ...
@@ -69,8 +69,7 @@ class TransferMixin(Loading):
         trainable: names of the parameters that may train. Parameters that the caller froze stay frozen.
         pretrained_statistics: names of the BatchNorm layers whose running statistics came with the model.
         unfreezing: executes the plan; None without one.
-        objective: the loss, the weight of a micro-batch, and the penalties; `objective.penalties` may be appended to
-            before training.
+        objective: the loss, the weight of a micro-batch, and `penalties`, which may be appended to before training.
         boundary: replays the frozen part, if `boundary_cache` is on.
         course: compares the evaluations of a run, if there are metrics of ours.
         num_steps: optimizer steps of the run, once the plan is resolved.
@@ -94,6 +93,7 @@ class TransferMixin(Loading):
     shown_plan: Plan | None = None
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
+        teacher = keeping.teacher_of(args, model)
         if isinstance(args, TransferArguments):
             if args.is_adapted and model is not None and not attach.is_adapted(model):
                 bundled_models.name_base(model)
@@ -110,6 +110,7 @@ class TransferMixin(Loading):
                 self._set_plan()
             if (patience := self.args.early_stopping_patience) is not None:
                 self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
+            keeping.add_penalties(self, teacher)
         self.add_callback(self.guards)
 
     def _set_objective(self, has_plan: bool) -> None:
@@ -125,6 +126,7 @@ class TransferMixin(Loading):
                     "class_weights and focal_gamma change the built-in loss, and this trainer has a loss of its own.",
                     "Leave them out, or do not override `compute_loss`.",
                 )
+            keeping.refuse_own_loss(self.args)
             return
         config = getattr(self.model, "config", None)
         self.objective = make_objective(self.args, config, self.train_dataset, has_plan)

@@ -9,6 +9,7 @@ from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
+from hf_transfer.config.arguments.forgetting import ForgettingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.plan import PlanArguments
@@ -27,6 +28,7 @@ class TrainingKeys(
     CalibrationArguments,
     EarlyStoppingArguments,
     AveragingArguments,
+    ForgettingArguments,
     GuardArguments,
     ScheduleArguments,
     PrecisionArguments,
