@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_transfer.config.arguments import averaging, early_stopping, forgetting
+from hf_transfer.config.arguments.adaptation import check as check_adaptation
+from hf_transfer.config.arguments.adaptation import check_run as check_adapted_run
 from hf_transfer.config.arguments.adapter import AdapterArguments
 from hf_transfer.config.arguments.averaging import AveragingArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
@@ -95,6 +97,7 @@ TOPICS = {
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
 _NOT_KEYS = (
     "in_memory",
+    "target_in_memory",
     "parallelism_config",
     "local_rank",
     "hub_token",
@@ -160,7 +163,7 @@ def keys() -> dict[str, Key]:
                 choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
                 about=about,
             )
-    first = ("output", "model", "data", "plan", "speed", "adapter", "loss", "against forgetting")
+    first = ("output", "model", "data", "plan", "speed", "adapter", "loss", "against forgetting", "domain adaptation")
     order = list(dict.fromkeys([*first, *(topic for topic, _ in theirs.values())]))
     return dict(sorted(entries.items(), key=lambda named: order.index(named[1].topic)))
 
@@ -281,6 +284,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
     problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
     problems += [*forgetting.check(values), *forgetting.check_run(values)]
+    problems += [*check_adaptation(values), *check_adapted_run(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

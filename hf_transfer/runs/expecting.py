@@ -229,4 +229,6 @@ def _why_not(prepared: Prepared, trainer: TransferTrainer) -> str:
         return "the checkpoint's head is kept, which knows more than its features"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "the model is sharded"
+    if prepared.target is not None:
+        return "with domain_adaptation the test data may be of another domain than the training data"
     return ""

@@ -65,6 +65,7 @@ def fine_tune(
     *,
     eval_dataset: Any = None,
     test_dataset: Any = None,
+    target_dataset: Any = None,
     **keys: Any,
 ) -> Result:
     """Fine-tune a pretrained model on a dataset.
@@ -76,13 +77,15 @@ def fine_tune(
             mapping of split names to these. Or give `train_file`.
         eval_dataset: the validation split: the data itself, or a file.
         test_dataset: the test split, likewise.
+        target_dataset: unlabeled data of the domain that the model must work on, for `domain_adaptation`; as
+            `dataset_name`.
         **keys: any key of `hf-transfer train`. Without `output_dir`, the run is written to a new folder below `runs/`.
 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    held_out = {"eval_dataset": eval_dataset, "test_dataset": test_dataset}
-    return run(configured(model_name_or_path, dataset_name, {**keys, **held_out}))
+    more = {"eval_dataset": eval_dataset, "test_dataset": test_dataset, "target_dataset": target_dataset}
+    return run(configured(model_name_or_path, dataset_name, {**keys, **more}))
 
 
 def run(config: Config) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_transfer.config.arguments.adaptation import AdaptationArguments
 from hf_transfer.config.arguments.averaging import AveragingArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
@@ -25,6 +26,7 @@ class TrainingKeys(
     BoundaryArguments,
     BucketingArguments,
     LossArguments,
+    AdaptationArguments,
     CalibrationArguments,
     EarlyStoppingArguments,
     AveragingArguments,
