@@ -104,6 +104,7 @@ class Seen:
         rate: learning rate, if the key was given.
         is_random: whether the weights are random.
         has_rates: whether rates of single layers were given.
+        no_room: why memory does not suffice to train all layers, as part of a sentence; empty if it does.
     """
 
     examples: int | None
@@ -120,6 +121,7 @@ class Seen:
     begins: str = ""
     is_random: bool = False
     has_rates: bool = False
+    no_room: str = ""
 
 
 def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
