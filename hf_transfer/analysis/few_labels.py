@@ -106,6 +106,7 @@ class Seen:
         is_random: whether the weights are random.
         has_rates: whether rates of single layers were given.
         domain: what the frozen features are worth beside raw pixels; None where it decides nothing, or is not known.
+        no_room: why memory does not suffice to train all layers, as part of a sentence; empty if it does.
     """
 
     examples: int | None
@@ -123,6 +124,7 @@ class Seen:
     is_random: bool = False
     has_rates: bool = False
     domain: Distance | None = None
+    no_room: str = ""
 
     @property
     def has_few(self) -> bool:

@@ -18,9 +18,11 @@ from hf_transfer.analysis.few_labels import (
     Seen,
     course,
 )
+from hf_transfer.config.arguments.plan import learning_rate_of
 
 DECAY = 0.9  # `layer_lr_decay` of many examples
 RULE_OF_THUMB = "a rule of thumb, not measured here"
+SHORT_OF_MEMORY = "short of memory"
 _Keys = dict[str, Choice]
 
 
@@ -44,8 +46,13 @@ class Rule:
     because: str
     basis: str
 
+    @property
+    def _overrule(self) -> str:
+        keys = "--strategy or --adapter" if self.name == SHORT_OF_MEMORY else "--strategy"
+        return f"overrule it with {keys}"
+
     def __str__(self) -> str:
-        return f"{self.name} ({self.applies}), because {self.because} ({self.basis}); overrule it with --strategy"
+        return f"{self.name} ({self.applies}), because {self.because} ({self.basis}); {self._overrule}"
 
 
 def rule_for(seen: Seen) -> Rule:
@@ -74,6 +81,25 @@ def _adapted(seen: Seen) -> _Keys:
     if seen.begins:
         return _two_phase(seen)
     return {"strategy": Choice("full", "an adapter begins as the pretrained function")}
+
+
+def _trains_all_without_room(seen: Seen) -> bool:
+    if not seen.no_room or seen.is_adapted or seen.begins:
+        return False
+    otherwise = next(rule for rule in RULES if rule.name != SHORT_OF_MEMORY and rule.when(seen))
+    return otherwise.sets(seen)["strategy"].value != "linear-probe"
+
+
+def _with_lora(seen: Seen) -> _Keys:
+    return {
+        "strategy": Choice("full", "an adapter begins as the pretrained function"),
+        "adapter": Choice("lora", seen.no_room),
+        **(
+            {}
+            if seen.rate is not None
+            else {"learning_rate": Choice(learning_rate_of(None, "full", "lora"), "of LoRA")}
+        ),
+    }
 
 
 def _everything(seen: Seen) -> _Keys:
@@ -116,6 +142,14 @@ def _from_best_head(seen: Seen) -> _Keys:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        name=SHORT_OF_MEMORY,
+        applies="training all layers does not fit the memory that is free, and an adapter does",
+        when=_trains_all_without_room,
+        sets=_with_lora,
+        because="LoRA keeps gradients and optimizer states of the adapter and the head only",
+        basis="Hu et al. 2021; the memory is that of plan's budget",
+    ),
     Rule(
         name="stream",
         applies="the training data is a stream",

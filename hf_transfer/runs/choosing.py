@@ -24,6 +24,7 @@ from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.expecting import domain_of_head
 from hf_transfer.runs.prepare import Prepared
+from hf_transfer.runs.room import no_room
 from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
 from hf_transfer.settings import Config
 
@@ -84,10 +85,13 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     values, model = config.values, config.model
     given = _given(config)
     is_auto = values["strategy"] == "auto" and values["stages"] is None
+    why_not = ""
     is_wanted = model.pooling in BY_HAND or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
-    found, why_not = choosing_layers.compare(prepared) if is_wanted else (None, "")
     seen = _seen(prepared) if is_auto else None
     chosen = _strategy(prepared, seen) if seen else {}
+    if "adapter" in chosen:
+        is_wanted, why_not = False, "an adapter is saved without the backbone, whose layers pooling changes"
+    found, why_not = choosing_layers.compare(prepared) if is_wanted else (None, why_not)
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
@@ -159,6 +163,7 @@ def _seen(prepared: Prepared) -> Seen:
         begins=begins(config),
         is_random=bool(values["from_scratch"]),
         has_rates=_has_rates(given, values),
+        no_room=no_room(prepared),
     )
     asks = seen.asks_domain and config.data.effort != "quick"  # which takes the head alone in any case
     return replace(seen, domain=domain_of_head(prepared)) if asks else seen

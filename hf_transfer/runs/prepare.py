@@ -127,6 +127,8 @@ def prepare(config: Config) -> Prepared:
         facts.group_leaks = shared_groups(data.splits, keys.split_group_column_name)
     facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
     facts.pixels = task.settle(data, loaded.model, processor, keys)
+    if keys.data_facts:
+        facts.misfits = task.misfits(data.train, inputs, loaded.model, processor)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     check_best(args, loaded.labels)
     if stream is None:

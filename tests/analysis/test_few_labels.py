@@ -77,6 +77,7 @@ def test_many_examples_train_everything_with_lower_rates_below(has_batchnorm):
 
 def test_every_rule_applies_somewhere_says_why_and_what_that_rests_on():
     cases = [
+        {"no_room": "too large"},
         {"examples": None},
         {"is_adapted": True},
         {"examples": MANY + 1},
@@ -90,7 +91,27 @@ def test_every_rule_applies_somewhere_says_why_and_what_that_rests_on():
     found = [rule_for(replace(SEEN, **changes)) for changes in cases]
     assert [rule.name for rule in found] == [rule.name for rule in RULES]
     for rule in found:
-        assert rule.because and rule.basis and str(rule).endswith("; overrule it with --strategy")
+        assert rule.because and rule.basis and "; overrule it with --strategy" in str(rule)
+    assert str(found[0]).endswith("overrule it with --strategy or --adapter")
+
+
+@pytest.mark.parametrize("examples", [None, 192, FEW + 1, MANY + 1])
+def test_lora_where_memory_is_short(examples):
+    short = replace(SEEN, examples=examples, no_room="training all layers takes 5 GB, and 3 GB are free")
+    found = choose(short)
+    assert {name: choice.value for name, choice in found.items()} == {
+        "strategy": "full",
+        "adapter": "lora",
+        "learning_rate": 5e-4,
+    }
+    assert found["adapter"].why == short.no_room
+    assert "learning_rate" not in choose(replace(short, rate=1e-3)), "a given one is kept"
+    assert rule_for(replace(short, is_adapted=True)).name == "adapter"
+    assert rule_for(replace(short, begins="head_epochs: 1")).name != "short of memory"
+
+
+def test_a_head_alone_needs_no_lora():
+    assert choose(replace(SEEN, per_class=3, no_room="too large"))["strategy"].value == "linear-probe"
 
 
 def test_the_reason_to_train_more_than_the_head_names_both_accuracies():
