@@ -16,7 +16,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from hf_transfer.config.arguments import averaging, early_stopping
+from hf_transfer.config.arguments import averaging, early_stopping, watching
 from hf_transfer.config.arguments.adapter import AdapterArguments
 from hf_transfer.config.arguments.averaging import AveragingArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
@@ -34,6 +34,7 @@ from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import check as check_schedule
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.arguments.training import TrainingKeys
+from hf_transfer.config.arguments.watching import WatchingArguments
 from hf_transfer.config.command_line import NotAKey, add_keys, commented_yaml, make_parser, parse_run, unknown
 from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
@@ -132,6 +133,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (CalibrationArguments, "evaluation"),
     (EarlyStoppingArguments, "checkpoints"),
     (AveragingArguments, "checkpoints"),
+    (WatchingArguments, "evaluation"),
     (GuardArguments, "checkpoints"),
 )
 
@@ -277,7 +279,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
-    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
+    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values), *watching.check(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

@@ -15,6 +15,7 @@ from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.precision import PrecisionArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import ScheduleArguments
+from hf_transfer.config.arguments.watching import WatchingArguments
 
 
 @dataclass
@@ -27,6 +28,7 @@ class TrainingKeys(
     CalibrationArguments,
     EarlyStoppingArguments,
     AveragingArguments,
+    WatchingArguments,
     GuardArguments,
     ScheduleArguments,
     PrecisionArguments,
