@@ -94,7 +94,7 @@ class Config:
         return run_file(head + note, values, self.given, {n: key.default for n, key in keys().items()}, why or {})
 
 
-_DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")
+_DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file", "forgetting_dataset_name")
 
 
 def _from_anywhere(path: str | None) -> str | None:
