@@ -16,7 +16,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from hf_transfer.config.arguments import averaging, early_stopping, forgetting
+from hf_transfer.config.arguments import averaging, early_stopping, forgetting, watching
 from hf_transfer.config.arguments.adaptation import check as check_adaptation
 from hf_transfer.config.arguments.adaptation import check_run as check_adapted_run
 from hf_transfer.config.arguments.adapter import AdapterArguments
@@ -37,6 +37,7 @@ from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import check as check_schedule
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.arguments.training import TrainingKeys
+from hf_transfer.config.arguments.watching import WatchingArguments
 from hf_transfer.config.command_line import NotAKey, add_keys, commented_yaml, make_parser, parse_run, unknown
 from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
@@ -137,6 +138,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (ForgettingArguments, "against forgetting"),
     (EarlyStoppingArguments, "checkpoints"),
     (AveragingArguments, "checkpoints"),
+    (WatchingArguments, "evaluation"),
     (GuardArguments, "checkpoints"),
 )
 
@@ -282,7 +284,7 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
-    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
+    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values), *watching.check(values)]
     problems += [*forgetting.check(values), *forgetting.check_run(values)]
     problems += [*check_adaptation(values), *check_adapted_run(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]

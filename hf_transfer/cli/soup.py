@@ -34,6 +34,9 @@ class SoupArguments:
     alphas: float | list[float] | None = setting(
         None, "with_pretrained: weights of the fine-tuned model, from 0 to 1 (default: 0,0.25,0.5,0.75,1)"
     )
+    forgetting_dataset_name: str | None = setting(
+        None, "with_pretrained: labeled data of the checkpoint's own task, measured with its head (default: the run's)"
+    )
     trust_remote_code: bool = setting(False, "run code from the model's repository")
     allow_pickle: bool = setting(False, "load weights that are not safetensors, from a source you trust")
 
@@ -57,6 +60,8 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"with_pretrained: one RUN is interpolated, and {len(words)} were given.")
     if values["alphas"] is not None and not values["with_pretrained"]:
         raise UserError("alphas has no effect without with_pretrained; add it.")
+    if values["forgetting_dataset_name"] is not None and not values["with_pretrained"]:
+        raise UserError("forgetting_dataset_name has no effect without with_pretrained; add it.")
     if values["with_pretrained"] and values["method"] != "greedy":
         raise UserError("method has no effect with with_pretrained; remove it.")
 
@@ -67,7 +72,8 @@ def run(argv: Sequence[str]) -> int:
     if values["with_pretrained"]:
         alphas = ALPHAS if values["alphas"] is None else values["alphas"]
         alphas = alphas if isinstance(alphas, list | tuple) else [alphas]
-        done = with_pretrained(words[0], values["output_dir"], alphas, **common)
+        old = values["forgetting_dataset_name"]
+        done = with_pretrained(words[0], values["output_dir"], alphas, forgetting_dataset_name=old, **common)
     else:
         done = soup(words, values["output_dir"], values["method"], **common)
     if not values["quiet"]:

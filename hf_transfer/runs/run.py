@@ -38,6 +38,7 @@ from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
+from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -117,6 +118,7 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
+        watching: measures what the model forgets; None without `forgetting_dataset_name`.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -133,6 +135,7 @@ class _Ready:
     found: dict[str, Any] = field(default_factory=dict)
     range_test: Found | None = None
     fisher: Fisher | None = None
+    watching: Watching | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -171,6 +174,7 @@ def _prepare(config: Config) -> _Ready:
         fisher=fisher,
     )
     _replace_progress(trainer, output_dir, ready.talks)
+    ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
@@ -254,6 +258,7 @@ def _finish(ready: _Ready) -> Result:
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     results |= ready.found
+    results["forgetting"] = ready.watching.finish(output_dir) if ready.watching else None
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,

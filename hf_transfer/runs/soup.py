@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.config.arguments.model import ModelArguments
+from hf_transfer.config.values import load_yaml
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation.metric_table import METRIC_TABLE
 from hf_transfer.evaluation.standing import verdict
 from hf_transfer.files import say, write_bytes, write_json
 from hf_transfer.inference.predictor import Predictor
@@ -27,12 +29,19 @@ from hf_transfer.report.curve_plot import draw
 from hf_transfer.run_folder import EXAMPLES, RESULTS, RUN_FILE, read_results, refuse_model
 from hf_transfer.runs.calibrating import forget
 from hf_transfer.runs.candidates import Candidate, Judge, candidate_of, candidates_of
+from hf_transfer.runs.forgetting import OldTask
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS
 
 GREEDY, UNIFORM = "greedy", "uniform"
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CURVE = "interpolation.png"
+TOLERANCE = 0.01  # of the validation metric, that is given up for the old task
+_RULE = "the best validation metric; the smallest alpha in a tie"
+_RULE_FOR_BOTH = (
+    f"the best metric of the old task, among alphas whose validation metric is within {TOLERANCE:g} of the best; the "
+    "smallest alpha in a tie"
+)
 
 
 @dataclass
@@ -152,11 +161,13 @@ def with_pretrained(
     alphas: Sequence[float] = ALPHAS,
     metric: str | None = None,
     talks: bool = False,
+    forgetting_dataset_name: str | None = None,
     **changes: Any,
 ) -> Souped:
     """Interpolate between the weights that a run started from and those that it ended with, into a new folder.
 
-    The alpha with the best validation metric is kept, the smallest in a tie. A head that was new in the run has no
+    The alpha with the best validation metric is kept, the smallest in a tie; with data of the old task the one that is
+    best there, among those at most `TOLERANCE` worse than the best on validation. A head that was new in the run has no
     pretrained weights and is the fine-tuned one for every alpha.
 
     Args:
@@ -165,6 +176,8 @@ def with_pretrained(
         alphas: weights of the fine-tuned model, from 0 to 1.
         metric: as of `soup`, like the others.
         talks: likewise.
+        forgetting_dataset_name: labeled data of the checkpoint's own task, measured with its own head (default: the
+            run's).
         **changes: as of `Predictor.load`.
 
     Raises:
@@ -183,14 +196,21 @@ def with_pretrained(
         raise UserError(f"RUN: the run's model has no {left[0]} of the shape that it was pretrained with.")
     start = {n: t for n, t in start.items() if n not in unlike}
     statistics = moved_statistics(judge.predictor.model, ({**tuned, **start}, tuned))
+    old = _old_task(one, forgetting_dataset_name, judge, **changes)
     tell, curve = say if talks else _silent, list[dict[str, Any]]()
     tell(f"{judge.metric} on the {len(judge.prepared):,} validation examples of {one.run}:")
     for alpha in sorted(set(alphas)):
         mixed = interpolate(start, tuned, alpha, fresh)
         inner = statistics if 0 < alpha < 1 else ()
         curve.append({"alpha": alpha, "metrics": judge.measure(mixed, inner)})
-        tell(f"  alpha {alpha:<5g} {curve[-1]['metrics'][judge.metric]:.4f}")
+        line = f"  alpha {alpha:<5g} {curve[-1]['metrics'][judge.metric]:.4f}"
+        if old is not None:  # with the statistics that were just computed
+            curve[-1]["old_metrics"] = old.measure(judge.predictor.model.state_dict())
+            line += f"   old task {old.metric} {curve[-1]['old_metrics'][old.metric]:.4f}"
+        tell(line)
     best = _best(judge, [point["metrics"][judge.metric] for point in curve])
+    if old is not None:
+        best = _best_for_both(judge, old, curve, best)
     alpha, value = curve[best]["alpha"], curve[best]["metrics"][judge.metric]
     judge.put(interpolate(start, tuned, alpha, fresh), statistics if 0 < alpha < 1 else ())
     about = {
@@ -198,16 +218,39 @@ def with_pretrained(
         "split": "validation",
         "alpha": alpha,
         "value": value,
-        "rule": "the best validation metric; the smallest alpha in a tie",
+        "rule": _RULE if old is None else _RULE_FOR_BOTH,
+        "old_task": None if old is None else {"dataset": old.dataset, "split": old.split, "metric": old.metric},
         "fine_tuned_only": sorted(fresh),
         "recomputed_batchnorm": len(statistics),
         "curve": curve,
     }
     lines = [f"Kept alpha {alpha:g}, {judge.metric} {value:.4f} on validation (0: pretrained, 1: fine-tuned)."]
     done = _written(judge, one, folder, {"interpolation": about}, lines)
-    series = {"new task": [point["metrics"][judge.metric] for point in curve]}
-    write_bytes(folder / CURVE, draw([p["alpha"] for p in curve], series, "alpha", judge.metric, mark=alpha))
+    series = {f"new task, {judge.metric}": [point["metrics"][judge.metric] for point in curve]}
+    if old is not None:
+        series[f"old task, {old.metric}"] = [point["old_metrics"][old.metric] for point in curve]
+    write_bytes(folder / CURVE, draw([p["alpha"] for p in curve], series, "alpha", "metric", mark=alpha))
     return done
+
+
+def _old_task(one: Candidate, dataset: str | None, judge: Judge, **changes: Any) -> OldTask | None:
+    """The task of the checkpoint that a run started from; None if no data of it is named."""
+    values = load_yaml((one.run / RUN_FILE).read_text(encoding="utf-8"))
+    dataset = dataset or values.get("forgetting_dataset_name")
+    if dataset is None:
+        return None
+    revision = {"model_revision": values.get("model_revision")}
+    old = OldTask(values["model_name_or_path"], dataset, values.get("max_forgetting_samples"), **changes, **revision)
+    old.check(judge.predictor.model)
+    return old
+
+
+def _best_for_both(judge: Judge, old: OldTask, curve: Sequence[dict[str, Any]], best: int) -> int:
+    """Number of the point that is best for the old task, among those almost as good as the best for the new one."""
+    limit, greater = curve[best]["metrics"][judge.metric], METRIC_TABLE[old.metric].greater_is_better
+    near = [i for i, p in enumerate(curve) if i == best or abs(p["metrics"][judge.metric] - limit) <= TOLERANCE + 1e-12]
+    sign = 1 if greater else -1
+    return max(near, key=lambda i: (sign * curve[i]["old_metrics"][old.metric], -i))
 
 
 def _pretrained(one: Candidate, predictor: Predictor, **changes: Any) -> tuple[State, set[str]]:

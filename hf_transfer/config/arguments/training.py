@@ -17,6 +17,7 @@ from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.precision import PrecisionArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import ScheduleArguments
+from hf_transfer.config.arguments.watching import WatchingArguments
 
 
 @dataclass
@@ -31,6 +32,7 @@ class TrainingKeys(
     EarlyStoppingArguments,
     AveragingArguments,
     ForgettingArguments,
+    WatchingArguments,
     GuardArguments,
     ScheduleArguments,
     PrecisionArguments,
