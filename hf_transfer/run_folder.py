@@ -89,6 +89,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 NONFINITE = "nonfinite.jsonl"
 RUN_FILE = "run.yaml"
 HISTORY = "history.jsonl"
+FISHER = "fisher.safetensors"  # the Fisher information of `ewc_dataset_name`
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.
 BACKBONE = "backbone.json"  # next to an adapter: the identity of its backbone, see `layers.identity`
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", BACKBONE, "config.json")

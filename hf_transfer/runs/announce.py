@@ -16,7 +16,7 @@ from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.training import contrastive, time_budget
+from hf_transfer.training import adapting, contrastive, time_budget
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -47,6 +47,7 @@ def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
         time_budget.note(args, trainer.args.world_size * max(1, trainer.args.n_gpu)),
         trainer.choices["batchnorm"].line(),
         contrastive.note(args, examples),
+        adapting.note(trainer),
         note(args, trainer.below_solution, prepared.loaded.fresh),
     )
     yield from filter(None, lines)

@@ -23,7 +23,8 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
+from hf_transfer.objectives.fisher import Fisher
+from hf_transfer.run_folder import EXAMPLES, FISHER, HISTORY, RESULTS, RUN_FILE
 from hf_transfer.runs import adjusting
 from hf_transfer.runs.announce import advise, announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
@@ -32,6 +33,7 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import facts_of, measured
@@ -64,6 +66,7 @@ def fine_tune(
     *,
     eval_dataset: Any = None,
     test_dataset: Any = None,
+    target_dataset: Any = None,
     **keys: Any,
 ) -> Result:
     """Fine-tune a pretrained model on a dataset.
@@ -75,13 +78,15 @@ def fine_tune(
             mapping of split names to these. Or give `train_file`.
         eval_dataset: the validation split: the data itself, or a file.
         test_dataset: the test split, likewise.
+        target_dataset: unlabeled data of the domain that the model must work on, for `domain_adaptation`; as
+            `dataset_name`.
         **keys: any key of `hf-transfer train`. Without `output_dir`, the run is written to a new folder below `runs/`.
 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    held_out = {"eval_dataset": eval_dataset, "test_dataset": test_dataset}
-    return run(configured(model_name_or_path, dataset_name, {**keys, **held_out}))
+    more = {"eval_dataset": eval_dataset, "test_dataset": test_dataset, "target_dataset": target_dataset}
+    return run(configured(model_name_or_path, dataset_name, {**keys, **more}))
 
 
 def run(config: Config) -> Result:
@@ -115,6 +120,7 @@ class _Ready:
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
+        fisher: information of `ewc_dataset_name`, for the run's folder.
     """
 
     prepared: Prepared
@@ -128,6 +134,7 @@ class _Ready:
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     range_test: Found | None = None
+    fisher: Fisher | None = None
     watching: Watching | None = None
 
 
@@ -148,6 +155,7 @@ def _prepare(config: Config) -> _Ready:
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
+        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
@@ -163,6 +171,7 @@ def _prepare(config: Config) -> _Ready:
         target=target,
         talks=not is_silent(args),
         range_test=range_test,
+        fisher=fisher,
     )
     _replace_progress(trainer, output_dir, ready.talks)
     ready.watching = watch(prepared, trainer)  # after what writes its logs
@@ -202,6 +211,8 @@ def _open_folder(ready: _Ready) -> None:
         clear(folder)
     if ready.range_test is not None:
         ready.range_test.write(folder)
+    if ready.fisher is not None:
+        ready.fisher.save(folder / FISHER)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import LayerGroup, layer_groups
@@ -30,6 +31,7 @@ def begins(config: Config) -> str:
         "head_epochs": True,
         "head_init": values["head_init"] == "probe",
         "contrastive_epochs": values["contrastive_epochs"] > 0,
+        "domain_adaptation": values["domain_adaptation"] != NONE,
     }
     return next((f"{name}: {values[name]}" for name in asks if asks[name] and name in config.given), "")
 

@@ -135,7 +135,7 @@ class Resumable(Averaged):
         groups = self.optimizer.param_groups
         state_dict = self.optimizer.state_dict()
         state_dict["state"] = run_identity.by_name(
-            saved, names, run_identity.optimizer_names(groups, dict(self.model.named_parameters()))
+            saved, names, run_identity.optimizer_names(groups, self.named_parameters)
         )
         if not self._rates_follow_from_the_step:
             pairs = zip(saved["param_groups"], state_dict["param_groups"], strict=True)

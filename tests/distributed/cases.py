@@ -166,6 +166,15 @@ for kept in ("memory", "disk"):
         "boundary_cache": kept,
         "per_device_eval_batch_size": 3,
     }
+# A mean over the examples, unlike MMD and CORAL, which each rank computes of its own. The last batch is short.
+EXACT["dann"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "gradient_accumulation_steps": 2,
+    "target": lambda: texts(11, seed=5),
+    "domain_adaptation": "dann",
+    "discriminator_learning_rate": 0.1,
+}
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
 EXACT["average"] = {**TEXT, **PLANS["gradual"], "ema_decay": 0.8, "eval_strategy": "epoch"}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
@@ -219,6 +228,13 @@ LOOSE: dict[str, dict[str, Any]] = {
         "eval_strategy": "epoch",
         "metric_for_best_model": "made_up",
         "compute_metrics": noisy,
+    },
+    "mmd": {
+        **TEXT,
+        **PLANS["gradual"],
+        "target": lambda: texts(11, seed=5),
+        "domain_adaptation": "mmd",
+        "domain_adaptation_schedule": "constant",
     },
     "traversal on request": {**TEXT, **PLANS["two-phase"], "ddp_find_unused_parameters": True},
     "compiled": {**TEXT, **PLANS["two-phase"], "torch_compile": True, "torch_compile_backend": "eager"},
@@ -279,7 +295,7 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     """The same global batch of 8 whatever the number of processes."""
     keys = dict((EXACT | LOOSE)[case])
     model, data, metrics = keys.pop("model")(), keys.pop("data")(), keys.pop("compute_metrics", None)
-    clock = keys.pop("clock", None)
+    clock, target = keys.pop("clock", None), keys.pop("target", lambda: None)()
     collator = keys.pop("collator", lambda: double if model.dtype == torch.float64 else default_data_collator)()
     if "WORLD_SIZE" not in os.environ:
         keys.pop("boundary_cache", None)
@@ -299,7 +315,13 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
         },
     )
     trainer = TransferTrainer(
-        model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics
+        model,
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        target_dataset=target,
+        data_collator=collator,
+        compute_metrics=metrics,
     )
     if clock is not None:
         trainer.clock = clock()
