@@ -284,8 +284,8 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
-    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values), *watching.check(values)]
-    problems += [*forgetting.check(values), *forgetting.check_run(values)]
+    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
+    problems += [*forgetting.check(values), *forgetting.check_run(values), *watching.check(values)]
     problems += [*check_adaptation(values), *check_adapted_run(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 

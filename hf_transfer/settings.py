@@ -96,12 +96,7 @@ class Config:
 
 
 _DATA_PATHS = (
-    "dataset_name",
-    "train_file",
-    "validation_file",
-    "test_file",
-    "target_dataset_name",
-    "forgetting_dataset_name",
+    *("dataset_name", "train_file", "validation_file", "test_file", "target_dataset_name", "forgetting_dataset_name"),
     *PLACES,
 )
 
