@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_transfer import TransferTrainer
+from hf_transfer.data.replay import Replay
 from hf_transfer.training.ddp import data_parallel, on_any_rank
 from tests import warm
 from tests.helpers import (
@@ -167,6 +168,16 @@ for kept in ("memory", "disk"):
         "per_device_eval_batch_size": 3,
     }
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
+# A term that depends on no example, one that does, and earlier examples in every batch.
+EXACT["against forgetting"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "data": lambda: texts(20),
+    "replay": lambda: Replay(texts(6, seed=7), 0.3),
+    "gradient_accumulation_steps": 2,
+    "l2_sp_alpha": 0.5,
+    "distillation_alpha": 0.5,
+}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
 
 
@@ -270,7 +281,7 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     """The same global batch of 8 whatever the number of processes."""
     keys = dict((EXACT | LOOSE)[case])
     model, data, metrics = keys.pop("model")(), keys.pop("data")(), keys.pop("compute_metrics", None)
-    clock = keys.pop("clock", None)
+    clock, replay = keys.pop("clock", None), keys.pop("replay", None)
     collator = keys.pop("collator", lambda: double if model.dtype == torch.float64 else default_data_collator)()
     if "WORLD_SIZE" not in os.environ:
         keys.pop("boundary_cache", None)
@@ -292,6 +303,7 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     trainer = TransferTrainer(
         model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics
     )
+    trainer.replay = replay and replay()
     if clock is not None:
         trainer.clock = clock()
     watch = Watch(trainer)
