@@ -41,9 +41,7 @@ def table(path, labels=("good", "bad"), columns=("text", "label"), rows=24, salt
 def old_run(tmp_path_factory, tiny_bert_folder):
     """A model of the earlier task, with its head."""
     folder = tmp_path_factory.mktemp("old")
-    fine_tune(
-        tiny_bert_folder, table(folder / "old.csv"), output_dir=str(folder / "run"), **{**QUICK, "learning_rate": 0.02}
-    )
+    fine_tune(tiny_bert_folder, table(folder / "old.csv"), output_dir=str(folder / "run"), **QUICK)
     return folder
 
 
@@ -179,16 +177,20 @@ def test_a_checkpoint_without_a_head_has_no_fisher_information(tmp_path, old_run
 
 def test_a_teacher_with_these_labels_is_followed(tmp_path, tiny_bert_folder, old_run):
     """The term is logged, and nothing of the teacher is saved."""
-    keys = {"teacher_model_name_or_path": str(old_run / "run"), "distillation_temperature": 4.0}
+    teacher, own = AutoModelForSequenceClassification.from_pretrained(old_run / "run"), str(tmp_path / "teacher")
+    with torch.no_grad():
+        teacher.classifier.weight.mul_(100)
+    teacher.save_pretrained(own)
+    AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(own)
+    keys = {"teacher_model_name_or_path": own, "distillation_temperature": 4.0}
     result = run(
         tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", distillation_alpha=1.0, logging_steps=1, **keys
     )
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     terms = [entry["penalty/distillation_alpha"] for entry in history if "penalty/distillation_alpha" in entry]
-    assert len(terms) == result.trainer.state.max_steps and max(terms) > 1e-4
+    assert len(terms) == result.trainer.state.max_steps and min(terms) > 1e-4
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert set(saved.state_dict()) == set(result.trainer.model.state_dict())
-    teacher = AutoModelForSequenceClassification.from_pretrained(old_run / "run")
     (penalty,) = result.trainer.objective.penalties
     assert all(torch.equal(p, q) for p, q in zip(penalty.module.parameters(), teacher.parameters(), strict=True))
 
@@ -254,3 +256,10 @@ def test_a_head_of_the_checkpoint_is_held_only_where_it_is_kept(tmp_path, old_ru
 def test_a_term_that_overflows_is_found_before_training(tmp_path, tiny_bert_folder):
     with pytest.raises(UserError, match=r"NaN or infinite before the first step.*Lower l2_sp_alpha"):
         run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", l2_sp_alpha=1e39)
+
+
+def test_a_range_test_takes_the_steps_of_the_run_with_replayed_examples(tmp_path, tiny_bert_folder):
+    old = table(tmp_path / "old.csv", salt="old")
+    keys = {"replay_dataset_name": old, "replay_fraction": 0.5, "learning_rate": "auto"}
+    result = run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", **keys)
+    assert (tmp_path / "run" / "find_lr.csv").is_file() and result.trainer.state.global_step == 5
