@@ -17,7 +17,7 @@ from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.room import too_large
-from hf_transfer.training import adapting, contrastive, time_budget
+from hf_transfer.training import adapting, contrastive, precision, time_budget
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -46,6 +46,7 @@ def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
     examples = None if prepared.config.data.streaming else len(prepared.data.train)
     lines = (
         time_budget.note(args, trainer.args.world_size * max(1, trainer.args.n_gpu)),
+        precision.line(args.mixed_precision, args.device.type),
         trainer.choices["batchnorm"].line(),
         contrastive.note(args, examples),
         adapting.note(trainer),

@@ -53,7 +53,7 @@ from hf_transfer.training import (
     schedule_checks,
 )
 from hf_transfer.training.arguments import TransferArguments
-from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
+from hf_transfer.training.backend_checks import check_backend, check_optimizer_class, shard_blocks
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.course import Course
@@ -127,6 +127,7 @@ class TransferMixin(Minimizing):
         self.plan = make_plan(self.args, self.layer_groups)
         self.pretrained_statistics = batchnorm.pretrained(self)
         check_backend(self, self.plan)
+        shard_blocks(self)
         if linear_probe.wanted(self.args):
             linear_probe.check_trainer(self, has_own_loss=self.objective.loss is None)
         if contrastive.wanted(self.args):
