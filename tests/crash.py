@@ -63,6 +63,8 @@ CASES: dict[str, dict[str, Any]] = {
         "num_train_epochs": 2,
         "gradient_accumulation_steps": 2,
     },
+    "average": {**TEXT, "strategy": "gradual", "num_train_epochs": 4, "ema_decay": 0.7, "load_best_model_at_end": True,
+                "metric_for_best_model": "quality", "save_strategy": "epoch"},
     "domain adaptation": {
         **TEXT,
         "target": lambda: texts(11, seed=5),
@@ -230,10 +232,12 @@ CHOSEN: Strikes = {
     ("plateau", 1): [[At("evaluation", 2)], [At("log", 11)]],
     ("LoRA", 1): [[At("seal", 2)]],
     ("contrastive stage", 1): [[At("contrast", 2), At("step", 4)]],
+    ("average", 1): [[At("step", 9)], [At("evaluation", 2)]],
     ("BatchNorm", 1): [[At("seal", 2), At("rotate", 0)]],
     ("no plan", 1): [[At("epoch", 1)]],
     ("gradual, accumulation", 2): [[At("step", 5, rank=1)], [At("seal", 1)], [At("step", 3, rank=1, sends=TERM)]],
     ("batches of one length", 2): [[At("step", 3)]],
+    ("average", 2): [[At("step", 7, rank=1)]],
     ("plateau", 2): [[At("saved", 2)], [At("step", 7, rank=1, sends=INT)]],
 }  # fmt: skip
 # The slow tests strike here too.

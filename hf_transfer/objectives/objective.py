@@ -95,12 +95,14 @@ class Objective:
             Trainer divides by the number of micro-batches or, for models that accept loss keywords and ignore them
             (BERT), not at all: neither is the loss of the whole batch when the last micro-batch is short.
         penalties: are added to the loss in training.
+        values: the newest value of each penalty, with its weight, by name.
         num_examples: examples of the current accumulated batch; counted only where there are penalties.
     """
 
     loss: Loss | None = None
     weighs_items: bool = False
     penalties: list[Penalty] = field(default_factory=list)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
     num_examples: torch.Tensor | int | None = None
 
     @property
@@ -185,7 +187,9 @@ class Objective:
         if self.penalties and batch.num_items is not None and self.num_examples is not None:
             share = count_of(batch.inputs) * batch.processes / self.num_examples
         for penalty in self.penalties:
-            loss = loss + (share * penalty.term(model, batch.inputs, outputs, step)).to(loss)
+            term = penalty.term(model, batch.inputs, outputs, step)
+            self.values[penalty.name] = term.detach()
+            loss = loss + (share * term).to(loss)
         return loss
 
     @contextlib.contextmanager

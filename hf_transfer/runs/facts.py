@@ -120,6 +120,7 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
             {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
         ],
         **trainer.choices.to_dict(),
+        "ema": trainer.ema.to_dict(),
         "train_seconds": seconds,
         "time_budget": trainer.time_budget.to_dict(),
         "train_samples_per_second": seen / max(seconds, 1e-9),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,16 +26,16 @@ from hf_transfer.data.splits import SHARE, Data, held_out_share, make_data
 from hf_transfer.data.stream_record import Passed
 from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_out
 from hf_transfer.data.streaming import beginning, open_streams
-from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features import FeatureStore
 from hf_transfer.features.examples import Views
 from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.run_folder import PASSED
-from hf_transfer.runs.checks import check_batches, check_best, check_grown
+from hf_transfer.runs.checks import check_batches, check_best, check_grown, trainer_errors
 from hf_transfer.runs.collating import collator, live_changes
 from hf_transfer.runs.decisions import with_decisions
-from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
+from hf_transfer.runs.earlier import Earlier, equip, read_earlier
+from hf_transfer.runs.machine import check_disk, choose_loader
 from hf_transfer.runs.target import Target, read_target
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
@@ -68,6 +66,7 @@ class Prepared:
         facts: facts about the data.
         chance: source of randomness for augmentation.
         backbone: identity of the backbone, as it was loaded.
+        earlier: what is read of an earlier task, against forgetting.
         target: of domain adaptation; None without it.
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
@@ -86,13 +85,15 @@ class Prepared:
     facts: Facts
     chance: Chance
     backbone: dict[str, Any]
+    earlier: Earlier
     target: Target | None = None
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
 
     @property
     def notes(self) -> list[str]:
-        return [*self.loaded.notes, *self.data.notes, *(self.target.notes if self.target else ())]
+        of_target = self.target.notes if self.target else ()
+        return [*self.loaded.notes, *self.data.notes, *self.earlier.notes, *of_target]
 
 
 def prepare(config: Config) -> Prepared:
@@ -126,6 +127,8 @@ def prepare(config: Config) -> Prepared:
         facts.group_leaks = shared_groups(data.splits, keys.split_group_column_name)
     facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
     facts.pixels = task.settle(data, loaded.model, processor, keys)
+    if keys.data_facts:
+        facts.misfits = task.misfits(data.train, inputs, loaded.model, processor)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     check_best(args, loaded.labels)
     if stream is None:
@@ -144,6 +147,7 @@ def prepare(config: Config) -> Prepared:
         facts=facts,
         chance=Chance(args.seed, keys.augmented_views),
         backbone=backbone_facts(loaded.model, loaded.fresh, config.model.from_scratch),
+        earlier=read_earlier(config, task, data, loaded, processor),
         target=target,
     )
 
@@ -254,7 +258,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
     labels = prepared.loaded.labels
     course, target, chance = Course(labels.problem_type), prepared.target, prepared.chance
     train_head(prepared.loaded.model, args.layer_rules or ())
-    with _trainer_errors(output_dir):
+    with trainer_errors(output_dir):
         trainer = TransferTrainer(
             model=prepared.loaded.model,
             args=args,
@@ -273,6 +277,16 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         trainer.backbone = prepared.backbone
         trainer.chosen = {name: choice.value for name, choice in prepared.chosen.keys.items()}
         trainer.add_callback(Epochs(prepared.chance))
+        equip(
+            trainer,
+            prepared.earlier,
+            prepared.config,
+            prepared.task,
+            prepared.data,
+            prepared.loaded,
+            prepared.processor,
+            prepared.chance,
+        )
         trainer.boundary.blocked += live_changes(prepared.config.data)
         if prepared.chance.views is not None:
             trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
@@ -304,18 +318,3 @@ def _course(prepared: Prepared) -> dict[str, Any]:
             "the stream's first examples": sampled(prepared.data.train),
         }
     return fixed
-
-
-# ---- checks ----
-
-
-@contextlib.contextmanager
-def _trainer_errors(output_dir: Path) -> Iterator[None]:
-    """Context in which errors of Trainer's constructor, such as a missing tracker, become `UserError`s."""
-    try:
-        with removed_if_empty(output_dir, is_new=not output_dir.exists()):  # Trainer creates it before it has checked
-            yield
-    except UserError:
-        raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UserError(one_line(error)) from error

@@ -23,7 +23,8 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
+from hf_transfer.objectives.fisher import Fisher
+from hf_transfer.run_folder import EXAMPLES, FISHER, HISTORY, RESULTS, RUN_FILE
 from hf_transfer.runs import adjusting
 from hf_transfer.runs.announce import advise, announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
@@ -32,10 +33,12 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
+from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -115,7 +118,9 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
+        watching: measures what the model forgets; None without `forgetting_dataset_name`.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
+        fisher: information of `ewc_dataset_name`, for the run's folder.
     """
 
     prepared: Prepared
@@ -129,6 +134,8 @@ class _Ready:
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     range_test: Found | None = None
+    fisher: Fisher | None = None
+    watching: Watching | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -148,6 +155,7 @@ def _prepare(config: Config) -> _Ready:
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
+        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
@@ -163,8 +171,10 @@ def _prepare(config: Config) -> _Ready:
         target=target,
         talks=not is_silent(args),
         range_test=range_test,
+        fisher=fisher,
     )
     _replace_progress(trainer, output_dir, ready.talks)
+    ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
@@ -201,6 +211,8 @@ def _open_folder(ready: _Ready) -> None:
         clear(folder)
     if ready.range_test is not None:
         ready.range_test.write(folder)
+    if ready.fisher is not None:
+        ready.fisher.save(folder / FISHER)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 
@@ -246,6 +258,7 @@ def _finish(ready: _Ready) -> Result:
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     results |= ready.found
+    results["forgetting"] = ready.watching.finish(output_dir) if ready.watching else None
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_transfer.errors import Interrupted, WorkFailed, option
 from hf_transfer.run_folder import NONFINITE
+from hf_transfer.training import keeping
 from hf_transfer.training.ddp import on_any_rank
 from hf_transfer.training.running import RunningTrainer
 
@@ -248,6 +249,7 @@ class Guards(TrainerCallback):
                 f"The loss or its gradient is NaN or infinite at optimizer step {entry['step']}{many} (loss "
                 f"{values['loss']}, gradient norm {values['grad_norm']}); {NONFINITE} in the output folder lists the "
                 "examples.",
+                f"{keeping.advice(self.trainer)}"
                 "Try a lower learning_rate, a warmup or a lower max_grad_norm; check those examples; or skip such "
                 f"steps with {option('on_nonfinite', 'skip')}. The last checkpoint was saved before this step.",
             )

@@ -20,7 +20,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_transfer.errors import UserError
 from hf_transfer.objectives.objective import MicroBatch, Objective, make_objective
-from hf_transfer.training.loading import Loading
+from hf_transfer.training import keeping
+from hf_transfer.training.holding import Holding
 
 
 class PenaltyGradients(TrainerCallback):
@@ -34,7 +35,7 @@ class PenaltyGradients(TrainerCallback):
             parameter.grad = None
 
 
-class Minimizing(Loading):
+class Minimizing(Holding):
     """The objective; see `TransferMixin`."""
 
     unfreezing: Any = None
@@ -52,6 +53,7 @@ class Minimizing(Loading):
                     "class_weights and focal_gamma change the built-in loss, and this trainer has a loss of its own.",
                     "Leave them out, or do not override `compute_loss`.",
                 )
+            keeping.refuse_own_loss(self.args)
             return
         config = getattr(self.model, "config", None)
         self.objective = make_objective(self.args, config, self.train_dataset, has_plan)

@@ -25,12 +25,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hf_transfer.errors import UserError
 from hf_transfer.training import checkpoints, run_identity
+from hf_transfer.training.ema import Averaged
 from hf_transfer.training.guards import record
-from hf_transfer.training.restoring import Restoring
 from hf_transfer.training.saving import BEST_OF_STAGE
 
 
-class Resumable(Restoring):
+class Resumable(Averaged):
     """Exact resumption; see `TransferMixin`.
 
     Attributes:

@@ -31,6 +31,9 @@ class RunningTrainer(Protocol):
     shown_plan: Plan | None
     layer_groups: tuple[LayerGroup, ...]
     trainable: tuple[str, ...]
+    keeps_head: bool
+    anchors: Any
+    replay: Any
     pretrained_statistics: frozenset[str]
     num_steps: int
     targets: Any
@@ -38,6 +41,7 @@ class RunningTrainer(Protocol):
     time_budget: Any
     steps_per_epoch: int
     unfreezing: Any
+    ema: Any
     boundary: Any
     objective: Objective
     choices: Any

@@ -109,8 +109,13 @@ class Saving(Timed):
             self._push_from_checkpoint(str(output_dir / name))
         self.guards.saved(output_dir / name)
 
+    @staticmethod
+    def _unsealed(output_dir: Path, name: str) -> Path:
+        """Where a checkpoint is written before it is sealed."""
+        return output_dir / checkpoints.SAVING / name
+
     def _publish(self, output_dir: Path, name: str, counters: dict[str, Any], limit: int | None) -> None:
-        folder = output_dir / checkpoints.SAVING / name
+        folder = self._unsealed(output_dir, name)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / checkpoints.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):

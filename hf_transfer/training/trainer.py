@@ -15,9 +15,9 @@ What is overridden, and why that hook:
 - `log`: the learning rate of every layer group, not only of the first.
 - `_save`: an adapter is saved with the model's labels.
 
-The objective is in `minimizing`, checkpoints and resuming in `saving` and `resuming`, a solved head in `probing`,
-loaders in `loading`. The callback `stages.Unfreezing` begins a stage at the beginning of an optimizer step; an
-evaluation may end one.
+The objective is in `minimizing`, replay in `holding`, checkpoints and resuming in `saving` and `resuming`, a solved
+head in `probing`, loaders in `loading`. The callback `stages.Unfreezing` begins a stage at the beginning of an
+optimizer step; an evaluation may end one.
 """
 
 from __future__ import annotations
@@ -42,9 +42,18 @@ from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, adapting, batchnorm, console, contrastive, linear_probe, schedule_checks
+from hf_transfer.training import (
+    adalora,
+    adapting,
+    batchnorm,
+    console,
+    contrastive,
+    keeping,
+    linear_probe,
+    schedule_checks,
+)
 from hf_transfer.training.arguments import TransferArguments
-from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
+from hf_transfer.training.backend_checks import check_backend, check_optimizer_class, shard_blocks
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.course import Course
@@ -67,8 +76,7 @@ class TransferMixin(Minimizing):
         trainable: names of the parameters that may train. Parameters that the caller froze stay frozen.
         pretrained_statistics: names of the BatchNorm layers whose running statistics came with the model.
         unfreezing: executes the plan; None without one.
-        objective: the loss, the weight of a micro-batch, and the penalties; `objective.penalties` may be appended to
-            before training.
+        objective: the loss, the weight of a micro-batch, and `penalties`, which may be appended to before training.
         boundary: replays the frozen part, if `boundary_cache` is on.
         course: compares the evaluations of a run, if there are metrics of ours.
         num_steps: optimizer steps of the run, once the plan is resolved.
@@ -92,6 +100,7 @@ class TransferMixin(Minimizing):
     shown_plan: Plan | None = None
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
+        teacher = keeping.teacher_of(args, model)
         if isinstance(args, TransferArguments):
             if args.is_adapted and model is not None and not attach.is_adapted(model):
                 bundled_models.name_base(model)
@@ -109,6 +118,7 @@ class TransferMixin(Minimizing):
                 adapting.attach(self, self.target_dataset)
             if (patience := self.args.early_stopping_patience) is not None:
                 self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
+            keeping.add_penalties(self, teacher)
         self.add_callback(PenaltyGradients(self.objective))
         self.add_callback(self.guards)
 
@@ -117,6 +127,7 @@ class TransferMixin(Minimizing):
         self.plan = make_plan(self.args, self.layer_groups)
         self.pretrained_statistics = batchnorm.pretrained(self)
         check_backend(self, self.plan)
+        shard_blocks(self)
         if linear_probe.wanted(self.args):
             linear_probe.check_trainer(self, has_own_loss=self.objective.loss is None)
         if contrastive.wanted(self.args):
