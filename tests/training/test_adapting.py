@@ -161,6 +161,45 @@ def test_the_gradient_below_is_reversed_and_grows_with_the_ramp(tmp_path):
     assert [weight(0), weight(5), weight(10)] == pytest.approx([2 * math.tanh(5 * p) for p in (0.0, 0.5, 1.0)])
 
 
+class Reader(torch.nn.Module):
+    """Two classes from six numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = torch.nn.Linear(6, 16), torch.nn.Linear(16, 2)
+
+    def forward(self, x, labels=None):
+        logits = self.head(self.body(x).relu())
+        loss = {} if labels is None else {"loss": torch.nn.functional.cross_entropy(logits, labels)}
+        return {**loss, "logits": logits}
+
+
+def points(count, is_target, generator):
+    """Number 0 says the class in both domains; number 2 says it in the source, and is high in the whole target."""
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    x = torch.randn(count, 6, generator=generator)
+    sides = 2 * labels - 1
+    x[:, 0] += 2 * sides
+    x[:, 2] = 0.3 * x[:, 2] + (3.0 if is_target else sides)
+    return [{"x": one, "labels": int(label)} for one, label in zip(x, labels, strict=True)]
+
+
+@pytest.mark.slow
+def test_it_unlearns_what_holds_in_the_source_alone(tmp_path):
+    generator, found = torch.Generator().manual_seed(0), {}
+    source, target, test = (points(512, is_target, generator) for is_target in (False, True, True))
+    for method in ("none", "dann", "mmd"):
+        keys = dict(strategy="full", learning_rate=5e-3, num_train_epochs=20, per_device_train_batch_size=64)
+        keys |= dict(domain_adaptation=method, layer_rules=[["^body", "stem"], ["^head", "head"]])
+        own = {} if method == "none" else {"target_dataset": target}
+        trainer = TransferTrainer(Reader(), arguments(tmp_path, **keys), train_dataset=source, **own)
+        trainer.train()
+        answers = trainer.predict(test).predictions.argmax(1).tolist()
+        found[method] = sum(a == e["labels"] for a, e in zip(answers, test, strict=True)) / len(test)
+    assert found["none"] < 0.65 and found["dann"] > 0.8 and found["mmd"] > 0.8
+
+
 # ---- the discriminator ---------------------------------------------------------------------------------------------
 
 
