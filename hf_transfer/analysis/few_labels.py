@@ -101,6 +101,7 @@ class Seen:
         has_steps: whether the number of steps was given.
         not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
         begins: a key that was given and asks for the head first and then everything, with its value.
+        holds: a key that was given and keeps what the backbone can do while it trains, with its value.
         rate: learning rate, if the key was given.
         is_random: whether the weights are random.
         has_rates: whether rates of single layers were given.
@@ -118,6 +119,7 @@ class Seen:
     has_steps: bool = False
     not_alone: str = ""
     begins: str = ""
+    holds: str = ""
     is_random: bool = False
     has_rates: bool = False
 

@@ -68,7 +68,7 @@ def _is_many(seen: Seen) -> bool:
 
 def _has_few(seen: Seen) -> bool:
     least = CONVOLUTIONAL_LEAST_PER_CLASS if seen.has_batchnorm else LEAST_PER_CLASS
-    return seen.per_class is not None and seen.per_class < least and not seen.begins
+    return seen.per_class is not None and seen.per_class < least and not seen.begins and not seen.holds
 
 
 def _two_phase(seen: Seen) -> _Keys:

@@ -23,7 +23,16 @@ from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
+from hf_transfer.runs.solvable import (
+    ALONE,
+    begins,
+    has_adapter,
+    has_new_head,
+    holds,
+    keeps_head,
+    problems_of,
+    unsolvable,
+)
 from hf_transfer.settings import Config
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
@@ -155,6 +164,7 @@ def _seen(prepared: Prepared) -> Seen:
         has_steps=args.max_steps > 0,
         not_alone=unsolvable(prepared, **ALONE),
         begins=begins(config),
+        holds=holds(config),
         is_random=bool(values["from_scratch"]),
         has_rates=_has_rates(given, values),
     )
