@@ -95,7 +95,10 @@ class Config:
         return run_file(head + note, values, self.given, {n: key.default for n, key in keys().items()}, why or {})
 
 
-_DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file", *PLACES)
+_DATA_PATHS = (
+    *("dataset_name", "train_file", "validation_file", "test_file", "target_dataset_name", "forgetting_dataset_name"),
+    *PLACES,
+)
 
 
 def _from_anywhere(path: str | None) -> str | None:

@@ -10,6 +10,13 @@ from hf_transfer.analysis.budget import OVERHEAD, StageMemory
 from hf_transfer.analysis.gpus import Offer, Work, cheapest, fastest
 from hf_transfer.analysis.prices import Prices
 
+# By what they save, with what costs least first in each.
+SAVINGS = (
+    "of activations, a smaller per_device_train_batch_size with more gradient_accumulation_steps, shorter inputs "
+    "(max_seq_length, image_size), activation_checkpointing: true; of gradients and optimizer states, adapter: lora, "
+    "strategy: linear-probe, optim: adafactor; of everything, launch: fsdp2 on several GPUs, or a smaller model"
+)
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -72,10 +79,7 @@ class Budget:
             return []
         if all(offer.why_not for offer in self.offers):
             reasons = "; ".join(f"{offer.gpu.name}: {offer.why_not}" for offer in self.offers)
-            return [
-                f"The run fits none of the GPUs ({reasons}). Shorter inputs, strategy: linear-probe, an adapter or "
-                "activation checkpointing take less memory."
-            ]
+            return [f"The run fits none of the GPUs ({reasons}). What saves memory: {SAVINGS}."]
         if self.work.operations is None:
             known = [offer.gpu.name for offer in self.offers if not offer.why_not]
             what = "this" if self.device else "this much, without activations"

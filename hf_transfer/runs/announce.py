@@ -16,7 +16,8 @@ from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.training import contrastive, time_budget
+from hf_transfer.runs.room import too_large
+from hf_transfer.training import adapting, contrastive, precision, time_budget
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -45,8 +46,10 @@ def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
     examples = None if prepared.config.data.streaming else len(prepared.data.train)
     lines = (
         time_budget.note(args, trainer.args.world_size * max(1, trainer.args.n_gpu)),
+        precision.line(args.mixed_precision, args.device.type),
         trainer.choices["batchnorm"].line(),
         contrastive.note(args, examples),
+        adapting.note(trainer),
         note(args, trainer.below_solution, prepared.loaded.fresh),
     )
     yield from filter(None, lines)
@@ -71,7 +74,7 @@ class Advice:
 
     Attributes:
         costs: input sizes that would save time.
-        rates: learning rates that cannot work.
+        rates: learning rates that cannot work, and a plan that memory does not suffice for.
     """
 
     costs: list[str]
@@ -80,7 +83,7 @@ class Advice:
 
 def advise(prepared: Prepared, trainer: TransferTrainer) -> Advice:
     """The advice on a run."""
-    return Advice(list(_on_costs(prepared, trainer)), list(_on_rates(prepared, trainer)))
+    return Advice(list(_on_costs(prepared, trainer)), [*_on_rates(prepared, trainer), *too_large(trainer)])
 
 
 def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> None:
@@ -107,7 +110,7 @@ def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> No
         say(line)
     if trainer.plan is not None:
         say(str(trainer.plan))
-        for line in [*(f"Warning: {rate}" for rate in advice.rates), *_on_plan(prepared, trainer)]:
+        for line in [*(f"Warning: {line}" for line in advice.rates), *_on_plan(prepared, trainer)]:
             say(line)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")

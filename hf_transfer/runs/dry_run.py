@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -140,7 +141,16 @@ def _counter() -> FlopCounterMode:
 
 def _forward(trainer: TransferTrainer, batch: Batch) -> tuple[torch.Tensor, int]:
     """(loss, bytes that autograd saves besides the model itself)."""
-    model = trainer.model
+    trainer.model.train()
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        result, saved = saved_bytes(
+            trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+        )
+    return result[0], saved
+
+
+def saved_bytes(model: nn.Module, call: Callable[[], Any]) -> tuple[Any, int]:
+    """(what a forward pass returns, bytes that autograd saves in it besides the model itself)."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
@@ -153,7 +163,6 @@ def _forward(trainer: TransferTrainer, batch: Batch) -> tuple[torch.Tensor, int]
     def give(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
-    model.train()
-    with saved_tensors_hooks(keep, give), trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-        result: Any = trainer.compute_loss(model, dict(batch), return_outputs=True)
-    return result[0], sum(saved.values())
+    with saved_tensors_hooks(keep, give):
+        result = call()
+    return result, sum(saved.values())

@@ -120,10 +120,12 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
             {**record.to_dict(), "cache": trainer.boundary.summary(i)} for i, record in enumerate(trainer.stage_records)
         ],
         **trainer.choices.to_dict(),
+        "ema": trainer.ema.to_dict(),
         "train_seconds": seconds,
         "time_budget": trainer.time_budget.to_dict(),
         "train_samples_per_second": seen / max(seconds, 1e-9),
-        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"]),
+        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"])
+        - sum(p.numel() for p in trainer.objective.named_parameters().values()),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},

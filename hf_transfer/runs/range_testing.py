@@ -81,6 +81,12 @@ def check_testable(trainer: TransferTrainer, is_streamed: bool, sweep: Sweep) ->
             "Give learning_rate as a number, or set contrastive_epochs: 0.",
             key="contrastive_epochs",
         )
+    if trainer.objective.trained:
+        raise UserError(
+            "the range test would train the discriminator too, which it cannot undo.",
+            "Search without domain_adaptation, and give learning_rate as a number.",
+            key="domain_adaptation",
+        )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise UserError(
             "the range test needs the whole model in each process, and FSDP and DeepSpeed shard it.",

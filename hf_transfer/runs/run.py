@@ -38,6 +38,7 @@ from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
+from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -65,6 +66,7 @@ def fine_tune(
     *,
     eval_dataset: Any = None,
     test_dataset: Any = None,
+    target_dataset: Any = None,
     **keys: Any,
 ) -> Result:
     """Fine-tune a pretrained model on a dataset.
@@ -76,13 +78,15 @@ def fine_tune(
             mapping of split names to these. Or give `train_file`.
         eval_dataset: the validation split: the data itself, or a file.
         test_dataset: the test split, likewise.
+        target_dataset: unlabeled data of the domain that the model must work on, for `domain_adaptation`; as
+            `dataset_name`.
         **keys: any key of `hf-transfer train`. Without `output_dir`, the run is written to a new folder below `runs/`.
 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    held_out = {"eval_dataset": eval_dataset, "test_dataset": test_dataset}
-    return run(configured(model_name_or_path, dataset_name, {**keys, **held_out}))
+    more = {"eval_dataset": eval_dataset, "test_dataset": test_dataset, "target_dataset": target_dataset}
+    return run(configured(model_name_or_path, dataset_name, {**keys, **more}))
 
 
 def run(config: Config) -> Result:
@@ -114,6 +118,7 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
+        watching: measures what the model forgets; None without `forgetting_dataset_name`.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -130,6 +135,7 @@ class _Ready:
     found: dict[str, Any] = field(default_factory=dict)
     range_test: Found | None = None
     fisher: Fisher | None = None
+    watching: Watching | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -168,6 +174,7 @@ def _prepare(config: Config) -> _Ready:
         fisher=fisher,
     )
     _replace_progress(trainer, output_dir, ready.talks)
+    ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
@@ -251,6 +258,7 @@ def _finish(ready: _Ready) -> Result:
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     results |= ready.found
+    results["forgetting"] = ready.watching.finish(output_dir) if ready.watching else None
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.forgetting import PENALTIES
 from hf_transfer.layers.architectures import HEAD
@@ -31,6 +32,7 @@ def begins(config: Config) -> str:
         "head_epochs": True,
         "head_init": values["head_init"] == "probe",
         "contrastive_epochs": values["contrastive_epochs"] > 0,
+        "domain_adaptation": values["domain_adaptation"] != NONE,
     }
     return next((f"{name}: {values[name]}" for name in asks if asks[name] and name in config.given), "")
 
@@ -40,6 +42,11 @@ def holds(config: Config) -> str:
     values = config.values
     names = [*PENALTIES, "replay_dataset_name"]
     return next((f"{name}: {values[name]}" for name in names if values[name]), "")
+
+
+def holds_weights(config: Config) -> bool:
+    """Whether a given key holds the pretrained weights themselves, which an adapter freezes anyway."""
+    return any(config.values[name] > 0 for name in ("l2_sp_alpha", "ewc_lambda"))
 
 
 def problems_of(values: Mapping[str, Any]) -> str:

@@ -255,7 +255,8 @@ class Guards(TrainerCallback):
             )
         if self.policy is Policy.ROLLBACK:
             self.trainer.roll_back()
-        for parameter in self.trainer.model.parameters():
+        own = self.trainer.objective.named_parameters().values()
+        for parameter in (*self.trainer.model.parameters(), *own):
             parameter.grad = None  # optimizers skip parameters without a gradient
         if self.trainer.is_world_process_zero():
             done = "skipped" if self.policy is Policy.SKIP else "rolled back to the newest checkpoint"
