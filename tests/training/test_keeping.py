@@ -427,6 +427,10 @@ def test_replayed_examples_are_trained_on(tmp_path):
         ({"replay_fraction": 0.5}, "replay_fraction has no effect without replay_dataset_name"),
         ({"replay_dataset_name": "x", "replay_fraction": 1.0}, "above 0 and below 1"),
         ({"replay_dataset_name": "x", "balanced_sampling": True}, "leave one of them out"),
+        (
+            {"replay_dataset_name": "x", "domain_adaptation": "coral"},
+            "domain_adaptation draws .* leave one of them out",
+        ),
         ({"l2_sp_alpha": 0.1, "probe_solver": "lbfgs", "strategy": "linear-probe"}, "probe_solver: lbfgs"),
     ],
 )
