@@ -166,14 +166,19 @@ def _features(prepared: Prepared, trainer: TransferTrainer, rows: list[int]) -> 
     model, groups = trainer.model, trainer.layer_groups
     dataset = inputs_of(prepared, rows)
     autocast = torch.bfloat16 if trainer.args.bf16 else None
-    found = frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast)
+    found, own = prepared.frozen, rows
+    if found is None:
+        found, own = (
+            frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast),
+            list(range(len(rows))),
+        )
     if not _is_head_alone(trainer):
-        return by_layer(found)
+        return {name: x[own] for name, x in by_layer(found).items()}
     if HEAD in found.groups:
-        return {HEAD: found.matrix(HEAD)}
+        return {HEAD: found.matrix(HEAD)[own]}
     last = groups[-2].name
     if pooling_layer.reads_mean(model):
-        return {last: found.matrix(last, MEAN)}
+        return {last: found.matrix(last, MEAN)[own]}
     first = frozen_pass(prepared, model, groups, dataset, layers=[last], poolings=[CLS], autocast=autocast)
     return {last: first.matrix(last, CLS)}
 

@@ -45,6 +45,8 @@ from hf_transfer.runs.machine import (
     removed_if_empty,
     share_cores,
 )
+from hf_transfer.runs.neighbors import KEY as NEAREST
+from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
@@ -112,6 +114,7 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
+        nearest: the training examples nearest to those that the run is measured on.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
     """
 
@@ -125,6 +128,7 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
+    nearest: Nearest = field(default_factory=Nearest)
     range_test: Found | None = None
 
 
@@ -173,7 +177,8 @@ def _prepare(config: Config) -> _Ready:
         _open_folder(ready)
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
-    ready.prepared.store = None  # nothing reads frozen features after this
+    ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
     trainer.before_training = ready.found | {"pooling_candidates": compared}
@@ -234,7 +239,7 @@ def _finish(ready: _Ready) -> Result:
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
+    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -242,7 +247,7 @@ def _finish(ready: _Ready) -> Result:
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
-    results |= ready.found
+    results |= ready.found | {NEAREST: ready.nearest.to_dict()}
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,
