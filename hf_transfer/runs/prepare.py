@@ -27,7 +27,7 @@ from hf_transfer.data.stream_record import Passed
 from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_out
 from hf_transfer.data.streaming import beginning, open_streams
 from hf_transfer.evaluation.measure import metrics_of
-from hf_transfer.features import FeatureStore
+from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.examples import Views
 from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.run_folder import PASSED
@@ -71,6 +71,8 @@ class Prepared:
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
+        frozen: features of the training examples, then of the validation examples that were drawn from them; from
+            the search for wrong labels until training begins.
     """
 
     config: Config
@@ -89,6 +91,7 @@ class Prepared:
     target: Target | None = None
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
+    frozen: FrozenFeatures | None = None
 
     @property
     def notes(self) -> list[str]:

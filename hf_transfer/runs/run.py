@@ -48,6 +48,8 @@ from hf_transfer.runs.machine import (
     removed_if_empty,
     share_cores,
 )
+from hf_transfer.runs.neighbors import KEY as NEAREST
+from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
@@ -119,6 +121,7 @@ class _Ready:
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
+        nearest: the training examples nearest to those that the run is measured on.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -133,6 +136,7 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
+    nearest: Nearest = field(default_factory=Nearest)
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
@@ -186,7 +190,8 @@ def _prepare(config: Config) -> _Ready:
         _open_folder(ready)
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
-    ready.prepared.store = None  # nothing reads frozen features after this
+    ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
     trainer.before_training = ready.found | {"pooling_candidates": compared}
@@ -243,13 +248,12 @@ def _train(ready: _Ready) -> None:
 def _finish(ready: _Ready) -> Result:
     """Evaluate the saved model, check that it reloads, and write what is known about the run."""
     prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
-    config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
-    args = config.training
+    config, task, labels, args = prepared.config, prepared.task, prepared.loaded.labels, prepared.config.training
     calibration = _calibrate(ready)
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
+    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -257,8 +261,8 @@ def _finish(ready: _Ready) -> Result:
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
-    results |= ready.found
-    results["forgetting"] = ready.watching.finish(output_dir) if ready.watching else None
+    forgotten = ready.watching.finish(output_dir) if ready.watching else None
+    results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
     base = _base(config, trainer.model)
     results["card"] = card.facts(
         config.values,
