@@ -300,6 +300,8 @@ def test_a_layer_in_the_middle_can_be_aligned(method, model, layer, tmp_path):
         {"boundary_cache": "auto", "strategy": "two-phase"},
         {"class_weights": {"LABEL_1": 3.0}},
         {"label_smoothing_factor": 0.1},
+        {"distillation_alpha": 0.5},
+        {"l2_sp_alpha": 0.1, "ema_decay": 0.9},
     ],
     ids=lambda keys: " ".join(map(str, keys)),
 )
@@ -398,6 +400,7 @@ def test_a_trainer_without_target_or_with_a_loss_of_its_own_is_refused(tmp_path)
         ({"balanced_sampling": True}, "class_weights: auto"),
         ({"boundary_cache": "memory"}, "boundary cache does not hold"),
         ({"torch_compile": True}, "leave torch_compile out"),
+        ({"replay_dataset_name": "old.csv"}, "replay_dataset_name puts others between them"),
     ],
 )
 def test_keys_that_contradict_each_other(keys, said, tmp_path):

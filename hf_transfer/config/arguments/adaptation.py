@@ -100,6 +100,11 @@ def check(values: Mapping[str, Any]) -> list[str]:
             "class_weights: auto",
         ),
         (
+            values["replay_dataset_name"],
+            "pairs the examples of the training set by number, and replay_dataset_name puts others between them; leave "
+            "one of them out",
+        ),
+        (
             values["boundary_cache"] in ("memory", "disk"),
             "draws other target examples in each epoch, which a boundary cache does not hold; leave boundary_cache out",
         ),
