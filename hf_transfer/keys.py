@@ -27,6 +27,7 @@ from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
+from hf_transfer.config.arguments.machine import MachineArguments
 from hf_transfer.config.arguments.model import ModelArguments, check_head
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
@@ -127,6 +128,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (ProbeArguments, "plan"),
     (BoundaryArguments, "speed"),
     (BucketingArguments, "speed"),
+    (MachineArguments, "speed"),
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
     (EarlyStoppingArguments, "checkpoints"),

@@ -40,6 +40,7 @@ from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
     end_workers,
+    own_threads,
     pin_memory,
     quiet_libraries,
     removed_if_empty,
@@ -51,6 +52,8 @@ from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
+from hf_transfer.runs.threads import choose_threads
+from hf_transfer.runs.timing import say_of_compilation
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.progress import Bars, Clock, History, Lines
@@ -90,7 +93,7 @@ def run(config: Config) -> Result:
         UserError: the keys, the model or the data are not right, before anything is trained.
         WorkFailed: training, or a check of what it left, failed.
     """
-    with quiet_libraries(config.training):
+    with quiet_libraries(config.training), own_threads():
         ready = _prepare(config)
         _train(ready)
         result = _finish(ready)
@@ -145,6 +148,7 @@ def _prepare(config: Config) -> _Ready:
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
+        prepared = choose_threads(prepared, trainer, splits)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
@@ -165,6 +169,7 @@ def _prepare(config: Config) -> _Ready:
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
+            say_of_compilation(prepared, trainer, splits)
         if doubt:
             sys.stderr.write(f"{doubt}\n")
     with removed_if_empty(output_dir, is_new):
