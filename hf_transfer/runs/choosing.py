@@ -130,7 +130,7 @@ def _is_of_rule(seen: Seen, own: Mapping[str, Choice]) -> bool:
 
 def _given(config: Config) -> frozenset[str]:
     """The keys that were given, without those whose value asks for a choice."""
-    asks = {name for name in ("strategy", "pooling", "pooling_layer") if config.values[name] == "auto"}
+    asks = {name for name in ("strategy", "pooling", "pooling_layer", "cpu_threads") if config.values[name] == "auto"}
     return config.given - asks - {"effort"}
 
 

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, set_seed
-from transformers.trainer_callback import ProgressCallback
+from transformers import set_seed
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
@@ -24,9 +23,9 @@ from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.objectives.fisher import Fisher
-from hf_transfer.run_folder import EXAMPLES, FISHER, HISTORY, RESULTS, RUN_FILE
+from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
 from hf_transfer.runs import adjusting
-from hf_transfer.runs.announce import advise, announce
+from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
@@ -43,6 +42,7 @@ from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
     end_workers,
+    own_threads,
     pin_memory,
     quiet_libraries,
     removed_if_empty,
@@ -56,9 +56,10 @@ from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
+from hf_transfer.runs.threads import choose_threads
+from hf_transfer.runs.timing import say_of_compilation
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
-from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -98,7 +99,7 @@ def run(config: Config) -> Result:
         UserError: the keys, the model or the data are not right, before anything is trained.
         WorkFailed: training, or a check of what it left, failed.
     """
-    with quiet_libraries(config.training):
+    with quiet_libraries(config.training), own_threads():
         ready = _prepare(config)
         _train(ready)
         result = _finish(ready)
@@ -160,6 +161,7 @@ def _prepare(config: Config) -> _Ready:
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
         fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
+        prepared = choose_threads(prepared, trainer, splits)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
@@ -177,11 +179,12 @@ def _prepare(config: Config) -> _Ready:
         range_test=range_test,
         fisher=fisher,
     )
-    _replace_progress(trainer, output_dir, ready.talks)
+    replace_progress(trainer, output_dir, ready.talks)
     ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
+            say_of_compilation(prepared, trainer, splits)
         if doubt:
             sys.stderr.write(f"{doubt}\n")
     with removed_if_empty(output_dir, is_new):
@@ -328,19 +331,6 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
-    trainer.shows_plan = False  # `announce` has printed it
-    for default in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(default)
-    if talks:
-        clock = Clock(trainer)
-        trainer.add_callback(clock)
-        if sys.stderr.isatty():
-            trainer.add_callback(Bars(clock))
-        trainer.add_callback(Lines(clock))
-    trainer.add_callback(History(trainer, output_dir / HISTORY))
 
 
 def _base(config: Config, model: Any) -> str | None:
