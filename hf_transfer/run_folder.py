@@ -21,6 +21,7 @@ PASSED = ".stream"  # while a stream trains: what it gave, see `data.stream_reco
 LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training examples, never pushed
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
+FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
@@ -88,6 +89,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 NONFINITE = "nonfinite.jsonl"
 RUN_FILE = "run.yaml"
 HISTORY = "history.jsonl"
+FISHER = "fisher.safetensors"  # the Fisher information of `ewc_dataset_name`
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.
 BACKBONE = "backbone.json"  # next to an adapter: the identity of its backbone, see `layers.identity`
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", BACKBONE, "config.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# The first step of MiniLM under torch.compile took 62 s of CPU time without a cache; torch's inductor compiles in as many
+# The first step of MiniLM under torch.compile took 62 s of CPU time without a cache. Its inductor uses as many
 # processes as there are cores. A stage that trains other parameters is compiled again.
 LEAST_COMPILATION = 20.0  # seconds for a model of a few layers; large ones take minutes
 BEST_GAIN = 2.0  # times: what compiled steps are quicker by, at best

@@ -73,11 +73,6 @@ def _is_many(seen: Seen) -> bool:
     return (seen.examples or 0) > MANY and not seen.is_random and not seen.begins
 
 
-def _has_few(seen: Seen) -> bool:
-    least = CONVOLUTIONAL_LEAST_PER_CLASS if seen.has_batchnorm else LEAST_PER_CLASS
-    return seen.per_class is not None and seen.per_class < least and not seen.begins
-
-
 def _two_phase(seen: Seen) -> _Keys:
     return {"strategy": Choice("two-phase", _count(seen))}
 
@@ -131,8 +126,15 @@ def _head_alone(seen: Seen) -> _Keys:
 
 
 def _from_best_head(seen: Seen) -> _Keys:
+    why = f"{_count(seen)}: the best linear head on frozen features, then everything"
+    if seen.domain is not None and seen.is_distant:
+        why = (
+            f"{seen.per_class:.2g} training examples per class are few, but frozen features "
+            f"({seen.domain.features:.2f} in cross-validation) are not clearly better than {seen.domain.input_is} "
+            f"({seen.domain.input:.2f})"
+        )
     return {
-        "strategy": Choice("two-phase", f"{_count(seen)}: the best linear head on frozen features, then everything"),
+        "strategy": Choice("two-phase", why),
         "head_init": Choice("probe", "fine-tuning begins with that head"),
         "head_epochs": Choice(0.0, "it needs no epochs of its own"),
         **course(seen, _count(seen)),
@@ -197,9 +199,18 @@ RULES: tuple[Rule, ...] = (
         basis="Kumar et al. 2022",
     ),
     Rule(
+        name="few per class, distant",
+        applies=f"under {CONVOLUTIONAL_LEAST_PER_CLASS} training examples per class, with BatchNorm, and frozen "
+        "features that are not clearly better than raw pixels",
+        when=lambda seen: seen.asks_domain and seen.is_distant,
+        sets=_from_best_head,
+        because="a head on features that know so little of the data cannot be good",
+        basis="docs/few-labels.md",
+    ),
+    Rule(
         name="few per class",
         applies=f"under {LEAST_PER_CLASS} training examples per class, {CONVOLUTIONAL_LEAST_PER_CLASS} with BatchNorm",
-        when=_has_few,
+        when=lambda seen: seen.has_few,
         sets=_head_alone,
         because="on so few, fine-tuning undoes the head that it begins with",
         basis="docs/few-labels.md",

@@ -17,7 +17,7 @@ from hf_transfer.errors import named
 from hf_transfer.files import say
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.room import too_large
-from hf_transfer.training import contrastive, precision, time_budget
+from hf_transfer.training import adapting, contrastive, precision, time_budget
 from hf_transfer.training.linear_probe import note
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -49,6 +49,7 @@ def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
         precision.line(args.mixed_precision, args.device.type),
         trainer.choices["batchnorm"].line(),
         contrastive.note(args, examples),
+        adapting.note(trainer),
         note(args, trainer.below_solution, prepared.loaded.fresh),
     )
     yield from filter(None, lines)

@@ -22,9 +22,20 @@ from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.decisions import recorded
+from hf_transfer.runs.expecting import domain_of_head
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.room import no_room
-from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
+from hf_transfer.runs.solvable import (
+    ALONE,
+    begins,
+    has_adapter,
+    has_new_head,
+    holds,
+    holds_weights,
+    keeps_head,
+    problems_of,
+    unsolvable,
+)
 from hf_transfer.settings import Config
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
@@ -147,7 +158,7 @@ def _seen(prepared: Prepared) -> Seen:
     has_classes = labels.problem_type == SINGLE_LABEL
     size = args.per_device_train_batch_size if "per_device_train_batch_size" in given else few_labels.BATCH
     schedule = values["lr_scheduler_type"]
-    return Seen(
+    seen = Seen(
         examples=None if config.data.streaming else len(data.train),
         per_class=len(data.train) / len(labels.names) if has_classes else None,
         is_adapted=has_adapter(prepared),
@@ -160,10 +171,13 @@ def _seen(prepared: Prepared) -> Seen:
         has_steps=args.max_steps > 0,
         not_alone=unsolvable(prepared, **ALONE),
         begins=begins(config),
+        holds=holds(config),
         is_random=bool(values["from_scratch"]),
         has_rates=_has_rates(given, values),
-        no_room=no_room(prepared),
+        no_room="" if holds_weights(config) else no_room(prepared),  # an adapter freezes what is held
     )
+    asks = seen.asks_domain and config.data.effort != "quick"  # which takes the head alone in any case
+    return replace(seen, domain=domain_of_head(prepared)) if asks else seen
 
 
 def _has_rates(given: frozenset[str], values: Mapping[str, Any]) -> bool:

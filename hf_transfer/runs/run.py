@@ -23,7 +23,8 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, HISTORY, RESULTS, RUN_FILE
+from hf_transfer.objectives.fisher import Fisher
+from hf_transfer.run_folder import EXAMPLES, FISHER, HISTORY, RESULTS, RUN_FILE
 from hf_transfer.runs import adjusting
 from hf_transfer.runs.announce import advise, announce
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
@@ -32,10 +33,12 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
-from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.facts import base_of, facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
+from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
@@ -46,6 +49,8 @@ from hf_transfer.runs.machine import (
     removed_if_empty,
     share_cores,
 )
+from hf_transfer.runs.neighbors import KEY as NEAREST
+from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
@@ -66,6 +71,7 @@ def fine_tune(
     *,
     eval_dataset: Any = None,
     test_dataset: Any = None,
+    target_dataset: Any = None,
     **keys: Any,
 ) -> Result:
     """Fine-tune a pretrained model on a dataset.
@@ -77,13 +83,15 @@ def fine_tune(
             mapping of split names to these. Or give `train_file`.
         eval_dataset: the validation split: the data itself, or a file.
         test_dataset: the test split, likewise.
+        target_dataset: unlabeled data of the domain that the model must work on, for `domain_adaptation`; as
+            `dataset_name`.
         **keys: any key of `hf-transfer train`. Without `output_dir`, the run is written to a new folder below `runs/`.
 
     Raises:
         UserError: the keys, the model or the data are not right; all problems of the keys are in one message.
     """
-    held_out = {"eval_dataset": eval_dataset, "test_dataset": test_dataset}
-    return run(configured(model_name_or_path, dataset_name, {**keys, **held_out}))
+    more = {"eval_dataset": eval_dataset, "test_dataset": test_dataset, "target_dataset": target_dataset}
+    return run(configured(model_name_or_path, dataset_name, {**keys, **more}))
 
 
 def run(config: Config) -> Result:
@@ -115,7 +123,10 @@ class _Ready:
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
+        watching: measures what the model forgets; None without `forgetting_dataset_name`.
+        nearest: the training examples nearest to those that the run is measured on.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
+        fisher: information of `ewc_dataset_name`, for the run's folder.
     """
 
     prepared: Prepared
@@ -128,7 +139,10 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
+    nearest: Nearest = field(default_factory=Nearest)
     range_test: Found | None = None
+    fisher: Fisher | None = None
+    watching: Watching | None = None
 
 
 def _prepare(config: Config) -> _Ready:
@@ -149,10 +163,11 @@ def _prepare(config: Config) -> _Ready:
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
         prepared = choose_threads(prepared, trainer, splits)
+        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
-        refuse_local(str(_base(prepared.config, trainer.model)))
+        refuse_local(str(base_of(prepared.config, trainer.model)))
     trainer.time_budget.prepared_since = began
     trainer.boundary.decide()
     ready = _Ready(
@@ -164,8 +179,10 @@ def _prepare(config: Config) -> _Ready:
         target=target,
         talks=not is_silent(args),
         range_test=range_test,
+        fisher=fisher,
     )
     _replace_progress(trainer, output_dir, ready.talks)
+    ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
@@ -178,7 +195,8 @@ def _prepare(config: Config) -> _Ready:
         _open_folder(ready)
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
-    ready.prepared.store = None  # nothing reads frozen features after this
+    ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
     trainer.before_training = ready.found | {"pooling_candidates": compared}
@@ -203,6 +221,8 @@ def _open_folder(ready: _Ready) -> None:
         clear(folder)
     if ready.range_test is not None:
         ready.range_test.write(folder)
+    if ready.fisher is not None:
+        ready.fisher.save(folder / FISHER)
     _write_run_file(ready)
     record_examples(prepared, folder, is_resumed=resumes)
 
@@ -233,13 +253,12 @@ def _train(ready: _Ready) -> None:
 def _finish(ready: _Ready) -> Result:
     """Evaluate the saved model, check that it reloads, and write what is known about the run."""
     prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
-    config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
-    args = config.training
+    config, task, labels, args = prepared.config, prepared.task, prepared.loaded.labels, prepared.config.training
     calibration = _calibrate(ready)
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
+    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
     save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -247,8 +266,9 @@ def _finish(ready: _Ready) -> Result:
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
-    results |= ready.found
-    base = _base(config, trainer.model)
+    forgotten = ready.watching.finish(output_dir) if ready.watching else None
+    results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
+    base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,
         prepared.data,
@@ -326,10 +346,3 @@ def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -
             trainer.add_callback(Bars(clock))
         trainer.add_callback(Lines(clock))
     trainer.add_callback(History(trainer, output_dir / HISTORY))
-
-
-def _base(config: Config, model: Any) -> str | None:
-    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
-    if is_adapted(model):
-        return model.active_peft_config.base_model_name_or_path
-    return None if config.model.from_scratch else config.model.model_name_or_path

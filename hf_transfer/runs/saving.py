@@ -24,6 +24,8 @@ from hf_transfer.inference.predictor import saved_model
 from hf_transfer.run_folder import (
     ERRORS,
     EXAMPLES,
+    FISHER,
+    FORGETTING_PNG,
     HISTORY,
     LABEL_ISSUES,
     NONFINITE,
@@ -148,7 +150,8 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
 def clear(output_dir: Path) -> None:
     """Remove what an earlier run left and this one would mix up with its own, its model first."""
     remove_model(output_dir)
-    for name in (RESULTS, ERRORS, EXAMPLES, HISTORY, LABEL_ISSUES, NONFINITE, RANGE_TEST_CSV, RANGE_TEST_PNG):
+    of_data = (ERRORS, EXAMPLES, LABEL_ISSUES, HISTORY, NONFINITE)
+    for name in (RESULTS, *of_data, FISHER, RANGE_TEST_CSV, RANGE_TEST_PNG, FORGETTING_PNG):
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)

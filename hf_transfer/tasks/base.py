@@ -63,7 +63,7 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
-        """`split` with exactly the model inputs and `labels`."""
+        """`split` with exactly the model inputs and `labels`, if it has any."""
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance

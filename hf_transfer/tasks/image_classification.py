@@ -83,7 +83,7 @@ class ImageClassification(Task):
 
     def _plain(self, column: str, processor: Any, batch: dict[str, Any]) -> dict[str, Any]:
         images = self._read(batch[column], batch.get(EXAMPLE))
-        return {**self.encode([images], processor), LABELS: batch[LABELS]}
+        return {**self.encode([images], processor), **_labels(batch)}
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -91,7 +91,8 @@ class ImageClassification(Task):
         if not (Augmentation.wanted(args) or Mixed.wanted(args)):
             return self.prepare(split, inputs, processor, args)
         (column,) = inputs
-        split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
+        kept = [c for c in (column, LABELS, EXAMPLE) if c in split.column_names]
+        split = split.cast_column(column, Image(decode=False)).select_columns(kept)
         return split.with_transform(self.change(inputs, processor, args, chance))
 
     def change(
@@ -104,7 +105,7 @@ class ImageClassification(Task):
         read = self._read(batch[column], batch[EXAMPLE])
         images = [_eight_bits(image, processor) for image in read]
         pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
-        return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
+        return {"pixel_values": pixels, **_labels(batch), EXAMPLE: batch[EXAMPLE]}
 
     def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
         """Decode the images of a batch; `rows` are their rows in the input data.
@@ -216,6 +217,11 @@ def _columns_of_bytes(features: Mapping[str, Any], args: DataArguments) -> list[
 
 def _is_binary(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
+def _labels(batch: dict[str, Any]) -> dict[str, Any]:
+    """The labels of a batch; empty of a target of domain adaptation, which has none."""
+    return {name: values for name, values in batch.items() if name == LABELS}
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from hf_transfer.analysis.baselines import PIXELS, Distance
 from hf_transfer.analysis.few_labels import FEW, MANY, Choice, Chosen, Seen, pooling
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, held_out_losses
 from hf_transfer.analysis.rules import DECAY, RULES, choose, rule_for
@@ -17,6 +18,8 @@ from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.features.cross_validation import divisions
 
 SEEN = Seen(192, 64, False, True, "", False, None, None)
+FAR = Distance(0.76, 0.84, PIXELS, 0.1, -0.08, 0.07, 0.1)
+NEAR = Distance(0.45, 0.15, PIXELS, 0.1, 0.30, 0.06, 0.1)
 
 
 def values(seen):
@@ -37,6 +40,9 @@ def values(seen):
         ({"per_class": 13.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
         ({"per_class": 10, "has_batchnorm": True}, {"strategy": "two-phase"}),
         ({"per_class": 9.9, "has_batchnorm": True}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"per_class": 8, "has_batchnorm": True, "domain": NEAR}, {"strategy": "linear-probe"}),
+        ({"per_class": 8, "has_batchnorm": True, "domain": FAR}, {"strategy": "two-phase", "head_init": "probe"}),
+        ({"per_class": 8, "domain": FAR}, {"strategy": "linear-probe"}),  # measured with BatchNorm alone
         ({"per_class": None}, {"strategy": "two-phase"}),
         ({"is_new_head": False}, {"strategy": "full", "num_train_epochs": 5.0}),
     ],
@@ -78,6 +84,7 @@ def test_every_rule_applies_somewhere_says_why_and_what_that_rests_on():
         {"examples": FEW + 1},
         {"is_new_head": False},
         {"unsolvable": "mixup"},
+        {"per_class": 3, "has_batchnorm": True, "domain": FAR},
         {"per_class": 3},
         {},
     ]
@@ -105,6 +112,29 @@ def test_lora_where_memory_is_short(examples):
 
 def test_a_head_alone_needs_no_lora():
     assert choose(replace(SEEN, per_class=3, no_room="too large"))["strategy"].value == "linear-probe"
+
+
+def test_the_reason_to_train_more_than_the_head_names_both_accuracies():
+    why = choose(replace(SEEN, per_class=8, has_batchnorm=True, domain=FAR))["strategy"].why
+    assert "frozen features (0.76 in cross-validation) are not clearly better than raw pixels (0.84)" in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, True),
+        ({"per_class": 12}, False),
+        ({"has_batchnorm": False}, False),
+        ({"is_new_head": False}, False),
+        ({"is_adapted": True}, False),
+        ({"begins": "head_epochs: 1"}, False),
+        ({"unsolvable": "mixup"}, False),
+        ({"is_random": True}, False),
+        ({"examples": None}, False),
+    ],
+)
+def test_the_domain_is_measured_where_it_decides_something(changes, asked):
+    assert replace(SEEN, **{"per_class": 8, "has_batchnorm": True, **changes}).asks_domain is asked
 
 
 def test_what_takes_long_is_saved_each_epoch():
