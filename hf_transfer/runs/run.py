@@ -35,7 +35,7 @@ from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
-from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.facts import base_of, facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
@@ -160,12 +160,12 @@ def _prepare(config: Config) -> _Ready:
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
-        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared = choose_threads(prepared, trainer, splits)
+        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
-        refuse_local(str(_base(prepared.config, trainer.model)))
+        refuse_local(str(base_of(prepared.config, trainer.model)))
     trainer.time_budget.prepared_since = began
     trainer.boundary.decide()
     ready = _Ready(
@@ -266,7 +266,7 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
-    base = _base(config, trainer.model)
+    base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,
         prepared.data,
@@ -331,10 +331,3 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _base(config: Config, model: Any) -> str | None:
-    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
-    if is_adapted(model):
-        return model.active_peft_config.base_model_name_or_path
-    return None if config.model.from_scratch else config.model.model_name_or_path
