@@ -12,6 +12,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.errors import Interrupted
+from hf_transfer.models.pooling_architectures import NEARLY_LINEAR
+from hf_transfer.runs import choosing_layers
+from hf_transfer.runs.choosing import choose
+from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from tests.runs.helpers import sentences, three_layers
@@ -50,6 +54,25 @@ def test_a_run_begins_with_the_best_head_on_the_best_layer(finished):
     assert "cross-validation" in results["auto"]["pooling"]["why"]
     assert "auto" not in [keys[name] for name in ("strategy", "pooling", "pooling_layer")]
     assert "cross-validation" in (finished.output_dir / "README.md").read_text()
+
+
+def test_what_the_head_reads_is_standardized_over_the_training_examples(model, data, monkeypatch):
+    """By the features that the layers were compared with, as by a pass of the changed model; without a second pass."""
+    keys = QUIET | dict(model_name_or_path=model, train_file=data, output_dir="none")
+    prepared = choose(prepare(Config.from_sources({}, keys)))
+    dense = prepared.loaded.model.base_model.pooler.dense
+    passes = []
+    monkeypatch.setattr(choosing_layers, "layer_inputs", lambda *_, **__: passes.append(1))
+    read = choosing_layers._states
+    again = choose(prepare(Config.from_sources({}, keys)))
+    assert torch.equal(again.loaded.model.base_model.pooler.dense.weight, dense.weight) and not passes
+    monkeypatch.undo()
+    states = read(prepared)
+    assert len(states) == len(prepared.data.train)
+    standard = torch.nn.functional.linear(states, dense.weight, dense.bias)
+    scale, shift = NEARLY_LINEAR["tanh"]
+    assert standard.mean(0).sub(shift).abs().max() < 1e-4 * scale
+    assert standard.std(0, correction=0).div(scale).sub(1).abs().max() < 1e-4
 
 
 def test_what_was_saved_loads_with_transformers_alone(finished):
