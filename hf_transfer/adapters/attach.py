@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from hf_transfer.adapters.configuration import (
     configuration,
@@ -36,7 +37,7 @@ from hf_transfer.config.arguments.adapter import AdapterArguments
 from hf_transfer.errors import UserError, listed, one_line
 from hf_transfer.layers.forward_pass import REFUSALS, example, forward
 from hf_transfer.layers.groups import layer_groups
-from hf_transfer.layers.wrappers import plain_names
+from hf_transfer.layers.wrappers import core_of, plain_names
 
 _KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")  # prompts that take no positions
 VECTORS = re.compile(r"\.(ia3_l|lora_E|lora_magnitude_vector|vera_lambda_[bd])(\.|$)")  # scales: no weight decay
@@ -99,6 +100,25 @@ def saved_parameters(model: PeftModel) -> set[str]:
     """Names of the parameters that are saved with the adapter: its own, and the head's."""
     saved = {t.untyped_storage()._cdata for t in get_peft_model_state_dict(model).values()}
     return {name for name, p in model.named_parameters() if p.untyped_storage()._cdata in saved}
+
+
+def of_backbone(model: Any, names: Sequence[str]) -> list[str]:
+    """Those of some trainable parameters that are the backbone's own, not the adapter's: weights that train whole.
+
+    A weight that trains whole in place of a frozen one (LayerNorm tuning, `modules_to_save`) is one of them.
+    """
+    if not is_adapted(model):
+        return list(names)
+    plain, (prefix, core) = plain_names(model), core_of(model)
+    layers = [f"{prefix}{path}." for path, module in core.named_modules() if isinstance(module, BaseTunerLayer)]
+    frozen = {plain[name] for name, p in model.named_parameters() if not p.requires_grad}
+
+    def is_own(name: str) -> bool:
+        within = next((layer for layer in layers if name.startswith(layer)), None)
+        is_inside = within is not None and not name.startswith(f"{within}base_layer.")
+        return not name.startswith(prefix) or (is_inside and plain[name] not in frozen)
+
+    return [name for name in names if not is_own(name)]
 
 
 def summary(model: PeftModel) -> str:

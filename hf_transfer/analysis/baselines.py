@@ -19,6 +19,7 @@ from hf_transfer.features.convex_head import SINGLE
 from hf_transfer.features.cross_validation import Array, divisions
 
 _CLEAR = 2.0  # standard errors of a paired difference
+NEAR, FAR, UNCLEAR = "near", "far", "unclear"
 WORDS, PIXELS = "words alone (TF-IDF)", "raw pixels"
 
 
@@ -52,16 +53,16 @@ class Distance:
     def verdict(self) -> str:
         """`near`, `far`, or `unclear`."""
         if self.gain > _CLEAR * self.error:
-            return "near"
-        return "far" if self.gain < -_CLEAR * self.error else "unclear"
+            return NEAR
+        return FAR if self.gain < -_CLEAR * self.error else UNCLEAR
 
     def line(self) -> str:
         """For display."""
         says = {
-            "near": "the pretrained features suit this data",
-            "far": "the pretrained features know less of this data than the input itself says: train all layers, and "
+            NEAR: "the pretrained features suit this data",
+            FAR: "the pretrained features know less of this data than the input itself says: train all layers, and "
             "compare another model (--models)",
-            "unclear": "whether the pretrained features suit this data is not clear from so few examples",
+            UNCLEAR: "whether the pretrained features suit this data is not clear from so few examples",
         }
         return (
             f"Domain: frozen features {self.features:.2f}, {self.input_is} {self.input:.2f}, chance {self.chance:.2f} "

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hf_transfer.analysis.baselines import NEAR, Distance
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice
 from hf_transfer.features.pooled_layer import PooledChange
 from hf_transfer.layers.architectures import HEAD
@@ -101,9 +102,12 @@ class Seen:
         has_steps: whether the number of steps was given.
         not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
         begins: a key that was given and asks for the head first and then everything, with its value.
+        holds: a key that was given and keeps what the backbone can do while it trains, with its value.
         rate: learning rate, if the key was given.
         is_random: whether the weights are random.
         has_rates: whether rates of single layers were given.
+        domain: what the frozen features are worth beside raw pixels; None where it decides nothing, or is not known.
+        no_room: why memory does not suffice to train all layers, as part of a sentence; empty if it does.
     """
 
     examples: int | None
@@ -118,8 +122,28 @@ class Seen:
     has_steps: bool = False
     not_alone: str = ""
     begins: str = ""
+    holds: str = ""
     is_random: bool = False
     has_rates: bool = False
+    domain: Distance | None = None
+    no_room: str = ""
+
+    @property
+    def has_few(self) -> bool:
+        """Whether there are so few examples per class that fine-tuning undoes the head that it begins with."""
+        least = CONVOLUTIONAL_LEAST_PER_CLASS if self.has_batchnorm else LEAST_PER_CLASS
+        return self.per_class is not None and self.per_class < least and not (self.begins or self.holds)
+
+    @property
+    def asks_domain(self) -> bool:
+        """Whether the choice depends on `domain`: on so few examples, of an image model with BatchNorm."""
+        is_plain = self.is_new_head and not (self.is_adapted or self.is_random or self.unsolvable)
+        return self.examples is not None and self.has_batchnorm and self.has_few and is_plain
+
+    @property
+    def is_distant(self) -> bool:
+        """Whether the frozen features are not clearly better than raw pixels."""
+        return self.domain is not None and self.domain.verdict != NEAR
 
 
 def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:

@@ -18,9 +18,11 @@ from hf_transfer.analysis.few_labels import (
     Seen,
     course,
 )
+from hf_transfer.config.arguments.plan import learning_rate_of
 
 DECAY = 0.9  # `layer_lr_decay` of many examples
 RULE_OF_THUMB = "a rule of thumb, not measured here"
+SHORT_OF_MEMORY = "short of memory"
 _Keys = dict[str, Choice]
 
 
@@ -44,8 +46,13 @@ class Rule:
     because: str
     basis: str
 
+    @property
+    def _overrule(self) -> str:
+        keys = "--strategy or --adapter" if self.name == SHORT_OF_MEMORY else "--strategy"
+        return f"overrule it with {keys}"
+
     def __str__(self) -> str:
-        return f"{self.name} ({self.applies}), because {self.because} ({self.basis}); overrule it with --strategy"
+        return f"{self.name} ({self.applies}), because {self.because} ({self.basis}); {self._overrule}"
 
 
 def rule_for(seen: Seen) -> Rule:
@@ -66,11 +73,6 @@ def _is_many(seen: Seen) -> bool:
     return (seen.examples or 0) > MANY and not seen.is_random and not seen.begins
 
 
-def _has_few(seen: Seen) -> bool:
-    least = CONVOLUTIONAL_LEAST_PER_CLASS if seen.has_batchnorm else LEAST_PER_CLASS
-    return seen.per_class is not None and seen.per_class < least and not seen.begins
-
-
 def _two_phase(seen: Seen) -> _Keys:
     return {"strategy": Choice("two-phase", _count(seen))}
 
@@ -79,6 +81,25 @@ def _adapted(seen: Seen) -> _Keys:
     if seen.begins:
         return _two_phase(seen)
     return {"strategy": Choice("full", "an adapter begins as the pretrained function")}
+
+
+def _trains_all_without_room(seen: Seen) -> bool:
+    if not seen.no_room or seen.is_adapted or seen.begins:
+        return False
+    otherwise = next(rule for rule in RULES if rule.name != SHORT_OF_MEMORY and rule.when(seen))
+    return otherwise.sets(seen)["strategy"].value != "linear-probe"
+
+
+def _with_lora(seen: Seen) -> _Keys:
+    return {
+        "strategy": Choice("full", "an adapter begins as the pretrained function"),
+        "adapter": Choice("lora", seen.no_room),
+        **(
+            {}
+            if seen.rate is not None
+            else {"learning_rate": Choice(learning_rate_of(None, "full", "lora"), "of LoRA")}
+        ),
+    }
 
 
 def _everything(seen: Seen) -> _Keys:
@@ -105,8 +126,15 @@ def _head_alone(seen: Seen) -> _Keys:
 
 
 def _from_best_head(seen: Seen) -> _Keys:
+    why = f"{_count(seen)}: the best linear head on frozen features, then everything"
+    if seen.domain is not None and seen.is_distant:
+        why = (
+            f"{seen.per_class:.2g} training examples per class are few, but frozen features "
+            f"({seen.domain.features:.2f} in cross-validation) are not clearly better than {seen.domain.input_is} "
+            f"({seen.domain.input:.2f})"
+        )
     return {
-        "strategy": Choice("two-phase", f"{_count(seen)}: the best linear head on frozen features, then everything"),
+        "strategy": Choice("two-phase", why),
         "head_init": Choice("probe", "fine-tuning begins with that head"),
         "head_epochs": Choice(0.0, "it needs no epochs of its own"),
         **course(seen, _count(seen)),
@@ -114,6 +142,14 @@ def _from_best_head(seen: Seen) -> _Keys:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        name=SHORT_OF_MEMORY,
+        applies="training all layers does not fit the memory that is free, and an adapter does",
+        when=_trains_all_without_room,
+        sets=_with_lora,
+        because="LoRA keeps gradients and optimizer states of the adapter and the head only",
+        basis="Hu et al. 2021; the memory is that of plan's budget",
+    ),
     Rule(
         name="stream",
         applies="the training data is a stream",
@@ -163,9 +199,18 @@ RULES: tuple[Rule, ...] = (
         basis="Kumar et al. 2022",
     ),
     Rule(
+        name="few per class, distant",
+        applies=f"under {CONVOLUTIONAL_LEAST_PER_CLASS} training examples per class, with BatchNorm, and frozen "
+        "features that are not clearly better than raw pixels",
+        when=lambda seen: seen.asks_domain and seen.is_distant,
+        sets=_from_best_head,
+        because="a head on features that know so little of the data cannot be good",
+        basis="docs/few-labels.md",
+    ),
+    Rule(
         name="few per class",
         applies=f"under {LEAST_PER_CLASS} training examples per class, {CONVOLUTIONAL_LEAST_PER_CLASS} with BatchNorm",
-        when=_has_few,
+        when=lambda seen: seen.has_few,
         sets=_head_alone,
         because="on so few, fine-tuning undoes the head that it begins with",
         basis="docs/few-labels.md",

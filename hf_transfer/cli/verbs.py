@@ -44,6 +44,7 @@ VERBS = {
     "find-lr": Verb("find_lr", "learning-rate range test: curve and suggestions; trains nothing"),
     "predict": Verb("predict", "predict labels of texts, images, files and folders, as JSON lines"),
     "evaluate": Verb("evaluate", "metrics of a trained model on labeled data"),
+    "soup": Verb("soup", "average the weights of runs or checkpoints, or of a run and what it started from"),
     "push": Verb("push", "push a run's model or adapter, labels and card to a hub"),
     "doctor": Verb("doctor", "check the installation: what is wrong, and how to fix it"),
 }

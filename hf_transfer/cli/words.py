@@ -87,6 +87,8 @@ def read_run(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """(keys of the file, keys given, the verb's own values, problems)."""
     owned = _owned(verb, own)
+    if "launch" not in owned:
+        _refuse_launch(argv)
     given, problems = parse_run(parser, argv, run_keys(verb, own))
     values: dict[str, Any] = {}
     for name, key in owned.items():
@@ -174,6 +176,7 @@ def read_words(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("This verb runs in one process: call it without `accelerate launch` or torchrun.")
+    _refuse_launch(argv)
     words, given, problems = parse_words(parser, argv, keys)
     values = {name: given.get(name, k.default) for name, k in keys.items()}
     problems += [
@@ -185,6 +188,22 @@ def read_words(
         raise UserErrors(problems)
     _set_library_messages(values["quiet"], values["verbose"])
     return words, values
+
+
+def _refuse_launch(argv: Sequence[str]) -> None:
+    """Raises:
+    UserError: several processes are asked for.
+    """
+    for word in argv:
+        if word == "--":
+            return
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in ("num_processes", "launch"):
+            raise UserError(
+                "this verb runs in one process; train and find-lr take it.",
+                "Leave it out; where the verb has per_device_eval_batch_size, a larger one is quicker on a GPU.",
+                key=name,
+            )
 
 
 def _set_library_messages(quiet: bool, verbose: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.plan import AUTO
 from hf_transfer.config.places import SUITED, data_in_place_of_model, installed_model, kind_of_data, similar
@@ -118,6 +119,7 @@ def _auto_rate(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str
     reasons = (
         (chosen.get("probe_solver") == "lbfgs", "probe_solver: lbfgs takes no steps, so there is none to find"),
         (values["streaming"], "streaming has not read the training set, from which its batches are drawn"),
+        (values["domain_adaptation"] != NONE, "the range test would train the discriminator of domain_adaptation too"),
         (bool(values["contrastive_epochs"]), "the contrastive stage would change the model after it was found"),
         (values["strategy"] is None and values["stages"] is None, "without a strategy there is no plan to find it for"),
     )

@@ -89,6 +89,10 @@ class Chance:
         """Context in which torch's random numbers depend only on the seed, the epoch and `numbers`, not on views."""
         return self._seeded(self.epoch, *numbers)
 
+    def fixed_seed(self, *numbers: int) -> contextlib.AbstractContextManager[None]:
+        """Context in which torch's random numbers depend only on the seed and `numbers`, the same in every epoch."""
+        return self._seeded(*numbers)
+
     @contextlib.contextmanager
     def _seeded(self, turn: int, *numbers: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
@@ -244,10 +248,15 @@ class Mixed:
         kinds = ((v2.MixUp, args.mixup_alpha), (v2.CutMix, args.cutmix_alpha))
         self.ways = [kind(alpha=alpha, num_classes=count) for kind, alpha in kinds if alpha]
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        numbers = [e[EXAMPLE] for e in examples if EXAMPLE in e]
+    def unmixed(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of the examples as they are."""
         batch = self.collate(examples)
         batch.pop(EXAMPLE, None)
+        return batch
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = [e[EXAMPLE] for e in examples if EXAMPLE in e]
+        batch = self.unmixed(examples)
         if not numbers or not self.ways:
             return batch
         targets = batch[LABELS]

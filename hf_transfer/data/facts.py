@@ -75,6 +75,23 @@ class PixelFacts:
     clipped: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Something of the input that the checkpoint was not made for.
+
+    Attributes:
+        measure: what was measured on a sample.
+        value: of it.
+        limit: above which it does not fit.
+        text: for display, with what to do.
+    """
+
+    measure: str
+    value: float
+    limit: float
+    text: str
+
+
 @dataclass
 class Facts:
     """Everything `train` and `plan` report about the data before training.
@@ -88,6 +105,7 @@ class Facts:
         cut: (fraction of a sample of texts that is truncated, maximum length in tokens); None if nothing is truncated.
         decided: how the data was read: what each column is taken for, and whatever its files left open.
         pixels: range of float and 32-bit images; None if there are none.
+        misfits: what of the input the checkpoint was not made for.
         seconds: time spent examining the data.
     """
 
@@ -99,6 +117,7 @@ class Facts:
     cut: tuple[float, int] | None = None
     decided: list[str] = field(default_factory=list)
     pixels: PixelFacts | None = None
+    misfits: list[Misfit] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -153,6 +172,7 @@ class Facts:
                 f"{group_leak.other} ({group_leak.examples:,} {group_leak.kept} examples), for example "
                 f"{', '.join(group_leak.shown)}; the data makes these splits, so they are left as they are."
             )
+        yield from (misfit.text for misfit in self.misfits)
         if self.cut and self.cut[0]:
             fraction, limit = self.cut
             yield f"{fraction:.1%} of sampled texts exceed the maximum length of {limit:,} tokens and are truncated."

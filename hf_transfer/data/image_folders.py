@@ -28,11 +28,16 @@ _MAX_KINDS = 8  # kinds of files in a note
 _NO_LABEL = -1  # as hub datasets mark hidden labels
 
 
-def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
+def read_image_folder(folder: Path, args: DataArguments, is_labeled: bool = True) -> RawSplits:
     """The splits of an image folder: columns `image` (undecoded), `label` if folders are the classes, and metadata.
 
     The first two have the names that `image_column_name` and `label_column_name` give them. Class names are sorted. A
     held-out split without labels keeps its images with missing labels.
+
+    Args:
+        folder: of images.
+        args: data keys.
+        is_labeled: whether labels are wanted; if not, class folders are read as one, and the only column is `image`.
 
     Raises:
         UserError: there are no images, their folders or tables allow two readings, or they do not fit together.
@@ -45,13 +50,14 @@ def read_image_folder(folder: Path, args: DataArguments) -> RawSplits:
     layout = find_layout(root, lambda inner: inner.path in tables)
     if tables and len(layout.splits) == 1:
         layout.splits = split_by_column(layout.splits[0], tables, layout.notes)
-    reader = _Reader(args, layout.notes)
+    reader = _Reader(args, layout.notes, is_labeled)
     splits: dict[str, Dataset] = {}
     for split in layout.splits:
         described = Described(split, tables)
         splits[split.name] = reader.read(described)
         layout.notes.append(_count(described, len(splits[split.name])))
-    _check_all_listed(root, layout.splits, tables, args, layout.notes)
+    if is_labeled:
+        _check_all_listed(root, layout.splits, tables, args, layout.notes)
     outside = root.tally - sum((split.tally for split in layout.splits), Counter[str]())
     if outside:
         layout.notes.append(f"In no split: {plural(outside.total(), 'file')} ({_kinds(outside)}).")
@@ -89,11 +95,13 @@ class _Reader:
     Attributes:
         args: data keys.
         notes: messages for the user.
+        is_labeled: whether labels are wanted.
         first: the first split.
     """
 
     args: DataArguments
     notes: list[str]
+    is_labeled: bool = True
     first: Dataset | None = field(default=None)
 
     def read(self, described: Described) -> Dataset:
@@ -107,7 +115,11 @@ class _Reader:
         if not split.paths:
             kinds = _kinds(split.tally)
             raise _error(f"the {split.name} split has no image that can be read ({kinds}).", _remedies(split.tally))
-        if label := described.label_columns(self.args):
+        if not self.is_labeled:
+            if len(split.class_names) > 1:
+                self.notes.append(f"the names of its {len(split.class_names)} folders are ignored.")
+            made = _of_columns({_IMAGE: _image_cells(split.paths)}, {_IMAGE: Image(decode=False)})
+        elif label := described.label_columns(self.args):
             self._check_agreement(described, label)
             self._check_listed(described)
             made = _dataset(split.paths, described)

@@ -46,6 +46,25 @@ def load_splits(args: DataArguments, source: Source | None = None) -> RawSplits:
     return splits.but({name: split for name, split in splits.items() if name in _USED})
 
 
+def load_unlabeled(args: DataArguments) -> RawSplits:
+    """The training split of the data that `dataset_name` says, alone; an image folder need not have class folders.
+
+    Raises:
+        UserError: the data does not exist, cannot be read, is empty, or has no training split.
+    """
+    source = locate(args)
+    if source.kind is not Kind.IMAGE_FOLDER:
+        splits = load_splits(args, source)
+    else:
+        with folder_errors(source.path):
+            splits = read_image_folder(source.path, args, is_labeled=False)
+        splits = splits.but({standard_name(name): split for name, split in splits.items()})
+        if "train" not in splits:
+            raise UserError(f"{args.dataset_name!r} has no train split; its splits are {', '.join(splits)}.")
+        _check_rows(splits)
+    return splits.but({"train": splits["train"]})
+
+
 def load_held_out(args: DataArguments, split: str | None) -> tuple[str, RawSplits]:
     """(name, that split alone) of the split to evaluate on: the given one, else test, else validation, else the only.
 

@@ -14,6 +14,7 @@ from typing import Any
 from datasets.exceptions import DatasetsError
 
 from hf_transfer import hub_client
+from hf_transfer.config.arguments.adaptation import IN_MEMORY
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.places import FORMATS, check_data, check_file, data_hint, format_of
 from hf_transfer.data.image_paths import IMAGE_SUFFIXES
@@ -22,8 +23,6 @@ from hf_transfer.data.rows import remedy
 from hf_transfer.data.run_outputs import is_run_file, is_run_folder
 from hf_transfer.data.split_names import split_roles, split_words
 from hf_transfer.errors import UserError, listed
-
-IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 
 
 def in_words(name: object) -> str:

@@ -91,7 +91,12 @@ def memory_budget(processes: int = 1) -> int:
 
     An equal part of half of the available memory, within the limits of the process's control groups.
     """
-    return min([psutil.virtual_memory().available, *_group_limits()]) // 2 // processes
+    return available_memory() // 2 // processes
+
+
+def available_memory() -> int:
+    """Bytes of memory that are available, within the limits of the process's control groups."""
+    return int(min([psutil.virtual_memory().available, *_group_limits()]))
 
 
 def _group_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:

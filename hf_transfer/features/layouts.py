@@ -33,15 +33,15 @@ class Layout:
     skipped: tuple[int, ...] = ()
 
     def rows(self, value: torch.Tensor) -> torch.Tensor:
-        """(examples, positions, width) in fp32 of an output: tokens, patches or pixels in any order."""
+        """(examples, positions, width), at least in fp32, of an output: tokens, patches or pixels in any order."""
         positions = [i for i in range(value.dim()) if i not in (self.batch, self.channel)]
         value = value.permute(self.batch, *positions, self.channel)
-        return value.reshape(len(value), -1, self.width).float()
+        return _at_least_fp32(value.reshape(len(value), -1, self.width))
 
     def pooled(
         self, value: torch.Tensor, poolings: Sequence[str], mask: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """{pooling: (examples, width) in fp32}.
+        """{pooling: (examples, width), at least in fp32}.
 
         Args:
             value: the output.
@@ -82,9 +82,13 @@ class HeadInput:
     def pooled(
         self, value: torch.Tensor, poolings: Sequence[str], mask: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """{`input`: (examples, width) in fp32}."""
+        """{`input`: (examples, width), at least in fp32}."""
         vectors = token_of(value, self.token, mask) if self.token else value.reshape(len(value), -1)
-        return {HEAD_INPUT: vectors.float()}
+        return {HEAD_INPUT: _at_least_fp32(vectors)}
+
+
+def _at_least_fp32(value: torch.Tensor) -> torch.Tensor:
+    return value if value.dtype == torch.float64 else value.float()
 
 
 def token_of(value: torch.Tensor, which: str, mask: torch.Tensor | None) -> torch.Tensor:

@@ -38,7 +38,7 @@ def pooled_outputs(model: nn.Module, places: Places, cells: Sequence[Cell], batc
             of_group = places.by_group[group]
             poolings = [pooling for name, pooling in cells if name == group]
             pooled = of_group.layout.pooled(leaves[of_group.spot[2]].detach(), poolings, mask)
-            found.update({(group, pooling): vectors for pooling, vectors in pooled.items()})
+            found.update({(group, pooling): vectors.float() for pooling, vectors in pooled.items()})
 
     observe(model, list(groups), batch, see)
     return found

@@ -60,6 +60,8 @@ def results_of(folder: Path) -> dict[str, Any]:
         results, _ = run_folder.read_results(folder)
         if "card" not in results:
             raise ValueError("written by an older version without model cards")
+        if "soup" in results or "interpolation" in results:
+            raise ValueError("an average of weights has no model card yet, which would say what it is made of")
     except ValueError as error:
         raise UserError(f"RUN: the results in {str(folder)!r} cannot be read ({one_line(error)}).") from error
     return results

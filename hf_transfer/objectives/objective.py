@@ -6,20 +6,24 @@ a micro-batch counts by its share of the label items (the loss) or of the exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.data.labels import IGNORED
+from hf_transfer.data.pairs import DOMAIN
 from hf_transfer.features.batches import count_of
 from hf_transfer.objectives.losses import Loss, make_loss
 
 Batch = Mapping[str, Any]
 Gather = Callable[[torch.Tensor], torch.Tensor]
 PenaltyFunction = Callable[[nn.Module | None, nn.Module, Batch, Any], torch.Tensor]
+Watch = Callable[[nn.Module, Batch], contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,39 @@ class Penalty:
         name: for messages, unique within an objective.
         weight: the factor on the term at an optimizer step, counted from 0. The term is computed also where the factor
             is 0, so that the parameters it reaches stay the same for DistributedDataParallel.
-        module: what the term needs beyond the model (a teacher, say); None where it needs nothing.
+        module: what the term needs beyond the model (a teacher, a discriminator); None where it needs nothing.
         function: called with (module, model, batch, outputs), where `model` is not wrapped, `batch` has the labels, and
             `outputs` are the model's. Returns a scalar: a mean over the examples of the batch, or a value that does not
             depend on the batch, such as a norm of the weights.
+        watch: called with (model, batch) before each forward pass of training, which runs within the context that it
+            returns; None where outputs are enough.
+        learning_rate: of the module's parameters, which are an optimizer group of their own from step 0, in checkpoints
+            and not in the model; None where nothing in the module trains.
 
     Raises:
-        ValueError: `module` has trainable parameters, which no optimizer group would hold.
+        ValueError: `module` has trainable parameters and no learning rate, or the other way round.
     """
 
     name: str
     weight: Callable[[int], float]
     module: nn.Module | None
     function: PenaltyFunction
+    watch: Watch | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.module is not None and any(p.requires_grad for p in self.module.parameters()):
+        trains = self.module is not None and any(p.requires_grad for p in self.module.parameters())
+        if trains and self.learning_rate is None:
             raise ValueError(
-                f"penalty {self.name!r}: its module has trainable parameters, which are in no optimizer group; call "
-                "`module.requires_grad_(False)`"
+                f"penalty {self.name!r}: its module has trainable parameters, which are in no optimizer group; give a "
+                "`learning_rate`, or call `module.requires_grad_(False)`"
             )
+        if not trains and self.learning_rate is not None:
+            raise ValueError(f"penalty {self.name!r}: it has a learning rate, and nothing in its module trains")
+
+    def term(self, model: nn.Module, batch: Batch, outputs: Any, step: int) -> torch.Tensor:
+        """What is added to the loss at an optimizer step: the weighted value of `function`."""
+        return self.weight(step) * self.function(self.module, model, batch, outputs)
 
 
 @dataclass(frozen=True)
@@ -78,12 +95,14 @@ class Objective:
             Trainer divides by the number of micro-batches or, for models that accept loss keywords and ignore them
             (BERT), not at all: neither is the loss of the whole batch when the last micro-batch is short.
         penalties: are added to the loss in training.
+        values: the newest value of each penalty, with its weight, by name.
         num_examples: examples of the current accumulated batch; counted only where there are penalties.
     """
 
     loss: Loss | None = None
     weighs_items: bool = False
     penalties: list[Penalty] = field(default_factory=list)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
     num_examples: torch.Tensor | int | None = None
 
     @property
@@ -146,8 +165,9 @@ class Objective:
     def _own_loss(self, wrapped: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
         assert self.loss is not None
         labels = batch.inputs["labels"]
-        outputs = wrapped(**{name: value for name, value in batch.inputs.items() if name != "labels"})
-        total = self.loss.total(outputs["logits"] if isinstance(outputs, dict) else outputs[0], labels)
+        outputs = wrapped(**{name: value for name, value in batch.inputs.items() if name not in ("labels", DOMAIN)})
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        total = self.loss.total(logits[: len(labels)], labels)  # target examples come last, and have none
         weight = self.loss.weight(labels) if batch.num_items is None else batch.num_items / batch.processes
         return total / torch.as_tensor(weight).to(total).clamp(min=torch.finfo(total.dtype).tiny), outputs
 
@@ -167,9 +187,57 @@ class Objective:
         if self.penalties and batch.num_items is not None and self.num_examples is not None:
             share = count_of(batch.inputs) * batch.processes / self.num_examples
         for penalty in self.penalties:
-            value = penalty.function(penalty.module, model, batch.inputs, outputs)
-            loss = loss + (penalty.weight(step) * share * value).to(loss)
+            term = penalty.term(model, batch.inputs, outputs, step)
+            self.values[penalty.name] = term.detach()
+            loss = loss + (share * term).to(loss)
         return loss
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module, inputs: Batch) -> Iterator[None]:
+        """Within the context, penalties see the forward pass of the model, which is not wrapped."""
+        with contextlib.ExitStack() as stack:
+            for penalty in self.penalties:
+                if penalty.watch is not None:
+                    stack.enter_context(penalty.watch(model, inputs))
+            yield
+
+    # ---- what penalties train ----
+
+    @property
+    def trained(self) -> list[Penalty]:
+        """The penalties with parameters of their own."""
+        return [penalty for penalty in self.penalties if penalty.learning_rate is not None]
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of penalties, each by the penalty's name and its own."""
+        return {
+            f"{penalty.name}.{name}": parameter
+            for penalty in self.trained
+            if penalty.module is not None
+            for name, parameter in penalty.module.named_parameters()
+        }
+
+    def owns(self, group: str) -> bool:
+        """Whether an optimizer group of this name, as logs have it, is a penalty's."""
+        return group.partition("#")[0] in {penalty.name for penalty in self.trained}
+
+    def parameter_groups(self, stages: int, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups of the penalties, as `plan.optimizer_groups.parameter_groups` has those of a model.
+
+        Args:
+            stages: of the plan; penalties train in all of them, at one learning rate.
+            weight_decay: of parameters with two or more dimensions.
+        """
+        groups = []
+        for penalty in self.trained:
+            assert penalty.module is not None
+            own = [p for p in penalty.module.parameters() if p.requires_grad]
+            rate = {"lr": penalty.learning_rate, "rates": (penalty.learning_rate,) * stages, "layers": [penalty.name]}
+            for decays in (True, False):
+                params = [p for p in own if (p.ndim > 1) == decays]
+                if params:
+                    groups.append({"params": params, "weight_decay": weight_decay if decays else 0.0, **rate})
+        return groups
 
 
 def make_objective(args: Any, config: Any, train_dataset: Any, has_plan: bool) -> Objective:
@@ -189,9 +257,10 @@ def make_objective(args: Any, config: Any, train_dataset: Any, has_plan: bool) -
         UserError: a key of the loss does not fit the model or the dataset.
     """
     loss = make_loss(args, config, train_dataset)
-    if not (has_plan or loss.always):
+    adapts = args.domain_adaptation != NONE  # the model cannot compute the loss of a part of its batch
+    if not (has_plan or loss.always or adapts):
         return Objective()
-    if has_plan and loss.smoothing:
+    if (has_plan and loss.smoothing) or adapts:
         loss = replace(loss, always=True)
     return Objective(loss, weighs_items=args.n_gpu <= 1)  # DataParallel keeps Trainer's computation
 

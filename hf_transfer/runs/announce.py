@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PrinterCallback
+from transformers.trainer_callback import ProgressCallback
 
 from hf_transfer.adapters.attach import is_adapted, summary
 from hf_transfer.analysis import hints
@@ -15,9 +18,12 @@ from hf_transfer.data.bucketing import describe, lengths_of
 from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
+from hf_transfer.run_folder import HISTORY
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.training import contrastive, time_budget
+from hf_transfer.runs.room import too_large
+from hf_transfer.training import adapting, contrastive, precision, time_budget
 from hf_transfer.training.linear_probe import note
+from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -45,8 +51,10 @@ def _on_plan(prepared: Prepared, trainer: TransferTrainer) -> Iterator[str]:
     examples = None if prepared.config.data.streaming else len(prepared.data.train)
     lines = (
         time_budget.note(args, trainer.args.world_size * max(1, trainer.args.n_gpu)),
+        precision.line(args.mixed_precision, args.device.type),
         trainer.choices["batchnorm"].line(),
         contrastive.note(args, examples),
+        adapting.note(trainer),
         note(args, trainer.below_solution, prepared.loaded.fresh),
     )
     yield from filter(None, lines)
@@ -71,7 +79,7 @@ class Advice:
 
     Attributes:
         costs: input sizes that would save time.
-        rates: learning rates that cannot work.
+        rates: learning rates that cannot work, and a plan that memory does not suffice for.
     """
 
     costs: list[str]
@@ -80,7 +88,7 @@ class Advice:
 
 def advise(prepared: Prepared, trainer: TransferTrainer) -> Advice:
     """The advice on a run."""
-    return Advice(list(_on_costs(prepared, trainer)), list(_on_rates(prepared, trainer)))
+    return Advice(list(_on_costs(prepared, trainer)), [*_on_rates(prepared, trainer), *too_large(trainer)])
 
 
 def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> None:
@@ -107,10 +115,24 @@ def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> No
         say(line)
     if trainer.plan is not None:
         say(str(trainer.plan))
-        for line in [*(f"Warning: {rate}" for rate in advice.rates), *_on_plan(prepared, trainer)]:
+        for line in [*(f"Warning: {line}" for line in advice.rates), *_on_plan(prepared, trainer)]:
             say(line)
     else:
         say("No plan: every parameter that requires a gradient trains, as under transformers.Trainer.")
     for line in trainer.boundary.lines():
         say(line)
     say()
+
+
+def replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
+    """Let a run report its progress in its own way, and write its history."""
+    trainer.shows_plan = False  # `announce` has printed it
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    if talks:
+        clock = Clock(trainer)
+        trainer.add_callback(clock)
+        if sys.stderr.isatty():
+            trainer.add_callback(Bars(clock))
+        trainer.add_callback(Lines(clock))
+    trainer.add_callback(History(trainer, output_dir / HISTORY))

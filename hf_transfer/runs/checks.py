@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import Labels
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import UserError, nearest, one_line
 from hf_transfer.evaluation import metric_table
 from hf_transfer.models.load import Loaded
+from hf_transfer.runs.machine import removed_if_empty
 from hf_transfer.training.arguments import TransferArguments
 
 
@@ -51,3 +56,15 @@ def check_batches(args: TransferArguments, examples: int) -> None:
             "Use a smaller batch size, or remove dataloader_drop_last.",
             key="per_device_train_batch_size",
         )
+
+
+@contextlib.contextmanager
+def trainer_errors(output_dir: Path) -> Iterator[None]:
+    """Context in which errors of Trainer's constructor, such as a missing tracker, become `UserError`s."""
+    try:
+        with removed_if_empty(output_dir, is_new=not output_dir.exists()):  # Trainer creates it before it has checked
+            yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(one_line(error)) from error

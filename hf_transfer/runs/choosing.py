@@ -22,8 +22,20 @@ from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.decisions import recorded
+from hf_transfer.runs.expecting import domain_of_head
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
+from hf_transfer.runs.room import no_room
+from hf_transfer.runs.solvable import (
+    ALONE,
+    begins,
+    has_adapter,
+    has_new_head,
+    holds,
+    holds_weights,
+    keeps_head,
+    problems_of,
+    unsolvable,
+)
 from hf_transfer.settings import Config
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
@@ -84,9 +96,13 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     values, model = config.values, config.model
     given = _given(config)
     is_auto = values["strategy"] == "auto" and values["stages"] is None
+    why_not = ""
     is_wanted = model.pooling in BY_HAND or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
-    found, why_not = choosing_layers.compare(prepared) if is_wanted else (None, "")
-    chosen = _strategy(prepared) if is_auto else {}
+    seen = _seen(prepared) if is_auto else None
+    chosen = _strategy(prepared, seen) if seen else {}
+    if "adapter" in chosen:
+        is_wanted, why_not = False, "an adapter is saved without the backbone, whose layers pooling changes"
+    found, why_not = choosing_layers.compare(prepared) if is_wanted else (None, why_not)
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
@@ -104,18 +120,18 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
         chosen["pooling_layer"] = Choice(None if model.pooling in OWN else LAST, "")
     kept = {name: values[name] for name, choice in chosen.items() if name in given and values[name] != choice.value}
     own = {name: choice for name, choice in chosen.items() if name not in given}
-    rule = str(rules.rule_for(_seen(prepared))) if is_auto and _is_of_rule(prepared, own) else ""
+    rule = str(rules.rule_for(seen)) if seen and _is_of_rule(seen, own) else ""
     return Chosen(own, kept, rule=rule), found
 
 
-def _is_of_rule(prepared: Prepared, own: Mapping[str, Choice]) -> bool:
+def _is_of_rule(seen: Seen, own: Mapping[str, Choice]) -> bool:
     """Whether the strategy is what the table says, not what `effort` or the checks of given keys made of it."""
-    return "strategy" in own and rules.choose(_seen(prepared))["strategy"] == own["strategy"]
+    return "strategy" in own and rules.choose(seen)["strategy"] == own["strategy"]
 
 
 def _given(config: Config) -> frozenset[str]:
     """The keys that were given, without those whose value asks for a choice."""
-    asks = {name for name in ("strategy", "pooling", "pooling_layer") if config.values[name] == "auto"}
+    asks = {name for name in ("strategy", "pooling", "pooling_layer", "cpu_threads") if config.values[name] == "auto"}
     return config.given - asks - {"effort"}
 
 
@@ -128,10 +144,10 @@ def _rate_of_a_probe(config: Config, chosen: Mapping[str, Choice]) -> dict[str, 
     return {"learning_rate": Choice(learning_rate_of(None, "linear-probe", None), "the rate of a head alone")}
 
 
-def _strategy(prepared: Prepared) -> dict[str, Choice]:
+def _strategy(prepared: Prepared, seen: Seen) -> dict[str, Choice]:
     """What `strategy: auto` chooses; the plain strategy where the checks that given keys meet refuse its values."""
     values, given = prepared.config.values, _given(prepared.config)
-    chosen = rules.choose(_seen(prepared))
+    chosen = rules.choose(seen)
     problem = problems_of({**values, **{name: choice.value for name, choice in chosen.items() if name not in given}})
     return {"strategy": Choice("two-phase", problem)} if problem else chosen
 
@@ -143,7 +159,7 @@ def _seen(prepared: Prepared) -> Seen:
     has_classes = labels.problem_type == SINGLE_LABEL
     size = args.per_device_train_batch_size if "per_device_train_batch_size" in given else few_labels.BATCH
     schedule = values["lr_scheduler_type"]
-    return Seen(
+    seen = Seen(
         examples=None if config.data.streaming else len(data.train),
         per_class=len(data.train) / len(labels.names) if has_classes else None,
         is_adapted=has_adapter(prepared),
@@ -156,9 +172,13 @@ def _seen(prepared: Prepared) -> Seen:
         has_steps=args.max_steps > 0,
         not_alone=unsolvable(prepared, **ALONE),
         begins=begins(config),
+        holds=holds(config),
         is_random=bool(values["from_scratch"]),
         has_rates=_has_rates(given, values),
+        no_room="" if holds_weights(config) else no_room(prepared),  # an adapter freezes what is held
     )
+    asks = seen.asks_domain and config.data.effort != "quick"  # which takes the head alone in any case
+    return replace(seen, domain=domain_of_head(prepared)) if asks else seen
 
 
 def _has_rates(given: frozenset[str], values: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from hf_transfer.data.raw import RawSplits
 from hf_transfer.errors import UserError
 from hf_transfer.settings import Config
 
+_TARGET, TARGET_KEY = "target_dataset", "target_dataset_name"
 _HELD_OUT = {"validation_file": "eval_dataset", "test_file": "test_dataset"}
 
 
@@ -42,7 +43,14 @@ def configured(
         given[key] = str(value) if is_named else IN_MEMORY
         if not is_named:
             objects[key] = value
+    target = given.pop(_TARGET, None)
+    if target is not None:
+        if given.get(TARGET_KEY) is not None:
+            raise UserError(f"{_TARGET} and {TARGET_KEY} contradict each other: keep one.")
+        given[TARGET_KEY] = str(target) if isinstance(target, str | Path) else IN_MEMORY
     config = Config.from_sources({}, given, needs=needs)
+    if target is not None and given[TARGET_KEY] == IN_MEMORY:
+        config = replace(config, data=replace(config.data, target_in_memory=splits_of(target, config.data)))
     if not objects:
         return config
     return replace(config, data=replace(config.data, in_memory=_in_memory(objects, config.data)))

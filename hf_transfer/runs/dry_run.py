@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -55,7 +56,7 @@ def dry_steps(trainer: TransferTrainer, train: Examples, steps: list[Step]) -> l
     found: dict[int, DryStep] = {}
     fixed: int | None = None
     began = time.perf_counter()
-    for i in _spread(sorted(range(len(steps)), key=lambda i: -len(steps[i].parameters))):
+    for i in spread(sorted(range(len(steps)), key=lambda i: -len(steps[i].parameters))):
         key = steps[i].parameters, bool(steps[i].batch_norms)
         wider = [names_norms for names_norms in tried if names_norms[0] >= key[0]]
         if key in tried:
@@ -71,7 +72,7 @@ def dry_steps(trainer: TransferTrainer, train: Examples, steps: list[Step]) -> l
     return [found[i] for i in range(len(steps))]
 
 
-def _spread(order: list[int]) -> Iterator[int]:
+def spread(order: list[int]) -> Iterator[int]:
     """The first and the last, then what is halfway between those before, and so on."""
     yield from order[:1]
     yield from order[1:][-1:]
@@ -140,7 +141,16 @@ def _counter() -> FlopCounterMode:
 
 def _forward(trainer: TransferTrainer, batch: Batch) -> tuple[torch.Tensor, int]:
     """(loss, bytes that autograd saves besides the model itself)."""
-    model = trainer.model
+    trainer.model.train()
+    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        result, saved = saved_bytes(
+            trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+        )
+    return result[0], saved
+
+
+def saved_bytes(model: nn.Module, call: Callable[[], Any]) -> tuple[Any, int]:
+    """(what a forward pass returns, bytes that autograd saves in it besides the model itself)."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
@@ -153,7 +163,6 @@ def _forward(trainer: TransferTrainer, batch: Batch) -> tuple[torch.Tensor, int]
     def give(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
-    model.train()
-    with saved_tensors_hooks(keep, give), trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-        result: Any = trainer.compute_loss(model, dict(batch), return_outputs=True)
-    return result[0], sum(saved.values())
+    with saved_tensors_hooks(keep, give):
+        result = call()
+    return result, sum(saved.values())

@@ -26,7 +26,10 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
         shown = [f"{c['true']} taken for {c['predicted']} ({c['count']:,})" for c in confusions[:_CONFUSIONS]]
         yield f"Most frequent errors: {', '.join(shown)}"
     yield from _budget(results)
+    yield from _forgotten(results.get("forgetting"))
     yield from _kept(results["kept"])
+    if ema := results.get("ema"):  # a run of an earlier version has no such entry
+        yield f"These weights, and all that were evaluated, are averages over the steps (ema_decay: {ema['decay']:g})"
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
@@ -128,6 +131,14 @@ def _budget(results: Mapping[str, Any]) -> Iterator[str]:
     elif steps >= planned:
         why = f"all {planned:,} steps planned; a higher num_train_epochs would use the rest"
     yield f"{given}: ended after {took} of {allowed}, {why} (preparation: {exactly(budget['preparation_seconds'])})"
+
+
+def _forgotten(old: Mapping[str, Any] | None) -> Iterator[str]:
+    """What became of the checkpoint's own task; nothing without one, and in a run of an earlier version."""
+    if old:
+        where = f"{old['metric']} on {old['split']} of {old['dataset']}, {old['num_examples']:,} examples"
+        before = "" if old["before"] is None else f"{old['before']:.4f} before training, "
+        yield f"Old task, with the checkpoint's head ({where}): {before}{old['after']:.4f} after"
 
 
 def _when(epoch: float, step: int) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import nn
 from torch.nn import functional
 
-from hf_transfer.analysis.baselines import distance
+from hf_transfer.analysis.baselines import Distance, distance
 from hf_transfer.analysis.expected import (
     HEAD_ALONE,
     LEAST,
@@ -36,11 +37,12 @@ from hf_transfer.features.layouts import CLS, MEAN
 from hf_transfer.files import say
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.frozen import running_statistics
+from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.models import pooling_layer
 from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.runs.solvable import has_adapter, has_new_head
+from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head
 from hf_transfer.training.trainer import TransferTrainer
 
 _SIDE = 16  # pixels of a small picture
@@ -161,6 +163,44 @@ def by_layer(features: FrozenFeatures) -> dict[str, torch.Tensor]:
     return {name: features.matrix(name, None if name == HEAD else MEAN) for name in reversed(names)}
 
 
+def head_inputs(
+    prepared: Prepared,
+    model: nn.Module,
+    groups: Sequence[LayerGroup],
+    dataset: Any,
+    autocast: torch.dtype | None,
+    found: FrozenFeatures | None = None,
+    own: Sequence[int] = (),
+) -> dict[str, torch.Tensor]:
+    """{layer: what the head reads of it}.
+
+    Args:
+        prepared: the run.
+        model: on the device to compute on.
+        groups: its layer groups.
+        dataset: prepared examples.
+        autocast: as in `features.frozen_features`.
+        found: features that are known already; None to compute them.
+        own: the rows of `found` that are the examples.
+    """
+    if found is None:
+        found, own = _passed(prepared, model, groups, dataset, autocast)
+    if HEAD in found.groups:
+        return {HEAD: found.matrix(HEAD)[list(own)]}
+    last = groups[-2].name
+    if pooling_layer.reads_mean(model):
+        return {last: found.matrix(last, MEAN)[list(own)]}
+    first = frozen_pass(prepared, model, groups, dataset, layers=[last], poolings=[CLS], autocast=autocast)
+    return {last: first.matrix(last, CLS)}
+
+
+def _passed(
+    prepared: Prepared, model: nn.Module, groups: Sequence[LayerGroup], dataset: Any, autocast: torch.dtype | None
+) -> tuple[FrozenFeatures, list[int]]:
+    found = frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast)
+    return found, list(range(len(dataset)))
+
+
 def _features(prepared: Prepared, trainer: TransferTrainer, rows: list[int]) -> Mapping[str, torch.Tensor]:
     """Of the layers that the head can learn from: what it reads, if nothing below it trains."""
     model, groups = trainer.model, trainer.layer_groups
@@ -168,19 +208,30 @@ def _features(prepared: Prepared, trainer: TransferTrainer, rows: list[int]) -> 
     autocast = torch.bfloat16 if trainer.args.bf16 else None
     found, own = prepared.frozen, rows
     if found is None:
-        found, own = (
-            frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast),
-            list(range(len(rows))),
-        )
-    if not _is_head_alone(trainer):
-        return {name: x[own] for name, x in by_layer(found).items()}
-    if HEAD in found.groups:
-        return {HEAD: found.matrix(HEAD)[own]}
-    last = groups[-2].name
-    if pooling_layer.reads_mean(model):
-        return {last: found.matrix(last, MEAN)[own]}
-    first = frozen_pass(prepared, model, groups, dataset, layers=[last], poolings=[CLS], autocast=autocast)
-    return {last: first.matrix(last, CLS)}
+        found, own = _passed(prepared, model, groups, dataset, autocast)
+    if _is_head_alone(trainer):
+        return head_inputs(prepared, model, groups, dataset, autocast, found, own)
+    return {name: x[own] for name, x in by_layer(found).items()}
+
+
+def domain_of_head(prepared: Prepared) -> Distance | None:
+    """What the frozen features that the head reads are worth beside the input itself; None where it cannot be said.
+
+    All processes must call it, and all have the same answer.
+    """
+    if unsuited(prepared):
+        return None
+    rows, labels = sample(prepared)
+    model = prepared.loaded.model.to(prepared.config.training.device)
+    autocast = torch.bfloat16 if prepared.config.training.bf16 else None
+    try:
+        features = head_inputs(prepared, model, groups_of(prepared), inputs_of(prepared, rows), autocast)
+    except UserError:  # what else needs the features says why there are none
+        return None
+    seed = prepared.config.split_seed
+    answers = answers_of(features, labels, len(prepared.loaded.labels.names), seed)
+    (found,) = broadcast_object_list([distance(answers.right, answers.logme, _raw(prepared, rows), labels, seed)])
+    return found
 
 
 def _is_head_alone(trainer: TransferTrainer) -> bool:
@@ -205,4 +256,6 @@ def _why_not(prepared: Prepared, trainer: TransferTrainer) -> str:
         return "the checkpoint's head is kept, which knows more than its features"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "the model is sharded"
+    if prepared.target is not None:
+        return "with domain_adaptation the test data may be of another domain than the training data"
     return ""

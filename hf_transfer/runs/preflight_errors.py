@@ -16,6 +16,7 @@ from hf_transfer.models.heads import MLPHead
 from hf_transfer.runs.preflight_examples import Examples
 from hf_transfer.runs.preflight_stages import BatchSizes, Step
 from hf_transfer.runs.prepare import Prepared
+from hf_transfer.training import keeping
 from hf_transfer.training.trainer import TransferTrainer
 
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError, MemoryError)
@@ -196,4 +197,4 @@ def not_finite(split: Examples, numbers: list[int], is_loss: bool) -> UserError:
     problem = f"the {'loss' if is_loss else 'gradient'} is NaN or infinite before the first step ({of})."
     if args.fp16:
         return UserError(problem, "Set bf16: true instead, or neither.", key="fp16")
-    return UserError(problem, "Check these examples and their labels.", key="on_nonfinite")
+    return UserError(problem, f"{keeping.advice(trainer)}Check these examples and their labels.", key="on_nonfinite")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.few_labels import Chosen
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.fields import settings_of
-from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Epochs, Mixed
+from hf_transfer.data.augment import EXAMPLE, Chance, Epochs
 from hf_transfer.data.columns import Columns, as_shown, shown_numbers, unread
 from hf_transfer.data.examine import counts_only, examine
 from hf_transfer.data.facts import Facts
@@ -28,15 +26,17 @@ from hf_transfer.data.splits import SHARE, Data, held_out_share, make_data
 from hf_transfer.data.stream_record import Passed
 from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_out
 from hf_transfer.data.streaming import beginning, open_streams
-from hf_transfer.errors import UserError, one_line
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.examples import Views
 from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.run_folder import PASSED
-from hf_transfer.runs.checks import check_batches, check_best, check_grown
+from hf_transfer.runs.checks import check_batches, check_best, check_grown, trainer_errors
+from hf_transfer.runs.collating import collator, live_changes
 from hf_transfer.runs.decisions import with_decisions
-from hf_transfer.runs.machine import check_disk, choose_loader, removed_if_empty
+from hf_transfer.runs.earlier import Earlier, equip, read_earlier
+from hf_transfer.runs.machine import check_disk, choose_loader
+from hf_transfer.runs.target import Target, read_target
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
@@ -66,6 +66,8 @@ class Prepared:
         facts: facts about the data.
         chance: source of randomness for augmentation.
         backbone: identity of the backbone, as it was loaded.
+        earlier: what is read of an earlier task, against forgetting.
+        target: of domain adaptation; None without it.
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
@@ -85,13 +87,16 @@ class Prepared:
     facts: Facts
     chance: Chance
     backbone: dict[str, Any]
+    earlier: Earlier
+    target: Target | None = None
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
     frozen: FrozenFeatures | None = None
 
     @property
     def notes(self) -> list[str]:
-        return [*self.loaded.notes, *self.data.notes]
+        of_target = self.target.notes if self.target else ()
+        return [*self.loaded.notes, *self.data.notes, *self.earlier.notes, *of_target]
 
 
 def prepare(config: Config) -> Prepared:
@@ -114,6 +119,7 @@ def prepare(config: Config) -> Prepared:
     )
     found = find_labels(splits, inputs, keys, checkpoint=partial(names_in_checkpoint, config.model))
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, skips, found.entries)
+    target = read_target(config, task, inputs, keys.label_column_name or found.name, splits["train"])
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
@@ -124,6 +130,8 @@ def prepare(config: Config) -> Prepared:
         facts.group_leaks = shared_groups(data.splits, keys.split_group_column_name)
     facts.decided = [*found.splits.notes, *_roles(columns, inputs, found, labels, keys)]
     facts.pixels = task.settle(data, loaded.model, processor, keys)
+    if keys.data_facts:
+        facts.misfits = task.misfits(data.train, inputs, loaded.model, processor)
     stream = open_streams(keys, source)["train"] if keys.streaming else None
     check_best(args, loaded.labels)
     if stream is None:
@@ -142,6 +150,8 @@ def prepare(config: Config) -> Prepared:
         facts=facts,
         chance=Chance(args.seed, keys.augmented_views),
         backbone=backbone_facts(loaded.model, loaded.fresh, config.model.from_scratch),
+        earlier=read_earlier(config, task, data, loaded, processor),
+        target=target,
     )
 
 
@@ -249,16 +259,17 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
     """
     args, output_dir = prepared.config.training, Path(str(prepared.config.training.output_dir))
     labels = prepared.loaded.labels
-    course = Course(labels.problem_type)
+    course, target, chance = Course(labels.problem_type), prepared.target, prepared.chance
     train_head(prepared.loaded.model, args.layer_rules or ())
-    with _trainer_errors(output_dir):
+    with trainer_errors(output_dir):
         trainer = TransferTrainer(
             model=prepared.loaded.model,
             args=args,
             train_dataset=train,
             eval_dataset=validation,
+            target_dataset=target and target.prepared(prepared.task, prepared.processor, prepared.config.data, chance),
             processing_class=prepared.processor,
-            data_collator=_collator(prepared),
+            data_collator=collator(prepared.task, prepared.processor, prepared.config.data, labels, chance),
             compute_metrics=course.watching(lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model)),
         )
         if is_adapted(trainer.model) and not is_adapted(prepared.loaded.model):  # plain peft reads it there
@@ -269,7 +280,17 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         trainer.backbone = prepared.backbone
         trainer.chosen = {name: choice.value for name, choice in prepared.chosen.keys.items()}
         trainer.add_callback(Epochs(prepared.chance))
-        trainer.boundary.blocked = _live_changes(prepared)
+        equip(
+            trainer,
+            prepared.earlier,
+            prepared.config,
+            prepared.task,
+            prepared.data,
+            prepared.loaded,
+            prepared.processor,
+            prepared.chance,
+        )
+        trainer.boundary.blocked += live_changes(prepared.config.data)
         if prepared.chance.views is not None:
             trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
         steps = trainer.resolve_plan()
@@ -300,50 +321,3 @@ def _course(prepared: Prepared) -> dict[str, Any]:
             "the stream's first examples": sampled(prepared.data.train),
         }
     return fixed
-
-
-def _collator(prepared: Prepared) -> Any:
-    """The task's collator, with mixup and cutmix.
-
-    Raises:
-        UserError: a key does not apply to the task's inputs.
-    """
-    task, args = prepared.task, prepared.config.data
-    collator = task.collator(prepared.processor)
-    images_only = {"augmentation": "none", "random_erasing": None, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
-    wanted = [k for k, nothing in images_only.items() if getattr(args, k) not in (nothing, 0.0)]
-    if wanted and not task.mixes:
-        raise UserError(
-            f"it applies to images only, and the task is {task.name}.", f"Remove {wanted[0]}.", key=wanted[0]
-        )
-    if args.token_masking and task.mixes:
-        raise UserError("it applies to texts only, and the data contains images.", "Remove it.", key="token_masking")
-    needs_mixing = Mixed.wanted(args) or Augmentation.wanted(args)  # it also drops the numbers of the examples
-    return Mixed(collator, args, prepared.loaded.labels, prepared.chance) if needs_mixing else collator
-
-
-def _live_changes(prepared: Prepared) -> list[str]:
-    """Why training examples differ between epochs."""
-    args, reasons = prepared.config.data, []
-    if Mixed.wanted(args):
-        reasons.append("mixup and cutmix blend other images in each epoch")
-    elif Augmentation.wanted(args) and args.augmented_views is None:
-        reasons.append("each epoch augments images anew; augmented_views: 4 keeps four views of each")
-    if args.token_masking:
-        reasons.append("token_masking masks other tokens in each epoch")
-    return reasons
-
-
-# ---- checks ----
-
-
-@contextlib.contextmanager
-def _trainer_errors(output_dir: Path) -> Iterator[None]:
-    """Context in which errors of Trainer's constructor, such as a missing tracker, become `UserError`s."""
-    try:
-        with removed_if_empty(output_dir, is_new=not output_dir.exists()):  # Trainer creates it before it has checked
-            yield
-    except UserError:
-        raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UserError(one_line(error)) from error

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hf_transfer.analysis.range_test import LEAST_STEPS, Curve, has_diverged, rates_between, smooth
+from hf_transfer.data.replay import both
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch
 from hf_transfer.plan.plan import Plan
@@ -79,6 +80,12 @@ def check_testable(trainer: TransferTrainer, is_streamed: bool, sweep: Sweep) ->
             "the range test would try the model as it is before the contrastive stage, which changes it.",
             "Give learning_rate as a number, or set contrastive_epochs: 0.",
             key="contrastive_epochs",
+        )
+    if trainer.objective.trained:
+        raise UserError(
+            "the range test would train the discriminator too, which it cannot undo.",
+            "Search without domain_adaptation, and give learning_rate as a number.",
+            key="domain_adaptation",
         )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise UserError(
@@ -209,8 +216,9 @@ class _Steps:
         trainer = self.trainer
         for group in self.optimizer.param_groups:
             group["lr"] = group["rates"][self.index] * rate / self.base
-        batches = [self.train.batch(part) for part in numbers]
-        with explained(self.train, list(numbers[0]), batches[0], "a training step of the range test"):
+        batches = [self._batch(part) for part in numbers]
+        own = [number for number in numbers[0] if number < len(self.train)]
+        with explained(self.train, own, batches[0], "a training step of the range test"):
             loss = self._backward(batches)
         if trainer.args.world_size > 1:
             loss = float(trainer.accelerator.reduce(torch.tensor(loss, device=trainer.args.device), "mean"))
@@ -225,6 +233,14 @@ class _Steps:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        """A micro-batch of the run, with the examples that are replayed."""
+        trainer, source = self.trainer, self.train.source
+        if trainer.replay is None:
+            return self.train.batch(numbers)
+        dataset = both(source.dataset, trainer.replay.dataset)
+        return dict(trainer._prepare_inputs(dict(source.collate([dataset[number] for number in numbers]))))
 
     def _backward(self, batches: Sequence[Batch]) -> float:
         """The loss of an accumulated batch, whose gradient is computed."""

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.data.scope import refuse_out_of_scope
 from hf_transfer.errors import UserError
 from hf_transfer.tasks.base import Task
 from hf_transfer.tasks.image_classification import ImageClassification
@@ -23,8 +24,10 @@ def choose_task(features: Mapping[str, Any], args: DataArguments) -> tuple[Task,
     """(the task, its input columns): the task named by `task`, else the only one that recognizes the columns.
 
     Raises:
-        UserError: no task or several tasks recognize the columns.
+        UserError: no task or several tasks recognize the columns, or they are those of a task that is out of scope.
     """
+    if args.label_column_name is None:
+        refuse_out_of_scope(features)
     if args.task is not None:
         task = TASKS[args.task]
         columns = task.input_columns(features, args)

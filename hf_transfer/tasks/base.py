@@ -14,11 +14,16 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import Chance
 from hf_transfer.data.duplicates import Trace, content_hash
-from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.facts import Misfit, PixelFacts
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError
 from hf_transfer.models.load import Loaded
+
+
+def spread(split: Dataset, size: int) -> Dataset:
+    """At most `size` examples, evenly over a split."""
+    return split.select(range(0, len(split), max(1, -(-len(split) // size))))
 
 
 class Task(ABC):
@@ -58,7 +63,7 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
-        """`split` with exactly the model inputs and `labels`."""
+        """`split` with exactly the model inputs and `labels`, if it has any."""
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -132,6 +137,10 @@ class Task(ABC):
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int] | None:
         """(fraction of the examples that are truncated, maximum length); None if nothing is ever truncated."""
         return None
+
+    def misfits(self, split: Dataset, inputs: tuple[str, ...], model: Any, processor: Any) -> list[Misfit]:
+        """What of the inputs the checkpoint was not made for, measured on a sample of the training split."""
+        return []
 
     @abstractmethod
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Augmentation, Chance, Mixed
 from hf_transfer.data.duplicates import Trace, content_hash, look_hash
-from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.facts import Misfit, PixelFacts
 from hf_transfer.data.header import check_column
 from hf_transfer.data.image_paths import IMAGE_COLUMNS, IMAGE_SUFFIXES
 from hf_transfer.data.images import (
@@ -28,15 +29,17 @@ from hf_transfer.data.images import (
     num_beyond,
     open_image,
     to_channels,
+    undecoded,
 )
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.pixel_range import checked_range, decide_range, deep_extremes, num_clipped
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, option
 from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
-from hf_transfer.models.image_size import with_image_size
+from hf_transfer.models.image_size import own_size, with_image_size
 from hf_transfer.models.load import Loaded, load_config, load_model
-from hf_transfer.tasks.base import Task
+from hf_transfer.tasks import image_fit
+from hf_transfer.tasks.base import Task, spread
 from hf_transfer.tasks.views import looks, most_looks
 
 
@@ -80,7 +83,7 @@ class ImageClassification(Task):
 
     def _plain(self, column: str, processor: Any, batch: dict[str, Any]) -> dict[str, Any]:
         images = self._read(batch[column], batch.get(EXAMPLE))
-        return {**self.encode([images], processor), LABELS: batch[LABELS]}
+        return {**self.encode([images], processor), **_labels(batch)}
 
     def prepare_training(
         self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments, chance: Chance
@@ -88,7 +91,8 @@ class ImageClassification(Task):
         if not (Augmentation.wanted(args) or Mixed.wanted(args)):
             return self.prepare(split, inputs, processor, args)
         (column,) = inputs
-        split = split.cast_column(column, Image(decode=False)).select_columns([column, LABELS, EXAMPLE])
+        kept = [c for c in (column, LABELS, EXAMPLE) if c in split.column_names]
+        split = split.cast_column(column, Image(decode=False)).select_columns(kept)
         return split.with_transform(self.change(inputs, processor, args, chance))
 
     def change(
@@ -101,7 +105,7 @@ class ImageClassification(Task):
         read = self._read(batch[column], batch[EXAMPLE])
         images = [_eight_bits(image, processor) for image in read]
         pixels = augment(images, batch[EXAMPLE], lambda some: self.encode([some], processor)["pixel_values"])
-        return {"pixel_values": pixels, LABELS: batch[LABELS], EXAMPLE: batch[EXAMPLE]}
+        return {"pixel_values": pixels, **_labels(batch), EXAMPLE: batch[EXAMPLE]}
 
     def _read(self, cells: Sequence[Any], rows: Sequence[int] | None) -> list[Any]:
         """Decode the images of a batch; `rows` are their rows in the input data.
@@ -150,6 +154,15 @@ class ImageClassification(Task):
         _set_range(model.config, processor, pixel_range)
         deep = {name: len(pairs) for name, pairs in measured.items()}
         return PixelFacts(pixel_range, deep, {name: num_clipped(p, pixel_range) for name, p in measured.items()})
+
+    def misfits(self, split: Dataset, inputs: tuple[str, ...], model: Any, processor: Any) -> list[Misfit]:
+        (column,) = inputs
+        cells = undecoded(spread(split, image_fit.SAMPLE), inputs)[column][:]
+        images = []
+        for cell in cells:
+            with contextlib.suppress(ValueError):  # what cannot be read is told elsewhere
+                images.append(glance(encoded(cell)))
+        return image_fit.misfits(images, own_size(model.config), channels_of(processor))
 
     def clipped(self, split: Dataset, inputs: tuple[str, ...], processor: Any) -> dict[str, int]:
         (column,) = inputs
@@ -204,6 +217,11 @@ def _columns_of_bytes(features: Mapping[str, Any], args: DataArguments) -> list[
 
 def _is_binary(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "binary_view")
+
+
+def _labels(batch: dict[str, Any]) -> dict[str, Any]:
+    """The labels of a batch; empty of a target of domain adaptation, which has none."""
+    return {name: values for name, values in batch.items() if name == LABELS}
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Any]:

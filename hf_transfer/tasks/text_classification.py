@@ -18,13 +18,15 @@ from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.augment import EXAMPLE, Chance, mask_tokens
 from hf_transfer.data.columns import several_texts, text_candidates
 from hf_transfer.data.duplicates import Trace, content_hash, normalized
+from hf_transfer.data.facts import Misfit
 from hf_transfer.data.header import check_column
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.models.load import Loaded, load_config, load_model
 from hf_transfer.models.source import processor_source
-from hf_transfer.tasks.base import Task
+from hf_transfer.tasks import text_fit
+from hf_transfer.tasks.base import Task, spread
 from hf_transfer.tasks.tokenizer_digest import digest
 from hf_transfer.tasks.tokenizer_fit import check_tokenizer, grow_embeddings, max_tokens, settle
 
@@ -156,6 +158,10 @@ class TextClassification(Task):
         columns = [[_readable_part(text, processor) for text in sample[c]] for c in inputs]
         lengths = [len(ids) for ids in processor(*columns, verbose=False)["input_ids"]]
         return sum(length > limit for length in lengths) / max(1, len(lengths)), limit
+
+    def misfits(self, split: Dataset, inputs: tuple[str, ...], model: Any, processor: Any) -> list[Misfit]:
+        sample = spread(split, text_fit.SAMPLE)
+        return text_fit.misfits([sample[c][:] for c in inputs], processor)
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
         return processor(*([_readable_part(text, processor) for text in c] for c in columns), truncation=True)

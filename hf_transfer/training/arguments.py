@@ -8,9 +8,12 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from hf_transfer.config.arguments.adaptation import check as check_adaptation
 from hf_transfer.config.arguments.adapter import with_adapter
+from hf_transfer.config.arguments.averaging import check as check_averaging
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
 from hf_transfer.config.arguments.early_stopping import check as check_early_stopping
+from hf_transfer.config.arguments.forgetting import check as check_forgetting
 from hf_transfer.config.arguments.loss import check as check_loss
 from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.schedule import check as check_schedule
@@ -51,7 +54,8 @@ class TransferArguments(TrainingKeys, TrainingArguments):
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         problems = [f"learning_rate: {rate!r} is not a number. {_NOT_HERE}"] if isinstance(rate, str) else []
         problems += [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]
-        problems += [*check_early_stopping(vars(self)), *check_schedule(vars(self))]
+        problems += [*check_early_stopping(vars(self)), *check_schedule(vars(self)), *check_averaging(vars(self))]
+        problems += [*check_forgetting(vars(self)), *check_adaptation(vars(self))]
         own = {name: about for name, about in settings_of(type(self)).items() if name not in settings_of(PlanArguments)}
         problems += wrong_values({**vars(self), "lr_scheduler_type": schedule}, own)
         # Where there is no accelerator this changes nothing for one process; several launched ones would, without it,

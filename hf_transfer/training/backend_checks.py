@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hf_transfer.errors import UserError
+from hf_transfer.layers.blocks import block_classes
 from hf_transfer.plan.plan import Plan
 from hf_transfer.training import adalora
 from hf_transfer.training.best_metric import check_metric
@@ -42,6 +43,19 @@ def check_backend(trainer: RunningTrainer, plan: Plan) -> None:
                 f"{name}: with use_reentrant: true, trainable layers above frozen ones get no gradient.",
                 "Leave it out: the non-reentrant implementation is the default.",
             )
+
+
+def shard_blocks(trainer: RunningTrainer) -> None:
+    """Let FSDP 2 shard the blocks of the layer groups, unless its configuration names classes.
+
+    accelerate would take `_no_split_modules`, which for BERT names its embeddings and parts of a block too, and which
+    timm's models do not have.
+    """
+    if not (trainer.is_fsdp_enabled and trainer.accelerator.is_fsdp2):
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None and (classes := block_classes(trainer.model, trainer.layer_groups)):
+        plugin.transformer_cls_names_to_wrap = list(classes)
 
 
 def _check_stages(trainer: RunningTrainer, plan: Plan) -> None:

@@ -37,6 +37,11 @@ def lowest_trained(plan: Plan) -> list[int]:
     return [min(depths[group] for group in stage.trainable) for stage in plan.stages]
 
 
+def freezes_again(plan: Plan) -> bool:
+    """Whether a layer group trains in a stage and is frozen in a later one."""
+    return any(set(a.trainable) - set(b.trainable) for a, b in zip(plan.stages, plan.stages[1:], strict=False))
+
+
 def _rounded_up(value: float) -> str:
     """To two digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -96,6 +101,8 @@ class Decision:
         trainer, args = self.trainer, self.trainer.args
         if self.blocked:
             return Off(OffReason.NOT_FIXED, "; ".join(self.blocked))
+        if trainer.ema.decay is not None and freezes_again(self.plan):
+            return Off(OffReason.AVERAGED)
         if not is_numbered(trainer.train_dataset):
             return Off(OffReason.STREAM)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -40,6 +40,7 @@ class OffReason(enum.StrEnum):
     NOT_RUNNABLE = "not runnable"
     NOT_TRACEABLE = "not traceable"
     NOT_EXACT = "not exact"
+    AVERAGED = "averaged"
     AS_BEFORE = "as before"
     NO_ROOM = "no room"
     NOT_WORTHWHILE = "not worthwhile"
@@ -57,6 +58,7 @@ _SENTENCES = {
     OffReason.NOT_RUNNABLE: "the model cannot be run on a sample ({})",
     OffReason.NOT_TRACEABLE: "the frozen part of the model cannot be traced ({})",
     OffReason.NOT_EXACT: "the frozen part cannot be replayed exactly: {}",
+    OffReason.AVERAGED: "with ema_decay, layers that are frozen again are evaluated with their average, not as trained",
     OffReason.AS_BEFORE: "it was off when the run began",
     OffReason.NOT_WORTHWHILE: "it would save only {} of the operations, recording included, and auto needs 20%",
     OffReason.EXAMPLE_CHANGED: "an example differs from the one that was recorded",

@@ -25,6 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_transfer.errors import Interrupted, WorkFailed, option
 from hf_transfer.run_folder import NONFINITE
+from hf_transfer.training import keeping
 from hf_transfer.training.ddp import on_any_rank
 from hf_transfer.training.running import RunningTrainer
 
@@ -248,12 +249,14 @@ class Guards(TrainerCallback):
                 f"The loss or its gradient is NaN or infinite at optimizer step {entry['step']}{many} (loss "
                 f"{values['loss']}, gradient norm {values['grad_norm']}); {NONFINITE} in the output folder lists the "
                 "examples.",
+                f"{keeping.advice(self.trainer)}"
                 "Try a lower learning_rate, a warmup or a lower max_grad_norm; check those examples; or skip such "
                 f"steps with {option('on_nonfinite', 'skip')}. The last checkpoint was saved before this step.",
             )
         if self.policy is Policy.ROLLBACK:
             self.trainer.roll_back()
-        for parameter in self.trainer.model.parameters():
+        own = self.trainer.objective.named_parameters().values()
+        for parameter in (*self.trainer.model.parameters(), *own):
             parameter.grad = None  # optimizers skip parameters without a gradient
         if self.trainer.is_world_process_zero():
             done = "skipped" if self.policy is Policy.SKIP else "rolled back to the newest checkpoint"

@@ -4,7 +4,7 @@ What is overridden, and why that hook:
 
 - `_get_train_sampler`: balanced classes, or batches of like length.
 - `get_train_dataloader`: Trainer asks for no sampler where the dataset has no length.
-- `_get_dataloader`: batches carry the numbers of their examples (`boundary_cache`).
+- `_get_dataloader`: batches carry the numbers of their examples (`boundary_cache`), or examples of a target domain.
 - `get_eval_dataloader`, `get_test_dataloader`: a metric is computed over every example.
 - `prediction_step`: the frozen part of an evaluation is replayed.
 - `floating_point_ops`: a batch whose inputs were not read has nothing to count.
@@ -21,6 +21,7 @@ from torch import nn
 
 from hf_transfer.data.bucketing import LengthSampler, lengths_of
 from hf_transfer.data.bucketing_choice import Choice
+from hf_transfer.data.pairs import Pairs, PairsCollator, Targets
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
@@ -29,10 +30,22 @@ from hf_transfer.training.probing import Probing
 
 
 class Loading(Probing):
-    """Loaders and samplers; see `TransferMixin`."""
+    """Loaders and samplers; see `TransferMixin`.
+
+    Attributes:
+        target_dataset: examples of the domain that the model is adapted to, as the model takes them.
+        targets: the same as batches are made from it; None without domain adaptation.
+        aligned: where the features are that are drawn together (`features.places`), if any.
+    """
 
     data_collator: Any
+    targets: Targets | None = None
+    aligned: Any = None
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
+
+    def __init__(self, *args: Any, target_dataset: Any = None, **kwargs: Any):
+        self.target_dataset = target_dataset
+        super().__init__(*args, **kwargs)
 
     # ---- training ----
 
@@ -90,17 +103,25 @@ class Loading(Probing):
         return self._train_batch_size * (1 if self.args.accelerator_config.split_batches else self.args.world_size)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        numbered = self.boundary.wrap(dataset, TRAINING if kwargs.get("is_training") else VALIDATION)
-        if numbered is None:
+        wrapped = self._wrapped(dataset, TRAINING if kwargs.get("is_training") else VALIDATION)
+        if wrapped is None:
             return super()._get_dataloader(dataset, *args, **kwargs)
         collate, sampler = self.data_collator, kwargs.pop("sampler_fn", None)
-        data, self.data_collator = numbered
+        data, self.data_collator = wrapped
         try:
             if sampler is not None:
                 kwargs["sampler_fn"] = lambda _: sampler(dataset)
             return super()._get_dataloader(data, *args, **kwargs)
         finally:
             self.data_collator = collate
+
+    def _wrapped(self, dataset: Any, name: str) -> tuple[Any, Any] | None:
+        """(dataset, collator) of a loader whose batches say more than the examples; None for the examples alone."""
+        if self.targets is not None and name == TRAINING and self.boundary.sources.is_own(dataset, name):
+            source = self.boundary.sources[TRAINING]
+            return Pairs(source.dataset, self.targets), PairsCollator(source.collate)
+        wrapped: tuple[Any, Any] | None = self.boundary.wrap(dataset, name)
+        return wrapped
 
     # ---- evaluation ----
 

@@ -24,13 +24,29 @@ def device_type(use_cpu: bool) -> str:
 
 def best(device: str) -> str:
     """What the device does well; on a CPU nothing, which costs no accuracy."""
+    return _best(device)[0]
+
+
+def _best(device: str) -> tuple[str, str]:
+    """(what the device does well, why)."""
     if device == "xpu":
-        return BF16
+        return BF16, "the device computes in it"
     if device != "cuda":
-        return NONE
-    if not emulates_bf16(device):
-        return BF16
-    return FP16 if torch.cuda.get_device_capability() >= _TENSOR_CORES else NONE
+        return NONE, f"float32 costs no accuracy, and on {device} half precision is not sure to be quicker"
+    lacks = emulates_bf16(device)
+    if not lacks:
+        return BF16, f"{torch.cuda.get_device_name()} computes in it"
+    if torch.cuda.get_device_capability() >= _TENSOR_CORES:
+        return FP16, f"{lacks}, and has tensor cores for float16"
+    return NONE, f"{lacks}, and no tensor cores"
+
+
+def line(wanted: str | None, device: str) -> str:
+    """What `mixed_precision: auto` came to and why, for display; empty where it was not asked for."""
+    if wanted != "auto":
+        return ""
+    taken, why = _best(device)
+    return f"mixed_precision: auto: {taken} ({why})"
 
 
 def emulates_bf16(device: str) -> str:

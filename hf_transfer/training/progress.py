@@ -24,6 +24,8 @@ from hf_transfer.training.trainer import TransferTrainer
 
 _WORTH_SAYING = 10  # seconds left
 
+FORGETTING = "forgetting_"  # begins the names of what is logged of the checkpoint's own task
+
 
 class Clock(TrainerCallback):
     """Knows how long training still takes; the first callback, so that the others may ask it."""
@@ -117,6 +119,11 @@ class Lines(TrainerCallback):
             return self._of_step(state, logs)
         if "probe_l2" in logs:
             return str(self.trainer.solution)
+        if f"{FORGETTING}loss" in logs:
+            old = {name.removeprefix(FORGETTING): value for name, value in logs.items() if name.startswith(FORGETTING)}
+            return (
+                f"  old task at epoch {logs.get('epoch', 0):.2f}: {', '.join(f'{n} {v:.4f}' for n, v in old.items())}"
+            )
         if "eval_loss" in logs:
             course = self.trainer.course
             worse = f" ({course.drop})" if course is not None and course.drop is not None else ""
@@ -186,7 +193,7 @@ class History(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        counts = self.trainer.is_in_train and ({"loss", "eval_loss", "probe_l2"} & set(logs))
+        counts = self.trainer.is_in_train and ({"loss", "eval_loss", "probe_l2", f"{FORGETTING}loss"} & set(logs))
         if not state.is_world_process_zero or not counts:
             return
         rates = {k.removeprefix(RATE): v for k, v in logs.items() if k.startswith(RATE)}

@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.models.heads import class_with_head
-from hf_transfer.training import adapter_state, best_checkpoint, checkpoint_contents
+from hf_transfer.training import adapter_state, best_checkpoint, checkpoint_contents, penalty_state
 from hf_transfer.training.saving import Saving
 
 
@@ -41,6 +41,7 @@ class Restoring(Saving):
         with self._strictly(resume_from_checkpoint):
             if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
+        penalty_state.restore(self.objective, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         with self._strictly(str(self.state.best_model_checkpoint)):

@@ -25,12 +25,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hf_transfer.errors import UserError
 from hf_transfer.training import checkpoints, run_identity
+from hf_transfer.training.ema import Averaged
 from hf_transfer.training.guards import record
-from hf_transfer.training.restoring import Restoring
 from hf_transfer.training.saving import BEST_OF_STAGE
 
 
-class Resumable(Restoring):
+class Resumable(Averaged):
     """Exact resumption; see `TransferMixin`.
 
     Attributes:
@@ -135,7 +135,7 @@ class Resumable(Restoring):
         groups = self.optimizer.param_groups
         state_dict = self.optimizer.state_dict()
         state_dict["state"] = run_identity.by_name(
-            saved, names, run_identity.optimizer_names(groups, dict(self.model.named_parameters()))
+            saved, names, run_identity.optimizer_names(groups, self.named_parameters)
         )
         if not self._rates_follow_from_the_step:
             pairs = zip(saved["param_groups"], state_dict["param_groups"], strict=True)

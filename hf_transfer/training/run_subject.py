@@ -106,16 +106,16 @@ def _labels(data: Dataset, names: Sequence[str]) -> str | None:
     return key(digests.digests())
 
 
-def _changed_data(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[str]:
+def _changed_data(then: Mapping[str, Any], now: Mapping[str, Any], what: str = "training examples") -> Iterable[str]:
     if then["examples"] != now["examples"]:
-        yield f"training examples: {_count(then['examples'])} then, {_count(now['examples'])} now"
+        yield f"{what}: {_count(then['examples'])} then, {_count(now['examples'])} now"
         return
     names = ("inputs", "labels") if "inputs" in then else ("data",)  # of an earlier version
     changed = [name for name in names if then[name] != now[name]]
     if changed == ["labels"]:
-        yield "the labels of the training examples differ (same examples)"
+        yield f"the labels of the {what} differ (same examples)"
     elif changed:
-        yield "the training examples differ (same number, other content)"
+        yield f"the {what} differ (same number, other content)"
 
 
 def _count(number: int | None) -> str:
@@ -180,6 +180,8 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any], keys: Collection[st
         keys: that differ; an adapter differs with its keys, which say it in the user's words.
     """
     told = list(_changed_data(then, now))
+    if then.get("target") and now.get("target"):
+        told += _changed_data(then["target"], now["target"], "target examples")
     if then.get("backbone") and now.get("backbone"):
         told += _changed_backbone(then["backbone"], now["backbone"])
     if then.get("adapter") and now.get("adapter") and not any(k == "adapter" or k.startswith("lora_") for k in keys):

@@ -31,10 +31,17 @@ class RunningTrainer(Protocol):
     shown_plan: Plan | None
     layer_groups: tuple[LayerGroup, ...]
     trainable: tuple[str, ...]
+    keeps_head: bool
+    anchors: Any
+    replay: Any
     pretrained_statistics: frozenset[str]
     num_steps: int
+    targets: Any
+    aligned: Any
+    time_budget: Any
     steps_per_epoch: int
     unfreezing: Any
+    ema: Any
     boundary: Any
     objective: Objective
     choices: Any
@@ -46,6 +53,7 @@ class RunningTrainer(Protocol):
     _main_input: str
     _global_batch: int
 
+    def add_callback(self, callback: Any) -> None: ...
     def is_world_process_zero(self) -> bool: ...
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...
     def compute_loss_context_manager(self) -> Any: ...

@@ -22,8 +22,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.errors import WorkFailed, one_line
+from hf_transfer.objectives.objective import Objective
 from hf_transfer.plan.plan import Plan
-from hf_transfer.training import adalora, adapter_state, checkpoints, run_identity, run_subject
+from hf_transfer.training import adalora, adapter_state, checkpoints, penalty_state, run_identity, run_subject
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.choices import Choices
 from hf_transfer.training.ddp import on_any_rank
@@ -54,8 +55,10 @@ class Saving(Timed):
     plan: Plan | None = None
     unfreezing: Unfreezing | None = None
     boundary: BoundaryCache
+    target_dataset: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any):
+        self.objective = Objective()
         super().__init__(*args, **kwargs)
         self.guards = Guards(self)
         self.choices = Choices(self)
@@ -64,6 +67,7 @@ class Saving(Timed):
         self.backbone: dict[str, Any] | None = None
         self.before_training: dict[str, Any] = {}
         self._data_facts: tuple[Any, dict[str, Any]] = None, {}  # the training set, what is known of it
+        self._target_facts: dict[str, Any] | None = None
         self._writes_to: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -105,12 +109,18 @@ class Saving(Timed):
             self._push_from_checkpoint(str(output_dir / name))
         self.guards.saved(output_dir / name)
 
+    @staticmethod
+    def _unsealed(output_dir: Path, name: str) -> Path:
+        """Where a checkpoint is written before it is sealed."""
+        return output_dir / checkpoints.SAVING / name
+
     def _publish(self, output_dir: Path, name: str, counters: dict[str, Any], limit: int | None) -> None:
-        folder = output_dir / checkpoints.SAVING / name
+        folder = self._unsealed(output_dir, name)
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / checkpoints.STATE).write_text(json.dumps(counters) + "\n", encoding="utf-8")
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             adapter_state.write(self.model, getattr(self, "trainable", ()), folder)
+            penalty_state.write(self.objective, folder)
         if self.unfreezing is not None and self.unfreezing.best is not None:
             save_file(self.unfreezing.best, folder / BEST_OF_STAGE)
         checkpoints.seal(folder)
@@ -143,7 +153,7 @@ class Saving(Timed):
         groups = self.optimizer.param_groups
         return {
             "facts": self._identity(),
-            "optimizer": run_identity.optimizer_names(groups, dict(self.model.named_parameters())),
+            "optimizer": run_identity.optimizer_names(groups, self.named_parameters),
             "loss_since_log": sums,
             "last_logged": self._globalstep_last_logged,
             "total_loss": self._total_loss_scalar,
@@ -154,13 +164,18 @@ class Saving(Timed):
             "stage_seconds": {} if self.unfreezing is None else self.unfreezing.seconds,
         }
 
+    @property
+    def named_parameters(self) -> dict[str, Any]:
+        """The parameters of the model and those of penalties, by name."""
+        return dict(self.model.named_parameters()) | self.objective.named_parameters()
+
     def _identity(self, with_plan: bool = True) -> dict[str, Any]:
         """What must be the same for a run to be resumed; without the plan before the optimizer is made."""
         return run_identity.facts(
             self.args,
             self.time_budget.planned if with_plan else None,
             self.optimizer.param_groups if with_plan else (),
-            dict(self.model.named_parameters()),
+            self.named_parameters,
             self._subject(),
             self.data_keys,
             decided=self.choices.values,
@@ -173,8 +188,11 @@ class Saving(Timed):
             self._data_facts = self.train_dataset, facts
         if self.backbone is None and is_adapted(self.model):
             self.backbone = run_subject.backbone_facts(self.model)
+        if self.target_dataset is not None and self._target_facts is None:
+            self._target_facts = run_subject.data_facts(self.target_dataset, ())
         return {
             **self._data_facts[1],
+            "target": self._target_facts,
             "backbone": self.backbone,
             "adapter": run_subject.adapter_facts(self.model),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hf_transfer.data.pairs import PairsCollator
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import TRAINING, VALIDATION, Source, Views, is_numbered
 from hf_transfer.training.running import RunningTrainer
@@ -55,5 +56,8 @@ class Sources:
 
     def load(self, source: Source, numbers: Sequence[int]) -> Batch:
         """A batch of these examples, on the trainer's device."""
-        batch = source.collate([source.dataset[number] for number in numbers])
+        examples, collate = [source.dataset[number] for number in numbers], source.collate
+        if source.name == TRAINING and (targets := self.trainer.targets) is not None:
+            examples, collate = targets.beside(numbers, examples), PairsCollator(collate)
+        batch = collate(examples)
         return dict(self.trainer._prepare_inputs(dict(batch)))

@@ -269,6 +269,7 @@ class Unfreezing(TrainerCallback):
         with torch.no_grad():
             for name, value in (self.best or {}).items():
                 tensors[name].copy_(value)
+        self.trainer.ema.follow(self.best or ())
 
     # ---- the callback ----
 

@@ -12,13 +12,12 @@ What is overridden, and why that hook:
 - `compute_loss_context_manager`: the first hook after `model.train()`, which Trainer calls at every micro-step and
   which would switch BatchNorm and dropout of frozen modules back on. It runs even where a subclass replaces
   `compute_loss`.
-- `compute_loss`, `_get_num_items_in_batch`: the gradient of an accumulated batch equals that of the same examples in
-  one batch (`objectives.objective`).
 - `log`: the learning rate of every layer group, not only of the first.
 - `_save`: an adapter is saved with the model's labels.
 
-Checkpoints and resuming are in `saving` and `resuming`, a solved head in `probing`, loaders in `loading`. The callback
-`stages.Unfreezing` begins a stage at the beginning of an optimizer step; an evaluation may end one.
+The objective is in `minimizing`, replay in `holding`, checkpoints and resuming in `saving` and `resuming`, a solved
+head in `probing`, loaders in `loading`. The callback `stages.Unfreezing` begins a stage at the beginning of an
+optimizer step; an evaluation may end one.
 """
 
 from __future__ import annotations
@@ -39,24 +38,32 @@ from hf_transfer.config.arguments import plan
 from hf_transfer.errors import UserError, one_line
 from hf_transfer.layers.groups import LayerGroup, layer_groups
 from hf_transfer.models import bundled as bundled_models
-from hf_transfer.objectives.objective import MicroBatch, Objective, make_objective
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.optimizer_groups import lr_factors, parameter_groups
 from hf_transfer.plan.plan import Plan
 from hf_transfer.plan.stage_records import StageRecord
-from hf_transfer.training import adalora, batchnorm, console, contrastive, linear_probe, schedule_checks
+from hf_transfer.training import (
+    adalora,
+    adapting,
+    batchnorm,
+    console,
+    contrastive,
+    keeping,
+    linear_probe,
+    schedule_checks,
+)
 from hf_transfer.training.arguments import TransferArguments
-from hf_transfer.training.backend_checks import check_backend, check_optimizer_class
+from hf_transfer.training.backend_checks import check_backend, check_optimizer_class, shard_blocks
 from hf_transfer.training.best_metric import check_early_stopping, evaluation_sets, set_direction
 from hf_transfer.training.boundary_cache import BoundaryCache
 from hf_transfer.training.course import Course
 from hf_transfer.training.early_stopping import EarlyStopping
-from hf_transfer.training.loading import Loading
+from hf_transfer.training.minimizing import Minimizing, PenaltyGradients
 from hf_transfer.training.schedules import SCHEDULES, name_of, run_schedule
 from hf_transfer.training.stages import Unfreezing
 
 
-class TransferMixin(Loading):
+class TransferMixin(Minimizing):
     """Makes a Trainer execute a Plan; the first base of a subclass of your own Trainer:
 
         class MyTransferTrainer(TransferMixin, MyTrainer): ...
@@ -69,8 +76,7 @@ class TransferMixin(Loading):
         trainable: names of the parameters that may train. Parameters that the caller froze stay frozen.
         pretrained_statistics: names of the BatchNorm layers whose running statistics came with the model.
         unfreezing: executes the plan; None without one.
-        objective: the loss, the weight of a micro-batch, and the penalties; `objective.penalties` may be appended to
-            before training.
+        objective: the loss, the weight of a micro-batch, and `penalties`, which may be appended to before training.
         boundary: replays the frozen part, if `boundary_cache` is on.
         course: compares the evaluations of a run, if there are metrics of ours.
         num_steps: optimizer steps of the run, once the plan is resolved.
@@ -94,12 +100,12 @@ class TransferMixin(Loading):
     shown_plan: Plan | None = None
 
     def __init__(self, model: Any = None, args: Any = None, *rest: Any, **kwargs: Any):
+        teacher = keeping.teacher_of(args, model)
         if isinstance(args, TransferArguments):
             if args.is_adapted and model is not None and not attach.is_adapted(model):
                 bundled_models.name_base(model)
             model = attach.attach(model, args, args.layer_rules or ())
         super().__init__(model, args, *rest, **kwargs)
-        self.objective = Objective()
         self.boundary = BoundaryCache(self)
         if isinstance(self.args, TransferArguments):
             console.replace_default(self.callback_handler, self.args)
@@ -108,36 +114,20 @@ class TransferMixin(Loading):
             self._set_objective(has_plan)
             if has_plan:
                 self._set_plan()
+            if adapting.wanted(self.args) or self.target_dataset is not None:
+                adapting.attach(self, self.target_dataset)
             if (patience := self.args.early_stopping_patience) is not None:
                 self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
+            keeping.add_penalties(self, teacher)
+        self.add_callback(PenaltyGradients(self.objective))
         self.add_callback(self.guards)
-
-    def _set_objective(self, has_plan: bool) -> None:
-        """A loss of the caller's own keeps Trainer's behavior.
-
-        Raises:
-            UserError: keys of our loss are set next to a loss of the caller's own.
-        """
-        overrides = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)]
-        if overrides != [TransferMixin, Trainer] or self.compute_loss_func is not None:
-            if self.args.class_weights not in (None, "none") or self.args.focal_gamma:
-                raise UserError(
-                    "class_weights and focal_gamma change the built-in loss, and this trainer has a loss of its own.",
-                    "Leave them out, or do not override `compute_loss`.",
-                )
-            return
-        config = getattr(self.model, "config", None)
-        self.objective = make_objective(self.args, config, self.train_dataset, has_plan)
-        if self.objective.loss is not None and self.objective.loss.always:  # it smooths labels itself
-            self.label_smoother = None
-        # Trainer counts the items of an accumulated batch only for models that accept the count; we need it for all.
-        self.model_accepts_loss_kwargs |= self.objective.weighs_items
 
     def _set_plan(self) -> None:
         self._set_layers()
         self.plan = make_plan(self.args, self.layer_groups)
         self.pretrained_statistics = batchnorm.pretrained(self)
         check_backend(self, self.plan)
+        shard_blocks(self)
         if linear_probe.wanted(self.args):
             linear_probe.check_trainer(self, has_own_loss=self.objective.loss is None)
         if contrastive.wanted(self.args):
@@ -177,6 +167,7 @@ class TransferMixin(Loading):
         check_optimizer_class(cls, kwargs, self.args.optim)
         no_decay = self._no_decay(opt_model)
         groups = parameter_groups(opt_model, self.layer_groups, self.plan, self.args.weight_decay, no_decay)
+        groups += self.objective.parameter_groups(len(self.plan.stages), self.args.weight_decay)
         self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
@@ -296,35 +287,6 @@ class TransferMixin(Loading):
             self.unfreezing.keep_frozen()
         return super().compute_loss_context_manager()
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The objective on a micro-batch; in an evaluation, the mean of the model's own loss."""
-        if self.objective.is_default:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        trainer_loss = super().compute_loss
-        # The count is over all processes, and gradients are averaged over them.
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        batch = MicroBatch(dict(inputs), num_items_in_batch, processes)
-        trains = self.model.training or (self.unfreezing is not None and self.unfreezing.is_probing)
-        loss, outputs = self.objective.compute(
-            model, batch, lambda num_items: trainer_loss(model, inputs, True, num_items), trains
-        )
-        if trains:
-            loss = self.objective.add_penalties(loss, self.model, batch, outputs, self.state.global_step)
-        return (loss, outputs) if return_outputs else loss
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        shared = self.args.average_tokens_across_devices and self.args.world_size > 1
-        weight = self.objective.count(batch_samples, device, self.accelerator.gather if shared else None)
-        if weight is not None:
-            return weight
-        return super()._get_num_items_in_batch(self.objective.countable(batch_samples), device)
-
     # ---- files and logs ----
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -339,7 +301,8 @@ class TransferMixin(Loading):
             if "loss" in logs and rates:
                 if (gain := self.boundary.gain) is not None:
                     logs["cache_gain"] = gain
-                logs["learning_rate"] = max(rates.values())  # Trainer logs the first group's, which is often frozen
+                layers = {name: rate for name, rate in rates.items() if not self.objective.owns(name)}
+                logs["learning_rate"] = max(layers.values())  # Trainer logs the first group's, which is often frozen
                 logs |= {f"learning_rate/{name}": rate for name, rate in rates.items()}
         super().log(logs, start_time)
 

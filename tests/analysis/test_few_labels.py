@@ -10,6 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from hf_transfer.analysis.baselines import PIXELS, Distance
 from hf_transfer.analysis.few_labels import FEW, MANY, Choice, Chosen, Seen, pooling
 from hf_transfer.analysis.pooling_choice import Candidate, PoolingChoice, choose_pooling, held_out_losses
 from hf_transfer.analysis.rules import DECAY, RULES, choose, rule_for
@@ -17,6 +18,8 @@ from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.features.cross_validation import divisions
 
 SEEN = Seen(192, 64, False, True, "", False, None, None)
+FAR = Distance(0.76, 0.84, PIXELS, 0.1, -0.08, 0.07, 0.1)
+NEAR = Distance(0.45, 0.15, PIXELS, 0.1, 0.30, 0.06, 0.1)
 
 
 def values(seen):
@@ -37,6 +40,9 @@ def values(seen):
         ({"per_class": 13.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
         ({"per_class": 10, "has_batchnorm": True}, {"strategy": "two-phase"}),
         ({"per_class": 9.9, "has_batchnorm": True}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"per_class": 8, "has_batchnorm": True, "domain": NEAR}, {"strategy": "linear-probe"}),
+        ({"per_class": 8, "has_batchnorm": True, "domain": FAR}, {"strategy": "two-phase", "head_init": "probe"}),
+        ({"per_class": 8, "domain": FAR}, {"strategy": "linear-probe"}),  # measured with BatchNorm alone
         ({"per_class": None}, {"strategy": "two-phase"}),
         ({"is_new_head": False}, {"strategy": "full", "num_train_epochs": 5.0}),
     ],
@@ -71,19 +77,64 @@ def test_many_examples_train_everything_with_lower_rates_below(has_batchnorm):
 
 def test_every_rule_applies_somewhere_says_why_and_what_that_rests_on():
     cases = [
+        {"no_room": "too large"},
         {"examples": None},
         {"is_adapted": True},
         {"examples": MANY + 1},
         {"examples": FEW + 1},
         {"is_new_head": False},
         {"unsolvable": "mixup"},
+        {"per_class": 3, "has_batchnorm": True, "domain": FAR},
         {"per_class": 3},
         {},
     ]
     found = [rule_for(replace(SEEN, **changes)) for changes in cases]
     assert [rule.name for rule in found] == [rule.name for rule in RULES]
     for rule in found:
-        assert rule.because and rule.basis and str(rule).endswith("; overrule it with --strategy")
+        assert rule.because and rule.basis and "; overrule it with --strategy" in str(rule)
+    assert str(found[0]).endswith("overrule it with --strategy or --adapter")
+
+
+@pytest.mark.parametrize("examples", [None, 192, FEW + 1, MANY + 1])
+def test_lora_where_memory_is_short(examples):
+    short = replace(SEEN, examples=examples, no_room="training all layers takes 5 GB, and 3 GB are free")
+    found = choose(short)
+    assert {name: choice.value for name, choice in found.items()} == {
+        "strategy": "full",
+        "adapter": "lora",
+        "learning_rate": 5e-4,
+    }
+    assert found["adapter"].why == short.no_room
+    assert "learning_rate" not in choose(replace(short, rate=1e-3)), "a given one is kept"
+    assert rule_for(replace(short, is_adapted=True)).name == "adapter"
+    assert rule_for(replace(short, begins="head_epochs: 1")).name != "short of memory"
+
+
+def test_a_head_alone_needs_no_lora():
+    assert choose(replace(SEEN, per_class=3, no_room="too large"))["strategy"].value == "linear-probe"
+
+
+def test_the_reason_to_train_more_than_the_head_names_both_accuracies():
+    why = choose(replace(SEEN, per_class=8, has_batchnorm=True, domain=FAR))["strategy"].why
+    assert "frozen features (0.76 in cross-validation) are not clearly better than raw pixels (0.84)" in why
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, True),
+        ({"per_class": 12}, False),
+        ({"has_batchnorm": False}, False),
+        ({"is_new_head": False}, False),
+        ({"is_adapted": True}, False),
+        ({"begins": "head_epochs: 1"}, False),
+        ({"unsolvable": "mixup"}, False),
+        ({"is_random": True}, False),
+        ({"examples": None}, False),
+    ],
+)
+def test_the_domain_is_measured_where_it_decides_something(changes, asked):
+    assert replace(SEEN, **{"per_class": 8, "has_batchnorm": True, **changes}).asks_domain is asked
 
 
 def test_what_takes_long_is_saved_each_epoch():

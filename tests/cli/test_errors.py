@@ -239,6 +239,9 @@ CASES = [
     ("predict {w}/bert text --features=maybe", "--features: 'maybe' is not true or false"),
     # ---- evaluate and doctor
     ("evaluate {w}/bert --dataset_config_name x", "dataset_config_name: it belongs to a dataset_name"),
+    ("evaluate {w}/bert --num_processes 2", "num_processes: this verb runs in one process"),
+    ("predict {w}/bert text --launch=ddp", "launch: this verb runs in one process"),
+    ("plan {w}/bert {w}/good.csv --num_processes 2", "num_processes: this verb runs in one process"),
     ("evaluate", "RUN is needed, a run's folder"),
     ("evaluate {w}/bert", "what to evaluate on"),
     ("evaluate {w}/bert --test_file {w}/good.csv --dataset_name imdb", "contradict each other"),

@@ -12,7 +12,7 @@ import yaml
 
 from hf_transfer.analysis.prices import PRICES
 from hf_transfer.cli.program import main
-from hf_transfer.data.facts import PixelFacts
+from hf_transfer.data.facts import Misfit, PixelFacts
 from hf_transfer.data.groups import GroupLeak
 from hf_transfer.data.raw import BadExample
 from tests.runs.test_preflight import table, with_tokens, words_tokenizer
@@ -35,8 +35,9 @@ def test_the_budget_is_printed(argv, capsys):
     at = lines.index("Memory on one device, batches of 4 (activations: an estimate, from the longest example):")
     assert lines[at + 1].split() == ["stage", "model", "gradients", "optimizer", "activations", "total"]
     assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["1", "2"]
-    assert [line.split()[0] for line in lines[at + 5 : at + 8]] == ["GPU", "T4", "H100"]
-    assert lines[at + 8].startswith("Cheapest: ")
+    assert [line.split()[0] for line in lines[at + 6 : at + 9]] == ["GPU", "T4", "H100"]
+    assert lines[at + 4].startswith("On this machine (cpu, ")
+    assert lines[at + 9].startswith("Cheapest: ")
 
 
 def test_another_price_table_and_bad_ones(argv, tmp_path, capsys):
@@ -85,7 +86,7 @@ def test_every_key_of_the_json_is_documented_and_no_other(argv, tmp_path, capsys
         assert main([*command, "--json"]) == 0
         found |= keys_in(json.loads(capsys.readouterr().out))
     assert found - documented() == set(), "document them in docs/plan-schema.md"
-    rare = {"bad[]": BadExample, "group_leaks[]": GroupLeak, "pixels": PixelFacts}
+    rare = {"bad[]": BadExample, "group_leaks[]": GroupLeak, "pixels": PixelFacts, "misfits[]": Misfit}
     found |= {f"data_facts.{at}.{field.name}" for at, cls in rare.items() for field in fields(cls)}
     found |= {f"data_facts.{at}.*" for at in ("dropped", "pixels.deep", "pixels.clipped")}
     assert documented() - found == set(), "these are no longer there"

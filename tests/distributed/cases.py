@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_transfer import TransferTrainer
+from hf_transfer.data.replay import Replay
 from hf_transfer.training.ddp import data_parallel, on_any_rank
 from tests import warm
 from tests.helpers import (
@@ -166,7 +167,27 @@ for kept in ("memory", "disk"):
         "boundary_cache": kept,
         "per_device_eval_batch_size": 3,
     }
+# A mean over the examples, unlike MMD and CORAL, which each rank computes of its own. The last batch is short.
+EXACT["dann"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "gradient_accumulation_steps": 2,
+    "target": lambda: texts(11, seed=5),
+    "domain_adaptation": "dann",
+    "discriminator_learning_rate": 0.1,
+}
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
+EXACT["average"] = {**TEXT, **PLANS["gradual"], "ema_decay": 0.8, "eval_strategy": "epoch"}
+# A term that depends on no example, one that does, and earlier examples in every batch.
+EXACT["against forgetting"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "data": lambda: texts(20),
+    "replay": lambda: Replay(texts(6, seed=7), 0.3),
+    "gradient_accumulation_steps": 2,
+    "l2_sp_alpha": 0.5,
+    "distillation_alpha": 0.5,
+}
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
 
 
@@ -202,6 +223,14 @@ LOOSE: dict[str, dict[str, Any]] = {
         "eval_strategy": "epoch",
         "groups_per_unfreeze": 3,
     },
+    "averaged BatchNorm": {
+        "model": tiny_timm_resnet,
+        "data": lambda: images(32),
+        "strategy": "two-phase",
+        "num_train_epochs": 2,
+        "eval_strategy": "epoch",
+        "ema_decay": 0.8,
+    },
     "plateau": {
         **TEXT,
         "strategy": "gradual",
@@ -210,6 +239,13 @@ LOOSE: dict[str, dict[str, Any]] = {
         "eval_strategy": "epoch",
         "metric_for_best_model": "made_up",
         "compute_metrics": noisy,
+    },
+    "mmd": {
+        **TEXT,
+        **PLANS["gradual"],
+        "target": lambda: texts(11, seed=5),
+        "domain_adaptation": "mmd",
+        "domain_adaptation_schedule": "constant",
     },
     "traversal on request": {**TEXT, **PLANS["two-phase"], "ddp_find_unused_parameters": True},
     "compiled": {**TEXT, **PLANS["two-phase"], "torch_compile": True, "torch_compile_backend": "eager"},
@@ -270,7 +306,8 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     """The same global batch of 8 whatever the number of processes."""
     keys = dict((EXACT | LOOSE)[case])
     model, data, metrics = keys.pop("model")(), keys.pop("data")(), keys.pop("compute_metrics", None)
-    clock = keys.pop("clock", None)
+    clock, replay = keys.pop("clock", None), keys.pop("replay", None)
+    target = keys.pop("target", lambda: None)()
     collator = keys.pop("collator", lambda: double if model.dtype == torch.float64 else default_data_collator)()
     if "WORLD_SIZE" not in os.environ:
         keys.pop("boundary_cache", None)
@@ -290,8 +327,15 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
         },
     )
     trainer = TransferTrainer(
-        model, args, train_dataset=data, eval_dataset=data, data_collator=collator, compute_metrics=metrics
+        model,
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        target_dataset=target,
+        data_collator=collator,
+        compute_metrics=metrics,
     )
+    trainer.replay = replay and replay()
     if clock is not None:
         trainer.clock = clock()
     watch = Watch(trainer)

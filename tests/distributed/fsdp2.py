@@ -56,6 +56,8 @@ def run(folder: Path, batch_size: int, resumed: str | None = None) -> dict[str, 
     moves = Moves(trainer)
     trainer.add_callback(moves)
     trainer.train(resume_from_checkpoint=resumed)
+    if trainer.is_fsdp_enabled:  # the blocks of the layer groups
+        assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == ["BertLayer"]
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     return {"losses": losses, "moved": list(moves.moved.values()), "kind": type(trainer.model).__name__}
 
@@ -76,7 +78,6 @@ def allow_on_a_cpu() -> None:
             self,
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["BertLayer"],
             cpu_ram_efficient_loading=False,
         )
 

@@ -101,6 +101,7 @@ def test_the_ranks_are_equal_by_every_bit(case, seen):
         "gradual": 4,
         "stages": 3,
         "live": 3,
+        "averaged": 2,
         "frozen": 4,
         "compiled": 2,
         "traversal": 2,

@@ -159,9 +159,11 @@ def test_several_penalties_add_up_and_a_lone_micro_batch_counts_whole():
     assert loss.item() == pytest.approx(1 + 5 * l2(None, model, None, None).item(), abs=1e-14)
 
 
-def test_parameters_of_a_penalty_are_refused_for_now():
+def test_parameters_of_a_penalty_need_a_learning_rate():
     with pytest.raises(ValueError, match="no optimizer group"):
         Penalty("critic", lambda step: 1.0, nn.Linear(2, 1), l2)
+    with pytest.raises(ValueError, match="nothing in its module trains"):
+        Penalty("critic", lambda step: 1.0, None, l2, learning_rate=0.1)
 
 
 def test_the_average_over_processes_is_the_penalty_of_the_whole_batch():

@@ -149,3 +149,22 @@ def test_the_maximum_over_the_tokens_of_a_text_is_the_same_in_any_batch(tiny_ber
     alone = [loaded.predict([text])[0]["score"] for text in texts[:5]]
     assert together[:5] == pytest.approx(alone, abs=1e-6)
     assert together == pytest.approx([answer["score"] for answer in result.predict(texts)], abs=1e-6)
+
+
+def test_on_few_images_far_from_the_pretraining_more_than_the_head_trains(resnet, tmp_path):
+    """Random layers know no more of the brightness than the pixels do."""
+    chance = np.random.default_rng(0)
+    for i in range(30):
+        (tmp_path / "xyz"[i % 3]).mkdir(exist_ok=True)
+        picture = chance.integers(0, 70, (PIXELS, PIXELS, 3), dtype=np.uint8) + np.uint8(70 * (i % 3))
+        Image.fromarray(picture).save(tmp_path / "xyz"[i % 3] / f"{i}.png")
+    keys = dict(model_name_or_path=resnet, train_file=str(tmp_path), output_dir="o", **QUIET)
+    prepared = prepare(Config.from_sources({}, keys))
+    before = {name: value.clone() for name, value in prepared.loaded.model.state_dict().items()}
+    chosen = choose(prepared).chosen
+    assert chosen.keys["strategy"].value == "two-phase"
+    assert "8 training examples per class are few, but frozen features (1.00" in chosen.keys["strategy"].why
+    assert chosen.rule.startswith("few per class, distant")
+    assert all(torch.equal(value, before[name]) for name, value in prepared.loaded.model.state_dict().items())
+    quick = choose(prepare(Config.from_sources({}, {**keys, "effort": "quick"}))).chosen
+    assert quick.keys["strategy"].value == "linear-probe"

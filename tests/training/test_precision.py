@@ -8,7 +8,7 @@ import torch
 from hf_transfer import TransferArguments, UserError
 from hf_transfer.runs.configured import configured
 from hf_transfer.training import precision
-from hf_transfer.training.precision import best, emulates_bf16, refusal
+from hf_transfer.training.precision import best, emulates_bf16, line, refusal
 
 
 @pytest.mark.parametrize(
@@ -20,11 +20,14 @@ def test_gpus(native, capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
     assert best("cuda") == expected
+    assert line("auto", "cuda").startswith(f"mixed_precision: auto: {expected} (A GPU ")
     assert bool(refusal("bf16", "cuda")) is not native and refusal("fp16", "cuda") == refusal(None, "cuda") == ""
 
 
 def test_other_devices():
     assert (best("cpu"), best("mps"), best("xpu")) == ("no", "no", "bf16")
+    assert line("auto", "cpu").startswith("mixed_precision: auto: no (float32 costs no accuracy")
+    assert line("no", "cpu") == line(None, "cpu") == "", "a given one needs no explanation"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hf_transfer.config.arguments.adaptation import TargetArguments
 from hf_transfer.config.fields import setting
 
 EFFORTS = ("quick", "normal", "best")  # `analysis.effort` says what they set
@@ -12,7 +13,7 @@ TASK_NAMES = ("image-classification", "text-classification")  # those of this pa
 
 
 @dataclass
-class DataArguments:
+class DataArguments(TargetArguments):
     """Which data, and how it is read."""
 
     task: str | None = setting(
@@ -143,7 +144,10 @@ class DataArguments:
         resume="free",
     )
     overwrite_output_dir: bool = setting(
-        False, "write into an output_dir that holds a finished run", topic="output", resume="free"
+        False,
+        "write into an output_dir that holds a run, which is kept until the new one is complete",
+        topic="output",
+        resume="free",
     )
     augmentation: str = setting(
         "none",

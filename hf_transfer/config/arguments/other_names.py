@@ -60,6 +60,7 @@ _SYNONYMS = {
     "adam_epsilon": "opt_eps adam_eps eps epsilon",
     "adam_beta1": "beta1",
     "adam_beta2": "beta2",
+    "ema_decay": "model_ema_decay ema_momentum polyak_decay",
     "label_smoothing_factor": "label_smoothing smoothing label_smooth",
     "head_epochs": "freeze_epochs epochs_head frozen_epochs warmup_head_epochs head_only_epochs",
     "head_dropout": "dropout drop classifier_dropout drop_rate ps",
@@ -240,8 +241,13 @@ _NOTES: tuple[tuple[str, str], ...] = (
         "write optim: adafactor.",
     ),
     (
-        "ema model_ema use_ema swa",
-        "there is no weight averaging during training.",
+        "ema model_ema use_ema ema_model",
+        "write ema_decay: 0.999, the fraction of the average that each step keeps.",
+    ),
+    (
+        "swa use_swa swa_start swa_lr",
+        "write ema_decay: 0.999 for an average of the weights while they train, or average checkpoints afterwards with "
+        "`hf-transfer soup RUN`.",
     ),
     (
         "slice lr_slice discriminative_lr layerwise_lr",

@@ -53,5 +53,12 @@ EXAMPLES = {
     "metric_for_best_model": "accuracy",
     "early_stopping_patience": "3",
     "unfreeze_until": "layer.4",
+    "l2_sp_alpha": "0.1",
+    "ewc_lambda": "1000",
+    "ewc_dataset_name": "earlier.csv",
+    "ewc_fisher_file": "earlier-run/fisher.safetensors",
+    "distillation_alpha": "0.5",
+    "teacher_model_name_or_path": "earlier-run",
+    "replay_dataset_name": "earlier.csv",
     "hub_model_id": "owner/name",
 }

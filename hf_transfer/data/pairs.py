@@ -1,0 +1,134 @@
+"""Examples of a target domain next to those of the source: each source example of a batch comes with a target example.
+
+Which one depends only on the seed, the epoch and the number of the source example: not on the order of the batches, the
+workers, the number of processes, or a resumed run. The target is gone through again and again, shuffled anew each time,
+so that all its examples are seen equally often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from hf_transfer.data.augment import Chance, Mixed
+from hf_transfer.data.labels import LABELS
+from hf_transfer.errors import UserError, listed
+
+DOMAIN = "domain"  # key in a batch: (examples,), 0 of the source, which comes first, and 1 of the target
+LABEL_NAMES = (LABELS, "label", "label_ids")
+Example = dict[str, Any]
+
+
+class Partners:
+    """Numbers of target examples for source examples.
+
+    Args:
+        sources: number of source examples.
+        targets: number of target examples.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, sources: int, targets: int, seed: int):
+        self.sources, self.targets = sources, targets
+        self.chance = Chance(seed)  # its epoch is in shared memory, where workers see it change
+        self._orders: dict[int, list[int]] = {}
+        self._epoch = -1
+
+    def of(self, numbers: Sequence[int]) -> list[int]:
+        """The target example of each source example in this epoch."""
+        epoch = self.chance.epoch
+        if epoch != self._epoch:
+            self._orders, self._epoch = {}, epoch
+        places = (divmod(epoch * self.sources + number, self.targets) for number in numbers)
+        return [self._order(turn)[place] for turn, place in places]
+
+    def _order(self, turn: int) -> list[int]:
+        """The shuffled target in a turn through it."""
+        if turn not in self._orders:
+            with self.chance.fixed_seed(turn):
+                self._orders[turn] = torch.randperm(self.targets).tolist()
+        return self._orders[turn]
+
+
+class Targets:
+    """A target domain, as batches are made from it.
+
+    Args:
+        dataset: its examples, as the model takes them; labels are not read.
+        partners: which of them come with which source examples.
+    """
+
+    def __init__(self, dataset: Any, partners: Partners):
+        self.dataset, self.partners = dataset, partners
+
+    def beside(self, numbers: Sequence[int], examples: Sequence[Example]) -> list[tuple[Example, Example]]:
+        """Each source example with its target example; `numbers` are those of the source examples."""
+        partners = self.partners.of(numbers)
+        return list(zip(examples, _items(self.dataset, partners), strict=True))
+
+
+class Pairs(Dataset[tuple[Example, Example]]):
+    """A source as pairs with a target."""
+
+    def __init__(self, dataset: Any, targets: Targets):
+        self.dataset, self.targets = dataset, targets
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> tuple[Example, Example]:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Example, Example]]:
+        return self.targets.beside(numbers, _items(self.dataset, list(numbers)))
+
+
+class PairsCollator:
+    """Makes one batch of pairs: the source first, then the target, marked by `DOMAIN`; labels of the source alone.
+
+    Both are padded alike. Mixup and cutmix mix the source only.
+
+    Args:
+        collate: makes a batch from a list of examples.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]):
+        self.collate = collate
+
+    def __call__(self, pairs: Sequence[tuple[Example, Example]]) -> dict[str, Any]:
+        sources = [source for source, _ in pairs]
+        # With the label of the source, so that any collator takes them; it is cut off.
+        targets = [
+            {name: (source if name in LABEL_NAMES else target)[name] for name in source} for source, target in pairs
+        ]
+        if isinstance(self.collate, Mixed):
+            batch, others = self.collate(sources), self.collate.unmixed(targets)
+            batch = {n: v if n == LABELS else torch.cat([v, others[n]]) for n, v in batch.items()}
+        else:
+            batch = dict(self.collate([*sources, *targets]))
+        if LABELS in batch:
+            batch[LABELS] = batch[LABELS][: len(pairs)]
+        return batch | {DOMAIN: torch.arange(2).repeat_interleave(len(pairs))}
+
+
+def check_inputs(source: Example, target: Example) -> None:
+    """Check that an example of the target has the inputs of one of the source.
+
+    Raises:
+        UserError: it has not.
+    """
+    if missing := [name for name in source if name not in target and name not in LABEL_NAMES]:
+        raise UserError(
+            f"the target's examples have no {listed(missing)}, which those of the source have.",
+            "Prepare source and target in the same way.",
+            key="target_dataset",
+        )
+
+
+def _items(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(list(numbers)))
+    return [dataset[number] for number in numbers]

@@ -1,0 +1,1 @@
+"""Penalties that draw the features of a source and a target domain together."""

@@ -1,0 +1,196 @@
+"""Domain adaptation in a trainer: its target examples, the layer that is aligned, and the penalty on it.
+
+The statistics of a method are those of one micro-batch on one process: the rows that one forward pass computes. Their
+gradients are averaged over the accumulated micro-batches and the processes, by number of examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_transfer.config.arguments.adaptation import METHODS, AdaptationArguments
+from hf_transfer.data.augment import Epochs
+from hf_transfer.data.pairs import DOMAIN, Partners, Targets, check_inputs
+from hf_transfer.errors import UserError, listed, nearest
+from hf_transfer.features.cut import Refused
+from hf_transfer.features.examples import TRAINING, Source, is_numbered
+from hf_transfer.features.places import Place, find_places
+from hf_transfer.layers.architectures import HEAD
+from hf_transfer.layers.side_effects import untouched
+from hf_transfer.objectives.adaptation.layer import LayerFeatures
+from hf_transfer.objectives.adaptation.methods import Settings, penalty_of
+from hf_transfer.objectives.adaptation.schedule import weight_at
+from hf_transfer.training.running import RunningTrainer
+
+_EXAMPLES = 4  # of the batch on which the layer is looked for
+
+
+class PairEpochs(Epochs):
+    """`Epochs` of the pairs: Trainer warns of two callbacks of one class."""
+
+
+def wanted(args: object) -> bool:
+    """Whether source and target are drawn together; plain `TrainingArguments` lack the key."""
+    return isinstance(args, AdaptationArguments) and args.domain_adaptation in METHODS
+
+
+def attach(trainer: RunningTrainer, target: object) -> None:
+    """Give a trainer its target examples and its penalty, before the optimizer is made.
+
+    Args:
+        trainer: with a plan.
+        target: dataset of target examples, as the model takes them; labels are not read.
+
+    Raises:
+        UserError: the trainer cannot adapt, or the target does not fit the source.
+    """
+    _check(trainer, target)
+    trainer.targets = _targets(trainer, target)
+    trainer.add_callback(PairEpochs(trainer.targets.partners.chance))
+    trainer.boundary.blocked.append("domain_adaptation draws other target examples in each epoch")
+    args, place = trainer.args, _place(trainer)
+    _check_trained(trainer, place)
+    trainer.aligned = place
+
+    def weight(step: int) -> float:
+        progress = min(1.0, step / max(1, trainer.num_steps))
+        return weight_at(args.domain_adaptation_schedule, args.domain_adaptation_weight, progress)
+
+    stretched = trainer.time_budget.stretched(weight)
+    settings = Settings(LayerFeatures(place), stretched, args.discriminator_learning_rate, args.seed)
+    penalty = penalty_of(args.domain_adaptation, settings)
+    if penalty.module is not None:
+        is_double = next(trainer.model.parameters()).dtype == torch.float64
+        penalty.module.to(args.device, torch.float64 if is_double else torch.float32)
+    trainer.objective.penalties.append(penalty)
+
+
+def note(trainer: RunningTrainer) -> str:
+    """A line for a printed plan; empty without adaptation."""
+    args = trainer.args
+    if not wanted(args) or trainer.targets is None or trainer.plan is None:
+        return ""
+    layer = args.domain_adaptation_layer
+    what = "what the head reads" if layer is None else f"the mean output of {layer}"
+    grows = ", growing from 0" if args.domain_adaptation_schedule == "ramp" else ""
+    idle = [stage.name for stage in trainer.plan.stages if not _trains_below(trainer, stage, trainer.aligned)]
+    nothing = f" In {listed(idle)} nothing below it trains, so there it changes nothing." if idle else ""
+    return (
+        f"Domain adaptation: {args.domain_adaptation} on {what}, weight {args.domain_adaptation_weight:g}{grows}; one "
+        f"of {len(trainer.targets.dataset):,} target examples next to each training example.{nothing}"
+    )
+
+
+# ---- the target ----------------------------------------------------------------------------------------------------
+
+
+def _check(trainer: RunningTrainer, target: object) -> None:
+    """Raises:
+    UserError: the trainer cannot adapt.
+    """
+    args, key = trainer.args, "domain_adaptation"
+    if not wanted(args):
+        raise UserError(
+            "there are target examples, and no method that reads them.",
+            f"Set domain_adaptation to one of {', '.join(METHODS)}, or leave target_dataset out.",
+            key=key,
+        )
+    if target is None:
+        raise UserError(
+            "the trainer has no target examples.", "Pass them: TransferTrainer(..., target_dataset=…).", key=key
+        )
+    for data, name in ((trainer.train_dataset, "training set"), (target, "target")):
+        if not is_numbered(data):
+            raise UserError(f"the {name} is a stream, whose examples have no numbers.", "Use a dataset.", key=key)
+        if not len(data):  # type: ignore[arg-type]
+            raise UserError(f"the {name} has no examples.", key=key)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError(
+            "features are read inside the model, and FSDP and DeepSpeed shard it.", "Use plain DDP.", key=key
+        )
+    if args.n_gpu > 1:
+        raise UserError("one process trains on several GPUs.", "Launch one process per GPU.", key=key)
+    if args.accelerator_config.dispatch_batches:
+        raise UserError("dispatch_batches would cut source and target apart.", "Leave it out.", key=key)
+    if trainer.objective.loss is None:
+        raise UserError(
+            "the trainer has a loss of its own, which would see the target's examples.",
+            "Do not override `compute_loss`.",
+            key=key,
+        )
+
+
+def _targets(trainer: RunningTrainer, target: object) -> Targets:
+    """Raises:
+    UserError: its examples lack an input of the source's.
+    """
+    source, other = (Source.of(trainer, TRAINING, data) for data in (trainer.train_dataset, target))
+    check_inputs(source.dataset[0], other.dataset[0])
+    seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
+    return Targets(other.dataset, Partners(len(source.dataset), len(other.dataset), seed))
+
+
+# ---- the layer -----------------------------------------------------------------------------------------------------
+
+
+def _place(trainer: RunningTrainer) -> Place:
+    """Where the aligned layer is.
+
+    Raises:
+        UserError: there is no such layer, or its output cannot be pooled.
+    """
+    name, names = trainer.args.domain_adaptation_layer, [group.name for group in trainer.layer_groups]
+    key = "domain_adaptation_layer"
+    if name is not None and name not in names[:-1]:
+        raise UserError(
+            f"there is no layer group {name!r} below the head.",
+            f"The groups are {listed(names[:-1], 12)}.{nearest(name, names[:-1])}",
+            key=key,
+        )
+    wanted_group = HEAD if name is None else name
+    try:
+        with untouched(trainer.model):
+            trainer.model.eval()
+            places = find_places(trainer.model, trainer.layer_groups, _batch(trainer))
+    except Refused as refusal:
+        raise UserError(f"the features cannot be found in the model: {refusal}.", key="domain_adaptation") from refusal
+    if wanted_group not in places.by_group:
+        reason = places.refused.get(wanted_group, "the model has no head")
+        what = "what the head reads is not one vector" if name is None else f"the output of {name} cannot be pooled"
+        raise UserError(f"{what}: {reason}.", f"Name one of {listed(_others(places.by_group), 12)}.", key=key)
+    return places.by_group[wanted_group]
+
+
+def _others(groups: Sequence[str] | dict[str, Place]) -> list[str]:
+    return [name for name in groups if name != HEAD]
+
+
+def _batch(trainer: RunningTrainer) -> dict[str, object]:
+    """A few source examples as the model takes them, with their target examples."""
+    source = trainer.boundary.sources[TRAINING]
+    batch = trainer.boundary.sources.load(source, range(min(_EXAMPLES, len(source.dataset))))
+    if "labels" not in batch:
+        raise UserError("the training examples have no labels.", "Name the column `labels`.", key="domain_adaptation")
+    return {name: value for name, value in batch.items() if name not in ("labels", DOMAIN)}
+
+
+def _trains_below(trainer: RunningTrainer, stage: object, place: Place) -> bool:
+    return bool(trainer.unfreezing.trains(stage) & place.parameters)
+
+
+def _check_trained(trainer: RunningTrainer, place: Place) -> None:
+    """Raises:
+    UserError: no stage trains anything that the aligned features depend on.
+    """
+    assert trainer.plan is not None
+    if any(_trains_below(trainer, stage, place) for stage in trainer.plan.stages):
+        return
+    layer = trainer.args.domain_adaptation_layer
+    below = "below the head" if layer is None else f"in or below {layer}"
+    raise UserError(
+        f"the plan trains nothing {below}, so the features cannot change.",
+        "Use another strategy" + (", or align a higher layer." if layer is not None else "."),
+        key="domain_adaptation",
+    )

@@ -1,0 +1,326 @@
+"""What a run reads of an earlier task: replay data, a teacher, the Fisher information; end to end on tiny models."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from hf_transfer import UserError, fine_tune
+from hf_transfer.objectives.fisher import Fisher
+from tests.helpers import copy_state
+
+WORDS = {"good": ["fine", "great", "nice", "sweet"], "bad": ["poor", "awful", "dull", "sad"]}
+QUICK = {
+    "strategy": "full",
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "label_issues": False,
+    "expected_accuracy": False,
+    "calibrate": False,
+    "log_level": "error",
+}
+
+
+def table(path, labels=("good", "bad"), columns=("text", "label"), rows=24, salt=""):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for i in range(rows):
+            label = labels[i % len(labels)]
+            words = WORDS.get(label, ["other"])
+            writer.writerow([f"{salt} {words[i // 2 % len(words)]} {i}", label])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory, tiny_bert_folder):
+    """A model of the earlier task, with its head."""
+    folder = tmp_path_factory.mktemp("old")
+    fine_tune(tiny_bert_folder, table(folder / "old.csv"), output_dir=str(folder / "run"), **QUICK)
+    return folder
+
+
+def run(model, data, folder, **keys):
+    return fine_tune(model, data, output_dir=str(folder), **{**QUICK, **keys})
+
+
+# ---- replay ----------------------------------------------------------------------------------------------------------
+
+
+def test_replayed_examples_come_into_every_batch(tmp_path, tiny_bert_folder):
+    """From a table with other columns, and labels in another order."""
+    old = table(tmp_path / "old.csv", ("bad", "good"), ("sentence", "class"), salt="old")
+    result = run(
+        tiny_bert_folder,
+        table(tmp_path / "new.csv", salt="new"),
+        tmp_path / "run",
+        replay_dataset_name=old,
+        replay_fraction=0.5,
+    )
+    trainer, tokenizer = result.trainer, AutoTokenizer.from_pretrained(tmp_path / "run")
+    for batch in trainer.get_train_dataloader():
+        texts = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+        is_old = ["old" in "".join(text.split()) for text in texts]
+        assert abs(sum(is_old) - len(texts) / 2) < 1
+        for text, label in zip(texts, batch["labels"].tolist(), strict=True):
+            name, squeezed = trainer.model.config.id2label[label], "".join(text.split())
+            assert any(word in squeezed for word in WORDS[name]), "labels are mapped by name"
+    assert len(trainer.train_dataset) < 24, "the training set itself is as it was"
+    assert trainer.state.max_steps == 5  # 19 examples and as many replayed
+
+
+def test_labels_that_the_run_does_not_have_are_named(tmp_path, tiny_bert_folder):
+    old = table(tmp_path / "old.csv", ("good", "ugly"))
+    with pytest.raises(UserError, match=r"replay_dataset_name: .*unknown label 'ugly'.*second head .* not supported"):
+        run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", replay_dataset_name=old)
+    assert not (tmp_path / "run").exists()
+
+
+def test_replay_data_that_is_not_there_is_named_by_its_key(tmp_path, tiny_bert_folder):
+    with pytest.raises(UserError, match=r"^replay_dataset_name: ") as caught:
+        run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", replay_dataset_name="nowhere.csv")
+    assert "dataset_name" not in str(caught.value).replace("replay_dataset_name", "")
+
+
+def test_replay_data_without_a_text_is_refused(tmp_path, tiny_bert_folder):
+    (tmp_path / "old.csv").write_text("a,b,label\n" + "".join(f"{i},{i},good\n" for i in range(9)))
+    with pytest.raises(UserError, match=r"^replay_dataset_name: .*text-classification"):
+        run(
+            tiny_bert_folder,
+            table(tmp_path / "new.csv"),
+            tmp_path / "run",
+            replay_dataset_name=str(tmp_path / "old.csv"),
+        )
+
+
+@pytest.mark.parametrize("drops", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_examples_that_are_measured_on_are_not_replayed_unseen(drops, tmp_path, tiny_bert_folder):
+    new = table(tmp_path / "new.csv")
+    result = run(
+        tiny_bert_folder, new, tmp_path / "run", replay_dataset_name=new, drop_leaks=drops, replay_fraction=0.5
+    )
+    count = len(result.trainer.eval_dataset)
+    assert len(result.trainer.replay.dataset) == (24 - count if drops else 24)
+
+
+@pytest.mark.slow
+def test_other_replay_data_is_another_run(tmp_path, tiny_bert_folder):
+    new, old = table(tmp_path / "new.csv"), table(tmp_path / "old.csv", salt="old")
+    keys = {"replay_dataset_name": old, "num_train_epochs": 2}
+    run(tiny_bert_folder, new, tmp_path / "run", **keys)
+    table(tmp_path / "old.csv", salt="older")
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before its end
+    with pytest.raises(UserError, match=r"replayed examples: .* then, .* now"):
+        run(tiny_bert_folder, new, tmp_path / "run", resume_from_checkpoint="auto", **keys)
+
+
+# ---- EWC -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fisher_information_is_kept_and_reused(tmp_path, old_run):
+    """Of the checkpoint's own head and labels, for a run with others; the file gives the same run."""
+    new = table(tmp_path / "new.csv", ("good", "bad", "other"), salt="new")
+    model, old = str(old_run / "run"), str(old_run / "old.csv")
+    first = run(model, new, tmp_path / "first", ewc_lambda=50.0, ewc_dataset_name=old, ewc_samples=10)
+    fisher = Fisher.load(tmp_path / "first" / "fisher.safetensors")
+    assert fisher.about["examples"] == 10 and fisher.about["kind"] == "empirical"
+    assert fisher.values["classifier.weight"].shape == (2, 8)
+    again = run(
+        model, new, tmp_path / "again", ewc_lambda=50.0, ewc_fisher_file=str(tmp_path / "first" / "fisher.safetensors")
+    )
+    one, other = copy_state(first.trainer.model), copy_state(again.trainer.model)
+    assert all(torch.equal(one[n], other[n]) for n in one)
+
+    source = AutoModelForSequenceClassification.from_pretrained(model)
+    tokenizer, row = AutoTokenizer.from_pretrained(model), {"text": [], "label": []}
+    with Path(old).open() as file:
+        for entry in csv.DictReader(file):
+            row["text"].append(entry["text"])
+            row["label"].append(source.config.label2id[entry["label"]])
+    import numpy as np
+
+    seed = first.trainer.args.seed
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(row["text"]))[:10])
+    expected = torch.zeros(2)
+    for i in chosen:
+        source.zero_grad()
+        source(**tokenizer(row["text"][i], return_tensors="pt"), labels=torch.tensor([row["label"][i]])).loss.backward()
+        expected += source.classifier.bias.grad.square() / 10
+    assert torch.allclose(fisher.values["classifier.bias"], expected, rtol=1e-4)
+
+
+def test_a_checkpoint_without_a_head_has_no_fisher_information(tmp_path, old_run):
+    import transformers
+
+    from tests.fixtures import TOKENS
+    from tests.helpers import tiny_bert
+
+    tiny_bert(vocab_size=TOKENS).bert.save_pretrained(tmp_path / "bare")
+    AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(tmp_path / "bare")
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "bare").architectures == ["BertModel"]
+    with pytest.raises(UserError, match=r"^ewc_dataset_name: .*no trained head .*l2_sp_alpha"):
+        run(
+            str(tmp_path / "bare"),
+            table(tmp_path / "new.csv"),
+            tmp_path / "run",
+            ewc_lambda=1.0,
+            ewc_dataset_name=str(old_run / "old.csv"),
+        )
+
+
+# ---- the teacher -----------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_with_these_labels_is_followed(tmp_path, tiny_bert_folder, old_run):
+    """The term is logged, and nothing of the teacher is saved."""
+    teacher, own = AutoModelForSequenceClassification.from_pretrained(old_run / "run"), str(tmp_path / "teacher")
+    with torch.no_grad():
+        teacher.classifier.weight.mul_(100)
+    teacher.save_pretrained(own)
+    AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(own)
+    keys = {"teacher_model_name_or_path": own, "distillation_temperature": 4.0}
+    result = run(
+        tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", distillation_alpha=1.0, logging_steps=1, **keys
+    )
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    terms = [entry["penalty/distillation_alpha"] for entry in history if "penalty/distillation_alpha" in entry]
+    assert len(terms) == result.trainer.state.max_steps and min(terms) > 1e-4
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert set(saved.state_dict()) == set(result.trainer.model.state_dict())
+    (penalty,) = result.trainer.objective.penalties
+    assert all(torch.equal(p, q) for p, q in zip(penalty.module.parameters(), teacher.parameters(), strict=True))
+
+
+def test_a_teacher_with_other_labels_is_refused(tmp_path, tiny_bert_folder, old_run):
+    new = table(tmp_path / "new.csv", ("good", "other"))
+    with pytest.raises(UserError, match=r"^teacher_model_name_or_path: the teacher predicts .*bad.* this run .*other"):
+        run(
+            tiny_bert_folder,
+            new,
+            tmp_path / "run",
+            distillation_alpha=1.0,
+            teacher_model_name_or_path=str(old_run / "run"),
+        )
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(tmp_path, tiny_bert_folder, old_run):
+    from transformers import BertTokenizer
+
+    vocab = AutoTokenizer.from_pretrained(old_run / "run").get_vocab()
+    words = [t for t in sorted(vocab, key=vocab.__getitem__) if not t.startswith("[")]
+    turned = dict(zip(words, [vocab[w] for w in reversed(words)], strict=True))
+    model = AutoModelForSequenceClassification.from_pretrained(old_run / "run")
+    model.save_pretrained(tmp_path / "teacher")
+    BertTokenizer(vocab={**vocab, **turned}, model_max_length=16).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"^teacher_model_name_or_path: the teacher has another tokenizer"):
+        run(
+            tiny_bert_folder,
+            table(tmp_path / "new.csv"),
+            tmp_path / "run",
+            distillation_alpha=1.0,
+            teacher_model_name_or_path=str(tmp_path / "teacher"),
+        )
+
+
+@pytest.mark.slow
+def test_regularizers_need_a_pretrained_model(tmp_path, tiny_bert_folder):
+    with pytest.raises(UserError, match="l2_sp_alpha holds the model to its pretrained weights, and from_scratch"):
+        run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", l2_sp_alpha=0.1, from_scratch=True)
+    with pytest.raises(UserError, match="streaming"):
+        run(
+            tiny_bert_folder,
+            table(tmp_path / "new.csv"),
+            tmp_path / "run",
+            replay_dataset_name="x",
+            streaming=True,
+            max_steps=3,
+            max_eval_samples=4,
+        )
+
+
+def test_a_head_of_the_checkpoint_is_held_only_where_it_is_kept(tmp_path, old_run):
+    kept = run(str(old_run / "run"), table(tmp_path / "new.csv", salt="new"), tmp_path / "kept", l2_sp_alpha=0.1)
+    new = run(
+        str(old_run / "run"),
+        table(tmp_path / "other.csv", ("good", "bad", "other")),
+        tmp_path / "new",
+        l2_sp_alpha=0.1,
+    )
+    assert kept.trainer.keeps_head and not new.trainer.keeps_head
+    assert float(kept.trainer.objective.values["l2_sp_beta"]) == 0 < float(new.trainer.objective.values["l2_sp_beta"])
+
+
+def test_a_term_that_overflows_is_found_before_training(tmp_path, tiny_bert_folder):
+    with pytest.raises(UserError, match=r"NaN or infinite before the first step.*Lower l2_sp_alpha"):
+        run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", l2_sp_alpha=1e39)
+
+
+@pytest.mark.slow
+def test_a_range_test_takes_the_steps_of_the_run_with_replayed_examples(tmp_path, tiny_bert_folder):
+    old = table(tmp_path / "old.csv", salt="old")
+    keys = {"replay_dataset_name": old, "replay_fraction": 0.5, "learning_rate": "auto"}
+    result = run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", **keys)
+    assert (tmp_path / "run" / "find_lr.csv").is_file() and result.trainer.state.global_step == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "gradual", "auto"])
+def test_a_resumed_run_has_the_same_reference_and_the_same_batches(strategy, tmp_path, old_run):
+    """Bit for bit, with the Fisher information that the interrupted run left, and a head that reads a pooled layer."""
+    new = table(tmp_path / "new.csv", ("good", "bad", "other"), rows=36, salt="new")
+    keys = {
+        "strategy": strategy,
+        "num_train_epochs": 3,
+        "ewc_lambda": 1e4,
+        "ewc_dataset_name": str(old_run / "old.csv"),
+        "l2_sp_alpha": 0.1,
+        "distillation_alpha": 0.5,
+        "replay_dataset_name": str(old_run / "old.csv"),
+        "replay_fraction": 0.25,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": 9,
+    }
+    whole = run(str(old_run / "run"), new, tmp_path / "run", **keys)
+    assert "ewc_lambda" in {penalty.name for penalty in whole.trainer.objective.penalties}
+    folder, interrupted = tmp_path / "run", tmp_path / "interrupted"
+    shutil.copytree(folder, interrupted)
+    for path in (interrupted / "results.json", interrupted / "model.safetensors"):
+        path.unlink()
+    for checkpoint in interrupted.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > 6:
+            shutil.rmtree(checkpoint)
+    resumed = run(str(old_run / "run"), new, interrupted, resume_from_checkpoint="auto", **keys)
+    assert resumed.trainer.resumed_at == 6 < whole.trainer.state.global_step
+    one, other = copy_state(whole.trainer.model), copy_state(resumed.trainer.model)
+    assert [n for n in one if not torch.equal(one[n], other[n])] == []
+
+
+@pytest.mark.slow
+def test_images_are_replayed_and_a_teacher_of_images_is_followed(tmp_path, tiny_vit_folder):
+    keys = {**QUICK, "max_train_samples": 40, "max_eval_samples": 20, "max_predict_samples": 20, "strategy": "full"}
+    fine_tune(tiny_vit_folder, "bundled:digits", output_dir=str(tmp_path / "old"), **keys)
+    result = fine_tune(
+        str(tmp_path / "old"),
+        "bundled:digits",
+        output_dir=str(tmp_path / "new"),
+        **keys,
+        augmentation="basic",
+        replay_dataset_name="bundled:digits",
+        replay_fraction=0.5,
+        teacher_model_name_or_path=str(tmp_path / "old"),
+        distillation_alpha=1.0,
+        ewc_lambda=1e3,
+        ewc_dataset_name="bundled:digits",
+        ewc_samples=4,
+        ewc_fisher="true",
+    )
+    assert result.trainer.keeps_head and result.trainer.state.max_steps == 10
+    fisher = Fisher.load(tmp_path / "new" / "fisher.safetensors")
+    assert fisher.about["kind"] == "true" and fisher.values["classifier.weight"].shape == (10, 8)

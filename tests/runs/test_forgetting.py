@@ -1,0 +1,146 @@
+"""The checkpoint's own task, watched while something else is learnt."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from hf_transfer import UserError, fine_tune
+from hf_transfer.adapters.files import merged
+from hf_transfer.data.bundled import load_dataset
+from hf_transfer.inference.predictor import Predictor
+from hf_transfer.runs.candidates import Judge
+from hf_transfer.runs.forgetting import OldTask
+from hf_transfer.runs.soup import with_pretrained
+
+KEYS = dict(
+    strategy="full",
+    learning_rate=5e-3,
+    num_train_epochs=2,
+    max_seq_length=16,
+    log_level="error",
+    preflight=False,
+    expected_accuracy=False,
+    calibrate=False,
+)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory, tiny_bert_folder):
+    """Files of an old task and a new one, and a model that was trained for the old one."""
+    root = tmp_path_factory.mktemp("tasks")
+    texts = load_dataset("bundled:rotten-tomatoes")["train"].shuffle(seed=0)["text"][:140]
+    for name, words in {"old": ("bad", "good"), "new": ("short", "middle", "long")}.items():
+        labels = [words[len(text) % len(words)] for text in texts]
+        table = pd.DataFrame({"text": texts, "label": labels})
+        for split, rows in {"train": slice(32), "validation": slice(32, 52), "test": slice(52, 72)}.items():
+            table[rows].to_csv(root / f"{name}-{split}.csv", index=False)
+    fine_tune(tiny_bert_folder, output_dir=str(root / "model"), save_strategy="no", **files(root, "old"), **KEYS)
+    return root
+
+
+def files(root, name):
+    return {f"{split}_file": str(root / f"{name}-{split}.csv") for split in ("train", "validation", "test")}
+
+
+def learnt(tasks, folder, **keys):
+    old = str(tasks / "old-test.csv")
+    keys = {"save_strategy": "no", "forgetting_dataset_name": old, **KEYS, **keys}
+    return fine_tune(str(tasks / "model"), output_dir=str(folder), **files(tasks, "new"), **keys)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"adapter": "lora"},
+        pytest.param({"ema_decay": 0.5}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_old_task_is_measured_before_while_and_after(tasks, tmp_path, keys):
+    result = learnt(tasks, tmp_path / "out", **keys)
+    found = result.results["forgetting"]
+    before = Predictor.load(tasks / "model")
+    assert found["before"] == before.evaluate(str(tasks / "old-test.csv"))["metrics"]["accuracy"]
+    assert found["num_examples"] == 20 and [point["step"] for point in found["curve"]] == [0, 4, 8]
+    assert found["after"] == found["curve"][-1]["accuracy"]
+    assert (tmp_path / "out" / "forgetting.png").stat().st_size > 1000
+    logged = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    assert sum("forgetting_accuracy" in line for line in logged) == 3
+    # The saved backbone, with the old head put on by hand.
+    now = merged(Predictor.load(tmp_path / "out").model).state_dict()
+    state = {n: t.clone() for n, t in before.model.state_dict().items()}
+    mixed = {n: t if n.startswith("classifier") else now[n] for n, t in state.items()}
+    before.model.load_state_dict(mixed)
+    by_hand = before.evaluate(str(tasks / "old-test.csv"))["metrics"]
+    assert found["metrics"]["accuracy"] == by_hand["accuracy"]
+    assert found["metrics"]["loss"] == pytest.approx(by_hand["loss"], abs=1e-5)
+    assert any(not torch.equal(state[n], t) for n, t in now.items() if n in state and "layer.1" in n)
+
+
+@pytest.mark.slow
+def test_training_is_the_same_whether_it_is_watched_or_not(tasks, tmp_path):
+    watched = learnt(tasks, tmp_path / "a").model.state_dict()
+    alone = learnt(tasks, tmp_path / "b", forgetting_dataset_name=None).model.state_dict()
+    assert all(torch.equal(watched[n], t) for n, t in alone.items())
+
+
+def test_a_checkpoint_without_a_head_is_refused(tasks, tmp_path):
+    with pytest.raises(UserError, match="has no head of its own"):
+        fine_tune(
+            "bundled:minilm-l6",
+            output_dir=str(tmp_path / "out"),
+            forgetting_dataset_name=str(tasks / "old-test.csv"),
+            **files(tasks, "new"),
+            **KEYS,
+        )
+
+
+def test_labels_that_are_not_the_heads_are_refused(tasks):
+    with pytest.raises(UserError) as error:
+        OldTask(str(tasks / "model"), str(tasks / "new-test.csv"))
+    assert "forgetting_dataset_name" in str(error.value) and "unknown label" in str(error.value)
+
+
+def test_unnamed_labels_that_cannot_be_matched_are_refused(tasks, tiny_bert_folder):
+    with pytest.raises(UserError) as error:
+        OldTask(tiny_bert_folder, str(tasks / "old-test.csv"))
+    assert "forgetting_dataset_name" in str(error.value) and "LABEL_0" in str(error.value)
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(tasks, tmp_path):
+    with pytest.raises(UserError, match="cannot be put on this adapter"):
+        learnt(tasks, tmp_path / "out", adapter="bottleneck")
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"forgetting_dataset_name": None, "max_forgetting_samples": 5}, "no effect without forgetting_dataset_name"),
+        ({"strategy": "scratch"}, "can forget nothing"),
+    ],
+)
+def test_keys_that_make_no_sense_are_refused(tasks, tmp_path, keys, sentence):
+    with pytest.raises(UserError, match=sentence):
+        learnt(tasks, tmp_path / "out", **keys)
+
+
+def test_an_interpolation_shows_both_tasks_and_keeps_the_old_one(tasks, tmp_path, monkeypatch):
+    learnt(tasks, tmp_path / "out")
+    new, old = iter([0.5, 0.695, 0.7, 0.69]), iter([0.9, 0.8, 0.7, 0.8])
+    monkeypatch.setattr(Judge, "measure", lambda self, state, statistics=(): {"accuracy": next(new)})
+    monkeypatch.setattr(OldTask, "measure", lambda self, state, trainer=None: {"accuracy": next(old)})
+    found = with_pretrained(tmp_path / "out", tmp_path / "wise", [0, 0.3, 0.6, 1]).results["interpolation"]
+    assert found["alpha"] == 0.3 and "within 0.01" in found["rule"]
+    assert [p["old_metrics"]["accuracy"] for p in found["curve"]] == [0.9, 0.8, 0.7, 0.8]
+
+
+@pytest.mark.slow
+def test_the_old_task_at_both_ends_is_as_before_and_after_training(tasks, tmp_path):
+    result = learnt(tasks, tmp_path / "out")
+    found = with_pretrained(tmp_path / "out", tmp_path / "wise", [0, 1]).results["interpolation"]
+    ends = [point["old_metrics"]["accuracy"] for point in found["curve"]]
+    assert ends == [result.results["forgetting"]["before"], result.results["forgetting"]["after"]]

@@ -1,0 +1,204 @@
+"""A run with a target: how it is read, what is said of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hf_transfer import UserError, fine_tune
+from hf_transfer.errors import UserErrors
+from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
+from hf_transfer.settings import Config
+
+KEYS = dict(
+    strategy="full",
+    domain_adaptation="dann",
+    num_train_epochs=1,
+    report_to="none",
+    preflight=False,
+    label_issues=False,
+    pooling="cls",
+    calibrate=False,
+    save_strategy="no",
+    use_cpu=True,
+)
+WORDS = ("good fine great warm", "bad poor awful cold")
+
+
+def write_texts(path, count, name="text", seed=0, **columns):
+    rng = np.random.default_rng(seed)
+    rows = [{name: " ".join(rng.permutation(WORDS[i % 2].split())) + f" {seed} {i}"} for i in range(count)]
+    for i, row in enumerate(rows):
+        row |= {column: value(i) for column, value in columns.items()}
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(path)
+
+
+def label(i):
+    return ("yes", "no")[i % 2]
+
+
+def draw_images(folder, count, seed=0):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{seed}-{i}.png")
+
+
+@pytest.fixture
+def text_source(tmp_path):
+    return write_texts(tmp_path / "source.jsonl", 20, label=label)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes of one camera, and photos of another without classes."""
+    for i, name in enumerate(("cat", "dog")):
+        draw_images(tmp_path / "source" / name, 8, seed=i)
+    draw_images(tmp_path / "target", 7, seed=5)
+    return str(tmp_path / "source"), str(tmp_path / "target")
+
+
+def prepared(model, source, target, tmp_path, **keys):
+    given = {**KEYS, "model_name_or_path": model, "dataset_name": source, "target_dataset_name": target}
+    return prepare(Config.from_sources({}, {**given, "output_dir": str(tmp_path / "out"), **keys}))
+
+
+def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source, tiny_bert_folder, tmp_path, capsys):
+    target = write_texts(tmp_path / "target.jsonl", 9, seed=3, label=lambda i: "unknown")
+    test = write_texts(tmp_path / "test.jsonl", 6, seed=4, label=label)
+    result = fine_tune(
+        tiny_bert_folder, text_source, target_dataset_name=target, test_file=test, output_dir=tmp_path / "out", **KEYS
+    )
+    said = capsys.readouterr()
+    told = said.out + said.err
+    assert "Target: 9 examples of" in told and "Target: 'label' ignored, because only its inputs are used" in told
+    assert "Domain adaptation: dann on what the head reads, weight 1, growing from 0; one of 9 target examples" in told
+    assert "callback" not in told
+    assert "accuracy" in result.metrics and result.results["metrics_split"] == "test"
+    values = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
+    assert (values["domain_adaptation"], values["target_dataset_name"]) == ("dann", target)
+    total = sum(p.numel() for p in result.model.parameters())
+    assert result.results["trainable_parameters"] == result.results["total_parameters"] == total
+    assert "domain_adaptation" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("keys", [{}, {"augmentation": "basic", "mixup_alpha": 0.2}], ids=["plain", "mixed"])
+def test_a_flat_folder_of_photos_is_a_target(photos, tiny_vit_folder, keys, tmp_path):
+    ready = prepared(tiny_vit_folder, *photos, tmp_path, domain_adaptation="coral", **keys)
+    splits = prepare_splits(ready)
+    trainer = make_trainer(ready, splits["train"], splits["validation"])
+    assert len(trainer.target_dataset) == 7
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = len(batch["labels"])
+    assert batch["pixel_values"].shape[0] == 2 * rows and batch["domain"].tolist() == [0] * rows + [1] * rows
+    assert batch["labels"].ndim == (2 if keys else 1)  # of the source alone, mixed among themselves
+    trainer.train()
+
+
+def test_mixup_leaves_the_target_alone(photos, tiny_vit_folder, tmp_path):
+    ready = prepared(tiny_vit_folder, *photos, tmp_path, mixup_alpha=0.4)
+    trainer = make_trainer(ready, *(prepare_splits(ready)[name] for name in ("train", "validation")))
+    batch = next(iter(trainer.get_train_dataloader()))
+    given = [trainer.target_dataset[i]["pixel_values"] for i in range(7)]
+    for row in batch["pixel_values"][len(batch["labels"]) :]:
+        assert any(row.equal(one) for one in given)
+
+
+def test_class_folders_of_a_target_are_ignored_with_a_notice(photos, tiny_vit_folder, tmp_path):
+    for name in ("cat", "fish"):
+        draw_images(tmp_path / "sorted" / name, 3, seed=len(name))
+    ready = prepared(tiny_vit_folder, photos[0], str(tmp_path / "sorted"), tmp_path)
+    assert len(ready.target.examples) == 6
+    assert any("2 folders are ignored" in note for note in ready.notes)
+
+
+def test_an_input_of_another_name_is_read_with_a_note(text_source, tiny_bert_folder, tmp_path):
+    target = write_texts(tmp_path / "target.jsonl", 9, name="review", seed=3, stars=lambda i: i)
+    ready = prepared(tiny_bert_folder, text_source, target, tmp_path)
+    assert "Target: its column 'review' is read as 'text' of the source." in ready.notes
+
+
+def test_python_objects_are_targets_too(text_source, tiny_bert_folder, tmp_path):
+    rows = {"text": [f"{WORDS[i % 2]} {i}" for i in range(5)]}
+    result = fine_tune(tiny_bert_folder, text_source, target_dataset=rows, output_dir=tmp_path / "out", **KEYS)
+    assert len(result.trainer.target_dataset) == 5
+    with pytest.raises(UserError, match="contradict each other"):
+        fine_tune(tiny_bert_folder, text_source, target_dataset=rows, target_dataset_name="x.csv", **KEYS)
+
+
+def test_strategy_auto_trains_more_than_the_head(text_source, tiny_bert_folder, tmp_path):
+    """On 16 examples it would train the head alone, whose features no penalty can change."""
+    target = write_texts(tmp_path / "target.jsonl", 9, seed=3)
+    result = fine_tune(
+        tiny_bert_folder,
+        text_source,
+        target_dataset_name=target,
+        output_dir=tmp_path / "out",
+        **{**KEYS, "strategy": "auto"},
+    )
+    assert result.results["strategy"] == "two-phase"
+
+
+# ---- refused -------------------------------------------------------------------------------------------------------
+
+
+def copied(tmp_path):
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "source.jsonl").read_bytes())
+    return str(tmp_path / "copy.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (copied, "same examples as the source, so there is nothing to adapt to"),
+        (lambda folder: str(folder / "no.jsonl"), "target_dataset_name: the target: .*no.jsonl"),
+        (lambda folder: write_texts(folder / "e.jsonl", 0), "target_dataset_name"),
+        (lambda folder: write_texts(folder / "n.jsonl", 9, name="n"), "is read as"),
+        (lambda folder: [draw_images(folder / "t", 4), str(folder / "t")][1], "the target: .*no column 'text'"),
+        (
+            lambda folder: write_texts(folder / "two.jsonl", 9, name="a", b=lambda i: f"{WORDS[0]} {i}"),
+            "target_dataset_name: the target",
+        ),
+    ],
+    ids=["a copy", "missing", "empty", "other name", "images", "two texts"],
+)
+def test_a_target_that_does_not_fit(target, said, text_source, tiny_bert_folder, tmp_path):
+    if said == "is read as":
+        assert any(said in note for note in prepared(tiny_bert_folder, text_source, target(tmp_path), tmp_path).notes)
+        return
+    with pytest.raises(UserError, match=said):
+        prepared(tiny_bert_folder, text_source, target(tmp_path), tmp_path)
+
+
+def test_bad_examples_of_a_target(photos, tiny_vit_folder, tmp_path):
+    (tmp_path / "target" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="target_dataset_name: the target: 1 of 8 examples are unusable"):
+        prepared(tiny_vit_folder, *photos, tmp_path)
+    ready = prepared(tiny_vit_folder, *photos, tmp_path, on_bad_example="skip", max_bad_fraction=0.2)
+    assert len(ready.target.examples) == 7 and any("1 unusable ones left out" in note for note in ready.notes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"domain_adaptation": "dann"}, "dann needs target_dataset_name"),
+        ({"target_dataset_name": "t.csv"}, "target_dataset_name: 't.csv' has no effect without domain_adaptation"),
+        ({"domain_adaptation": "dann", "target_dataset_name": "d.csv"}, "is the source itself"),
+        (
+            {"domain_adaptation": "mmd", "target_dataset_name": "t.csv", "streaming": True, "max_steps": 5},
+            "a stream does not have",
+        ),
+        ({"domain_adaptation": "mmd", "target_dataset_name": "t.csv", "learning_rate": "auto"}, "learning_rate: auto"),
+        ({"domain_adaptation": "mmd", "target_dataset_name": "t.csv", "effort": "quick"}, "effort: quick freezes them"),
+        ({"domain_adaptation": "coral", "target_dataset_name": "t.csv", "strategy": "linear-probe"}, "linear-probe"),
+    ],
+)
+def test_keys_that_contradict_each_other(keys, said, tmp_path):
+    given = {"model_name_or_path": "m", "dataset_name": "d.csv", "output_dir": str(tmp_path), **keys}
+    with pytest.raises(UserErrors, match=said):
+        Config.from_sources({}, given)
