@@ -184,3 +184,16 @@ def test_memory_is_measured():
     peaks = {row[1].strip(): float(row[2]) for row in rows}
     assert peaks["Trainer, full fine-tuning"] - peaks["partial, cache"] > 300
     assert float(rows[3][4]) > 0
+
+
+@pytest.mark.slow
+def test_a_plan_of_this_machine_is_compared_with_a_run():
+    """Each cell is a process; full fine-tuning holds parameters, gradients and two moments of 22.7 million weights."""
+    made = {}
+    for what in ("plan", "run"):
+        asked = {"case": "text, full", "what": what, "keys": {"cpu_threads": 1}, "steps": 6}
+        command = [sys.executable, str(FOLDER / "machine.py"), "--cell", json.dumps(asked)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        made[what] = json.loads(ran.stdout.splitlines()[-1])
+    assert made["plan"]["seconds"] > 0 and made["run"]["seconds"] > 0
+    assert made["run"]["peak"] > 4 * 90_000_000 < made["plan"]["bytes"]

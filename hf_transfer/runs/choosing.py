@@ -72,8 +72,9 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     check_batches(config.training, len(prepared.data.train))
     prepared = replace(prepared, config=config, chosen=chosen)
     if config.model.pooling is None:
-        return prepared
+        return replace(prepared, frozen=None)
     prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
+    prepared = replace(prepared, frozen=None)  # of the model as it was
     return replace(prepared, chosen=replace(prepared.chosen, change=change))
 
 

@@ -74,8 +74,8 @@ class Prepared:
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
-        frozen: features of the training examples, then of the validation examples that were drawn from them; from
-            the search for wrong labels until training begins.
+        frozen: features of the training examples while layers are compared; then, from the search for wrong labels
+            until training begins, also of the validation examples that were drawn from them.
     """
 
     config: Config

@@ -24,7 +24,7 @@ from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.objectives.fisher import Fisher
 from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
-from hf_transfer.runs import adjusting
+from hf_transfer.runs import adjusting, saving
 from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -35,7 +35,7 @@ from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
-from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.facts import base_of, facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
@@ -55,7 +55,6 @@ from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_sp
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
-from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
 from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.threads import choose_threads
 from hf_transfer.runs.timing import say_of_compilation
@@ -165,12 +164,12 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
-        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared = choose_threads(prepared, trainer, splits)
+        fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
-        refuse_local(str(_base(prepared.config, trainer.model)))
+        refuse_local(str(base_of(prepared.config, trainer.model)))
     trainer.time_budget.prepared_since = began
     trainer.boundary.decide()
     ready = _Ready(
@@ -221,13 +220,13 @@ def _open_folder(ready: _Ready) -> None:
     for line in _said_before(ready) if ready.talks else ():
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
-        clear(folder)
+        saving.clear(folder, ready.talks)
     if ready.range_test is not None:
         ready.range_test.write(folder)
     if ready.fisher is not None:
         ready.fisher.save(folder / FISHER)
     _write_run_file(ready)
-    record_examples(prepared, folder, is_resumed=resumes)
+    saving.record_examples(prepared, folder, is_resumed=resumes)
 
 
 def _write_run_file(ready: _Ready) -> None:
@@ -248,9 +247,9 @@ def _said_before(ready: _Ready) -> list[str]:
 def _train(ready: _Ready) -> None:
     """Train, and save the model before it is evaluated: what fails there does not cost the training."""
     skips_ahead = ready.checkpoint is not None and bool(ready.prepared.config.training.ignore_data_skip)
-    with recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
+    with saving.recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
         ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
-    save_model(ready.trainer, ready.output_dir)
+    saving.save_model(ready.trainer, ready.output_dir)
 
 
 def _finish(ready: _Ready) -> Result:
@@ -262,7 +261,7 @@ def _finish(ready: _Ready) -> Result:
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
     results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
-    save_config(trainer, output_dir)  # with thresholds and conformal scores
+    saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
     results[adjusting.KEY] = {**adjustment.to_dict(), "split": "validation"} if adjustment else None
@@ -271,7 +270,7 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
-    base = _base(config, trainer.model)
+    base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,
         prepared.data,
@@ -280,11 +279,12 @@ def _finish(ready: _Ready) -> Result:
         model_origin=prepared.loaded.origin,
         data_origin=prepared.source.origin,
     )
-    check_saved(trainer, task, config, labels)
+    saving.check_saved(trainer, task, config, labels)
     end_workers(trainer)
     if trainer.is_world_process_zero():  # last: it marks a finished run
         write_json(output_dir / RESULTS, results)
         card.write(output_dir)
+        saving.forget_replaced(output_dir)
     predictor = Predictor(
         task=task,
         model=trainer.model,
@@ -336,10 +336,3 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _base(config: Config, model: Any) -> str | None:
-    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
-    if is_adapted(model):
-        return model.active_peft_config.base_model_name_or_path
-    return None if config.model.from_scratch else config.model.model_name_or_path
