@@ -40,6 +40,11 @@ class CompareArguments:
     metric: str | None = setting(
         None, "validation metric that decides (default: accuracy, f1_micro or rmse, by problem type)"
     )
+    combine: str | None = setting(
+        None,
+        "combine all runs, on validation: a greedy soup of their weights, or their mean answer",
+        choices=("soup", "ensemble"),
+    )
     max_cells: int = setting(200, "most runs", above=0)
     skip_contradictions: bool = setting(False, "leave out rows whose keys contradict each other")
     estimate: bool = setting(True, "estimate time and cost before the start; takes some seconds for each row")
@@ -107,6 +112,7 @@ def run(argv: Sequence[str]) -> int:
         folder=Path(str(folder)),
         against=values["against"] or (),
         metric=values["metric"],
+        combine=values["combine"],
         max_cells=values["max_cells"],
         skips=values["skip_contradictions"],
         expects=values["estimate"],

@@ -20,9 +20,10 @@ from hf_transfer.inference.predictor import Predictor
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.pricing import price_here
 from hf_transfer.studies import table, transfer
+from hf_transfer.studies.combining import combine
 from hf_transfer.studies.comparison import Comparison, lines_of, write
 from hf_transfer.studies.expecting import Expectation, expect
-from hf_transfer.studies.grid import Cell, Make, cell_of
+from hf_transfer.studies.grid import Cell, Make, cell_of, why
 from hf_transfer.studies.question import WHOLE, Question, cells_asked, open_folder
 from hf_transfer.studies.running import Outcome, Runner, finished_of, metric_of
 from hf_transfer.studies.statistics import summary
@@ -78,6 +79,7 @@ def answer(question: Question, make: Make, talks: bool = True) -> Comparison:
             tell("No cell has a result.")
         else:
             _compare_with_references(comparison, runner, expected)
+            _combine(comparison)
             _measure_test(comparison, make, tell)
     except (KeyboardInterrupt, SystemExit):
         tell(f"Interrupted. The same command goes on; what is finished is in {question.folder}.")
@@ -95,7 +97,8 @@ def _announce(question: Question, runner: Runner, cells: Sequence[Cell]) -> Expe
     left = [cell for cell in cells if finished_of(cell) is None]
     done = f", {len(cells) - len(left)} of them finished" if len(left) < len(cells) else ""
     more = f", and as many for each of {', '.join(question.against)}" if question.against else ""
-    runner.tell(f"{len(cells)} cells ({len(rows)} rows, seeds {', '.join(map(str, question.seeds))}){done}{more}.")
+    count = f"{len(rows)} row{'' if len(rows) == 1 else 's'}, seed{'' if len(question.seeds) == 1 else 's'}"
+    runner.tell(f"{len(cells)} cells ({count} {', '.join(map(str, question.seeds))}){done}{more}.")
     if len(question.seeds) == 1 and question.against:
         runner.tell("One seed gives no interval, and so no verdict: give several seeds.")
     if not question.expects or not left:
@@ -197,6 +200,18 @@ def _verdict(
         values[cell.seed] = value
         rate = transfer.learning_rate_in(cell.folder)
     return transfer.judge(kind, line.metric, line.values, values, failed, rate)
+
+
+def _combine(comparison: Comparison) -> None:
+    """A soup or an ensemble of all runs, if it was asked for."""
+    way, lines = comparison.question.combine, comparison.lines
+    if way is None:
+        return
+    folders = [one.cell.folder for line in lines for one in line.outcomes if one.results is not None]
+    try:
+        comparison.combined = combine(way, folders, comparison.question.folder, lines[0].metric)
+    except UserError as error:
+        comparison.combined = {"way": way, "why_not": why(error)}
 
 
 def _earlier_tests(folder: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ def compare(
     seeds: Sequence[int] = (_FIRST_SEED,),
     against: Sequence[str] | Mapping[str, Any] = (),
     metric: str | None = None,
+    combine: str | None = None,
     max_cells: int = MAX_CELLS,
     skip_contradictions: bool = False,
     estimate: bool = True,
@@ -46,6 +47,7 @@ def compare(
         against: `scratch`, `linear-probe`: the same budget from random weights or frozen features, to judge whether
             pretraining helped; a mapping gives a reference keys of its own.
         metric: of the validation split, that decides (default: accuracy, f1_micro or rmse, by problem type).
+        combine: soup or ensemble of all runs, measured on validation.
         max_cells: most runs.
         skip_contradictions: leave out rows whose keys contradict each other, instead of refusing them.
         estimate: estimate the time before the start.
@@ -81,6 +83,7 @@ def compare(
         folder=Path(output_dir),
         against=against,
         metric=metric,
+        combine=combine,
         max_cells=max_cells,
         skips=skip_contradictions,
         expects=estimate,

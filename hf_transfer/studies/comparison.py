@@ -23,6 +23,7 @@ class Comparison:
         references: outcomes of the runs that rows were compared with, by row and name.
         left_out: contradictory rows, with the reasons.
         tests: measurements of the test split, the newest last.
+        combined: what a soup or ensemble of the runs came to; None if none was asked for.
         seconds: of the whole, in this process.
         notes: what to know to read the table.
     """
@@ -32,6 +33,7 @@ class Comparison:
     references: list[Outcome] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     tests: list[dict[str, Any]] = field(default_factory=list)
+    combined: dict[str, Any] | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -46,7 +48,9 @@ class Comparison:
         of_rows = [
             f"{line.row.name}, seed={seed}: {said}" for line in self.lines for seed, said in line.failures.items()
         ]
-        return of_rows + [f"{one.cell.name}: {one.why_not}" for one in self.references if one.results is None]
+        of_rows += [f"{one.cell.name}: {one.why_not}" for one in self.references if one.results is None]
+        why_not = (self.combined or {}).get("why_not")
+        return of_rows + ([f"{self.question.combine}: {why_not}"] if why_not else [])
 
     @property
     def hurt(self) -> list[str]:
@@ -68,6 +72,7 @@ class Comparison:
             "chosen": self.chosen and self.chosen.row.name,
             "cells": {line.row.name: [str(one.cell.folder) for one in line.outcomes] for line in self.lines},
             "test": self.tests[-1] if self.tests else None,
+            "combined": self.combined,
             "failures": self.failures,
             "notes": self.notes,
         }
@@ -82,6 +87,7 @@ class Comparison:
             "chosen": self.chosen and self.chosen.row.name,
             "test": self.tests[-1] if self.tests else None,
             "earlier_tests": self.tests[:-1],
+            "combined": self.combined,
             "references": [
                 {"name": one.cell.name, "cell": one.cell.key, "why_not": one.why_not} for one in self.references
             ],
@@ -132,6 +138,12 @@ def _said_after(comparison: Comparison) -> list[str]:
         low_high = test["interval"]
         interval = f" (95% CI over seeds {low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
         said.append(f"Test split, {test['row']} alone: {test['metric']} {test['mean']:.4f}{interval}.")
+    if (combined := comparison.combined) is not None and "value" in combined:
+        where = f" in {combined['folder']}" if "folder" in combined else ""
+        said.append(
+            f"{combined['way'].capitalize()} of {combined['runs']} runs{where}: {combined['metric']} "
+            f"{combined['value']:.4f} on validation; the best single run has {combined['best_single']:.4f}."
+        )
     said += [f"Left out: {line}" for line in comparison.left_out]
     said += [f"Failed: {line}" for line in comparison.failures]
     return [*said, *comparison.notes]

@@ -31,7 +31,7 @@ NOT_VARIED = {
     "hub_model_id": "push the best cell when the comparison has ended",
 }
 # Of a cell's configuration: what does not decide what comes out.
-_NO_MATTER = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "log_level", "disable_tqdm", "run_name")
+NO_MATTER = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "log_level", "disable_tqdm", "run_name")
 _DATA = ("dataset_name", "train_file", "validation_file", "test_file")
 _PLACES = (*_DATA, "model_name_or_path", "target_dataset_name", "forgetting_dataset_name", *PLACES)
 _CHUNK = 2**20
@@ -198,7 +198,7 @@ def cell_of(row: Row, seed: int, make: Make, folder: Path) -> Cell:
 
 def digest(config: Config) -> str:
     """What a configuration and its data are, as 12 hexadecimal digits; where they are written does not matter."""
-    values = {name: value for name, value in config.values.items() if name not in _NO_MATTER}
+    values = {name: value for name, value in config.values.items() if name not in NO_MATTER}
     places = {name: _place(str(values[name])) for name in _PLACES if values.get(name)}
     if config.data.in_memory is not None:
         places["in_memory"] = _of_splits(config.data.in_memory)

@@ -16,8 +16,20 @@ from hf_transfer.files import as_json, write_text
 from hf_transfer.run_folder import refuse_model
 from hf_transfer.runs.shared import Shared
 from hf_transfer.studies import transfer
+from hf_transfer.studies.combining import check_combine
 from hf_transfer.studies.expecting import expect, in_words
-from hf_transfer.studies.grid import Cell, Make, Row, cell_of, cells_of, count_of, possible, read_grid, rows_of
+from hf_transfer.studies.grid import (
+    NO_MATTER,
+    Cell,
+    Make,
+    Row,
+    cell_of,
+    cells_of,
+    count_of,
+    possible,
+    read_grid,
+    rows_of,
+)
 from hf_transfer.studies.running import check_metric
 
 MAX_CELLS = 200
@@ -36,6 +48,7 @@ class Question:
         folder: of the comparison.
         against: references that every row is compared with, see `transfer.read_against`.
         metric: of the validation split, that decides; None for the one that such runs are judged by.
+        combine: soup or ensemble of all runs, on validation; None for neither.
         max_cells: most runs, references included.
         skips: whether rows whose keys contradict each other are left out.
         expects: whether the time is estimated before the start.
@@ -48,6 +61,7 @@ class Question:
     folder: Path
     against: Sequence[str] | Mapping[str, Any] = ()
     metric: str | None = None
+    combine: str | None = None
     max_cells: int = MAX_CELLS
     skips: bool = False
     expects: bool = True
@@ -65,6 +79,7 @@ def cells_asked(question: Question, make: Make) -> tuple[list[Cell], list[str]]:
     seeds = list(question.seeds)
     if not seeds or len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
         raise UserError(f"expected different whole numbers, such as 0,1,2, got {seeds}.", key="seeds")
+    check_combine(question.combine, seeds, question.given)
     grid = read_grid(question.grid, question.given)
     if not grid and len(seeds) < 2 and not question.against:
         raise UserError(
@@ -108,7 +123,8 @@ def open_folder(question: Question) -> None:
     """
     folder, path = question.folder, question.folder / RECIPE
     refuse_model(folder, "output_dir")
-    recipe = as_json({**question.given, "grid": question.grid, "seeds": question.seeds, "against": question.against})
+    given = {name: value for name, value in question.given.items() if name not in NO_MATTER}
+    recipe = as_json({**given, "grid": question.grid, "seeds": question.seeds, "against": question.against})
     if path.is_file() and question.starts_over:
         shutil.rmtree(folder / "cells", ignore_errors=True)
         for name in (RECIPE, TABLE, SHEET, PICTURE, WHOLE):

@@ -18,6 +18,7 @@ from hf_transfer.runs import run as runs
 from hf_transfer.runs import saving
 from hf_transfer.runs import shared as sharing
 from hf_transfer.studies import answering, running
+from hf_transfer.studies.combining import mean_answer
 from tests.studies.conftest import QUICK
 
 GRID = {"strategy": ["linear-probe", "full"]}
@@ -232,6 +233,7 @@ def test_all_keys_that_loading_reads_tell_data_apart(tiny_bert_folder, reviews, 
     assert read <= {*sharing._READ, "in_memory"} and len(read) > 2
 
 
+@pytest.mark.slow
 def test_frozen_features_are_computed_once(tiny_bert_folder, reviews, tmp_path, monkeypatch):
     """Rows that pool the same layers of the same model read one pass."""
     from hf_transfer.runs import choosing_pooled
@@ -242,3 +244,41 @@ def test_frozen_features_are_computed_once(tiny_bert_folder, reviews, tmp_path, 
     changes = {"grid": {"weight_decay": [0.0, 0.1]}, "seeds": (0,), "strategy": "auto", "data_seed": 0}
     again(tiny_bert_folder, reviews, tmp_path / "out", **changes)
     assert [one.computed > 0 for one in computed] == [True, False]
+
+
+def test_runs_are_combined_on_validation(done, tiny_bert_folder, reviews):
+    frame, folder = done
+    cells = [Path(cell) for row in frame.attrs["cells"].values() for cell in row]
+    ensemble = again(tiny_bert_folder, reviews, folder, combine="ensemble").attrs["combined"]
+    answers = [pd.DataFrame(runs.Predictor.load(c).predict(reviews["validation_file"]))["scores"] for c in cells]
+    positive = sum(pd.Series([one["positive"] for one in own]) for own in answers) / len(cells)
+    labels = pd.read_csv(reviews["validation_file"])["label"] == "positive"
+    assert ensemble["value"] == pytest.approx(((positive > 0.5) == labels).mean())
+    singles = [json.loads((c / "results.json").read_text())["validation_metrics"]["accuracy"] for c in cells]
+    assert ensemble["best_single"] == max(singles) and ensemble["runs"] == 4
+    souped = again(tiny_bert_folder, reviews, folder, combine="soup").attrs["combined"]
+    results = json.loads((folder / "soup" / "results.json").read_text())
+    assert results["metrics_split"] == "validation" and souped["value"] == results["metrics"]["accuracy"] >= max(
+        singles
+    )
+
+
+def test_a_mean_answer_is_that_of_probabilities():
+    logits = [torch.tensor([[2.0, 0.0, 1.0]]).numpy(), torch.tensor([[0.0, 1.0, -3.0]]).numpy()]
+    mean = sum(torch.tensor(one).softmax(-1) for one in logits) / 2
+    assert torch.allclose(torch.tensor(mean_answer("single_label_classification", logits)).exp(), mean.double())
+    both = sum(torch.tensor(one).sigmoid() for one in logits) / 2
+    assert torch.allclose(torch.tensor(mean_answer("multi_label_classification", logits)).sigmoid(), both.double())
+
+
+def test_runs_of_different_splits_are_not_combined(tiny_bert_folder, reviews, tmp_path):
+    keys = {**QUICK, "train_file": reviews["train_file"], "strategy": "full"}
+    with pytest.raises(UserError, match="combine: runs are combined on one validation split"):
+        compare(tiny_bert_folder, output_dir=tmp_path, seeds=(0, 1), combine="soup", **keys)
+
+
+def test_the_recipe_repeats_a_comparison_however_loud(done, tiny_bert_folder, reviews, monkeypatch):
+    _, folder = done
+    monkeypatch.setattr(running, "run", lambda *_: pytest.fail("run again"))
+    argv = ["compare", "--config", str(folder / "compare.yaml"), "--output_dir", str(folder), "--estimate", "false"]
+    assert main(argv) == main([*argv, "--quiet"]) == 0
