@@ -174,3 +174,11 @@ def test_without_data_sizes_are_exact(bert, tmp_path):
     assert (everything["parameters_bytes"], everything["gradients_bytes"]) == (4 * total, 4 * total)
     assert head["gradients_bytes"] == 4 * planned["stages"][0]["trainable_parameters"]
     assert everything["activations_bytes"] is None and planned["budget"]["operations"] is None
+
+
+def test_a_budget_says_what_other_weights_it_does_not_count(bert, tmp_path):
+    data, keys = table(tmp_path / "a.csv"), {"strategy": "full", "num_train_epochs": 1}
+    one, two = {"ema_decay": 0.9}, {"ema_decay": 0.9, "l2_sp_alpha": 0.1}
+    for more, said in ((one, "ema_decay keeps are"), (two, "ema_decay and l2_sp_alpha keep are")):
+        budget = budget_of(*made(bert, data, tmp_path, **keys, **more), read_prices())
+        assert budget.notes == [f"the copies of weights that {said} not counted"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.objectives.fisher import Fisher
@@ -206,6 +206,15 @@ def test_a_teacher_with_other_labels_is_refused(tmp_path, tiny_bert_folder, old_
             distillation_alpha=1.0,
             teacher_model_name_or_path=str(old_run / "run"),
         )
+
+
+def test_a_teacher_without_a_head_is_refused_as_such(tmp_path, tiny_bert_folder, old_run):
+    """Its configuration names two labels, which are transformers' defaults."""
+    AutoModel.from_pretrained(old_run / "run").save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(tmp_path / "teacher")
+    keys = {"distillation_alpha": 1.0, "teacher_model_name_or_path": str(tmp_path / "teacher")}
+    with pytest.raises(UserError, match=r"^teacher_model_name_or_path: .*holds no trained head: it contains BertModel"):
+        run(tiny_bert_folder, table(tmp_path / "new.csv", ("good", "other")), tmp_path / "run", **keys)
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(tmp_path, tiny_bert_folder, old_run):

@@ -101,6 +101,7 @@ def test_a_checkpoint_without_a_head_is_refused(tasks, tmp_path):
             **files(tasks, "new"),
             **KEYS,
         )
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_that_are_not_the_heads_are_refused(tasks):
