@@ -140,15 +140,15 @@ def test_a_cell_that_fails_is_a_reason_and_the_others_go_on(tiny_bert_folder, re
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(done, tiny_bert_folder, reviews, tmp_path, monkeypatch):
     frame, _ = done
-    save = runs.save_model
+    save = runs.saving.save_model
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save_model", interrupted)
+    monkeypatch.setattr(runs.saving, "save_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again(tiny_bert_folder, reviews, tmp_path / "out", seeds=(0,))
-    monkeypatch.setattr(runs, "save_model", save)
+    monkeypatch.setattr(runs.saving, "save_model", save)
     seen = []
 
     def noted(config, among):
@@ -274,6 +274,10 @@ def test_runs_of_different_splits_are_not_combined(tiny_bert_folder, reviews, tm
     keys = {**QUICK, "train_file": reviews["train_file"], "strategy": "full"}
     with pytest.raises(UserError, match="combine: runs are combined on one validation split"):
         compare(tiny_bert_folder, output_dir=tmp_path, seeds=(0, 1), combine="soup", **keys)
+    data = {"text": ["a", "b"] * 5, "label": ["x", "y"] * 5}
+    with pytest.raises(UserError, match="combine: runs are loaded again to be combined"):
+        compare(tiny_bert_folder, data, output_dir=tmp_path, seeds=(0, 1), combine="soup", data_seed=0, **QUICK)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_recipe_repeats_a_comparison_however_loud(done, tiny_bert_folder, reviews, monkeypatch):
