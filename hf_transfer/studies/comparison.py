@@ -67,7 +67,7 @@ class Comparison:
         import pandas as pd
 
         frame = pd.DataFrame([line.flat() for line in self.lines])
-        frame = frame.astype({name: float for name in NUMBERS})  # what is not known is NaN
+        frame = frame.astype(dict.fromkeys(NUMBERS, float))  # what is not known is NaN
         frame.attrs = {
             "output_dir": str(self.question.folder),
             "chosen": self.chosen and self.chosen.row.name,

@@ -52,9 +52,8 @@ REVIEWS = dict(
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    return fine_tune(
-        "bundled:minilm-l6", output_dir=str(folder / "out"), strategy="partial", learning_rate=2e-4, **REVIEWS
-    )
+    keys = REVIEWS | {"strategy": "partial", "learning_rate": 2e-4, "max_train_samples": 32}
+    return fine_tune("bundled:minilm-l6", output_dir=str(folder / "out"), **keys)
 
 
 @pytest.fixture(scope="module")

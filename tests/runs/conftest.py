@@ -14,7 +14,7 @@ def _heads_are_solved_once() -> Iterator[None]:
     """A linear head of the same features, labels and start is solved for once.
 
     Most runs here begin with the same few features, and each solves some hundred problems of them: L-BFGS took a
-    quarter of their time. What the solver answers, and that it answers alike twice, is tested in `tests/features/test_cross_validation.py`.
+    quarter of their time. That the solver answers alike twice is tested in `tests/features/test_cross_validation.py`.
     """
     from hf_transfer.features.convex_head import Problem
 

@@ -15,6 +15,7 @@ from hf_transfer import UserError, compare, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.data import load
 from hf_transfer.runs import run as runs
+from hf_transfer.runs import saving
 from hf_transfer.runs import shared as sharing
 from hf_transfer.studies import answering, running
 from hf_transfer.studies.combining import mean_answer
@@ -140,15 +141,15 @@ def test_a_cell_that_fails_is_a_reason_and_the_others_go_on(tiny_bert_folder, re
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(done, tiny_bert_folder, reviews, tmp_path, monkeypatch):
     frame, _ = done
-    save = runs.saving.save_model
+    save = saving.save_model
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.saving, "save_model", interrupted)
+    monkeypatch.setattr(saving, "save_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again(tiny_bert_folder, reviews, tmp_path / "out", seeds=(0,))
-    monkeypatch.setattr(runs.saving, "save_model", save)
+    monkeypatch.setattr(saving, "save_model", save)
     seen = []
 
     def noted(config, among):
