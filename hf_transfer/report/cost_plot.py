@@ -38,21 +38,30 @@ def draw(points: Sequence[Point], along: str, metric: str, mark: str = "") -> by
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5 + 0.18 * len(points)), layout="constrained")
     for number, point in enumerate(points):
         bars = (
             None if point.interval is None else [[point.value - point.interval[0]], [point.interval[1] - point.value]]
         )
         style = "*" if point.name == mark else "o"
         size = 13 if point.name == mark else 7
+        name = f"{number + 1}  {point.name}"
         axes.errorbar(
-            point.cost, point.value, yerr=bars, fmt=style, markersize=size, capsize=3, color=f"C{number % 10}"
+            point.cost,
+            point.value,
+            yerr=bars,
+            fmt=style,
+            markersize=size,
+            capsize=3,
+            color=f"C{number % 10}",
+            label=name,
         )
-        axes.annotate(point.name, (point.cost, point.value), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.annotate(str(number + 1), (point.cost, point.value), xytext=(6, 6), textcoords="offset points", fontsize=9)
     costs = [point.cost for point in points if point.cost > 0]
     if costs and max(costs) > 10 * min(costs):
         axes.set_xscale("log")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.1, y=0.1)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     axes.set_xlabel(along)
     axes.set_ylabel(metric)
     for side in ("top", "right"):

@@ -25,6 +25,7 @@ from hf_transfer.runs.soup import soup
 
 SOUP, ENSEMBLE = "soup", "ensemble"
 WAYS = (SOUP, ENSEMBLE)
+OBJECT = "in memory"  # in place of data that is no name
 
 
 def check_combine(way: str | None, seeds: Sequence[int], given: Mapping[str, Any]) -> None:
@@ -35,6 +36,12 @@ def check_combine(way: str | None, seeds: Sequence[int], given: Mapping[str, Any
         return
     if way not in WAYS:
         raise UserError(f"{way!r} is not one of {', '.join(WAYS)}.{nearest(way, WAYS)}", key="combine")
+    if OBJECT in given.values():
+        raise UserError(
+            "runs are loaded again to be combined, and then their data must have a name.",
+            "Save the data to a file and give its name.",
+            key="combine",
+        )
     if len(seeds) > 1 and given.get("data_seed") is None and given.get("validation_file") is None:
         raise UserError(
             "runs are combined on one validation split, and without data_seed every seed may draw its own.",

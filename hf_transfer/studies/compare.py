@@ -10,9 +10,11 @@ from hf_transfer.errors import UserError
 from hf_transfer.runs.configured import configured
 from hf_transfer.settings import Config
 from hf_transfer.studies.answering import answer
+from hf_transfer.studies.combining import OBJECT
 from hf_transfer.studies.question import MAX_CELLS, Question
 
 _FIRST_SEED = 42  # of a run that is given none
+_DATA = ("dataset_name", "eval_dataset", "test_dataset", "target_dataset")
 
 
 def compare(
@@ -77,7 +79,7 @@ def compare(
     if "seed" in keys:
         raise UserError("seed: give seeds, which every row is run with.")
     question = Question(
-        given={name: value if _is_plain(value) else "in memory" for name, value in given.items()},
+        given={name: OBJECT if _is_object(name, value) else value for name, value in given.items()},
         grid=grid,
         seeds=seeds,
         folder=Path(output_dir),
@@ -92,10 +94,6 @@ def compare(
     return answer(question, make, talks).frame()
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value can stand in a file."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    return value is None or isinstance(value, bool | int | float | str | Path)
+def _is_object(name: str, value: Any) -> bool:
+    """Whether a key is given data itself, not its name."""
+    return name in _DATA and not isinstance(value, str | Path)

@@ -10,7 +10,7 @@ from hf_transfer.report.cost_plot import Point, draw
 from hf_transfer.studies import table, transfer
 from hf_transfer.studies.question import PICTURE, SHEET, TABLE, WHOLE, Question
 from hf_transfer.studies.running import Outcome
-from hf_transfer.studies.table import Line
+from hf_transfer.studies.table import NUMBERS, Line
 
 
 @dataclass
@@ -67,6 +67,7 @@ class Comparison:
         import pandas as pd
 
         frame = pd.DataFrame([line.flat() for line in self.lines])
+        frame = frame.astype(dict.fromkeys(NUMBERS, float))  # what is not known is NaN
         frame.attrs = {
             "output_dir": str(self.question.folder),
             "chosen": self.chosen and self.chosen.row.name,

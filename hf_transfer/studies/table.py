@@ -18,6 +18,21 @@ from hf_transfer.studies.transfer import UNKNOWN, Verdict
 from hf_transfer.training.pace import exactly
 
 _HEAD = ("", "row", "{metric}", "95% CI", "minus first", "95% CI", "p", "p (Holm)", "training", "trained", "cost")
+# Columns of `Line.flat` whose values may not be known.
+NUMBERS = (
+    "mean",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+    "train_seconds",
+    "trainable_share",
+    "device_hours",
+    "usd",
+)
 
 
 @dataclass

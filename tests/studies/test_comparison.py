@@ -275,6 +275,10 @@ def test_runs_of_different_splits_are_not_combined(tiny_bert_folder, reviews, tm
     keys = {**QUICK, "train_file": reviews["train_file"], "strategy": "full"}
     with pytest.raises(UserError, match="combine: runs are combined on one validation split"):
         compare(tiny_bert_folder, output_dir=tmp_path, seeds=(0, 1), combine="soup", **keys)
+    data = {"text": ["a", "b"] * 5, "label": ["x", "y"] * 5}
+    with pytest.raises(UserError, match="combine: runs are loaded again to be combined"):
+        compare(tiny_bert_folder, data, output_dir=tmp_path, seeds=(0, 1), combine="soup", data_seed=0, **QUICK)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_recipe_repeats_a_comparison_however_loud(done, tiny_bert_folder, reviews, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from hf_transfer import UserError, compare
+from hf_transfer import UserError, compare, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.studies.grid import Row
 from hf_transfer.studies.transfer import judge, read_against, reference_of
@@ -156,9 +156,9 @@ def test_random_weights_are_no_different_from_random_weights(learner, words, tmp
 
 
 @pytest.mark.slow
-def test_pretraining_helps(tmp_path):
-    data = {"dataset_name": "bundled:rotten-tomatoes", "max_train_samples": 128, "max_eval_samples": 100}
-    data["max_predict_samples"] = 20
-    rates = ["--learning_rate", "5e-5", "--max_seq_length", "32"]
-    assert command("bundled:minilm-l6", data, tmp_path / "out", *rates) == 0
+def test_what_was_learnt_before_helps_with_few_examples(learner, words, tmp_path):
+    keys = {**QUICK, **words, "num_train_epochs": 4, "learning_rate": 5e-3, "log_level": "error"}
+    fine_tune(str(learner), output_dir=str(tmp_path / "before"), strategy="full", save_strategy="no", **keys)
+    few = {**words, "max_train_samples": 32}
+    assert command(tmp_path / "before", few, tmp_path / "out", "--metric", "loss") == 0
     assert verdict_in(tmp_path / "out") == ["helped"]
