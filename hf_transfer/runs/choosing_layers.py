@@ -150,7 +150,7 @@ def _cells(prepared: Prepared, only: str | None) -> _Cells:
     Raises:
         UserError: there are no features of what the head reads, or the model cannot be run on the examples.
     """
-    if prepared.config.data.label_issues:  # which reads them again
+    if prepared.store is None and prepared.config.data.label_issues:  # which reads them again
         prepared.store = FeatureStore()
     if not is_standard(prepared):
         own: tuple[str, str] = choosing_pooled.OWN

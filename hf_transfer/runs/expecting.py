@@ -66,7 +66,7 @@ def expect(prepared: Prepared, trainer: TransferTrainer, asks_domain: bool = Fal
     except UserError as error:
         return f"there are no frozen features: {one_line(error)}".rstrip(".")
     splits, classes, seed = prepared.data.splits, len(prepared.loaded.labels.names), prepared.config.split_seed
-    split = "test" if "test" in splits else "validation"
+    split = prepared.measured
     found = expected_accuracy(
         features,
         labels,

@@ -98,7 +98,7 @@ def neighbors_of(
         issues: what was found out about its labels, from the same features.
         talks: whether the run says why there are none.
     """
-    split = "test" if prepared.data.test is not None else "validation"
+    split = prepared.measured
     if prepared.frozen is None:
         reason = "label_issues is false, which computes the features" if issues is None else "the run was resumed"
         found = Nearest(reason=str((issues or {}).get("skipped", reason)).rstrip("."))

@@ -55,6 +55,7 @@ from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_sp
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
+from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.threads import choose_threads
 from hf_transfer.runs.timing import say_of_compilation
 from hf_transfer.settings import Config
@@ -91,15 +92,19 @@ def fine_tune(
     return run(configured(model_name_or_path, dataset_name, {**keys, **more}))
 
 
-def run(config: Config) -> Result:
+def run(config: Config, among: Shared | None = None) -> Result:
     """Run a configuration in four steps: prepare, train, finish, publish.
+
+    Args:
+        config: the keys.
+        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen.
 
     Raises:
         UserError: the keys, the model or the data are not right, before anything is trained.
         WorkFailed: training, or a check of what it left, failed.
     """
     with quiet_libraries(config.training), own_threads():
-        ready = _prepare(config)
+        ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
     return _publish(ready, result)
@@ -142,7 +147,7 @@ class _Ready:
     watching: Watching | None = None
 
 
-def _prepare(config: Config) -> _Ready:
+def _prepare(config: Config, among: Shared | None) -> _Ready:
     """Everything that can fail before the first step, cheapest checks first."""
     began, args = time.perf_counter(), config.training
     output_dir = Path(str(args.output_dir))
@@ -154,7 +159,7 @@ def _prepare(config: Config) -> _Ready:
     set_seed(args.seed)
     # Trainer's own push would need the hub before training.
     config = with_price(with_decisions(config, {"push_to_hub": False}, pin_memory(args)))
-    prepared = choose(prepare(config), checkpoint)
+    prepared = choose(prepare(config, among), checkpoint)
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])

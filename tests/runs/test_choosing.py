@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_transfer import UserError, fine_tune
 from hf_transfer.errors import Interrupted
 from hf_transfer.models.pooling_architectures import NEARLY_LINEAR
-from hf_transfer.runs import choosing_layers
+from hf_transfer.runs import announce, choosing_layers
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.preview import plan_only
@@ -202,18 +202,16 @@ def test_an_adapter_and_a_kept_head_keep_their_model(model, data, finished, tmp_
 
 def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monkeypatch):
     """The same weights as without an interruption, and no second cross-validation."""
-    from hf_transfer.runs import choosing_layers, run
-
     keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 3, "calibrate": True}
     whole = fine_tune(model, train_file=data, output_dir=str(tmp_path / "whole"), **keys)
 
-    class Interrupting(run.History):
+    class Interrupting(announce.History):
         def on_epoch_end(self, args, state, control, **_):
             if state.global_step >= 6:
                 raise Interrupted(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "History", Interrupting)
+        patch.setattr(announce, "History", Interrupting)
         with pytest.raises(Interrupted):
             fine_tune(model, train_file=data, output_dir=str(tmp_path / "part"), **keys)
     monkeypatch.setattr(choosing_layers, "choose_pooling", None)

@@ -158,8 +158,7 @@ def test_the_fisher_information_is_kept_and_reused(tmp_path, old_run):
 def test_a_checkpoint_without_a_head_has_no_fisher_information(tmp_path, old_run):
     import transformers
 
-    from tests.fixtures import TOKENS
-    from tests.helpers import tiny_bert
+    from tests.helpers import TOKENS, tiny_bert
 
     tiny_bert(vocab_size=TOKENS).bert.save_pretrained(tmp_path / "bare")
     AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(tmp_path / "bare")

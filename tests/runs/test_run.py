@@ -40,8 +40,7 @@ from hf_transfer.errors import WorkFailed
 from hf_transfer.models import bundled as bundled_models
 from hf_transfer.runs import saving
 from tests import warm
-from tests.fixtures import TOKENS
-from tests.helpers import tiny_bert
+from tests.helpers import TOKENS, small_tokenizer, tiny_bert
 
 TEXT = dict(
     model_name_or_path="bundled:minilm-l6",
@@ -426,13 +425,11 @@ def tiny_checkpoint(tmp_path_factory):
         num_attention_heads=2,
         intermediate_size=16,
         num_hidden_layers=1,
-        vocab_size=30522,
+        vocab_size=TOKENS,
         max_position_embeddings=64,
     )
     BertForMaskedLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"), model_max_length=64).save_pretrained(
-        folder
-    )
+    small_tokenizer(64).save_pretrained(folder)
     return folder
 
 
