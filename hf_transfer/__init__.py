@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_transfer.runs.frozen import label_issues
     from hf_transfer.runs.result import Result
     from hf_transfer.runs.run import fine_tune
+    from hf_transfer.studies.compare import compare
     from hf_transfer.training.arguments import TransferArguments
     from hf_transfer.training.trainer import TransferMixin, TransferTrainer
 
@@ -30,6 +31,7 @@ _HOME = {
     "Stage": "plan.plan",
     "make_plan": "plan.make",
     "Predictor": "inference.predictor",
+    "compare": "studies.compare",
     "label_issues": "runs.frozen",
     "Result": "runs.result",
     "fine_tune": "runs.run",

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, ClassVar, Self
 
 # ---- how the user sets a key ----
@@ -110,6 +110,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or an empty string if no name is similar."""
     match = closest(name, names)
     return f" Did you mean {match!r}?" if match else ""
+
+
+def unknown_keys(given: Iterable[object], known: Collection[str], owner: str) -> Iterator[str]:
+    """For each key of a mapping that is not among the known ones a sentence, with the nearest of them.
+
+    Args:
+        given: keys of the mapping.
+        known: those that it may have.
+        owner: what has them, e.g. `a stage`.
+    """
+    for key in given:
+        if key not in known:
+            yield f"unknown key {key!r}; {owner} has {', '.join(known)}.{nearest(str(key), known)}"
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -31,6 +31,7 @@ from hf_transfer.config.arguments.forgetting import ForgettingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
 from hf_transfer.config.arguments.loss import check as check_loss
+from hf_transfer.config.arguments.machine import MachineArguments
 from hf_transfer.config.arguments.model import ModelArguments, check_head
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
@@ -133,6 +134,7 @@ _TOPIC_OF: tuple[tuple[type, str], ...] = (
     (ProbeArguments, "plan"),
     (BoundaryArguments, "speed"),
     (BucketingArguments, "speed"),
+    (MachineArguments, "speed"),
     (LossArguments, "loss"),
     (CalibrationArguments, "evaluation"),
     (ForgettingArguments, "against forgetting"),

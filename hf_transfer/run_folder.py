@@ -90,6 +90,20 @@ NONFINITE = "nonfinite.jsonl"
 RUN_FILE = "run.yaml"
 HISTORY = "history.jsonl"
 FISHER = "fisher.safetensors"  # the Fisher information of `ewc_dataset_name`
+# What a run leaves next to its model, and the next run in the folder would mix up with its own.
+OF_ONE_RUN = (
+    RESULTS,
+    ERRORS,
+    EXAMPLES,
+    LABEL_ISSUES,
+    HISTORY,
+    NONFINITE,
+    FISHER,
+    RANGE_TEST_CSV,
+    RANGE_TEST_PNG,
+    FORGETTING_PNG,
+)
+REPLACED = "replaced-run"  # folder of the earlier run, inside of the one that replaces it, until that one is complete
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.
 BACKBONE = "backbone.json"  # next to an adapter: the identity of its backbone, see `layers.identity`
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", BACKBONE, "config.json")
@@ -115,6 +129,11 @@ _OF_ADAPTER = ("adapter_config.json", "adapter_model.*", BACKBONE)
 _OF_WHOLE = (*WHOLE[1:], "pytorch_model*.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
+def model_files(folder: Path) -> list[Path]:
+    """All files of a folder's model: weights, configuration, tokenizer or image processor."""
+    return weights_in(folder, (*_OF_ADAPTER, *_OF_WHOLE, *MODEL_FILES))
+
+
 def weights_in(folder: Path, patterns: Collection[str] = (*_OF_ADAPTER, *_OF_WHOLE)) -> list[Path]:
     """The files of a folder that a model would be loaded from; none if there is no such folder."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -128,7 +147,7 @@ def remove_model(folder: Path, but: Collection[str] = ()) -> None:
         folder: may not exist.
         but: names of files that stay, because the other model has them too.
     """
-    for path in weights_in(folder, (*_OF_ADAPTER, *_OF_WHOLE, *MODEL_FILES)):
+    for path in model_files(folder):
         if path.name not in but:
             path.unlink()
 

@@ -8,16 +8,14 @@ from functools import cache, partial
 
 import pytest
 from datasets import DatasetDict
-from transformers import AutoTokenizer, BertTokenizer, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_transfer.data import bundled
-from hf_transfer.models import bundled as bundled_models
 from hf_transfer.runs import run
 from tests import warm
-from tests.helpers import PIXELS, tiny_bert, tiny_vit
+from tests.helpers import PIXELS, TOKENS, small_tokenizer, tiny_bert, tiny_vit
 
 warm.hasten()
-TOKENS = 5_000  # a run loads its tokenizer three times, which takes 0.2 s with all 30,000
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,11 +52,7 @@ def _settled() -> None:
 def tiny_bert_folder(tmp_path_factory) -> str:
     """A random BERT of two layers that reads 16 tokens of the real vocabulary: characters and the commonest words."""
     folder = tmp_path_factory.mktemp("models") / "bert"
-    whole = AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"))
-    ids = whole.get_vocab()
-    tokens = [token for token in sorted(ids, key=ids.__getitem__) if not token.startswith("[unused")][:TOKENS]
-    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, model_max_length=16)
-    tokenizer.save_pretrained(folder)
+    small_tokenizer(16).save_pretrained(folder)
     tiny_bert(vocab_size=TOKENS).save_pretrained(folder)
     return str(folder)
 

@@ -175,6 +175,52 @@ def test_the_scripts_run(name, tmp_path):
     assert all(0 <= r["outcome"]["accuracy"] <= 1 and r["outcome"]["seconds"] > 0 for r in rows)
 
 
+def test_what_is_forgotten_is_judged_against_full_fine_tuning(tmp_path, capsys):
+    """Two seeds; of three tasks, the first two are old and the last two are new."""
+    made = script("forgetting")
+    full = {"learned": [0.8, 0.8, 0.8], "ended": [0.4, 0.8, 0.8], "seconds": 10}
+    ewc = {"learned": [0.8, 0.8, 0.79], "ended": [0.8, 0.76, 0.79], "seconds": 20}
+    low = {"learned": [0.8, 0.7, 0.7], "ended": [0.8, 0.7, 0.7], "seconds": 30}
+    cells = {
+        f"three {side} {seed} train 600 test 1000": cell
+        for side, cell in (("full", full), ("ewc", ewc), ("low", low))
+        for seed in (0, 1)
+    }
+    (tmp_path / "forgetting.json").write_text(json.dumps({"cells": cells, "machine": {"cores": 1}}))
+    made.main(["--table", "--results", str(tmp_path)])
+    page = (tmp_path / "forgetting.md").read_text()
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| ")}
+    assert rows["full fine-tuning"] == ["2", "80.0", "60.0", "75.0", "75.0", "80.0", "+0.0", "10", "no |"]
+    # Learned 80.0 and 78.0 of 80; of the old ones, 80 and 76 of 80 and 80 are left.
+    assert rows["`ewc_lambda: 1000`"] == [
+        *("2", "80.0", "78.0", "97.5", "97.5", "79.5", "-0.5 (-0.5 to -0.5)", "20", "yes |")
+    ]
+    assert rows["a fifth of the learning rate"][-3:] == ["-10.0 (-10.0 to -10.0)", "30", "no |"]
+    assert (tmp_path / "forgetting.png").stat().st_size > 1000 and "imdb" not in page
+    with pytest.raises(SystemExit):
+        made.main(["--sides", "nothing", "--results", str(tmp_path)])
+    assert "there are full, low" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_halves_of_the_classes_are_learned_one_after_the_other(tmp_path, monkeypatch):
+    """Digits below and from 5: the head alone forgets nothing, replay knows all ten, and finished cells are kept."""
+    made = script("forgetting")
+    monkeypatch.setattr(made, "CHAINS", {"halves": ("digits animals", "digits others")})
+    monkeypatch.setattr(made, "ANIMALS", ("0", "1", "2", "3", "4"))
+    monkeypatch.setattr(made, "EPOCHS", 1)
+    words = ["--chains", "halves", "--seeds", "0", "--train", "40", "--held_out", "40", "--results", str(tmp_path)]
+    made.main([*words, "--sides", "head,replay,interpolation"])
+    cells = {k.split()[1]: c for k, c in json.loads((tmp_path / "forgetting.json").read_text())["cells"].items()}
+    assert cells["head"]["ended"] == cells["head"]["learned"]
+    assert cells["replay"]["old_heads"] != cells["replay"]["ended"][:-1], "measured by the head that knows all"
+    assert len({cell["learned"][0] for cell in cells.values()}) == 1, "all from the same model"
+    monkeypatch.setattr(made.Chain, "__init__", None)
+    made.main([*words, "--sides", "head"])
+    (split,) = {tuple(d.features["label"].names) for d in made.task("digits others", 40, 40, 0).values()}
+    assert split == ("5", "6", "7", "8", "9")
+
+
 @pytest.mark.slow
 def test_memory_is_measured():
     """A partial run needs less than full fine-tuning, which keeps gradients and two moments of 22.7 million weights."""
@@ -184,3 +230,16 @@ def test_memory_is_measured():
     peaks = {row[1].strip(): float(row[2]) for row in rows}
     assert peaks["Trainer, full fine-tuning"] - peaks["partial, cache"] > 300
     assert float(rows[3][4]) > 0
+
+
+@pytest.mark.slow
+def test_a_plan_of_this_machine_is_compared_with_a_run():
+    """Each cell is a process; full fine-tuning holds parameters, gradients and two moments of 22.7 million weights."""
+    made = {}
+    for what in ("plan", "run"):
+        asked = {"case": "text, full", "what": what, "keys": {"cpu_threads": 1}, "steps": 6}
+        command = [sys.executable, str(FOLDER / "machine.py"), "--cell", json.dumps(asked)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        made[what] = json.loads(ran.stdout.splitlines()[-1])
+    assert made["plan"]["seconds"] > 0 and made["run"]["seconds"] > 0
+    assert made["run"]["peak"] > 4 * 90_000_000 < made["plan"]["bytes"]

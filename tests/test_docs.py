@@ -140,7 +140,11 @@ def test_every_command_in_the_documents_is_right(document, command):
         script = argv.index("recipes/train.py")
         configure(argv[script + 1 :])
     elif program == "python":
-        assert all((ROOT / path).exists() for path in argv)
+        end = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
+        assert all((ROOT / path).exists() for path in argv[:end])
+        if keys := argv[end:]:  # of each recipe of a folder
+            for recipe in sorted((ROOT / argv[end - 1]).glob("*.yaml")):
+                configure(["--config", str(recipe), *keys])
     else:
         assert program == "hf-transfer"
         check(argv)

@@ -88,3 +88,36 @@ def test_accelerate_reads_its_configurations(path):
 
 def test_fsdp_is_of_the_second_kind():
     assert load_config_from_file(str(ROOT / "accelerate_configs" / "fsdp2.yaml")).fsdp_config["fsdp_version"] == 2
+
+
+ARRAY = ROOT / "launch" / "slurm_array.sbatch"
+
+
+def submit_cell(folder: Path, ends: int, numbers: tuple[int, ...] = ()) -> tuple[int, list[str]]:
+    """(exit status, what was called) of the array's script for cell 5, with a run of some tenths of a second."""
+    tools, calls = folder / "tools", folder / "calls"
+    tools.mkdir()
+    body = STAND_INS["accelerate"].replace("accelerate", "hf-transfer")
+    for name, text in {"hf-transfer": body, "scontrol": STAND_INS["scontrol"]}.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}")
+        (tools / name).chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(calls), "STEPS": "200" if numbers else "1",
+        "ENDS": str(ends), "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "5",
+    }  # fmt: skip
+    job = subprocess.Popen(["bash", str(ARRAY), "model", "a b.csv", "out", "--seeds", "0,1"], env=environment)
+    deadline = time.monotonic() + 20
+    while numbers and not (folder / "calls.pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for number in numbers:
+        job.send_signal(number)
+    return job.wait(timeout=30), calls.read_text().splitlines()
+
+
+def test_a_cell_of_an_array_is_queued_again_when_interrupted_and_only_then(tmp_path):
+    command = "hf-transfer compare model a b.csv out --seeds 0,1 --estimate false --cell 5"
+    for name, ends in (("done", 0), ("failed", 1)):
+        (tmp_path / name).mkdir()
+        assert submit_cell(tmp_path / name, ends) == (ends, [command])
+    status, calls = submit_cell(tmp_path, 0, (signal.SIGUSR1,))
+    assert status == 0 and calls == [command, "scontrol requeue 7_5"]

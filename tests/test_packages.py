@@ -80,6 +80,7 @@ def test_the_public_surface():
         "TransferMixin",
         "TransferTrainer",
         "UserError",
+        "compare",
         "fine_tune",
         "label_issues",
         "layer_groups",

@@ -141,6 +141,7 @@ def merged(model: Any) -> Any:
 
     Raises:
         UserError: this kind of adapter cannot be merged (prompts, prefixes, bottlenecks).
+        WorkFailed: there is no memory for the copy.
     """
     if not isinstance(model, PeftModel):
         return model
@@ -152,7 +153,12 @@ def merged(model: Any) -> Any:
         )
     try:
         plain = _unwrapped(copy.deepcopy(model))
-    except (*_UNREADABLE, NotImplementedError, AttributeError) as error:
+    except torch.OutOfMemoryError as error:  # says nothing about the adapter
+        raise WorkFailed(
+            f"Merging needs a copy of the model, for which there is no memory ({one_line(error)}).",
+            "Merge it without a GPU: CUDA_VISIBLE_DEVICES= hf-transfer merge …",
+        ) from error
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:  # peft raises any of these
         raise UserError(f"This adapter cannot be merged ({one_line(error)}).") from error
     for parameter in plain.parameters():
         parameter.requires_grad_(True)

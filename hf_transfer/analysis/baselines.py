@@ -14,10 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from hf_transfer.features.convex_head import SINGLE
 from hf_transfer.features.cross_validation import Array, divisions
@@ -106,7 +102,13 @@ def distance(
     )
 
 
-def _model(is_text: bool) -> Pipeline:
+def _model(is_text: bool) -> Any:
+    """A pipeline of scikit-learn, which is slow to import, and only `plan` asks for the distance."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if is_text:
         vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\S+")
         return make_pipeline(vectors, LogisticRegression(C=10.0, max_iter=500))

@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 OVERHEAD = 1_000_000_000  # bytes: CUDA's context, workspaces, fragmentation
+# What an optimizer may raise on parameters without memory, or a library that is not there: its states are then unknown,
+# and the budget says so. Whether the optimizer works at all is for the preflight, which makes it on the real ones.
 _REFUSALS = (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError, ImportError)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_transfer.analysis.budget import OVERHEAD, StageMemory
 from hf_transfer.analysis.gpus import Offer, Work, cheapest, fastest
+from hf_transfer.analysis.pace import Pace, in_time
 from hf_transfer.analysis.prices import Prices
 
 # By what they save, with what costs least first in each.
@@ -30,6 +31,7 @@ class Budget:
         prices: the table of GPUs.
         offers: the run on each GPU.
         notes: what is not counted, and why.
+        here: how long it trains on this machine; None where that is not known.
     """
 
     memory: tuple[StageMemory, ...]
@@ -39,6 +41,7 @@ class Budget:
     prices: Prices
     offers: tuple[Offer, ...]
     notes: list[str] = field(default_factory=list)
+    here: Pace | None = None
 
     def to_dict(self) -> dict[str, Any]:
         best = {
@@ -57,6 +60,7 @@ class Budget:
             "prices_date": self.prices.date,
             "gpus": [{**offer.to_dict(), "is_estimate": True} for offer in self.offers],
             **{name: offer.gpu.name if offer else None for name, offer in best.items()},
+            "this_machine": self.here.to_dict() if self.here else None,
             "notes": self.notes,
         }
 
@@ -71,6 +75,8 @@ class Budget:
             [("stage", "model", "gradients", "optimizer", "activations", "total")]
             + [_memory_row(i + 1, stage) for i, stage in enumerate(self.memory)]
         )
+        if self.here:
+            lines.append(self.here.line())
         lines += self._money()
         return [*lines, *(f"Budget: {note}." for note in self.notes)]
 
@@ -120,13 +126,7 @@ def _offer_row(offer: Offer) -> tuple[str, ...]:
 def _time(hours: float | None) -> str:
     if hours is None:
         return "not known"
-    seconds = hours * 3600
-    if seconds < 1:
-        return "under 1 s"
-    for unit, size in (("s", 1.0), ("min", 60.0)):
-        if seconds / size < 90:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{hours:.1f} h"
+    return "under 1 s" if hours * 3600 < 1 else in_time(hours * 3600)
 
 
 def _money(dollars: float | None) -> str:

@@ -102,6 +102,7 @@ class Seen:
         has_steps: whether the number of steps was given.
         not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
         begins: a key that was given and asks for the head first and then everything, with its value.
+        holds: a key that was given and keeps what the backbone can do while it trains, with its value.
         rate: learning rate, if the key was given.
         is_random: whether the weights are random.
         has_rates: whether rates of single layers were given.
@@ -121,6 +122,7 @@ class Seen:
     has_steps: bool = False
     not_alone: str = ""
     begins: str = ""
+    holds: str = ""
     is_random: bool = False
     has_rates: bool = False
     domain: Distance | None = None
@@ -130,7 +132,7 @@ class Seen:
     def has_few(self) -> bool:
         """Whether there are so few examples per class that fine-tuning undoes the head that it begins with."""
         least = CONVOLUTIONAL_LEAST_PER_CLASS if self.has_batchnorm else LEAST_PER_CLASS
-        return self.per_class is not None and self.per_class < least and not self.begins
+        return self.per_class is not None and self.per_class < least and not (self.begins or self.holds)
 
     @property
     def asks_domain(self) -> bool:

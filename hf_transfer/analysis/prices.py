@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hf_transfer.errors import UserError, UserErrors, closest, one_line
+from hf_transfer.errors import UserError, UserErrors, closest, one_line, unknown_keys
 
 PRICES = Path(__file__).parents[1] / "prices.yaml"
 KEY, GPUS = "prices_file", "gpus"
@@ -73,10 +73,10 @@ def read_prices(path: str | None = None, names: Sequence[str] | None = None) -> 
             f"Copy {str(PRICES)!r} and change it.",
             key=KEY,
         )
-    problems = ["`date` is missing: say from when the prices are"] if not values.get("date") else []
+    problems = ["`date` is missing: say from when the prices are."] if not values.get("date") else []
     problems += [problem for name, row in values["gpus"].items() for problem in _problems(str(name), row)]
     if problems:
-        raise UserErrors(f"{KEY}: {str(file)!r}: {problem}." for problem in problems)
+        raise UserErrors(f"{KEY}: {str(file)!r}: {problem}" for problem in problems)
     gpus = {str(name): Gpu(str(name), **row) for name, row in values["gpus"].items()}
     return Prices(str(values["date"]), _chosen(gpus, names))
 
@@ -88,19 +88,17 @@ _KNOWN = tuple(f.name for f in fields(Gpu) if f.name != "name")
 def _problems(name: str, row: Any) -> Iterable[str]:
     """What is wrong about a GPU."""
     if not isinstance(row, dict):
-        yield f"{name} is not a mapping of {', '.join(_NEEDED)}"
+        yield f"{name} is not a mapping of {', '.join(_NEEDED)}."
         return
-    for field in row:
-        if field not in _KNOWN:
-            yield f"{name} has an unknown field {field!r}; the fields are {', '.join(_KNOWN)}"
+    yield from (f"{name}: {problem}" for problem in unknown_keys(row, _KNOWN, "a GPU"))
     for field in _NEEDED:
         value = row.get(field)
         if field not in row:
-            yield f"{name} has no {field}"
+            yield f"{name} has no {field}."
         elif isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            yield f"{name}: {field} must be a positive number, got {value!r}"
+            yield f"{name}: {field} must be a positive number, got {value!r}."
     if not isinstance(row.get("bf16", True), bool):
-        yield f"{name}: bf16 must be true or false, got {row['bf16']!r}"
+        yield f"{name}: bf16 must be true or false, got {row['bf16']!r}."
 
 
 def _chosen(gpus: dict[str, Gpu], names: Sequence[str] | None) -> tuple[Gpu, ...]:

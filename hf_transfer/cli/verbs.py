@@ -42,6 +42,7 @@ VERBS = {
     "train": Verb("train", "fine-tune a pretrained model on a dataset"),
     "plan": Verb("plan", "what a run would do to each layer, when and at what learning rate; trains nothing"),
     "find-lr": Verb("find_lr", "learning-rate range test: curve and suggestions; trains nothing"),
+    "compare": Verb("compare", "fine-tune over a grid of keys and seeds, and compare: means, intervals, cost"),
     "predict": Verb("predict", "predict labels of texts, images, files and folders, as JSON lines"),
     "evaluate": Verb("evaluate", "metrics of a trained model on labeled data"),
     "soup": Verb("soup", "average the weights of runs or checkpoints, or of a run and what it started from"),

@@ -5,33 +5,9 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hf_transfer.run_folder import (
-    CARD,
-    ERRORS,
-    EXAMPLES,
-    HISTORY,
-    LABEL_ISSUES,
-    MODEL_FILES,
-    NONFINITE,
-    RANGE_TEST_CSV,
-    RANGE_TEST_PNG,
-    RESULTS,
-    RUN_FILE,
-)
+from hf_transfer.run_folder import CARD, EXAMPLES, HISTORY, MODEL_FILES, OF_ONE_RUN, RESULTS, RUN_FILE
 
-_WRITTEN_BY_RUNS = (
-    CARD,
-    ERRORS,
-    EXAMPLES,
-    HISTORY,
-    LABEL_ISSUES,
-    NONFINITE,
-    RANGE_TEST_CSV,
-    RANGE_TEST_PNG,
-    RESULTS,
-    RUN_FILE,
-    *MODEL_FILES,
-)
+_WRITTEN_BY_RUNS = (CARD, RUN_FILE, *OF_ONE_RUN, *MODEL_FILES)
 _MARKS = (RESULTS, EXAMPLES, HISTORY, "config.json")  # next to run.yaml; a run that has just begun has the second only
 
 

@@ -143,6 +143,7 @@ def text(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool = Fal
     sections = {
         "": card_sections.head(results, merged),
         "Results": card_sections.results_table(results),
+        "Transfer": card_sections.transfer(results),
         "How to use": loading(results, keys, merged),
         "Labels": card_sections.labels_table(results),
         "Data": card_sections.data(results, keys),

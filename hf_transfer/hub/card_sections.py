@@ -22,6 +22,7 @@ _MAX_LABELS = 100  # rows of the label table
 _MAX_CLASSES = 12  # classes of a full confusion matrix
 _MAX_CONFUSIONS = 10  # most frequent confusions listed if there are more classes
 _IMBALANCED = 10
+_REFERENCES = {"scratch": "random weights", "linear-probe": "frozen features, the head alone"}
 # Keys without a run, whose default for some of them is `auto`.
 _WITHOUT_RUN = {f.name: f.default for f in fields(TransferArguments)}
 
@@ -150,6 +151,35 @@ def confusion(results: Mapping[str, Any]) -> list[str]:
     return ["The most frequent errors:", "", *table(("true", "predicted", "errors", "examples"), rows)]
 
 
+def transfer(results: Mapping[str, Any]) -> list[str]:
+    """Whether pretraining helped, where a comparison asked; empty where none did."""
+    rows = [
+        (
+            _REFERENCES[one["against"]],
+            f"`{one['metric']}`",
+            *_difference(one["difference"]),
+            f"**{one['verdict']}**" + (f" ({escape(one['why_not'])})" if one["why_not"] else ""),
+        )
+        for one in results.get("transfer") or ()
+    ]
+    if not rows:
+        return []
+    return [
+        "The same model, data and number of epochs, by seed, on the validation split: what this one has more than",
+        "",
+        *table(("trained from", "metric", "difference", "95% CI over seeds", "seeds", "pretraining and tuning"), rows),
+    ]
+
+
+def _difference(found: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """(mean, interval, number of seeds)."""
+    if found is None:
+        return "", "", "0"
+    low_high = found["interval"]
+    shown = f"{low_high[0]:+.4f} to {low_high[1]:+.4f}" if low_high else ""
+    return f"{found['mean']:+.4f}", shown, str(found["count"])
+
+
 # ---- labels and data -----------------------------------------------------------------------------------------------
 
 
@@ -191,6 +221,8 @@ def data(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         lines.append(f"- {len(data_facts['bad']):,} unusable examples were left out.")
     if not keys.get("validation_file") and "test" not in data_facts["splits"]:
         lines.append("- There is no test split; the metrics were computed on the validation split.")
+    elif results["metrics_split"] == "validation" and "test" in data_facts["splits"]:
+        lines.append("- The metrics were computed on the validation split; the test split was left alone.")
     return lines
 
 

@@ -75,7 +75,8 @@ class Reviewing(Evaluating):
         """
         held_out, logits, labels = self._answered(data, split, max_examples, keys)
         examples = held_out.examples
-        return errors_frame(examples, held_out.inputs, self.labels, logits, labels, thresholds_of(self.model.config))
+        thresholds = thresholds_of(self.model.config)
+        return errors_frame(examples, held_out.inputs, self.labels, logits, labels, thresholds)[0]
 
     @property
     def history(self) -> Any:
@@ -104,8 +105,8 @@ class Reviewing(Evaluating):
 
 def errors_frame(
     examples: Dataset, inputs: Sequence[str], labels: Labels, logits: Any, given: Any, thresholds: Sequence[float]
-) -> Any:
-    """The wrong answers as a pandas frame.
+) -> tuple[Any, list[int]]:
+    """(the wrong answers as a pandas frame, their positions among the examples).
 
     Args:
         examples: with the input columns and `ROW`.
@@ -115,16 +116,16 @@ def errors_frame(
         given: encoded labels of the examples.
         thresholds: of the labels of a multi-label model.
 
-    Returns:
-        Columns `input` (the text, or the path of an image where it has one), `input_pair` (the second text of a pair),
-        `row` in the input data, and those of `evaluation.mistakes` but for `position`.
+    The columns are `input` (the text, or the path of an image where it has one), `input_pair` (the second text of a
+    pair), `row` in the input data, and those of `evaluation.mistakes` but for `position`.
     """
     import pandas
 
     found = mistakes(labels.problem_type, logits, given, labels.names, thresholds)
-    chosen = undecoded(examples.select(found.pop("position")), [*inputs, ROW])
+    positions = found.pop("position")
+    chosen = undecoded(examples.select(positions), [*inputs, ROW])
     shown = dict(zip(("input", "input_pair"), (_shown(chosen[c][:]) for c in inputs), strict=False))
-    return pandas.DataFrame({**shown, "row": chosen[ROW][:], **found})
+    return pandas.DataFrame({**shown, "row": chosen[ROW][:], **found}), positions
 
 
 def _shown(cells: Sequence[Any]) -> list[Any]:

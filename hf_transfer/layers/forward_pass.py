@@ -11,6 +11,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+# What a model of any architecture may raise on an input that it is not made for. Whoever catches
+# these asks whether something is possible, and does without it or reports the text; training, evaluation and
+# predictions catch none.
 REFUSALS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import nn
+
+MEAN_WEIGHT = 30.0  # of the mean beside the token that it is added to
+
 
 @dataclass(frozen=True)
 class Block:
@@ -117,3 +122,28 @@ NEARLY_LINEAR: dict[str, tuple[float, float]] = {
 def activation_name(architecture: Architecture, config: Any) -> str:
     """The name of the head's activation function."""
     return str(vars(config).get(architecture.activation, architecture.activation))
+
+
+def state_of(layer: nn.Module, block: Block, mean: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """(examples, width) first token of the layer that computes the mean, which the head reads; see `pooling_layer`.
+
+    Args:
+        layer: with the norms.
+        block: of its architecture.
+        mean: (examples, width) over the unmasked tokens of the layer below.
+        first: (examples, width) first token of the layer below.
+    """
+    state = MEAN_WEIGHT * mean + first
+    for path in block.norms:
+        state = layer.get_submodule(path)(state)
+    return state
+
+
+@torch.no_grad()
+def head_states(model: Any, mean: torch.Tensor, first: torch.Tensor) -> torch.Tensor | None:
+    """`state_of` of a model that `with_mean_pooling` has changed; None if it has no layer that computes the mean."""
+    architecture = ARCHITECTURES[type(model).__name__]
+    if architecture.block is None:
+        return None
+    layer = model.base_model.get_submodule(architecture.layers)[-1]
+    return state_of(layer, architecture.block, mean.to(model.device), first.to(model.device))

@@ -45,14 +45,15 @@ from hf_transfer.errors import UserError
 from hf_transfer.layers.architectures import POOLING_LAYER
 from hf_transfer.models.pooling_architectures import (
     ARCHITECTURES,
+    MEAN_WEIGHT,
     NEARLY_LINEAR,
     REFUSED,
     Architecture,
     Block,
     activation_name,
+    state_of,
 )
 
-MEAN_WEIGHT = 30.0
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # others: half precision
 _HALF_TOLERANCE = 0.1
 _WITHOUT = Architecture()
@@ -279,9 +280,7 @@ def _max_error(model: PreTrainedModel, architecture: Architecture) -> float:
     if architecture.block is None:
         expected = (reader(seen["layer"]) * weights).sum(1)
     else:
-        expected = MEAN_WEIGHT * (seen["layer"] * weights).sum(1) + seen["layer"][:, 0]
-        for path in architecture.block.norms:
-            expected = reader.get_submodule(path)(expected)
+        expected = state_of(reader, architecture.block, (seen["layer"] * weights).sum(1), seen["layer"][:, 0])
     return float((seen["head"] - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 

@@ -52,21 +52,25 @@ def logit_distillation(
 
 
 class Reader:
-    """What a layer reads, in training: the vectors of the newest forward pass with gradient.
+    """What a layer reads: the vectors of the newest forward pass within its context.
 
     Args:
         layer: called once per forward pass.
-        always: also without gradient.
     """
 
-    def __init__(self, layer: nn.Module, always: bool = False):
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
         self._input: torch.Tensor | None = None
-        self._always = always
-        layer.register_forward_pre_hook(self._keep)
+
+    def __enter__(self) -> Reader:
+        self._handle = self.layer.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._handle.remove()
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self._always or torch.is_grad_enabled():
-            self._input = inputs[0]
+        self._input = inputs[0]
 
     def take(self, batch: Batch) -> torch.Tensor:
         """(examples, width), of the last token that is not padding where the layer reads all of them; once."""
@@ -89,10 +93,12 @@ def feature_distillation(alpha: float, teacher: nn.Module, of_teacher: Reader, o
 
     def distance(module: nn.Module | None, model: nn.Module, batch: Batch, outputs: Any) -> torch.Tensor:
         assert module is not None
-        _answer(module, batch)
+        with of_teacher:
+            _answer(module, batch)
         return (of_model.take(batch) - of_teacher.take(batch)).square().mean()
 
-    return Penalty(NAME, lambda step: alpha, teacher.eval().requires_grad_(False), distance)
+    frozen = teacher.eval().requires_grad_(False)
+    return Penalty(NAME, lambda step: alpha, frozen, distance, watch=lambda model, batch: of_model)
 
 
 def _answer(teacher: nn.Module, batch: Batch) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from hf_transfer.config.arguments.adapter import ADAPTERS, AdapterArguments, with_adapter
 from hf_transfer.config.arguments.plan import AUTO, PlanArguments
 from hf_transfer.config.fields import settings_of, unused, wrong_values
-from hf_transfer.errors import nearest
+from hf_transfer.errors import nearest, unknown_keys
 from hf_transfer.plan.strategies import STRATEGIES
 
 _DECLARED = settings_of(PlanArguments)
@@ -152,9 +152,7 @@ def _check_spec(spec: Any) -> Iterable[str]:
     if not isinstance(spec, Mapping):
         yield f"{spec!r} is not a mapping such as {{epochs: 1, train: head}}."
         return
-    for name in spec:
-        if name not in _SPEC_KEYS:
-            yield f"unknown key {name!r}; a stage has {', '.join(_SPEC_KEYS)}.{nearest(name, _SPEC_KEYS)}"
+    yield from unknown_keys(spec, _SPEC_KEYS, "a stage")
     train = spec.get("train")
     if train is None:
         yield "train is missing; it is head, all, a number of groups from the top, or a list of group names."

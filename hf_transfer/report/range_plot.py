@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
 
 def draw(
     rates: Sequence[float],
@@ -24,6 +22,8 @@ def draw(
         suggestions: learning rates to mark, by name.
         title: of the figure.
     """
+    import matplotlib  # slow to import, and every run imports this module
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PrinterCallback
+from transformers.trainer_callback import ProgressCallback
 
 from hf_transfer.adapters.attach import is_adapted, summary
 from hf_transfer.analysis import hints
@@ -15,10 +18,12 @@ from hf_transfer.data.bucketing import describe, lengths_of
 from hf_transfer.data.locate import in_words
 from hf_transfer.errors import named
 from hf_transfer.files import say
+from hf_transfer.run_folder import HISTORY
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.room import too_large
 from hf_transfer.training import adapting, contrastive, precision, time_budget
 from hf_transfer.training.linear_probe import note
+from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -117,3 +122,17 @@ def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> No
     for line in trainer.boundary.lines():
         say(line)
     say()
+
+
+def replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
+    """Let a run report its progress in its own way, and write its history."""
+    trainer.shows_plan = False  # `announce` has printed it
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    if talks:
+        clock = Clock(trainer)
+        trainer.add_callback(clock)
+        if sys.stderr.isatty():
+            trainer.add_callback(Bars(clock))
+        trainer.add_callback(Lines(clock))
+    trainer.add_callback(History(trainer, output_dir / HISTORY))

@@ -15,6 +15,7 @@ from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.gpus import Work, offers
 from hf_transfer.analysis.hints import computed_tokens
 from hf_transfer.analysis.prices import Prices
+from hf_transfer.config.arguments.forgetting import PENALTIES
 from hf_transfer.errors import listed, one_line
 from hf_transfer.features.examples import is_numbered
 from hf_transfer.layers.groups import LayerGroup
@@ -29,6 +30,8 @@ from hf_transfer.training.cache_stage import CachedStage
 from hf_transfer.training.trainer import TransferTrainer
 
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+# Keys that hold more weights than the model's: an average, the weights at the start, a teacher.
+_COPIES = ("ema_decay", *PENALTIES)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -103,6 +106,10 @@ def _budget(trainer: Any, dry: _Dry, prices: Prices, notes: list[str], batch: in
     if memory[0].optimizer is None:
         optim = getattr(args.optim, "value", args.optim)
         notes.append(f"what optim: {optim} keeps is not known without a step on the data, and is not counted")
+    if copies := [name for name in _COPIES if getattr(args, name)]:
+        notes.append(
+            f"the copies of weights that {' and '.join(copies)} keep{'s' * (len(copies) == 1)} are not counted"
+        )
     dtype = next(model.parameters()).dtype
     work = Work(dry.operations, args.bf16 or args.fp16 or dtype in _HALF, args.bf16 or dtype is torch.bfloat16)
     accumulation = args.gradient_accumulation_steps

@@ -25,7 +25,17 @@ from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.expecting import domain_of_head
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.room import no_room
-from hf_transfer.runs.solvable import ALONE, begins, has_adapter, has_new_head, keeps_head, problems_of, unsolvable
+from hf_transfer.runs.solvable import (
+    ALONE,
+    begins,
+    has_adapter,
+    has_new_head,
+    holds,
+    holds_weights,
+    keeps_head,
+    problems_of,
+    unsolvable,
+)
 from hf_transfer.settings import Config
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
@@ -62,8 +72,9 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     check_batches(config.training, len(prepared.data.train))
     prepared = replace(prepared, config=config, chosen=chosen)
     if config.model.pooling is None:
-        return prepared
+        return replace(prepared, frozen=None)
     prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
+    prepared = replace(prepared, frozen=None)  # of the model as it was
     return replace(prepared, chosen=replace(prepared.chosen, change=change))
 
 
@@ -120,7 +131,7 @@ def _is_of_rule(seen: Seen, own: Mapping[str, Choice]) -> bool:
 
 def _given(config: Config) -> frozenset[str]:
     """The keys that were given, without those whose value asks for a choice."""
-    asks = {name for name in ("strategy", "pooling", "pooling_layer") if config.values[name] == "auto"}
+    asks = {name for name in ("strategy", "pooling", "pooling_layer", "cpu_threads") if config.values[name] == "auto"}
     return config.given - asks - {"effort"}
 
 
@@ -161,9 +172,10 @@ def _seen(prepared: Prepared) -> Seen:
         has_steps=args.max_steps > 0,
         not_alone=unsolvable(prepared, **ALONE),
         begins=begins(config),
+        holds=holds(config),
         is_random=bool(values["from_scratch"]),
         has_rates=_has_rates(given, values),
-        no_room=no_room(prepared),
+        no_room="" if holds_weights(config) else no_room(prepared),  # an adapter freezes what is held
     )
     asks = seen.asks_domain and config.data.effort != "quick"  # which takes the head alone in any case
     return replace(seen, domain=domain_of_head(prepared)) if asks else seen

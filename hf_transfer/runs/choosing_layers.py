@@ -15,8 +15,10 @@ from hf_transfer.errors import UserError, nearest, one_line, option
 from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.inputs import Reader
 from hf_transfer.features.layer_inputs import layer_inputs
+from hf_transfer.features.layouts import CLS, MEAN
 from hf_transfer.features.pooled_layer import PooledChange
 from hf_transfer.models import pooling_layer
+from hf_transfer.models.pooling_architectures import head_states
 from hf_transfer.objectives.losses import make_loss
 from hf_transfer.runs import choosing_pooled
 from hf_transfer.runs.choosing_pooled import LAST
@@ -148,7 +150,7 @@ def _cells(prepared: Prepared, only: str | None) -> _Cells:
     Raises:
         UserError: there are no features of what the head reads, or the model cannot be run on the examples.
     """
-    if prepared.config.data.label_issues:  # which reads them again
+    if prepared.store is None and prepared.config.data.label_issues:  # which reads them again
         prepared.store = FeatureStore()
     if not is_standard(prepared):
         own: tuple[str, str] = choosing_pooled.OWN
@@ -164,6 +166,7 @@ def _cells(prepared: Prepared, only: str | None) -> _Cells:
         features = choosing_pooled.features(prepared, layers, poolings)
         cells, why = [(name, "mean") for name in reversed(wanted) if name in features.groups], ""
     features.matrix(*own)
+    prepared.frozen = features
     return features, own, cells, why
 
 
@@ -252,17 +255,40 @@ def read_mean(prepared: Prepared, is_resumed: bool) -> pooling_layer.PoolingChan
         UserError: the model cannot do it.
     """
     model, name = prepared.loaded.model, _group(prepared, str(prepared.config.model.pooling_layer or LAST))
+    known = None if is_resumed else _layer(prepared, name)
     change = pooling_layer.with_mean_pooling(model, _kept(prepared)[name])
     if not is_resumed:  # else the checkpoint holds the weights
         model.to(prepared.config.training.device)
-        reader = Reader.of(model, *choosing_pooled.examples(prepared))
-        states = layer_inputs(
-            model,
-            pooling_layer.head_reader(model),
-            reader.dataset,
-            reader.collate,
-            batch_size=max(LEAST_BATCH, prepared.config.training.eval_batch_size),
-            prepare=reader.prepared,
-        )[0]
+        states = None if known is None else head_states(model, *known)
+        states = _states(prepared) if states is None else states
         pooling_layer.set_standardizing(model, states.mean(0), states.std(0, correction=0))
     return change
+
+
+def _layer(prepared: Prepared, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(means, first tokens) of a layer's output for the training examples; None if it has no token of the kind.
+
+    A run that repeats another one has compared nothing and computes them: its weights are to be the same bit for bit.
+    """
+    found = prepared.frozen
+    if pooling_layer.has_switch(prepared.loaded.model):
+        return None
+    try:
+        if found is None or name not in found.groups:
+            found = choosing_pooled.features(prepared, [name], (CLS, MEAN))
+        return found.matrix(name, MEAN), found.matrix(name, CLS)
+    except UserError:
+        return None
+
+
+def _states(prepared: Prepared) -> torch.Tensor:
+    """What the head of the changed model reads of the training examples."""
+    model, reader = prepared.loaded.model, Reader.of(prepared.loaded.model, *choosing_pooled.examples(prepared))
+    return layer_inputs(
+        model,
+        pooling_layer.head_reader(model),
+        reader.dataset,
+        reader.collate,
+        batch_size=max(LEAST_BATCH, prepared.config.training.eval_batch_size),
+        prepare=reader.prepared,
+    )[0]

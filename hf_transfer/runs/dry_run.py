@@ -56,7 +56,7 @@ def dry_steps(trainer: TransferTrainer, train: Examples, steps: list[Step]) -> l
     found: dict[int, DryStep] = {}
     fixed: int | None = None
     began = time.perf_counter()
-    for i in _spread(sorted(range(len(steps)), key=lambda i: -len(steps[i].parameters))):
+    for i in spread(sorted(range(len(steps)), key=lambda i: -len(steps[i].parameters))):
         key = steps[i].parameters, bool(steps[i].batch_norms)
         wider = [names_norms for names_norms in tried if names_norms[0] >= key[0]]
         if key in tried:
@@ -72,7 +72,7 @@ def dry_steps(trainer: TransferTrainer, train: Examples, steps: list[Step]) -> l
     return [found[i] for i in range(len(steps))]
 
 
-def _spread(order: list[int]) -> Iterator[int]:
+def spread(order: list[int]) -> Iterator[int]:
     """The first and the last, then what is halfway between those before, and so on."""
     yield from order[:1]
     yield from order[1:][-1:]

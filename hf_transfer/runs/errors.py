@@ -13,11 +13,14 @@ from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.files import write_text
 from hf_transfer.inference.reviewing import errors_frame
 from hf_transfer.run_folder import ERRORS
+from hf_transfer.runs.neighbors import KEY, Nearest
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
 
 
-def write_errors(prepared: Prepared, trainer: TransferTrainer, split: str, logits: Any, given: Any) -> None:
+def write_errors(
+    prepared: Prepared, trainer: TransferTrainer, nearest: Nearest, split: str, logits: Any, given: Any
+) -> None:
     """Write the wrong answers, those with the highest loss first; see `errors_frame`. Called by all processes.
 
     Lists of labels are JSON. Nothing is written where the answers are not in the order of the examples, as Trainer
@@ -26,6 +29,7 @@ def write_errors(prepared: Prepared, trainer: TransferTrainer, split: str, logit
     Args:
         prepared: the run's data.
         trainer: with the trained model.
+        nearest: training examples, for a column of their own; without it if there are none.
         split: name of the split.
         logits: (examples, outputs) logits, computed in the order of the examples.
         given: their encoded labels.
@@ -36,7 +40,9 @@ def write_errors(prepared: Prepared, trainer: TransferTrainer, split: str, logit
     if not trainer.is_world_process_zero() or is_sorted or is_other:
         return
     labels, thresholds = prepared.loaded.labels, thresholds_of(trainer.model.config)
-    frame = errors_frame(examples, prepared.inputs, labels, logits, given, thresholds)
+    frame, positions = errors_frame(examples, prepared.inputs, labels, logits, given, thresholds)
+    if nearest.found is not None:
+        frame[KEY] = nearest.cells(prepared, positions)
     for name in ("true", "predicted"):
         frame[name] = [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in frame[name]]
     write_text(Path(str(trainer.args.output_dir)) / ERRORS, frame.to_csv(index=False))

@@ -66,7 +66,7 @@ def expect(prepared: Prepared, trainer: TransferTrainer, asks_domain: bool = Fal
     except UserError as error:
         return f"there are no frozen features: {one_line(error)}".rstrip(".")
     splits, classes, seed = prepared.data.splits, len(prepared.loaded.labels.names), prepared.config.split_seed
-    split = "test" if "test" in splits else "validation"
+    split = prepared.measured
     found = expected_accuracy(
         features,
         labels,
@@ -164,17 +164,41 @@ def by_layer(features: FrozenFeatures) -> dict[str, torch.Tensor]:
 
 
 def head_inputs(
-    prepared: Prepared, model: nn.Module, groups: Sequence[LayerGroup], dataset: Any, autocast: torch.dtype | None
+    prepared: Prepared,
+    model: nn.Module,
+    groups: Sequence[LayerGroup],
+    dataset: Any,
+    autocast: torch.dtype | None,
+    found: FrozenFeatures | None = None,
+    own: Sequence[int] = (),
 ) -> dict[str, torch.Tensor]:
-    """{layer: what the head reads of it}."""
-    found = frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast)
+    """{layer: what the head reads of it}.
+
+    Args:
+        prepared: the run.
+        model: on the device to compute on.
+        groups: its layer groups.
+        dataset: prepared examples.
+        autocast: as in `features.frozen_features`.
+        found: features that are known already; None to compute them.
+        own: the rows of `found` that are the examples.
+    """
+    if found is None:
+        found, own = _passed(prepared, model, groups, dataset, autocast)
     if HEAD in found.groups:
-        return {HEAD: found.matrix(HEAD)}
+        return {HEAD: found.matrix(HEAD)[list(own)]}
     last = groups[-2].name
     if pooling_layer.reads_mean(model):
-        return {last: found.matrix(last, MEAN)}
+        return {last: found.matrix(last, MEAN)[list(own)]}
     first = frozen_pass(prepared, model, groups, dataset, layers=[last], poolings=[CLS], autocast=autocast)
     return {last: first.matrix(last, CLS)}
+
+
+def _passed(
+    prepared: Prepared, model: nn.Module, groups: Sequence[LayerGroup], dataset: Any, autocast: torch.dtype | None
+) -> tuple[FrozenFeatures, list[int]]:
+    found = frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast)
+    return found, list(range(len(dataset)))
 
 
 def _features(prepared: Prepared, trainer: TransferTrainer, rows: list[int]) -> Mapping[str, torch.Tensor]:
@@ -182,9 +206,12 @@ def _features(prepared: Prepared, trainer: TransferTrainer, rows: list[int]) -> 
     model, groups = trainer.model, trainer.layer_groups
     dataset = inputs_of(prepared, rows)
     autocast = torch.bfloat16 if trainer.args.bf16 else None
+    found, own = prepared.frozen, rows
+    if found is None:
+        found, own = _passed(prepared, model, groups, dataset, autocast)
     if _is_head_alone(trainer):
-        return head_inputs(prepared, model, groups, dataset, autocast)
-    return by_layer(frozen_pass(prepared, model, groups, dataset, poolings=[MEAN], autocast=autocast))
+        return head_inputs(prepared, model, groups, dataset, autocast, found, own)
+    return {name: x[own] for name, x in by_layer(found).items()}
 
 
 def domain_of_head(prepared: Prepared) -> Distance | None:

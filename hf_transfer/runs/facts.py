@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import EvalPrediction
 
-from hf_transfer.adapters.attach import name_of
+from hf_transfer.adapters.attach import is_adapted, name_of
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.data.splits import Data
 from hf_transfer.evaluation import conformal
@@ -132,6 +132,13 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "device": device_name(args.device.type),
         "cost": _cost(args, seconds * args.world_size / 3600),
     }
+
+
+def base_of(config: Config, model: Any) -> str | None:
+    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
+    if is_adapted(model):
+        return model.active_peft_config.base_model_name_or_path
+    return None if config.model.from_scratch else config.model.model_name_or_path
 
 
 def _backbone(config: Config, trainer: TransferTrainer) -> dict[str, Any] | None:

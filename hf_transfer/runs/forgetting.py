@@ -35,6 +35,24 @@ from hf_transfer.training.trainer import TransferTrainer
 _KEY = "forgetting_dataset_name"
 
 
+def backbone_of(model: Any) -> dict[str, torch.Tensor]:
+    """The weights and buffers of a model without an adapter that its head reads from, by name; not copied."""
+    head = {name.rpartition(".")[0] for name in layer_groups(model)[-1].parameters}
+    return {name: t for name, t in model.state_dict().items() if name.rpartition(".")[0] not in head}
+
+
+@torch.no_grad()
+def put_backbone(model: Any, state: Mapping[str, torch.Tensor]) -> None:
+    """Put a model's head on another backbone, in place.
+
+    Args:
+        model: without an adapter; keeps its head.
+        state: of a model without an adapter and of the same backbone, whatever its head.
+    """
+    for name, tensor in backbone_of(model).items():
+        tensor.copy_(state[name])
+
+
 class OldTask:
     """The checkpoint's own task.
 
@@ -75,8 +93,6 @@ class OldTask:
             held_out.examples, held_out.inputs, predictor.processor, replace(predictor.data, dataset_name=dataset)
         )
         self.metric = LEADING[predictor.labels.problem_type][0]
-        head = layer_groups(predictor.model)[-1].parameters
-        self._head = {name.rpartition(".")[0] for name in head}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,7 +107,7 @@ class OldTask:
             raise UserError(
                 f"the old head cannot be put on this adapter: {error.problem}", f"Remove {_KEY}.", key=_KEY
             ) from error
-        own = self._backbone()
+        own = backbone_of(self.predictor.model)
         unlike = [n for n, t in own.items() if n not in state or state[n].shape != t.shape]
         if unlike:
             raise UserError(
@@ -99,10 +115,6 @@ class OldTask:
                 "Leave pooling, pooling_layer and image_size as the checkpoint has them.",
                 key=_KEY,
             )
-
-    def _backbone(self) -> dict[str, torch.Tensor]:
-        state = self.predictor.model.state_dict()
-        return {name: t for name, t in state.items() if name.rpartition(".")[0] not in self._head}
 
     @torch.no_grad()
     def measure(self, state: Mapping[str, torch.Tensor], trainer: TransferTrainer | None = None) -> dict[str, float]:
@@ -113,8 +125,7 @@ class OldTask:
             trainer: in whose precision and processes it is evaluated.
         """
         predictor, model = self.predictor, self.predictor.model
-        for name, tensor in self._backbone().items():
-            tensor.copy_(state[name])
+        put_backbone(model, state)
         collate, size = predictor.task.collator(predictor.processor), predictor.batch_size
         rank, ranks = (0, 1) if trainer is None else (trainer.args.process_index, trainer.args.world_size)
         parts: list[tuple[int, Any]] = []

@@ -118,7 +118,8 @@ def write_label_issues(
 ) -> dict[str, Any] | None:
     """Write `label_issues.csv` before the first step; called by all processes.
 
-    A failure is a warning. The model and all random numbers are afterwards as they were.
+    A failure is a warning. The model and all random numbers are afterwards as they were. The features stay with the
+    run, for who reads them before training.
 
     Args:
         prepared: data and model.
@@ -148,7 +149,7 @@ def write_label_issues(
         return {"skipped": reason}
     examples = Examples(prepared, _own_splits(prepared))
     try:
-        features = examples.features(trainer.model, trainer.layer_groups)
+        prepared.frozen = features = examples.features(trainer.model, trainer.layer_groups)
         if not is_main:
             return None
         found = examples.judged(features)

@@ -88,7 +88,7 @@ def choose_loader(args: TransferArguments, task: Task, shards: int | None = None
     if workers < 0:
         is_useful = args.device.type != "cpu" and (bool(task.suffixes) or is_streamed)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = max(0, min(MOST_WORKERS, _cores() // processes - 1)) if is_useful else 0
+        workers = max(0, min(MOST_WORKERS, cores() // processes - 1)) if is_useful else 0
         if workers:
             decisions["dataloader_persistent_workers"] = True
             decisions["dataloader_prefetch_factor"] = args.dataloader_prefetch_factor or PREFETCHED
@@ -99,7 +99,8 @@ def choose_loader(args: TransferArguments, task: Task, shards: int | None = None
     return {**decisions, "dataloader_num_workers": workers}
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -109,14 +110,28 @@ def pin_memory(args: TransferArguments) -> Decisions:
 
 
 def share_cores(args: TransferArguments) -> None:
-    """Give a launched process on the CPU its share of the cores.
+    """Give a launched process on the CPU its share of the cores, or any process the threads that `cpu_threads` says.
 
     `accelerate launch` gives it one thread unless the user sets a number, which doubled the time of a run compared with
     `hf-transfer train`.
     """
+    if isinstance(args.cpu_threads, int):
+        torch.set_num_threads(args.cpu_threads)
+        return
     is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if args.device.type == "cpu" and is_launched:
-        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@contextlib.contextmanager
+def own_threads() -> Iterator[None]:
+    """Context after which torch has as many threads as before: another run of the same process decides for itself."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def check_writable(output_dir: Path) -> None:

@@ -27,7 +27,7 @@ from hf_transfer.data.stream_record import Passed
 from hf_transfer.data.stream_training import Reader, Stream, held_groups, held_out
 from hf_transfer.data.streaming import beginning, open_streams
 from hf_transfer.evaluation.measure import metrics_of
-from hf_transfer.features import FeatureStore
+from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.examples import Views
 from hf_transfer.models.load import Loaded, names_in_checkpoint
 from hf_transfer.run_folder import PASSED
@@ -36,6 +36,7 @@ from hf_transfer.runs.collating import collator, live_changes
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.earlier import Earlier, equip, read_earlier
 from hf_transfer.runs.machine import check_disk, choose_loader
+from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.target import Target, read_target
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
@@ -68,9 +69,13 @@ class Prepared:
         backbone: identity of the backbone, as it was loaded.
         earlier: what is read of an earlier task, against forgetting.
         target: of domain adaptation; None without it.
+        measured: the split whose metrics are the run's; the test split where there is one, unless the run is one of
+            several, of which only the chosen one is measured on it.
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
+        frozen: features of the training examples while layers are compared; then, from the search for wrong labels
+            until training begins, also of the validation examples that were drawn from them.
     """
 
     config: Config
@@ -87,8 +92,10 @@ class Prepared:
     backbone: dict[str, Any]
     earlier: Earlier
     target: Target | None = None
+    measured: str = "validation"
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
+    frozen: FrozenFeatures | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -96,8 +103,12 @@ class Prepared:
         return [*self.loaded.notes, *self.data.notes, *self.earlier.notes, *of_target]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, among: Shared | None = None) -> Prepared:
     """Read the data, infer its task and labels, load the model with a head for them, and make the splits.
+
+    Args:
+        config: the keys.
+        among: of several runs, what they share.
 
     Raises:
         UserError: the data or the model does not exist, or they do not fit together.
@@ -105,7 +116,8 @@ def prepare(config: Config) -> Prepared:
     args, keys = config.training, config.data
     with args.main_process_first(desc="data"):
         source = locate(keys)
-        splits = (beginning if keys.streaming else load_splits)(keys, source)
+        read = beginning if keys.streaming else load_splits if among is None else among.splits
+        splits = read(keys, source)
     columns = Columns(splits["train"], splits.written, keys.text_column_name)
     task, inputs = choose_task(columns, keys)
     skips, numbers = keys.on_bad_example == "skip", shown_numbers(splits, columns, inputs)
@@ -149,6 +161,8 @@ def prepare(config: Config) -> Prepared:
         backbone=backbone_facts(loaded.model, loaded.fresh, config.model.from_scratch),
         earlier=read_earlier(config, task, data, loaded, processor),
         target=target,
+        measured="test" if data.test is not None and among is None else "validation",
+        store=None if among is None else among.store,
     )
 
 
@@ -219,9 +233,9 @@ def know(task: Task, data: Data, args: DataArguments, processor: Any, seed: int)
 def prepare_splits(prepared: Prepared) -> dict[str, Any]:
     """The splits as model inputs, by name; the training split is augmented, or a stream."""
     task, inputs, args = prepared.task, prepared.inputs, prepared.config.data
-    rest = {
-        k: task.prepare(v, inputs, prepared.processor, args) for k, v in prepared.data.splits.items() if k != "train"
-    }
+    named = prepared.data.splits.items()
+    skipped = ("train", *(() if prepared.measured == "test" else ("test",)))
+    rest = {k: task.prepare(v, inputs, prepared.processor, args) for k, v in named if k not in skipped}
     if args.streaming:
         return {"train": training_stream(prepared), **rest}
     train = task.prepare_training(prepared.data.train, inputs, prepared.processor, args, prepared.chance)

@@ -11,6 +11,7 @@ from hf_transfer.adapters.attach import attach
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.expected import Expected
+from hf_transfer.analysis.pace import compile_note
 from hf_transfer.analysis.prices import Prices, read_prices
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.config.arguments.stopping import budget_seconds
@@ -29,10 +30,12 @@ from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.expecting import expect, lines_of
-from hf_transfer.runs.machine import quiet_libraries
+from hf_transfer.runs.machine import own_threads, quiet_libraries, share_cores
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.threads import choose_threads
+from hf_transfer.runs.timing import measure, search_note
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
 from hf_transfer.training import contrastive, time_budget
@@ -131,7 +134,8 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None, pr
         raise UserError("preview: a stream cannot be drawn.", "Leave streaming out for the picture.")
     config, prices = with_price(config), prices or read_prices()
     args = config.training
-    with quiet_libraries(args):
+    with quiet_libraries(args), own_threads():
+        share_cores(args)
         planned = _plan_for_data(config, talks, preview, prices) if has_data else _plan_for_model(config, talks, prices)
     if talks:
         say(str(planned.depth_map))
@@ -145,6 +149,8 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     config = prepared.config
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    prepared = choose_threads(prepared, trainer, splits)
+    config = prepared.config
     trainer.boundary.decide()
     plan, num_steps = trainer.plan, trainer.resolve_plan()
     assert plan is not None and trainer.plan is not None, "a strategy makes one"
@@ -156,6 +162,14 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     preflight = try_run(prepared, trainer, splits) if config.training.preflight else None
     for line in preflight.lines() if preflight and talks else ():
         say(line)
+    here = measure(prepared, trainer, splits)
+    if here is not None and config.training.torch_compile and (line := compile_note(here)):
+        advice.rates.append(line)
+        if talks:
+            say(f"Warning: {line}")
+    searches = search_note(config, here)
+    if searches and talks:
+        say(searches)
     if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
         say(line)
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
@@ -170,11 +184,14 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         config=config,
         plan=plan,
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
-        notes=[*prepared.notes, *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits)])],
+        notes=[
+            *prepared.notes,
+            *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits), searches]),
+        ],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
         boundary_cache=[entry.to_dict() for entry in trainer.boundary.entries],
-        budget=budget_of(prepared, trainer, splits, prices),
+        budget=replace(budget_of(prepared, trainer, splits, prices), here=here),
         preflight=preflight,
         chosen=prepared.chosen.to_dict()["auto"],
         advice=advice,

@@ -28,6 +28,21 @@ def with_price(config: Config) -> Config:
     return replace(priced, values=priced.values | {"usd_per_hour": gpu.price})
 
 
+def price_here(args: StoppingArguments, kind: str) -> float | None:
+    """Dollars per hour of a device of this machine; None if neither a key nor the price file says.
+
+    Args:
+        args: with `usd_per_hour` and `prices_file`.
+        kind: of the device, such as cuda.
+    """
+    if args.usd_per_hour is not None:
+        return args.usd_per_hour
+    try:
+        return _this_gpu(args, kind).price if kind == "cuda" else None
+    except UserError:  # the price file lacks it
+        return None
+
+
 def _this_gpu(args: StoppingArguments, kind: str) -> Gpu:
     prices, name = read_prices(args.prices_file), device_name(kind)
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if kind == "cuda" else 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_transfer.adapters.files import adapter_config
 from hf_transfer.errors import UserError, option
-from hf_transfer.run_folder import RESULTS, RUN_FILE, same_folder, weights_in
+from hf_transfer.run_folder import REPLACED, RESULTS, RUN_FILE, same_folder, weights_in
 from hf_transfer.settings import Config
 from hf_transfer.training import checkpoints
 
@@ -60,6 +60,7 @@ def _refuse_base(config: Config, output_dir: Path) -> None:
     starts = [start] if adapter is None else [start, Path(str(adapter.base_model_name_or_path))]
     for path in starts:
         inside = checkpoints.checkpoints(output_dir) if config.data.overwrite_output_dir else []
+        inside.append(output_dir / REPLACED)  # removed in the end, also by a run that is resumed
         if any(same_folder(path, folder) for folder in (output_dir, *inside)):
             what = "the model" if path is start else "the backbone of the adapter"
             raise UserError(

@@ -84,7 +84,10 @@ def _no_room(prepared: Prepared, given: Room) -> str:
     if given.free is None:
         return ""
     everything = {name for name, p in model.named_parameters() if p.requires_grad}
-    (needed,) = memory(args, model, None, [Trained("all groups", everything)])
+    try:
+        (needed,) = memory(args, model, None, [Trained("all groups", everything)])
+    except (ImportError, ValueError):  # the trainer tells what the optimizer lacks
+        return ""
     taken = _without_model(needed, given)
     if taken <= given.free / 2:  # what autograd saves of one example is far less
         return ""

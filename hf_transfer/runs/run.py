@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, set_seed
-from transformers.trainer_callback import ProgressCallback
+from transformers import set_seed
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
@@ -24,9 +23,9 @@ from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.objectives.fisher import Fisher
-from hf_transfer.run_folder import EXAMPLES, FISHER, HISTORY, RESULTS, RUN_FILE
-from hf_transfer.runs import adjusting
-from hf_transfer.runs.announce import advise, announce
+from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
+from hf_transfer.runs import adjusting, saving
+from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
@@ -36,27 +35,31 @@ from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
-from hf_transfer.runs.facts import facts_of, measured
+from hf_transfer.runs.facts import base_of, facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
     check_writable,
     end_workers,
+    own_threads,
     pin_memory,
     quiet_libraries,
     removed_if_empty,
     share_cores,
 )
+from hf_transfer.runs.neighbors import KEY as NEAREST
+from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
-from hf_transfer.runs.saving import check_saved, clear, record_examples, recorded_stream, save_config, save_model
+from hf_transfer.runs.shared import Shared
+from hf_transfer.runs.threads import choose_threads
+from hf_transfer.runs.timing import say_of_compilation
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
-from hf_transfer.training.progress import Bars, Clock, History, Lines
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -89,15 +92,19 @@ def fine_tune(
     return run(configured(model_name_or_path, dataset_name, {**keys, **more}))
 
 
-def run(config: Config) -> Result:
+def run(config: Config, among: Shared | None = None) -> Result:
     """Run a configuration in four steps: prepare, train, finish, publish.
+
+    Args:
+        config: the keys.
+        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen.
 
     Raises:
         UserError: the keys, the model or the data are not right, before anything is trained.
         WorkFailed: training, or a check of what it left, failed.
     """
-    with quiet_libraries(config.training):
-        ready = _prepare(config)
+    with quiet_libraries(config.training), own_threads():
+        ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
     return _publish(ready, result)
@@ -119,6 +126,7 @@ class _Ready:
         calibrates: what `calibrate` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
+        nearest: the training examples nearest to those that the run is measured on.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -133,12 +141,13 @@ class _Ready:
     preflight: Preflight | None = None
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
+    nearest: Nearest = field(default_factory=Nearest)
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
 
 
-def _prepare(config: Config) -> _Ready:
+def _prepare(config: Config, among: Shared | None) -> _Ready:
     """Everything that can fail before the first step, cheapest checks first."""
     began, args = time.perf_counter(), config.training
     output_dir = Path(str(args.output_dir))
@@ -150,16 +159,17 @@ def _prepare(config: Config) -> _Ready:
     set_seed(args.seed)
     # Trainer's own push would need the hub before training.
     config = with_price(with_decisions(config, {"push_to_hub": False}, pin_memory(args)))
-    prepared = choose(prepare(config), checkpoint)
+    prepared = choose(prepare(config, among), checkpoint)
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with removed_if_empty(output_dir, is_new):
+        prepared = choose_threads(prepared, trainer, splits)
         fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
-        refuse_local(str(_base(prepared.config, trainer.model)))
+        refuse_local(str(base_of(prepared.config, trainer.model)))
     trainer.time_budget.prepared_since = began
     trainer.boundary.decide()
     ready = _Ready(
@@ -173,11 +183,13 @@ def _prepare(config: Config) -> _Ready:
         range_test=range_test,
         fisher=fisher,
     )
-    _replace_progress(trainer, output_dir, ready.talks)
-    ready.watching = watch(prepared, trainer)  # after what writes its logs
+    replace_progress(trainer, output_dir, ready.talks)
+    with removed_if_empty(output_dir, is_new):
+        ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
+            say_of_compilation(prepared, trainer, splits)
         if doubt:
             sys.stderr.write(f"{doubt}\n")
     with removed_if_empty(output_dir, is_new):
@@ -186,7 +198,8 @@ def _prepare(config: Config) -> _Ready:
         _open_folder(ready)
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
-    ready.prepared.store = None  # nothing reads frozen features after this
+    ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
     trainer.before_training = ready.found | {"pooling_candidates": compared}
@@ -208,13 +221,13 @@ def _open_folder(ready: _Ready) -> None:
     for line in _said_before(ready) if ready.talks else ():
         say(line)
     if prepared.config.data.overwrite_output_dir and not resumes:
-        clear(folder)
+        saving.clear(folder, ready.talks)
     if ready.range_test is not None:
         ready.range_test.write(folder)
     if ready.fisher is not None:
         ready.fisher.save(folder / FISHER)
     _write_run_file(ready)
-    record_examples(prepared, folder, is_resumed=resumes)
+    saving.record_examples(prepared, folder, is_resumed=resumes)
 
 
 def _write_run_file(ready: _Ready) -> None:
@@ -235,31 +248,30 @@ def _said_before(ready: _Ready) -> list[str]:
 def _train(ready: _Ready) -> None:
     """Train, and save the model before it is evaluated: what fails there does not cost the training."""
     skips_ahead = ready.checkpoint is not None and bool(ready.prepared.config.training.ignore_data_skip)
-    with recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
+    with saving.recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
         ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
-    save_model(ready.trainer, ready.output_dir)
+    saving.save_model(ready.trainer, ready.output_dir)
 
 
 def _finish(ready: _Ready) -> Result:
     """Evaluate the saved model, check that it reloads, and write what is known about the run."""
     prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
-    config, task, labels = prepared.config, prepared.task, prepared.loaded.labels
-    args = config.training
+    config, task, labels, args = prepared.config, prepared.task, prepared.loaded.labels, prepared.config.training
     calibration = _calibrate(ready)
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer))
-    save_config(trainer, output_dir)  # with thresholds and conformal scores
+    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
+    saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
     results[adjusting.KEY] = {**adjustment.to_dict(), "split": "validation"} if adjustment else None
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
-    results |= ready.found
-    results["forgetting"] = ready.watching.finish(output_dir) if ready.watching else None
-    base = _base(config, trainer.model)
+    forgotten = ready.watching.finish(output_dir) if ready.watching else None
+    results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
+    base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,
         prepared.data,
@@ -268,11 +280,12 @@ def _finish(ready: _Ready) -> Result:
         model_origin=prepared.loaded.origin,
         data_origin=prepared.source.origin,
     )
-    check_saved(trainer, task, config, labels)
+    saving.check_saved(trainer, task, config, labels)
     end_workers(trainer)
     if trainer.is_world_process_zero():  # last: it marks a finished run
         write_json(output_dir / RESULTS, results)
         card.write(output_dir)
+        saving.forget_replaced(output_dir)
     predictor = Predictor(
         task=task,
         model=trainer.model,
@@ -324,23 +337,3 @@ def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None
     if talks:
         say("\n".join(done.lines()))
     return None
-
-
-def _replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
-    trainer.shows_plan = False  # `announce` has printed it
-    for default in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(default)
-    if talks:
-        clock = Clock(trainer)
-        trainer.add_callback(clock)
-        if sys.stderr.isatty():
-            trainer.add_callback(Bars(clock))
-        trainer.add_callback(Lines(clock))
-    trainer.add_callback(History(trainer, output_dir / HISTORY))
-
-
-def _base(config: Config, model: Any) -> str | None:
-    """What the model was made from: of an adapter its backbone; nothing where the weights were random."""
-    if is_adapted(model):
-        return model.active_peft_config.base_model_name_or_path
-    return None if config.model.from_scratch else config.model.model_name_or_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,19 +21,18 @@ from hf_transfer.data.labels import Labels
 from hf_transfer.data.record import Record
 from hf_transfer.data.stream_training import Stream
 from hf_transfer.errors import UserError, WorkFailed, named
+from hf_transfer.files import say
 from hf_transfer.inference.predictor import saved_model
 from hf_transfer.run_folder import (
-    ERRORS,
+    CARD,
     EXAMPLES,
-    FISHER,
-    FORGETTING_PNG,
-    HISTORY,
-    LABEL_ISSUES,
-    NONFINITE,
-    RANGE_TEST_CSV,
-    RANGE_TEST_PNG,
+    OF_ONE_RUN,
+    REPLACED,
     RESULTS,
+    RUN_FILE,
+    model_files,
     remove_model,
+    weights_in,
 )
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.settings import Config
@@ -147,11 +147,44 @@ def save_model(trainer: TransferTrainer, folder: Path) -> None:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def clear(output_dir: Path) -> None:
-    """Remove what an earlier run left and this one would mix up with its own, its model first."""
+def clear(output_dir: Path, talks: bool) -> None:
+    """Remove what an earlier run left and this one would mix up with its own.
+
+    The earlier model and the files about it stay in `REPLACED` until `forget_replaced`. A run that did not finish does
+    not displace a finished one that is kept there already.
+
+    Args:
+        output_dir: of the new run.
+        talks: whether to say that something is kept.
+    """
+    kept = output_dir / REPLACED
+    if (output_dir / RESULTS).is_file() or (weights_in(output_dir) and not kept.is_dir()):
+        _keep(output_dir, kept)
+    (output_dir / RESULTS).unlink(missing_ok=True)  # first: what is left of a finished run is not taken for one
     remove_model(output_dir)
-    of_data = (ERRORS, EXAMPLES, LABEL_ISSUES, HISTORY, NONFINITE)
-    for name in (RESULTS, *of_data, FISHER, RANGE_TEST_CSV, RANGE_TEST_PNG, FORGETTING_PNG):
+    for name in OF_ONE_RUN:
         (output_dir / name).unlink(missing_ok=True)
     for folder in (*checkpoints.checkpoints(output_dir), *output_dir.glob(f"{checkpoints.BROKEN}checkpoint-*")):
         shutil.rmtree(folder)
+    if talks and kept.is_dir():
+        say(f"The earlier run stays in {str(kept)!r} until this one is complete.")
+
+
+def forget_replaced(output_dir: Path) -> None:
+    """Remove what `clear` kept: the new run is complete."""
+    shutil.rmtree(output_dir / REPLACED, ignore_errors=True)
+
+
+def _keep(output_dir: Path, kept: Path) -> None:
+    """Put a run's model and the files about it into a folder of their own, whole at every instant."""
+    beside = output_dir / f".{REPLACED}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    about = [output_dir / name for name in (RUN_FILE, CARD, *OF_ONE_RUN)]
+    for path in {*model_files(output_dir), *filter(Path.is_file, about)}:
+        try:
+            os.link(path, beside / path.name)
+        except OSError:  # a file system without hard links; a full disk fails again, and the earlier run is untouched
+            shutil.copy2(path, beside / path.name)
+    shutil.rmtree(kept, ignore_errors=True)
+    beside.replace(kept)

@@ -10,6 +10,7 @@ from typing import Any
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.adapter import with_adapter
+from hf_transfer.config.arguments.forgetting import PENALTIES
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.layers.groups import LayerGroup, layer_groups
 from hf_transfer.layers.head_layers import ends_with_linear, in_order, owners
@@ -34,6 +35,18 @@ def begins(config: Config) -> str:
         "domain_adaptation": values["domain_adaptation"] != NONE,
     }
     return next((f"{name}: {values[name]}" for name in asks if asks[name] and name in config.given), "")
+
+
+def holds(config: Config) -> str:
+    """The given key that keeps what a backbone can do while it trains, with its value; empty if there is none."""
+    values = config.values
+    names = [*PENALTIES, "replay_dataset_name"]
+    return next((f"{name}: {values[name]}" for name in names if values[name]), "")
+
+
+def holds_weights(config: Config) -> bool:
+    """Whether a given key holds the pretrained weights themselves, which an adapter freezes anyway."""
+    return any(config.values[name] > 0 for name in ("l2_sp_alpha", "ewc_lambda"))
 
 
 def problems_of(values: Mapping[str, Any]) -> str:
@@ -83,7 +96,7 @@ def unsolvable(prepared: Prepared, **wanted: str | None) -> str:
         return "FSDP and DeepSpeed shard the model"
     if wanted and has_adapter(prepared):
         return "an adapter would change the features"
-    if wanted and (given := begins(config)):
+    if wanted and (given := begins(config) or holds(config)):
         return f"{given} was given, which asks for more than the head"
     if wanted and "probe_solver" in config.given and config.values["probe_solver"] != wanted["probe_solver"]:
         return f"probe_solver: {config.values['probe_solver']} was given"

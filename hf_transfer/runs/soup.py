@@ -65,6 +65,7 @@ def soup(
     method: str = GREEDY,
     metric: str | None = None,
     talks: bool = False,
+    split: str | None = None,
     **changes: Any,
 ) -> Souped:
     """Average the weights of runs, or of the checkpoints of one run, into a new folder.
@@ -75,6 +76,7 @@ def soup(
         method: greedy or uniform.
         metric: of the validation split, that decides (default: accuracy, f1_micro or rmse, by problem type).
         talks: whether to print what is measured.
+        split: that is measured at the end (default: test where there is one, else validation).
         **changes: as of `Predictor.load`.
 
     Raises:
@@ -118,7 +120,7 @@ def soup(
         ],
     }
     judge.put(state, statistics)
-    return _written(judge, candidates[0], folder, {"soup": about}, lines)
+    return _written(judge, candidates[0], folder, {"soup": about}, lines, split)
 
 
 def _greedy(
@@ -306,7 +308,9 @@ def _checked(output_dir: str | Path) -> Path:
     return folder
 
 
-def _written(judge: Judge, first: Candidate, folder: Path, about: dict[str, Any], lines: list[str]) -> Souped:
+def _written(
+    judge: Judge, first: Candidate, folder: Path, about: dict[str, Any], lines: list[str], split: str | None = None
+) -> Souped:
     """Write the model of the judge as a run's folder; `results.json` last."""
     predictor = judge.predictor
     forget(predictor.model)  # thresholds and scores of other weights
@@ -318,7 +322,7 @@ def _written(judge: Judge, first: Candidate, folder: Path, about: dict[str, Any]
             shutil.copyfile(first.run / name, folder / name)
     again = Predictor.load(folder)
     validation = again.evaluate(split="validation")["metrics"]
-    measured = again.evaluate()
+    measured = again.evaluate(split=split)
     results, metrics = first.results(), measured["metrics"]
     kept = ("task", "problem_type", "model", "backbone", "strategy", "head", "dataset", "labels", "num_train_examples")
     others = ("pooling", "data_facts", "versions", "seed", "card")

@@ -19,6 +19,7 @@ from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
 
 _KEY = "teacher_model_name_or_path"
+_TRAINED = "Use a model that was trained on these labels."
 _COMPARED = 16  # examples that both tokenizers or image processors read
 
 
@@ -45,8 +46,12 @@ def load_teacher(
     assert name is not None
     keys = as_saved(config.model, name)
     try:
-        own = Labels.of(read_config(keys))
-        is_same = labels.generic(read_config(keys)) or sorted(own.names) == sorted(labels.names)
+        its_config = read_config(keys)
+        own = Labels.of(its_config)
+        is_same = labels.generic(its_config) or sorted(own.names) == sorted(labels.names)
+        # The labels of a model without a head are transformers' defaults, which nobody chose.
+        if bare := [one for one in its_config.architectures or () if one.endswith("Model")]:
+            raise UserError(f"{name!r} holds no trained head: it contains {bare[0]}.", _TRAINED)
         if not is_same or own.problem_type != labels.problem_type:
             raise UserError(
                 f"the teacher predicts {named(own.names, 4)} ({own.problem_type}), and this run "
@@ -58,7 +63,7 @@ def load_teacher(
         if loaded.fresh:
             raise UserError(
                 f"{name!r} holds no trained head ({listed(loaded.fresh, 2)} would be random).",
-                "Use a model that was trained on these labels.",
+                _TRAINED,
             )
         _check_inputs(task, data, loaded, processor, its_processor)
     except UserError as error:

@@ -240,8 +240,7 @@ def _check_trains(trainer: RunningTrainer, key: str, through_adapter: bool = Fal
 def _imitate(trainer: RunningTrainer, teacher: nn.Module) -> None:
     """Add the penalty of distillation from the pretrained model."""
     rules = trainer.args.layer_rules or ()
-    of_teacher = Reader(_first_of_head(teacher, rules), always=True)
-    of_model = Reader(_first_of_head(trainer.model, rules))
+    of_teacher, of_model = (Reader(_first_of_head(model, rules)) for model in (teacher, trainer.model))
     trainer.objective.penalties.append(
         feature_distillation(trainer.args.distillation_alpha, teacher.to(trainer.args.device), of_teacher, of_model)
     )

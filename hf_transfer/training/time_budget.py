@@ -151,6 +151,23 @@ class TimeBudget(TrainerCallback):
         if self.log_fraction is not None:
             trainer.state.logging_steps = log_interval(self.log_fraction, timeline.length)
 
+    def expected(self) -> float | None:
+        """Seconds of training that the plan takes here, from a timed batch of each stage; at most the budget.
+
+        None where that is not known: of a stream, under FSDP, without a plan, and where a head is solved for.
+        """
+        args, plan = self.trainer.args, self.planned
+        if plan is None or args.probe_solver == "lbfgs":
+            return None
+        times = stage_times.take(self.trainer, plan)
+        if times.head is None:
+            return None
+        self.measured.times = times
+        self.trainer.state.compute_steps(args, self.timeline.length)
+        seconds = self._costs().rest(self.timeline, plan, 0)
+        self.measured = Measured()
+        return seconds if self.seconds is None else min(seconds, self.seconds)
+
     # ---- checkpoints ----
 
     def state(self) -> dict[str, Any] | None:

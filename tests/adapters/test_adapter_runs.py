@@ -25,7 +25,7 @@ from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
 from hf_transfer.training.trainer import TransferTrainer
 from tests.adapters.test_attach import timm_checkpoint
-from tests.helpers import CHECKPOINTING
+from tests.helpers import CHECKPOINTING, TOKENS, small_tokenizer
 
 QUICK = dict(num_train_epochs=2, save_strategy="no", learning_rate=0.02, train_val_split=0.25)
 
@@ -42,10 +42,8 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2)
     torch.manual_seed(0)
-    BertForMaskedLM(BertConfig(**sizes, vocab_size=30522, max_position_embeddings=64)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"), model_max_length=64).save_pretrained(
-        folder
-    )
+    BertForMaskedLM(BertConfig(**sizes, vocab_size=TOKENS, max_position_embeddings=64)).save_pretrained(folder)
+    small_tokenizer(64).save_pretrained(folder)
     return str(folder)
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune, merge
 from hf_transfer.adapters import backbone
 from hf_transfer.layers.identity import differences, identity_of
-from hf_transfer.models import bundled as bundled_models
 from hf_transfer.run_folder import BACKBONE
+from tests.helpers import TOKENS, small_tokenizer
 
 TEXTS = ["word1 of yes", "word2 of no and more"]
 QUICK = dict(num_train_epochs=1, save_strategy="no", learning_rate=0.02, train_val_split=0.25, log_level="error")
@@ -28,9 +28,8 @@ QUICK |= dict(preflight=False, expected_accuracy=False, label_issues=False, stra
 def write_base(folder: Path, seed: int = 0, **sizes) -> Path:
     torch.manual_seed(seed)
     sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2) | sizes
-    BertModel(BertConfig(**sizes, vocab_size=30522, max_position_embeddings=64)).save_pretrained(folder)
-    source = bundled_models.model_path("bundled:minilm-l6")
-    AutoTokenizer.from_pretrained(source, model_max_length=64).save_pretrained(folder)
+    BertModel(BertConfig(**sizes, vocab_size=TOKENS, max_position_embeddings=64)).save_pretrained(folder)
+    small_tokenizer(64).save_pretrained(folder)
     return folder
 
 

@@ -118,7 +118,7 @@ def test_a_table_of_the_users_own(tmp_path):
         (lambda v: v["gpus"]["L4"].update(price=-1), "L4: price must be a positive number, got -1"),
         (lambda v: v["gpus"]["L4"].update(tflops=float("nan")), "L4: tflops must be a positive number, got nan"),
         (lambda v: v["gpus"]["L4"].update(memory_gb=True), "L4: memory_gb must be a positive number, got True"),
-        (lambda v: v["gpus"]["L4"].update(memroy_gb=3), "L4 has an unknown field 'memroy_gb'"),
+        (lambda v: v["gpus"]["L4"].update(memroy_gb=3), "bf16. Did you mean 'memory_gb'?"),
         (lambda v: v["gpus"]["L4"].update(bf16="yes"), "L4: bf16 must be true or false, got 'yes'"),
         (lambda v: v["gpus"].update(L4=24), "L4 is not a mapping of memory_gb, tflops, price, spot"),
         (lambda v: v.pop("date"), "`date` is missing"),

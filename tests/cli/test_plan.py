@@ -35,8 +35,9 @@ def test_the_budget_is_printed(argv, capsys):
     at = lines.index("Memory on one device, batches of 4 (activations: an estimate, from the longest example):")
     assert lines[at + 1].split() == ["stage", "model", "gradients", "optimizer", "activations", "total"]
     assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["1", "2"]
-    assert [line.split()[0] for line in lines[at + 5 : at + 8]] == ["GPU", "T4", "H100"]
-    assert lines[at + 8].startswith("Cheapest: ")
+    assert [line.split()[0] for line in lines[at + 6 : at + 9]] == ["GPU", "T4", "H100"]
+    assert lines[at + 4].startswith("On this machine (cpu, ")
+    assert lines[at + 9].startswith("Cheapest: ")
 
 
 def test_another_price_table_and_bad_ones(argv, tmp_path, capsys):

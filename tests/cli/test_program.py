@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hf_transfer.cli.help import example
@@ -178,6 +181,26 @@ def test_what_needs_no_model_imports_no_torch(words):
     code += "print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "datasets"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_column_that_does_not_exist_is_told_without_torch(tmp_path):
+    """Of each kind of file and each key of files, and of a folder; also a path of a model that is not there."""
+    (tmp_path / "d.csv").write_text("text,label\na,1\nb,0\n")
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "label": 1}\n' * 2)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), tmp_path / "d.parquet")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(tmp_path / "d.csv", tmp_path / "folder")
+    lines = [["--dataset_name", file] for file in ("d.csv", "d.jsonl", "d.parquet", "folder")]
+    lines += [["--train_file", "d.csv", f"--{split}_file", "d.jsonl"] for split in ("validation", "test")]
+    lines = [[*line, "--text_column_name", "tekst"] for line in lines] + [["--dataset_name", "d.csv"]]
+    code = "import sys, json; from hf_transfer.cli import main\nfor line in json.loads(sys.argv[1]):\n"
+    code += "    main(['train', '--model_name_or_path', './modle' if len(line) == 2 else 'bundled:minilm-l6', *line])\n"
+    code += "print(*sys.modules)"
+    call = [sys.executable, "-c", code, json.dumps(lines)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("column 'tekst' does not exist") == 6 and "'./modle' does not exist" in done.stderr
+    assert not {"torch", "transformers", "datasets", "pandas"} & set(done.stdout.splitlines()[-1].split())
 
 
 # ---- how much is said ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import pyarrow
 import pyarrow.parquet
@@ -24,6 +25,9 @@ from hf_transfer.data.bundled import DATASETS, HUB
 from hf_transfer.data.header import check_header
 from hf_transfer.errors import from_command_line
 from hf_transfer.models.timm_names import prefix_hint
+
+NAMES = ("train_file", "validation_file", "test_file", "dataset_name", "label_column_name", "text_column_name",
+         "image_column_name", "split_group_column_name")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -143,10 +147,36 @@ def test_names_of_timm_are_read_from_its_sources():
 
 
 def test_columns_that_the_header_does_not_have(tmp_path):
-    values = dict.fromkeys(("train_file", "dataset_name", "label_column_name", "text_column_name", "image_column_name",
-                            "split_group_column_name", "on_bad_example"))  # fmt: skip
+    values = dict.fromkeys((*NAMES, "on_bad_example"))
     for given in ({"label_column_name": "label"}, {"text_column_name": ["text", "label"]}, {}):
         check_header({**values, "train_file": "reviews.csv", **given})
     check_header({**values, "dataset_name": "owner/name", "label_column_name": "x"})
     with pytest.raises(UserError, match=r"label_column_name: column 'lable' does not exist. .* Did you mean 'label'"):
         check_header({**values, "dataset_name": "reviews.csv", "label_column_name": ["text", "lable"]})
+
+
+def test_columns_of_other_files_and_folders(tmp_path):
+    """Each row of a JSON file may have other columns, a test file no labels, no file of a folder all."""
+    values = dict.fromkeys((*NAMES, "on_bad_example"))
+    rows = [{"text": "a", "label": 1}] * 3 + [{"text": "b", "label": 0, "note": None}]
+    (tmp_path / "lines.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[::-1]), "table.parquet")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "train.csv").write_text("text,label,note\na,1,x\n")
+    (tmp_path / "tables" / "test.csv").write_text("text\nb\n")
+    for file in ("lines.jsonl", "list.json", "table.parquet", "tables"):
+        for column in ("text", "note"):
+            check_header({**values, "train_file": file, "text_column_name": column, "label_column_name": "label"})
+        with pytest.raises(UserError, match=r"column 'lable' does not exist\. The columns are .*text.* mean 'label'"):
+            check_header({**values, "dataset_name": file, "text_column_name": "text", "label_column_name": "lable"})
+        with pytest.raises(UserError, match=rf"column 'txt' does not exist in test_file '{file}'"):
+            check_header({**values, "train_file": "x.csv", "test_file": file, "text_column_name": "txt"})
+    check_header({**values, "train_file": "tables", "test_file": "tables/test.csv", "label_column_name": "label"})
+    with pytest.raises(UserError, match="column 'label' does not exist in validation_file"):
+        check_header({**values, "validation_file": "tables/test.csv", "label_column_name": "label"})
+    (tmp_path / "tables" / "a.png").touch()
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    (tmp_path / "torn.json").write_text("[{")
+    for unread in ("tables", "torn.parquet", "torn.json", "owner/name"):
+        check_header({**values, "dataset_name": unread, "label_column_name": "lable"})

@@ -138,10 +138,10 @@ def test_the_bands_find_what_comparing_all_pairs_finds():
     assert ((found[:300] == found[300:]) == (flips <= 15)).all() and len(set(found)) == 300 + (flips > 15).sum()
 
 
-def test_the_facts_of_digits_are_told_by_plan(capsys):
+def test_the_facts_of_digits_are_told_by_plan(tiny_vit_folder, capsys):
     """Real handwriting: 1,797 digits of which none is another one."""
-    argv = ["plan", "--model_name_or_path", "bundled:efficientnet-lite0", "--dataset_name", "bundled:digits"]
-    assert main([*argv, "--image_size", "32", "--json"]) == 0
+    argv = ["plan", "--model_name_or_path", tiny_vit_folder, "--dataset_name", "bundled:digits", "--strategy", "full"]
+    assert main([*argv, "--expected_accuracy", "false", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["data_facts"]
     assert facts["splits"]["test"]["classes"]["8"] == 35 and facts["splits"]["train"]["sizes"]["width"] == [8.0] * 4
     assert not facts["leaks"] and facts["splits"]["train"]["duplicates"] == {"exact": 0, "near": 0}

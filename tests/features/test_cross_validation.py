@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from threadpoolctl import threadpool_info
 
@@ -34,6 +35,16 @@ def test_several_labels_are_stratified_by_the_rarest():
 def test_a_regression_has_folds_of_equal_size_and_never_more_than_examples():
     assert sorted(np.bincount(divisions(REGRESSION, torch.rand(40, 1), 1, seed=0)[0])) == [8] * 5
     assert sorted(divisions(REGRESSION, torch.rand(3, 1), 1, seed=0)[0]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", [SINGLE, MULTI, REGRESSION])
+def test_a_problem_that_is_solved_twice_has_the_same_solution_bit_for_bit(kind):
+    """The runs of `tests/runs` take that for granted, see `conftest.py` there."""
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    y = {SINGLE: (x[:, 0] > 0).long(), MULTI: (x[:, :2] > 0).double(), REGRESSION: x[:, :2].double()}[kind]
+    draws = divisions(kind, y, 2, 0)
+    one, other = ([*held_out_logits(kind, x.clone(), y.clone(), 2, draws)] for _ in range(2))
+    assert len(one) == 13 and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_small_problems_are_solved_in_one_thread_and_the_caller_keeps_its_own(monkeypatch):

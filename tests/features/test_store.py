@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +20,7 @@ from hf_transfer.features.budget import make_room
 from hf_transfer.features.slots import Slot, nbytes
 from hf_transfer.features.store import Store
 from hf_transfer.features.store_files import NoRoom
+from tests import warm
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 LENGTHS = [3, 0, 5, 1]
@@ -266,16 +265,9 @@ def test_budgets(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory) -> tuple[Path, dict]:
-    """All that wants processes, in forks of one that has no threads."""
+    """All that wants processes, in forks of a fork, which has no threads."""
     folder = tmp_path_factory.mktemp("processes")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.features.test_store", str(folder)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = warm.fork(lambda: main(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, json.loads(done.stdout.splitlines()[-1])
 
@@ -412,7 +404,3 @@ def main(folder: Path) -> None:
     ranks = [_fork(_share, folder, rank) for rank in range(2)]
     seen["shared"] = [_ended(rank) for rank in ranks]
     print(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -17,16 +17,15 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 from scipy.special import softmax
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.data import bundled
 from hf_transfer.data.labels import LABELS
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.models import bundled as bundled_models
 from tests import warm
-from tests.helpers import tiny_bert
+from tests.helpers import TOKENS, small_tokenizer, tiny_bert
 
 TEXTS = [
     "a film of rare beauty, funny and wise",
@@ -53,9 +52,8 @@ REVIEWS = dict(
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    return fine_tune(
-        "bundled:minilm-l6", output_dir=str(folder / "out"), strategy="partial", learning_rate=2e-4, **REVIEWS
-    )
+    keys = REVIEWS | {"strategy": "partial", "learning_rate": 2e-4, "max_train_samples": 32}
+    return fine_tune("bundled:minilm-l6", output_dir=str(folder / "out"), **keys)
 
 
 @pytest.fixture(scope="module")
@@ -300,15 +298,14 @@ def _predictor(folder, model, **config) -> Predictor:
     for name, value in config.items():
         setattr(model.config, name, value)
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"), model_max_length=16)
-    tokenizer.save_pretrained(folder)
+    small_tokenizer(16).save_pretrained(folder)
     return Predictor.load(str(folder))
 
 
 def test_features_of_a_decoder_are_those_of_the_last_token(tmp_path):
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        n_embd=8, n_layer=2, n_head=2, vocab_size=30522, n_positions=16, num_labels=3, pad_token_id=0
+        n_embd=8, n_layer=2, n_head=2, vocab_size=TOKENS, n_positions=16, num_labels=3, pad_token_id=0
     )
     predictor = _predictor(tmp_path, transformers.GPT2ForSequenceClassification(config))
     found = predictor.predict(["one", "one two three four"], features=True)
@@ -318,7 +315,7 @@ def test_features_of_a_decoder_are_those_of_the_last_token(tmp_path):
 
 def test_a_saved_model_of_nobodys_keeps_its_head(tmp_path):
     """Without label names, and without any file of ours."""
-    model = tiny_bert(vocab_size=30522, labels=3)
+    model = tiny_bert(vocab_size=TOKENS, labels=3)
     head = model.classifier.weight.detach().clone()
     predictor = _predictor(tmp_path, model)
     assert torch.equal(predictor.model.classifier.weight, head)
@@ -326,7 +323,7 @@ def test_a_saved_model_of_nobodys_keeps_its_head(tmp_path):
 
 
 def test_several_labels_and_values(tmp_path):
-    model = tiny_bert(vocab_size=30522, labels=3)
+    model = tiny_bert(vocab_size=TOKENS, labels=3)
     torch.nn.init.constant_(model.classifier.weight, 0)
     model.classifier.bias.data = torch.tensor([2.0, -1.0, 0.5])
     names = {0: "a", 1: "b", 2: "c"}
@@ -335,7 +332,7 @@ def test_several_labels_and_values(tmp_path):
     sigmoid = {n: 1 / (1 + np.exp(-z)) for n, z in zip("abc", (2.0, -1.0, 0.5), strict=True)}
     assert answer["labels"] == ["a", "c"] and answer["scores"] == pytest.approx(sigmoid)
     assert set(answer) == {"input", "labels", "scores"}
-    one = tiny_bert(vocab_size=30522, labels=1)
+    one = tiny_bert(vocab_size=TOKENS, labels=1)
     torch.nn.init.constant_(one.classifier.weight, 0)
     one.classifier.bias.data = torch.tensor([2.5])
     assert _predictor(tmp_path / "r", one).predict(["x"]) == [{"input": "x", "value": 2.5}]
@@ -345,7 +342,7 @@ def test_pairs(tmp_path, capsys):
     """Columns as in training; a lone text is answered with what is missing."""
     rows = [{"premise": f"p {i}", "hypothesis": f"h {i}", "label": "yn"[i % 2]} for i in range(24)]
     (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    _predictor(tmp_path / "base", tiny_bert(vocab_size=30522))
+    _predictor(tmp_path / "base", tiny_bert(vocab_size=TOKENS))
     run = fine_tune(str(tmp_path / "base"), str(tmp_path / "train.jsonl"), output_dir=str(tmp_path / "o"), **HUSH)
     expected = run.predict([("p 1", "h 1"), {"premise": "p 2", "hypothesis": "h 2", "label": "y"}])
     assert [a["input"] for a in expected] == [["p 1", "h 1"], ["p 2", "h 2"]]
@@ -452,7 +449,7 @@ def test_answers_go_where_they_are_asked_to(light_run, tmp_path, capsys):
 
 
 def test_json_has_no_nan(tmp_path, capsys):
-    model = tiny_bert(vocab_size=30522)
+    model = tiny_bert(vocab_size=TOKENS)
     torch.nn.init.constant_(model.classifier.weight, float("nan"))
     _predictor(tmp_path, model)
     (found,) = answers(capsys, "predict", tmp_path, "x")
@@ -460,7 +457,7 @@ def test_json_has_no_nan(tmp_path, capsys):
 
 
 def test_texts_and_pairs_for_a_model_that_says_nothing(tmp_path):
-    predictor = _predictor(tmp_path, tiny_bert(vocab_size=30522))
+    predictor = _predictor(tmp_path, tiny_bert(vocab_size=TOKENS))
     found = predictor.predict(["a", ("b", "c"), "d"])
     assert [a["input"] for a in found] == ["a", ["b", "c"], "d"]
     assert found[1]["scores"] == predictor.predict([("b", "c")])[0]["scores"]
@@ -484,7 +481,7 @@ def test_python_callers_are_checked_too(light_run, tmp_path):
 
 
 def test_a_run_file_that_no_run_wrote(tmp_path):
-    _predictor(tmp_path, tiny_bert(vocab_size=30522))
+    _predictor(tmp_path, tiny_bert(vocab_size=TOKENS))
     for text in ("task: foo", "per_device_eval_batch_size: many", "- a list"):
         (tmp_path / "run.yaml").write_text(text)
         with pytest.raises(UserError, match=r"RUN: .*run\.yaml' is not what a run writes"):
@@ -493,7 +490,7 @@ def test_a_run_file_that_no_run_wrote(tmp_path):
 
 def test_every_held_out_example_counts(tmp_path):
     """`dataloader_drop_last` is for training; the splits' seed may be 0."""
-    _predictor(tmp_path / "base", tiny_bert(vocab_size=30522))
+    _predictor(tmp_path / "base", tiny_bert(vocab_size=TOKENS))
     rows = ["text,label", *(f"t {i},{'ab'[i % 2]}" for i in range(30))]
     (tmp_path / "x.csv").write_text("\n".join(rows))
     keys = dict(output_dir=str(tmp_path / "o"), dataloader_drop_last=True, per_device_eval_batch_size=8, data_seed=0)
@@ -504,7 +501,7 @@ def test_every_held_out_example_counts(tmp_path):
 
 
 def test_a_failing_evaluation_does_not_cost_the_model(tmp_path, monkeypatch):
-    _predictor(tmp_path / "base", tiny_bert(vocab_size=30522))
+    _predictor(tmp_path / "base", tiny_bert(vocab_size=TOKENS))
     (tmp_path / "x.csv").write_text("\n".join(["text,label", *(f"t {i},{'ab'[i % 2]}" for i in range(20))]))
     monkeypatch.setattr("hf_transfer.runs.run.measured", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -200,9 +200,10 @@ RUN = [
 ]
 
 
-def test_plan_prints_what_train_would_do(tmp_path, capsys, monkeypatch):
+def test_plan_prints_what_train_would_do(tiny_bert_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", *RUN, "--depth_map", "map.svg"]) == 0
+    run = ["--model_name_or_path", tiny_bert_folder, *RUN[2:], "--groups_per_unfreeze", "2"]
+    assert main(["plan", *run, "--depth_map", "map.svg"]) == 0
     out = capsys.readouterr().out
     assert "Examples: train 64" in out and "3 all groups    1 from step 8" in out
     assert "Learning rate of each group by stage" in out and "embeddings" in out

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import Predictor, fine_tune
 from hf_transfer.errors import UserError
+from tests.runs.helpers import plain_logits
 
 WORDS = ["red film", "good day", "the man", "no way", "all in"]
 KEYS = dict(
@@ -40,16 +39,6 @@ def rows(kind: str = "one") -> Dataset:
     return Dataset.from_dict({"text": [f"{WORDS[i % 5]} {i}" for i in range(150)], "label": labels})
 
 
-def plain_logits(folder, base=None) -> torch.Tensor:
-    """Of `WORDS`, as plain transformers and peft load the folder."""
-    options = {"config": AutoConfig.from_pretrained(folder), "ignore_mismatched_sizes": True}
-    model = AutoModelForSequenceClassification.from_pretrained(base or folder, **(options if base else {}))
-    model = PeftModel.from_pretrained(model, folder) if base else model
-    batch = AutoTokenizer.from_pretrained(folder)(WORDS, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        return model.eval()(**batch).logits
-
-
 @pytest.fixture(scope="module")
 def both(tiny_bert_folder, tmp_path_factory):
     """The same run with and without it."""
@@ -68,8 +57,8 @@ def test_plain_transformers_answers_with_the_offsets(both):
     chosen = ours.results["logit_adjustment"]
     assert none.results["logit_adjustment"] is None and ours.results["calibration"] == none.results["calibration"]
     assert chosen["strength"] > 0 and chosen["split"] == "validation" and chosen["examples"] == 75
-    expected = plain_logits(none.output_dir) + torch.tensor(chosen["offsets"])
-    torch.testing.assert_close(plain_logits(ours.output_dir), expected, rtol=1e-5, atol=1e-5)
+    expected = plain_logits(none.output_dir, WORDS) + torch.tensor(chosen["offsets"])
+    torch.testing.assert_close(plain_logits(ours.output_dir, WORDS), expected, rtol=1e-5, atol=1e-5)
     assert ours.results["validation_metrics"]["f1_macro"] == pytest.approx(chosen["after"])
     assert none.results["validation_metrics"]["f1_macro"] == pytest.approx(chosen["before"])
     again = Predictor.load(ours.output_dir)
@@ -91,7 +80,7 @@ def test_an_adapter_saves_them(tiny_bert_folder, tmp_path):
     run = fine_tune(tiny_bert_folder, rows(), output_dir=str(tmp_path), **keys)
     own = torch.tensor([[a["scores"][n] for n in ("common", "rare")] for a in run.predict(WORDS)])
     torch.testing.assert_close(
-        plain_logits(tmp_path, tiny_bert_folder).softmax(-1), own, rtol=1e-4, atol=1e-4, check_dtype=False
+        plain_logits(tmp_path, WORDS, tiny_bert_folder).softmax(-1), own, rtol=1e-4, atol=1e-4, check_dtype=False
     )
     assert run.results["logit_adjustment"]["metric"] == "recall_macro"
 

@@ -11,7 +11,7 @@ import torch
 from hf_transfer.analysis.prices import read_prices
 from hf_transfer.layers.side_effects import untouched
 from hf_transfer.runs.budgeting import budget_of
-from hf_transfer.runs.dry_run import _AsOnGpu, _forward, _spread, dry_steps
+from hf_transfer.runs.dry_run import _AsOnGpu, _forward, dry_steps, spread
 from hf_transfer.runs.preflight_examples import examples_of
 from hf_transfer.runs.preflight_stages import batch_sizes_and_steps
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
@@ -88,10 +88,10 @@ def test_activations_are_those_of_a_larger_batch(keys, bert, tmp_path):
     assert len({found.forward for found in dry}) == 1 and dry[0].backward < dry[-1].backward
 
 
-def test_a_spread_reaches_everything_once():
-    assert list(_spread([10, 11, 12, 13, 14])) == [10, 14, 12, 11, 13]
+def test_aspread_reaches_everything_once():
+    assert list(spread([10, 11, 12, 13, 14])) == [10, 14, 12, 11, 13]
     for count in range(12):
-        assert sorted(_spread(list(range(count)))) == list(range(count))
+        assert sorted(spread(list(range(count)))) == list(range(count))
 
 
 def test_attention_with_dropout_saves_no_matrix_of_weights():
@@ -174,3 +174,11 @@ def test_without_data_sizes_are_exact(bert, tmp_path):
     assert (everything["parameters_bytes"], everything["gradients_bytes"]) == (4 * total, 4 * total)
     assert head["gradients_bytes"] == 4 * planned["stages"][0]["trainable_parameters"]
     assert everything["activations_bytes"] is None and planned["budget"]["operations"] is None
+
+
+def test_a_budget_says_what_other_weights_it_does_not_count(bert, tmp_path):
+    data, keys = table(tmp_path / "a.csv"), {"strategy": "full", "num_train_epochs": 1}
+    one, two = {"ema_decay": 0.9}, {"ema_decay": 0.9, "l2_sp_alpha": 0.1}
+    for more, said in ((one, "ema_decay keeps are"), (two, "ema_decay and l2_sp_alpha keep are")):
+        budget = budget_of(*made(bert, data, tmp_path, **keys, **more), read_prices())
+        assert budget.notes == [f"the copies of weights that {said} not counted"]

@@ -9,8 +9,6 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import Predictor, TransferArguments, TransferTrainer, fine_tune
 from hf_transfer.cli import predict
@@ -21,6 +19,7 @@ from hf_transfer.runs import calibrating
 from hf_transfer.runs.calibrating import Choice, choose
 from hf_transfer.settings import Config
 from tests.helpers import arguments, images, texts, tiny_bert, tiny_vit
+from tests.runs.helpers import plain_logits
 
 WORDS = ["red film", "good day", "the man", "no way", "all in"]
 KEYS = dict(
@@ -50,17 +49,6 @@ def data(count: int = 100, several: bool = False) -> dict[str, Dataset]:
     return {"train": every.select(range(count)), "test": every.select(range(count, count + 30))}
 
 
-def plain_logits(folder, base=None) -> torch.Tensor:
-    """Of `WORDS`, as plain transformers and peft load the folder."""
-    config = AutoConfig.from_pretrained(folder)
-    options = {"config": config, "ignore_mismatched_sizes": True}
-    model = AutoModelForSequenceClassification.from_pretrained(base or folder, **(options if base else {}))
-    model = PeftModel.from_pretrained(model, folder) if base else model
-    batch = AutoTokenizer.from_pretrained(folder)(WORDS, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        return model.eval()(**batch).logits
-
-
 @pytest.fixture(scope="module")
 def both(tiny_bert_folder, tmp_path_factory):
     """The same run with and without it."""
@@ -82,7 +70,10 @@ def test_saved_logits_are_divided_and_predictions_stay(both):
     assert fit["split"] == "validation" and fit["examples"] == 50 and fit["temperature"] != 1
     assert auto.results["calibrate"] == {"value": True, "why": ""}
     torch.testing.assert_close(
-        plain_logits(auto.output_dir), plain_logits(off.output_dir) / fit["temperature"], rtol=1e-5, atol=1e-6
+        plain_logits(auto.output_dir, WORDS),
+        plain_logits(off.output_dir, WORDS) / fit["temperature"],
+        rtol=1e-5,
+        atol=1e-6,
     )
     assert [a["label"] for a in auto.predict(WORDS)] == [a["label"] for a in off.predict(WORDS)]
     for name in ("accuracy", "f1_macro", "mcc"):
@@ -167,10 +158,10 @@ def test_an_adapter_saves_the_divided_layer_and_merges(tiny_bert_folder, tmp_pat
     }
     run = fine_tune(tiny_bert_folder, data(), output_dir=str(tmp_path / "run"), calibrate=True, **options)
     (checkpoint,) = run.output_dir.glob("checkpoint-*")  # which is not calibrated
-    expected = plain_logits(checkpoint, tiny_bert_folder) / run.results["calibration"]["temperature"]
-    torch.testing.assert_close(plain_logits(run.output_dir, tiny_bert_folder), expected, rtol=1e-5, atol=1e-6)
+    expected = plain_logits(checkpoint, WORDS, tiny_bert_folder) / run.results["calibration"]["temperature"]
+    torch.testing.assert_close(plain_logits(run.output_dir, WORDS, tiny_bert_folder), expected, rtol=1e-5, atol=1e-6)
     merge(run.output_dir, tmp_path / "merged")
-    torch.testing.assert_close(plain_logits(tmp_path / "merged"), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain_logits(tmp_path / "merged", WORDS), expected, rtol=1e-4, atol=1e-5)
     assert Predictor.load(tmp_path / "merged").abstaining(0.8).limit == run.predictor.abstaining(0.8).limit
     saved = json.loads((run.output_dir / "config.json").read_text())
     assert saved["architectures"] == ["BertForSequenceClassification"] and saved["conformal"]["examples"] == 50
@@ -181,8 +172,8 @@ def test_several_labels_then_thresholds_and_no_sets(tiny_bert_folder, tmp_path):
     run = fine_tune(tiny_bert_folder, data(several=True), output_dir=str(tmp_path), **options)
     fit = run.results["calibration"]
     (checkpoint,) = tmp_path.glob("checkpoint-*")
-    expected = plain_logits(checkpoint) / fit["temperature"]
-    torch.testing.assert_close(plain_logits(tmp_path), expected, rtol=1e-5, atol=1e-6)
+    expected = plain_logits(checkpoint, WORDS) / fit["temperature"]
+    torch.testing.assert_close(plain_logits(tmp_path, WORDS), expected, rtol=1e-5, atol=1e-6)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert set(saved["label_thresholds"]) == {"no", "yes"} and "conformal" not in saved
     assert fit["nll_after"] <= fit["nll_before"]

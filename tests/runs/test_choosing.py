@@ -12,29 +12,25 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.errors import Interrupted
+from hf_transfer.models.pooling_architectures import NEARLY_LINEAR
+from hf_transfer.runs import announce, choosing_layers
+from hf_transfer.runs.choosing import choose
+from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
-from tests.helpers import tiny_bert
-from tests.runs.test_preflight import words_tokenizer
+from tests.runs.helpers import sentences, three_layers
 
 QUIET = dict(use_cpu=True, log_level="error", report_to="none", save_strategy="no", preflight=False)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """44 sentences of which a word says the class, at any place but the first."""
-    path = tmp_path_factory.mktemp("data") / "train.csv"
-    words = [f"{'a ' * (i % 3)}film {i % 5} {'fine' if i % 2 else 'dull'}" for i in range(44)]
-    path.write_text("\n".join(["text,label", *(f"{w},{'xy'[i % 2]}" for i, w in enumerate(words))]) + "\n")
-    return str(path)
+    return sentences(tmp_path_factory.mktemp("data") / "train.csv")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_bert(layers=3).base_model.save_pretrained(folder)
-    words_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return three_layers(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +54,25 @@ def test_a_run_begins_with_the_best_head_on_the_best_layer(finished):
     assert "cross-validation" in results["auto"]["pooling"]["why"]
     assert "auto" not in [keys[name] for name in ("strategy", "pooling", "pooling_layer")]
     assert "cross-validation" in (finished.output_dir / "README.md").read_text()
+
+
+def test_what_the_head_reads_is_standardized_over_the_training_examples(model, data, monkeypatch):
+    """By the features that the layers were compared with, as by a pass of the changed model; without a second pass."""
+    keys = QUIET | dict(model_name_or_path=model, train_file=data, output_dir="none")
+    prepared = choose(prepare(Config.from_sources({}, keys)))
+    dense = prepared.loaded.model.base_model.pooler.dense
+    passes = []
+    monkeypatch.setattr(choosing_layers, "layer_inputs", lambda *_, **__: passes.append(1))
+    read = choosing_layers._states
+    again = choose(prepare(Config.from_sources({}, keys)))
+    assert torch.equal(again.loaded.model.base_model.pooler.dense.weight, dense.weight) and not passes
+    monkeypatch.undo()
+    states = read(prepared)
+    assert len(states) == len(prepared.data.train)
+    standard = torch.nn.functional.linear(states, dense.weight, dense.bias)
+    scale, shift = NEARLY_LINEAR["tanh"]
+    assert standard.mean(0).sub(shift).abs().max() < 1e-4 * scale
+    assert standard.std(0, correction=0).div(scale).sub(1).abs().max() < 1e-4
 
 
 def test_what_was_saved_loads_with_transformers_alone(finished):
@@ -187,18 +202,16 @@ def test_an_adapter_and_a_kept_head_keep_their_model(model, data, finished, tmp_
 
 def test_a_resumed_run_goes_on_with_what_was_chosen(model, data, tmp_path, monkeypatch):
     """The same weights as without an interruption, and no second cross-validation."""
-    from hf_transfer.runs import choosing_layers, run
-
     keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 3, "calibrate": True}
     whole = fine_tune(model, train_file=data, output_dir=str(tmp_path / "whole"), **keys)
 
-    class Interrupting(run.History):
+    class Interrupting(announce.History):
         def on_epoch_end(self, args, state, control, **_):
             if state.global_step >= 6:
                 raise Interrupted(15)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "History", Interrupting)
+        patch.setattr(announce, "History", Interrupting)
         with pytest.raises(Interrupted):
             fine_tune(model, train_file=data, output_dir=str(tmp_path / "part"), **keys)
     monkeypatch.setattr(choosing_layers, "choose_pooling", None)

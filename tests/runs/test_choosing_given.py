@@ -11,17 +11,12 @@ from hf_transfer import UserError, fine_tune
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from tests.helpers import tiny_bert
+from tests.runs.helpers import sentences
 from tests.runs.test_preflight import words_tokenizer
 
 QUIET = dict(use_cpu=True, log_level="error", report_to="none", preflight=False, output_dir="o")
 TINY = dict(hidden_size=8, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2, vocab_size=40)
 MODERN = dict(TINY, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
-
-
-def write(path, count):
-    words = [f"{'a ' * (i % 3)}film {i % 5} {'fine' if i % 2 else 'dull'}" for i in range(count)]
-    path.write_text("\n".join(["text,label", *(f"{w},{'xy'[i % 2]}" for i, w in enumerate(words))]) + "\n")
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +37,8 @@ def files(tmp_path_factory):
         model.save_pretrained(folder / name)
         words_tokenizer().save_pretrained(folder / name)
     return {name: str(folder / name) for name in models} | {
-        "few": write(folder / "few.csv", 16),
-        "enough": write(folder / "enough.csv", 44),
+        "few": sentences(folder / "few.csv", 16),
+        "enough": sentences(folder / "enough.csv", 44),
     }
 
 

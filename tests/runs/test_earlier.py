@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.objectives.fisher import Fisher
@@ -98,7 +99,7 @@ def test_replay_data_without_a_text_is_refused(tmp_path, tiny_bert_folder):
         )
 
 
-@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("drops", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_examples_that_are_measured_on_are_not_replayed_unseen(drops, tmp_path, tiny_bert_folder):
     new = table(tmp_path / "new.csv")
     result = run(
@@ -108,6 +109,7 @@ def test_examples_that_are_measured_on_are_not_replayed_unseen(drops, tmp_path, 
     assert len(result.trainer.replay.dataset) == (24 - count if drops else 24)
 
 
+@pytest.mark.slow
 def test_other_replay_data_is_another_run(tmp_path, tiny_bert_folder):
     new, old = table(tmp_path / "new.csv"), table(tmp_path / "old.csv", salt="old")
     keys = {"replay_dataset_name": old, "num_train_epochs": 2}
@@ -156,8 +158,7 @@ def test_the_fisher_information_is_kept_and_reused(tmp_path, old_run):
 def test_a_checkpoint_without_a_head_has_no_fisher_information(tmp_path, old_run):
     import transformers
 
-    from tests.fixtures import TOKENS
-    from tests.helpers import tiny_bert
+    from tests.helpers import TOKENS, tiny_bert
 
     tiny_bert(vocab_size=TOKENS).bert.save_pretrained(tmp_path / "bare")
     AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(tmp_path / "bare")
@@ -207,6 +208,15 @@ def test_a_teacher_with_other_labels_is_refused(tmp_path, tiny_bert_folder, old_
         )
 
 
+def test_a_teacher_without_a_head_is_refused_as_such(tmp_path, tiny_bert_folder, old_run):
+    """Its configuration names two labels, which are transformers' defaults."""
+    AutoModel.from_pretrained(old_run / "run").save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(old_run / "run").save_pretrained(tmp_path / "teacher")
+    keys = {"distillation_alpha": 1.0, "teacher_model_name_or_path": str(tmp_path / "teacher")}
+    with pytest.raises(UserError, match=r"^teacher_model_name_or_path: .*holds no trained head: it contains BertModel"):
+        run(tiny_bert_folder, table(tmp_path / "new.csv", ("good", "other")), tmp_path / "run", **keys)
+
+
 def test_a_teacher_with_another_tokenizer_is_refused(tmp_path, tiny_bert_folder, old_run):
     from transformers import BertTokenizer
 
@@ -226,6 +236,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(tmp_path, tiny_bert_folder,
         )
 
 
+@pytest.mark.slow
 def test_regularizers_need_a_pretrained_model(tmp_path, tiny_bert_folder):
     with pytest.raises(UserError, match="l2_sp_alpha holds the model to its pretrained weights, and from_scratch"):
         run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", l2_sp_alpha=0.1, from_scratch=True)
@@ -258,8 +269,66 @@ def test_a_term_that_overflows_is_found_before_training(tmp_path, tiny_bert_fold
         run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", l2_sp_alpha=1e39)
 
 
+@pytest.mark.slow
 def test_a_range_test_takes_the_steps_of_the_run_with_replayed_examples(tmp_path, tiny_bert_folder):
     old = table(tmp_path / "old.csv", salt="old")
     keys = {"replay_dataset_name": old, "replay_fraction": 0.5, "learning_rate": "auto"}
     result = run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", **keys)
     assert (tmp_path / "run" / "find_lr.csv").is_file() and result.trainer.state.global_step == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "gradual", "auto"])
+def test_a_resumed_run_has_the_same_reference_and_the_same_batches(strategy, tmp_path, old_run):
+    """Bit for bit, with the Fisher information that the interrupted run left, and a head that reads a pooled layer."""
+    new = table(tmp_path / "new.csv", ("good", "bad", "other"), rows=36, salt="new")
+    keys = {
+        "strategy": strategy,
+        "num_train_epochs": 3,
+        "ewc_lambda": 1e4,
+        "ewc_dataset_name": str(old_run / "old.csv"),
+        "l2_sp_alpha": 0.1,
+        "distillation_alpha": 0.5,
+        "replay_dataset_name": str(old_run / "old.csv"),
+        "replay_fraction": 0.25,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": 9,
+    }
+    whole = run(str(old_run / "run"), new, tmp_path / "run", **keys)
+    assert "ewc_lambda" in {penalty.name for penalty in whole.trainer.objective.penalties}
+    folder, interrupted = tmp_path / "run", tmp_path / "interrupted"
+    shutil.copytree(folder, interrupted)
+    for path in (interrupted / "results.json", interrupted / "model.safetensors"):
+        path.unlink()
+    for checkpoint in interrupted.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > 6:
+            shutil.rmtree(checkpoint)
+    resumed = run(str(old_run / "run"), new, interrupted, resume_from_checkpoint="auto", **keys)
+    assert resumed.trainer.resumed_at == 6 < whole.trainer.state.global_step
+    one, other = copy_state(whole.trainer.model), copy_state(resumed.trainer.model)
+    assert [n for n in one if not torch.equal(one[n], other[n])] == []
+
+
+@pytest.mark.slow
+def test_images_are_replayed_and_a_teacher_of_images_is_followed(tmp_path, tiny_vit_folder):
+    keys = {**QUICK, "max_train_samples": 40, "max_eval_samples": 20, "max_predict_samples": 20, "strategy": "full"}
+    fine_tune(tiny_vit_folder, "bundled:digits", output_dir=str(tmp_path / "old"), **keys)
+    result = fine_tune(
+        str(tmp_path / "old"),
+        "bundled:digits",
+        output_dir=str(tmp_path / "new"),
+        **keys,
+        augmentation="basic",
+        replay_dataset_name="bundled:digits",
+        replay_fraction=0.5,
+        teacher_model_name_or_path=str(tmp_path / "old"),
+        distillation_alpha=1.0,
+        ewc_lambda=1e3,
+        ewc_dataset_name="bundled:digits",
+        ewc_samples=4,
+        ewc_fisher="true",
+    )
+    assert result.trainer.keeps_head and result.trainer.state.max_steps == 10
+    fisher = Fisher.load(tmp_path / "new" / "fisher.safetensors")
+    assert fisher.about["kind"] == "true" and fisher.values["classifier.weight"].shape == (10, 8)

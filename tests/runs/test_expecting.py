@@ -14,27 +14,19 @@ from hf_transfer.runs.expecting import expect, unsuited
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.settings import Config
-from tests.helpers import tiny_bert
-from tests.runs.test_preflight import words_tokenizer
+from tests.runs.helpers import sentences, three_layers
 
 QUIET = dict(use_cpu=True, log_level="error", report_to="none", save_strategy="no", preflight=False)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """44 sentences of which a word says the class."""
-    path = tmp_path_factory.mktemp("data") / "train.csv"
-    words = [f"{'a ' * (i % 3)}film {i % 5} {'fine' if i % 2 else 'dull'}" for i in range(44)]
-    path.write_text("\n".join(["text,label", *(f"{w},{'xy'[i % 2]}" for i, w in enumerate(words))]) + "\n")
-    return str(path)
+    return sentences(tmp_path_factory.mktemp("data") / "train.csv")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_bert(layers=3).base_model.save_pretrained(folder)
-    words_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return three_layers(tmp_path_factory.mktemp("model"))
 
 
 def ready(tmp_path, **keys):

@@ -19,8 +19,7 @@ from hf_transfer.runs.configured import configured
 from hf_transfer.runs.finding_rate import find_rate
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.range_testing import Sweep, range_test
-from tests.fixtures import TOKENS
-from tests.helpers import tiny_bert
+from tests.helpers import TOKENS, tiny_bert
 
 WORDS = [
     "film",

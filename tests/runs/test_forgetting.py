@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.adapters.files import merged
@@ -16,6 +19,7 @@ from hf_transfer.runs.candidates import Judge
 from hf_transfer.runs.forgetting import OldTask
 from hf_transfer.runs.soup import with_pretrained
 
+ROOT = Path(__file__).parents[2]
 KEYS = dict(
     strategy="full",
     learning_rate=5e-3,
@@ -97,6 +101,7 @@ def test_a_checkpoint_without_a_head_is_refused(tasks, tmp_path):
             **files(tasks, "new"),
             **KEYS,
         )
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_that_are_not_the_heads_are_refused(tasks):
@@ -144,3 +149,32 @@ def test_the_old_task_at_both_ends_is_as_before_and_after_training(tasks, tmp_pa
     found = with_pretrained(tmp_path / "out", tmp_path / "wise", [0, 1]).results["interpolation"]
     ends = [point["old_metrics"]["accuracy"] for point in found["curve"]]
     assert ends == [result.results["forgetting"]["before"], result.results["forgetting"]["after"]]
+
+
+@pytest.fixture
+def recipes(tasks, tmp_path, monkeypatch, tiny_bert_folder):
+    """Two recipes of the two tasks, in a folder, and the script that runs them in sequence."""
+    monkeypatch.chdir(tmp_path)
+    for place, name in enumerate(("old", "new")):
+        keys = {"model_name_or_path": tiny_bert_folder, "save_strategy": "no", **files(tasks, name), **KEYS}
+        (tmp_path / f"{place}-{name}.yaml").write_text(yaml.safe_dump(keys))
+    return runpy.run_path(str(ROOT / "recipes" / "continual.py"))["main"]
+
+
+def test_tasks_in_sequence_are_measured_after_each_step(recipes, tmp_path, tasks, capsys):
+    later = ["--ewc_lambda", "1", "--ewc_dataset_name", "{before}", "--learning_rate", "0.1"]
+    rows = recipes(tmp_path, ["--quiet"], later)
+    first, second = tmp_path / "out" / "continual" / "0-old", tmp_path / "out" / "continual" / "1-new"
+    own = [json.loads((run / "results.json").read_text())["metrics"]["accuracy"] for run in (first, second)]
+    task = OldTask(str(first), str(tasks / "old-test.csv"))
+    after = task.measure(Predictor.load(second).model.state_dict())["accuracy"]
+    assert rows == [[own[0]], [after, own[1]]] and after != own[0]
+    assert yaml.safe_load((second / "run.yaml").read_text())["ewc_dataset_name"] == str(tasks / "old-train.csv")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].split() == ["forgotten", f"{own[0] - after:.3f}"]
+
+
+def test_adapters_in_sequence_forget_nothing(recipes, tmp_path, capsys):
+    rows = recipes(tmp_path, ["--quiet", "--strategy", "lora", "--learning_rate", "1e-2"], [])
+    assert rows[0][0] == rows[1][0] and len(rows[1]) == 2
+    assert "nothing is forgotten" in capsys.readouterr().out

@@ -35,7 +35,7 @@ class Arguments:
     ],
 )
 def test_workers(task, device, cores, processes, given, chosen, monkeypatch):
-    monkeypatch.setattr(machine, "_cores", lambda: cores)
+    monkeypatch.setattr(machine, "cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     decisions = choose_loader(Arguments(given, device), task)
     ours = {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4} if given < 0 < chosen else {}
@@ -44,7 +44,7 @@ def test_workers(task, device, cores, processes, given, chosen, monkeypatch):
 
 @pytest.mark.parametrize(("given", "shards", "chosen"), [(3, 2, 2), (3, 8, 3), (3, 0, 0), (0, 2, 0), (-1, 2, 2)])
 def test_workers_of_a_stream_have_a_shard_each(given, shards, chosen, monkeypatch):
-    monkeypatch.setattr(machine, "_cores", lambda: 16)
+    monkeypatch.setattr(machine, "cores", lambda: 16)
     args = Arguments(given, "cuda")
     args.accelerator_config = AcceleratorConfig()
     decisions = choose_loader(args, TEXTS, shards)

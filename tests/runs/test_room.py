@@ -16,7 +16,8 @@ from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.runs.room import Room
 from hf_transfer.settings import Config
-from tests.runs.test_choosing_given import QUIET, write
+from tests.runs.helpers import sentences
+from tests.runs.test_choosing_given import QUIET
 from tests.runs.test_preflight import words_tokenizer
 
 
@@ -35,7 +36,7 @@ def files(tmp_path_factory):
     model = BertForSequenceClassification(wide)  # beside it, an adapter is small
     model.base_model.save_pretrained(folder)
     words_tokenizer().save_pretrained(folder)
-    return str(folder), write(folder / "d.csv", 44), 4 * sum(p.numel() for p in model.parameters())
+    return str(folder), sentences(folder / "d.csv", 44), 4 * sum(p.numel() for p in model.parameters())
 
 
 def config(files, **keys):

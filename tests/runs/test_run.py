@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -30,15 +32,15 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_transfer import UserError, fine_tune
+from hf_transfer import Predictor, UserError, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.data import bundled
 from hf_transfer.data.load import load_splits
 from hf_transfer.errors import WorkFailed
 from hf_transfer.models import bundled as bundled_models
+from hf_transfer.runs import saving
 from tests import warm
-from tests.fixtures import TOKENS
-from tests.helpers import tiny_bert
+from tests.helpers import TOKENS, small_tokenizer, tiny_bert
 
 TEXT = dict(
     model_name_or_path="bundled:minilm-l6",
@@ -262,13 +264,32 @@ def test_an_unfinished_run_is_continued(small, small_run, tmp_path):
     assert steps == [2, 4, 4, 6, 8, 8]
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(small, small_run, tmp_path):
-    """Else its checkpoints would be resumed, and its results read, as this run's."""
+def test_overwriting_keeps_the_run_before_until_the_new_one_is_complete_and_then_nothing_of_it(
+    small, small_run, tmp_path
+):
+    """Else its checkpoints would be resumed, and its results read, as this run's; and a kill would leave no model."""
     out = tmp_path / "my run's"
     shutil.copytree(small_run.output_dir, out)
     keys = small | {"strategy": "linear-probe", "groups_per_unfreeze": 1, "num_train_epochs": 1, "save_strategy": "no"}
-    run = fine_tune(**keys, output_dir=str(out), overwrite_output_dir=True)
-    assert not list(out.glob("checkpoint-*"))
+    keys |= {"output_dir": str(out), "overwrite_output_dir": True}
+
+    def killed():
+        saving.save_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        fine_tune(**keys)
+
+    for _ in range(2):  # what the first leaves is no run that would displace the finished one
+        assert warm.fork(killed).returncode == -signal.SIGKILL
+        kept = out / "replaced-run"
+        for name in ("model.safetensors", "config.json", "results.json", "run.yaml", "examples.npz", "README.md"):
+            assert (kept / name).read_bytes() == (small_run.output_dir / name).read_bytes(), name
+        assert not (out / "results.json").exists() and not (out / "model.safetensors").exists()
+    text = "a film of words"
+    assert Predictor.load(kept).predict([text]) == Predictor.load(small_run.output_dir).predict([text])
+    with pytest.raises(UserError, match="that the run starts from"):
+        fine_tune(**keys | {"model_name_or_path": str(kept)})
+
+    run = fine_tune(**keys)
+    assert not list(out.glob("*replaced*")) and not list(out.glob("checkpoint-*"))
     assert json.loads((out / "results.json").read_text())["strategy"] == "linear-probe" == run.plan.strategy
     assert len((out / "history.jsonl").read_text().splitlines()) == 3
 
@@ -404,13 +425,11 @@ def tiny_checkpoint(tmp_path_factory):
         num_attention_heads=2,
         intermediate_size=16,
         num_hidden_layers=1,
-        vocab_size=30522,
+        vocab_size=TOKENS,
         max_position_embeddings=64,
     )
     BertForMaskedLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bundled_models.model_path("bundled:minilm-l6"), model_max_length=64).save_pretrained(
-        folder
-    )
+    small_tokenizer(64).save_pretrained(folder)
     return folder
 
 

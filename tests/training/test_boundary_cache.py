@@ -22,7 +22,8 @@ from hf_transfer.features import replay, store_files
 from hf_transfer.features import store as store_module
 from hf_transfer.features.batches import count_of
 from hf_transfer.features.store import Store
-from hf_transfer.runs.prepare import _live_changes, prepare
+from hf_transfer.runs.collating import live_changes
+from hf_transfer.runs.prepare import prepare
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from hf_transfer.training import recording
@@ -760,7 +761,7 @@ def test_live_changes_of_pictures(keys, said, tiny_vit_folder, tmp_path):
     values = {"model_name_or_path": tiny_vit_folder, "dataset_name": "bundled:digits", "output_dir": str(tmp_path)}
     more = dict(max_train_samples=8, max_eval_samples=8, data_facts=False, augmentation="basic", strategy="partial")
     prepared = prepare(Config.from_sources({}, {**values, **more, **keys}))
-    assert _live_changes(prepared) == ([] if said is None else [said])
+    assert live_changes(prepared.config.data) == ([] if said is None else [said])
 
 
 @pytest.mark.parametrize(

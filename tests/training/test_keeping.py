@@ -133,7 +133,7 @@ def test_what_is_frozen_at_first_is_held_to_the_pretrained_weights_too(tmp_path)
 @pytest.mark.parametrize(
     "keys", [{"l2_sp_alpha": 0.5}, {"distillation_alpha": 0.5}, {"ewc_lambda": 5.0}, {"replay": True}], ids=str
 )
-@pytest.mark.parametrize("strategy", ["full", "gradual"])
+@pytest.mark.parametrize("strategy", [pytest.param("full", marks=pytest.mark.slow), "gradual"])
 def test_a_resumed_run_is_the_uninterrupted_one(keys, strategy, tmp_path):
     """Bit for bit: w0 is that of the pretrained model, not of the checkpoint."""
     keys = dict(keys)
@@ -427,6 +427,10 @@ def test_replayed_examples_are_trained_on(tmp_path):
         ({"replay_fraction": 0.5}, "replay_fraction has no effect without replay_dataset_name"),
         ({"replay_dataset_name": "x", "replay_fraction": 1.0}, "above 0 and below 1"),
         ({"replay_dataset_name": "x", "balanced_sampling": True}, "leave one of them out"),
+        (
+            {"replay_dataset_name": "x", "domain_adaptation": "coral"},
+            "domain_adaptation draws .* leave one of them out",
+        ),
         ({"l2_sp_alpha": 0.1, "probe_solver": "lbfgs", "strategy": "linear-probe"}, "probe_solver: lbfgs"),
     ],
 )

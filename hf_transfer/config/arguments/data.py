@@ -144,7 +144,10 @@ class DataArguments(TargetArguments):
         resume="free",
     )
     overwrite_output_dir: bool = setting(
-        False, "write into an output_dir that holds a finished run", topic="output", resume="free"
+        False,
+        "write into an output_dir that holds a run, which is kept until the new one is complete",
+        topic="output",
+        resume="free",
     )
     augmentation: str = setting(
         "none",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.fields import setting
 
 FISHERS = ("empirical", "true")
@@ -135,12 +136,13 @@ def check(values: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: probe_solver: lbfgs solves for the head alone, with its own penalty; leave one.")
     if values["replay_dataset_name"]:
         problems += [
-            f"replay_dataset_name: {name} orders the examples of the training set alone; leave one of them out."
+            f"replay_dataset_name: {name} draws the examples of the training set alone; leave one of them out."
             for name, is_set in (
                 ("balanced_sampling", values["balanced_sampling"]),
                 ("length_bucketing: true", values["length_bucketing"] is True),
                 ("probe_solver: lbfgs", values["probe_solver"] == "lbfgs"),
                 ("contrastive_epochs", values["contrastive_epochs"]),
+                ("domain_adaptation", values["domain_adaptation"] != NONE),
             )
             if is_set
         ]

@@ -13,6 +13,7 @@ from hf_transfer.config.arguments.early_stopping import EarlyStoppingArguments
 from hf_transfer.config.arguments.forgetting import ForgettingArguments
 from hf_transfer.config.arguments.guards import GuardArguments
 from hf_transfer.config.arguments.loss import LossArguments
+from hf_transfer.config.arguments.machine import MachineArguments
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.config.arguments.precision import PrecisionArguments
 from hf_transfer.config.arguments.probe import ProbeArguments
@@ -36,5 +37,6 @@ class TrainingKeys(
     GuardArguments,
     ScheduleArguments,
     PrecisionArguments,
+    MachineArguments,
 ):
     """Joined here once: what checks keys needs them without torch, the trainer with it."""
