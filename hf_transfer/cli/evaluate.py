@@ -12,7 +12,7 @@ from typing import Any
 from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting
-from hf_transfer.config.places import check_data, format_of
+from hf_transfer.config.places import check_data, check_run, format_of
 from hf_transfer.errors import UserError
 from hf_transfer.run_folder import ERRORS
 
@@ -84,9 +84,12 @@ def _check_errors_file(path: Path, values: dict[str, Any], run_folder: str) -> N
             raise UserError(f"errors_file: {str(path)!r} is {what}, and would be replaced.", "Name another file.")
 
 
-def run(argv: Sequence[str]) -> int:
-    """Measure a trained model."""
-    words, values = read_words(parser(), argv, keys())
+def _check(words: list[str], values: dict[str, Any]) -> None:
+    """Check what is typed, and take the second word as data.
+
+    Raises:
+        UserError: it is wrong.
+    """
     if not 1 <= len(words) <= 2:
         raise UserError(
             f"One RUN is needed, a run's folder or hub id, and DATA at most; {len(words)} words were given.",
@@ -96,12 +99,17 @@ def run(argv: Sequence[str]) -> int:
         _take_data(words[1], values)
     if values["test_file"] and values["dataset_name"]:
         raise UserError("test_file and dataset_name contradict each other: keep one.")
-
     if values["dataset_config_name"] and not values["dataset_name"]:
         raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
+    check_run(words[0])
     if values["errors_file"]:
         _check_errors_file(Path(values["errors_file"]), values, words[0])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure a trained model."""
+    words, values = read_words(parser(), argv, keys(), _check)
 
     from hf_transfer.data.labels import REGRESSION
     from hf_transfer.evaluation.measure import format_metrics
