@@ -12,8 +12,9 @@ from typing import Any
 from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting
-from hf_transfer.config.places import check_data, format_of
+from hf_transfer.config.places import check_data, check_run, format_of
 from hf_transfer.errors import UserError
+from hf_transfer.run_folder import ERRORS
 
 HELP = (
     "Metrics of a trained model on labeled data, with 95% intervals; by default on what the run held out. Examples "
@@ -39,6 +40,7 @@ class EvaluateArguments:
         None, "label column, or several of 0 and 1 (default: the run's, label, labels, or the only class column)"
     )
     max_predict_samples: int | None = setting(None, "examples to evaluate on, drawn by class (default: all)")
+    errors_file: str | None = setting(None, "CSV file for the wrong answers, the worst first (default: none)")
     json: bool = setting(False, "print one JSON object instead of lines")
 
 
@@ -65,9 +67,29 @@ def _take_data(word: str, values: dict[str, Any]) -> None:
     values["test_file" if format_of(Path(word)) else "dataset_name"] = word
 
 
-def run(argv: Sequence[str]) -> int:
-    """Measure a trained model."""
-    words, values = read_words(parser(), argv, keys())
+def _check_errors_file(path: Path, values: dict[str, Any], run_folder: str) -> None:
+    """Raises:
+    UserError: the file cannot be made there, is no CSV file, or would replace one that is not its own.
+    """
+    if path.is_dir():
+        raise UserError(f"errors_file: {str(path)!r} is a folder, not a file.")
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"errors_file: {str(path)!r} does not end in .csv.")
+    if not path.parent.is_dir():
+        raise UserError(f"errors_file: there is no folder {str(path.parent)!r}.")
+    taken = {"the data to evaluate on": values["test_file"] or values["dataset_name"]}
+    taken["what the run wrote"] = str(Path(run_folder) / ERRORS)
+    for what, other in taken.items():
+        if other and path.resolve() == Path(other).resolve():
+            raise UserError(f"errors_file: {str(path)!r} is {what}, and would be replaced.", "Name another file.")
+
+
+def _check(words: list[str], values: dict[str, Any]) -> None:
+    """Check what is typed, and take the second word as data.
+
+    Raises:
+        UserError: it is wrong.
+    """
     if not 1 <= len(words) <= 2:
         raise UserError(
             f"One RUN is needed, a run's folder or hub id, and DATA at most; {len(words)} words were given.",
@@ -77,13 +99,23 @@ def run(argv: Sequence[str]) -> int:
         _take_data(words[1], values)
     if values["test_file"] and values["dataset_name"]:
         raise UserError("test_file and dataset_name contradict each other: keep one.")
-
     if values["dataset_config_name"] and not values["dataset_name"]:
         raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
+    check_run(words[0])
+    if values["errors_file"]:
+        _check_errors_file(Path(values["errors_file"]), values, words[0])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure a trained model."""
+    words, values = read_words(parser(), argv, keys(), _check)
+
+    from hf_transfer.data.labels import REGRESSION
     from hf_transfer.evaluation.measure import format_metrics
-    from hf_transfer.files import as_json
+    from hf_transfer.files import as_json, write_text
     from hf_transfer.inference.predictor import Predictor
+    from hf_transfer.inference.reviewing import errors_csv
 
     own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
     predictor = Predictor.load(
@@ -95,7 +127,15 @@ def run(argv: Sequence[str]) -> int:
     others = ("test_file", "dataset_name", "dataset_config_name")
     is_other = values["test_file"] or values["dataset_name"]
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
-    measured = predictor.evaluate(data, values["split"], values["max_predict_samples"])
+    wanted = (data, values["split"], values["max_predict_samples"])
+    if values["errors_file"]:
+        measured, frame = predictor.evaluate_with_errors(*wanted)
+        write_text(Path(values["errors_file"]), errors_csv(frame))
+        what = "answers" if predictor.labels.problem_type == REGRESSION else "wrong answers"
+        note = f"{len(frame):,} {what} written to {values['errors_file']}, without the nearest training examples"
+        measured["notes"].append(f"{note}, which only the {ERRORS} of a run has.")
+    else:
+        measured = predictor.evaluate(*wanted)
     if values["json"]:
         print(json.dumps(as_json(measured)))
     else:

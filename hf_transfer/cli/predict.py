@@ -18,6 +18,7 @@ from typing import Any
 from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting, settings_of, wrong_values
+from hf_transfer.config.places import check_input, check_run
 from hf_transfer.errors import UserError, WorkFailed
 
 HELP = (
@@ -62,17 +63,27 @@ def parser() -> argparse.ArgumentParser:
     return words_parser("predict", "RUN INPUT...", HELP, keys())
 
 
-def run(argv: Sequence[str]) -> int:
-    """Answer inputs. 1 where one of them could not be read."""
-    words, values = read_words(parser(), argv, keys())
+def _check(words: list[str], values: dict[str, Any]) -> None:
+    """Raises:
+    UserError: what is typed is wrong.
+    """
     if len(words) < 2:
         raise UserError(
             "RUN and INPUT are needed: a run's folder or hub id, then texts, files, folders or -.", help_of("predict")
         )
     folder, *inputs = words
+    check_run(folder)
+    for word in inputs:
+        check_input(word)
     _check_coverage(values, inputs)
     if values["output"]:
         _check_output(Path(values["output"]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Answer inputs. 1 where one of them could not be read."""
+    words, values = read_words(parser(), argv, keys(), _check)
+    folder, *inputs = words
 
     from tqdm.auto import tqdm
 

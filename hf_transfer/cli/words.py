@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,12 +167,22 @@ def words_parser(verb: str, words: str, description: str, keys: Mapping[str, Key
 
 
 def read_words(
-    parser: argparse.ArgumentParser, argv: Sequence[str], keys: Mapping[str, Key]
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    keys: Mapping[str, Key],
+    check: Callable[[list[str], dict[str, Any]], None] | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """(words, every key's value).
 
+    Args:
+        parser: of the verb.
+        argv: what was typed.
+        keys: of the verb.
+        check: of the words and values, before anything slow is imported; may change them.
+
     Raises:
         UserErrors: all problems of the keys at once.
+        UserError: of `check`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("This verb runs in one process: call it without `accelerate launch` or torchrun.")
@@ -186,6 +196,8 @@ def read_words(
     ]
     if problems:
         raise UserErrors(problems)
+    if check:
+        check(words, values)
     _set_library_messages(values["quiet"], values["verbose"])
     return words, values
 

@@ -102,6 +102,30 @@ def check_data(name: str) -> None:
         return
     elif format_of(path) or is_path(name):
         raise UserError(f"file or folder {name!r} does not exist.", similar(path), key="dataset_name")
+    elif "/" not in name and path.suffix and (table := _similar_table(path)):
+        fix = f"Did you mean {table!r}? A dataset on a hub whose name ends in {path.suffix} is OWNER/NAME."
+        raise UserError(f"file {name!r} does not exist.", fix, key="dataset_name")
+
+
+def check_run(name: str) -> None:
+    """Raises:
+    UserError: the name of a run can only be a path, and there is nothing.
+    """
+    path = Path(name).expanduser()
+    if is_path(name) and not path.exists():
+        raise UserError(
+            f"{name!r} does not exist.", similar(path) or "Give the folder of a run, or a hub id.", key="RUN"
+        )
+
+
+def check_input(word: str) -> None:
+    """Raises:
+    UserError: an input has the name of a table or of a file of lines, and there is none.
+    """
+    path = Path(word)
+    is_table = path.suffix.lower() in (*FORMATS, ".txt") and not any(c.isspace() for c in word)
+    if is_table and not path.exists():
+        raise UserError(f"there is no file or folder {word!r}.", similar(path), key="INPUT")
 
 
 def data_hint(name: str) -> str:
@@ -169,6 +193,12 @@ def similar(path: Path) -> str:
     """A suggestion with the most similar name in the same folder."""
     names = [p.name for p in islice(path.parent.iterdir(), 100 * _MOST_ENTRIES)] if path.parent.is_dir() else []
     return nearest(path.name, names).strip()
+
+
+def _similar_table(path: Path) -> str:
+    """The name of a table in the same folder that is close to this one; empty if there is none."""
+    entries = islice(path.parent.iterdir(), 100 * _MOST_ENTRIES)
+    return closest(path.name, [p.name for p in entries if format_of(p) and p.is_file()], _CLOSE)
 
 
 def _is_pattern(name: str) -> bool:

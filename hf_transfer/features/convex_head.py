@@ -27,6 +27,8 @@ _CONSTANT = 1e-6  # a feature with a smaller standard deviation, relative to its
 _LEAST = 0.1  # of the median standard deviation, which features are divided by at least
 _NULL = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors
 _MANY_PRODUCTS = 1e9  # of a matrix multiplication, from which several threads may pay
+_LIMITS = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000}  # of L-BFGS
+_SQRT_2 = 2**0.5
 _CURVATURE = 0.5  # upper bound of the Hessian with respect to the logits (Böhning 1992, theorem 2)
 
 
@@ -113,6 +115,8 @@ class Problem:
         return torch.zeros(len(self.variances), self.outputs, dtype=double), torch.zeros(self.outputs, dtype=double)
 
     def _solve(self, strength: float, point: Point, tolerances: dict[str, float]) -> Point:
+        if self.kind == SINGLE and self.outputs == 2:
+            return self._minimize_binary(strength, point, tolerances)
         if self.kind != REGRESSION:
             return self._minimize(strength, point, tolerances)
         bias = self.labels.mean(0) if self.has_bias else point[1]
@@ -141,10 +145,37 @@ class Problem:
             gradient[-1] = slope.sum(0).numpy() if self.has_bias else 0.0
             return float(loss) + strength / 2 * float(weight.square().sum()), gradient.ravel()
 
-        options = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000, **tolerances}
-        result = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=options)
+        result = minimize(objective, start.ravel().numpy(), jac=True, method="L-BFGS-B", options=_LIMITS | tolerances)
         point = torch.from_numpy(result.x).view_as(start)
         return point[:-1] * steps, point[-1].clone()
+
+    def _minimize_binary(self, strength: float, begin: Point, tolerances: dict[str, float]) -> Point:
+        """`_minimize` of a softmax over two classes, whose second column is minus the first at every step from zero.
+
+        That is a restriction to an orthonormal basis of half the size, (-1, 1) / sqrt(2) in each row: L-BFGS takes the
+        same steps up to rounding. Only the largest element of the gradient, at which it stops, is sqrt(2) as large.
+        """
+        from scipy.optimize import minimize  # slow to import
+        from scipy.special import expit
+
+        steps = (_CURVATURE * self.variances + strength).rsqrt().numpy()
+        rotated, signs = self.rotated.numpy(), 2.0 * self.labels.numpy() - 1
+        share = self._share[:, 0].numpy()
+        start = np.append(begin[0][:, 1].numpy() / steps, float(begin[1][1])) * _SQRT_2
+
+        def objective(x: Any) -> tuple[float, Any]:
+            inner = x[:-1] * steps
+            margins = (rotated @ inner + x[-1]) * (_SQRT_2 * signs)
+            slope = share * signs * expit(-margins) * -_SQRT_2
+            gradient = np.empty_like(x)
+            np.multiply(slope @ rotated + strength * inner, steps, out=gradient[:-1])
+            gradient[-1] = slope.sum() if self.has_bias else 0.0
+            return float(share @ np.logaddexp(0.0, -margins)) + strength / 2 * float(inner @ inner), gradient
+
+        options = _LIMITS | tolerances | {"gtol": tolerances["gtol"] * _SQRT_2}
+        x = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+        inner, bias = torch.from_numpy(x[:-1] * steps / _SQRT_2), float(x[-1]) / _SQRT_2
+        return torch.stack([-inner, inner], 1), torch.tensor([-bias, bias], dtype=torch.float64)
 
     def loss(self, head: Head, features: torch.Tensor) -> float:
         """Mean loss of this problem's examples, without the penalty, as training would log it."""

@@ -64,18 +64,24 @@ class Evaluating(Answering):
             UserError: there is no such data or key, its labels are missing or not the model's, or nothing is left that
                 was not trained on.
         """
-        model, args = self._on(data, keys)
-        return model._evaluate(args, split, max_examples)
+        return self._evaluated(data, split, max_examples, keys)[0]
 
-    def _evaluate(self, data: DataArguments | None, split: str | None, max_examples: int | None) -> dict[str, Any]:
-        name, examples, inputs, notes, left_out = self._held_out(data, split, max_examples)
-        clipped = self.task.clipped(examples, inputs, self.processor)
-        if self.views.several:
-            results = self._measure_looks(examples, inputs)
+    def _evaluated(
+        self, given: Any, split: str | None, max_examples: int | None, keys: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], HeldOut, Any, Any]:
+        """(what `evaluate` returns, the examples, their (examples, outputs) logits, their encoded labels)."""
+        model, data = self._on(given, keys)
+        held_out = model._held_out(data, split, max_examples)
+        _, examples, inputs, notes, left_out = held_out
+        clipped = model.task.clipped(examples, inputs, model.processor)
+        if model.views.several:
+            results, logits, labels = model._measure_looks(examples, inputs)
         else:
-            results = self.measure(self.task.prepare(examples, inputs, self.processor, data or self.data))
-        about = {"metrics_split": name, "dataset": _name_of(data or self.data)}
-        return {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
+            prepared = model.task.prepare(examples, inputs, model.processor, data or model.data)
+            results, logits, labels = model._measured(prepared)
+        about = {"metrics_split": held_out.name, "dataset": _name_of(data or model.data)}
+        results = {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
+        return results, held_out, logits, labels
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
@@ -147,16 +153,20 @@ class Evaluating(Answering):
             logits.append(self.logits([item.values for item in read if item.values is not None])[0])
         return np.concatenate(logits)
 
-    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> dict[str, Any]:
-        """As `measure`, of logits that are pooled over the looks at each example; the loss is theirs too."""
+    def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> tuple[dict[str, Any], Any, Any]:
+        """As `_measured`, of logits that are pooled over the looks at each example; the loss is theirs too."""
         kind, pooled = self.labels.problem_type, self._logits_of(examples, inputs)
         labels = np.array(examples[LABELS][:])
         loss = Loss(kind).total(torch.tensor(pooled), torch.tensor(labels)) / len(labels)
         values = {"loss": float(loss), **metrics.compute(kind, pooled, labels)}
-        return measured(kind, values, pooled, labels, thresholds_of(self.model.config))
+        return measured(kind, values, pooled, labels, thresholds_of(self.model.config)), pooled, labels
 
     def measure(self, prepared: Dataset) -> dict[str, Any]:
         """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
+        return self._measured(prepared)[0]
+
+    def _measured(self, prepared: Dataset) -> tuple[dict[str, Any], Any, Any]:
+        """(what `measure` returns, (examples, outputs) logits, encoded labels)."""
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
                 folder,
@@ -175,7 +185,8 @@ class Evaluating(Answering):
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
             results = held_out_metrics(trainer, prepared, self.labels.problem_type)
-        return {name: results[name] for name in ("metrics", "intervals", "num_examples")}
+        about = {name: results[name] for name in ("metrics", "intervals", "num_examples")}
+        return about, results["logits"], results["labels"]
 
 
 def _name_of(data: DataArguments) -> str | None:

@@ -78,6 +78,25 @@ class Reviewing(Evaluating):
         thresholds = thresholds_of(self.model.config)
         return errors_frame(examples, held_out.inputs, self.labels, logits, labels, thresholds)[0]
 
+    def evaluate_with_errors(
+        self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """(what `evaluate` returns, what `errors` returns), from one pass through the model.
+
+        Args:
+            data: as of `evaluate`, like the others; None takes what the run held out.
+            split: likewise.
+            max_examples: likewise.
+            **keys: likewise.
+
+        Raises:
+            UserError: as of `evaluate`.
+        """
+        results, held_out, logits, labels = self._evaluated(data, split, max_examples, keys)
+        thresholds = thresholds_of(self.model.config)
+        frame, _ = errors_frame(held_out.examples, held_out.inputs, self.labels, logits, labels, thresholds)
+        return results, frame
+
     @property
     def history(self) -> Any:
         """What the run logged as a pandas frame, a row per log; learning rates as `learning_rate.<group>`.
@@ -126,6 +145,19 @@ def errors_frame(
     chosen = undecoded(examples.select(positions), [*inputs, ROW])
     shown = dict(zip(("input", "input_pair"), (_shown(chosen[c][:]) for c in inputs), strict=False))
     return pandas.DataFrame({**shown, "row": chosen[ROW][:], **found}), positions
+
+
+def errors_csv(frame: Any) -> str:
+    """The wrong answers as the text of a CSV file, lists of labels as JSON.
+
+    Args:
+        frame: of `errors_frame`, with further columns or without.
+    """
+    cells = {
+        name: [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in frame[name]]
+        for name in ("true", "predicted")
+    }
+    return str(frame.assign(**cells).to_csv(index=False))
 
 
 def _shown(cells: Sequence[Any]) -> list[Any]:

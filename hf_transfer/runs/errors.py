@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from hf_transfer.data.labels import LABELS
 from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.files import write_text
-from hf_transfer.inference.reviewing import errors_frame
+from hf_transfer.inference.reviewing import errors_csv, errors_frame
 from hf_transfer.run_folder import ERRORS
 from hf_transfer.runs.neighbors import KEY, Nearest
 from hf_transfer.runs.prepare import Prepared
@@ -43,6 +42,4 @@ def write_errors(
     frame, positions = errors_frame(examples, prepared.inputs, labels, logits, given, thresholds)
     if nearest.found is not None:
         frame[KEY] = nearest.cells(prepared, positions)
-    for name in ("true", "predicted"):
-        frame[name] = [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in frame[name]]
-    write_text(Path(str(trainer.args.output_dir)) / ERRORS, frame.to_csv(index=False))
+    write_text(Path(str(trainer.args.output_dir)) / ERRORS, errors_csv(frame))

@@ -249,6 +249,10 @@ CASES = [
     ("evaluate {w}/bert --dataset_name {w}/test_only --split train", "split: the data has no split 'train'."),
     ("evaluate {w}/bert --test_file {w}/no_label.csv", "Name one of stars, size"),
     ("evaluate {w}/bert --test_file {w}/header.csv", "header.csv' has no examples"),
+    ("evaluate {w}/bert {w}/good.csv --errors_file {w}/empty", "errors_file: '{w}/empty' is a folder"),
+    ("evaluate {w}/bert {w}/good.csv --errors_file {w}/x.txt", "does not end in .csv"),
+    ("evaluate {w}/bert {w}/good.csv --errors_file {w}/none/x.csv", "there is no folder"),
+    ("evaluate {w}/bert {w}/good.csv --errors_file {w}/good.csv", "is the data to evaluate on, and would be replaced"),
     ("doctor visoin", "Did you mean 'vision'?"),
 ]
 

@@ -183,6 +183,28 @@ def test_what_needs_no_model_imports_no_torch(words):
     assert not {"torch", "transformers", "datasets"} & set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train bundled:minilm-l6 reviews.cvs out", "file 'reviews.cvs' does not exist. Did you mean 'reviews.csv'?"),
+        ("evaluate ./rnu", "RUN: './rnu' does not exist. Did you mean 'run'?"),
+        ("evaluate me/run review.csv", "'review.csv' does not exist. Did you mean 'reviews.csv'?"),
+        ("evaluate me/run reviews.csv --errors_file no/x.csv", "errors_file: there is no folder 'no'"),
+        ("predict ./rnu reviews.csv", "RUN: './rnu' does not exist. Did you mean 'run'?"),
+        ("predict me/run review.csv", "INPUT: there is no file or folder 'review.csv'. Did you mean 'reviews.csv'?"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_told_without_torch(words, said, tmp_path):
+    (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
+    (tmp_path / "run").mkdir()
+    code = "import sys; from hf_transfer.cli import main\nprint(main(sys.argv[1:]), *sys.modules)"
+    call = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=tmp_path)
+    code, *modules = done.stdout.splitlines()[-1].split()
+    assert code == "2" and said in " ".join(done.stderr.split())
+    assert not {"torch", "transformers", "datasets"} & set(modules)
+
+
 def test_a_column_that_does_not_exist_is_told_without_torch(tmp_path):
     """Of each kind of file and each key of files, and of a folder; also a path of a model that is not there."""
     (tmp_path / "d.csv").write_text("text,label\na,1\nb,0\n")

@@ -47,6 +47,23 @@ def test_a_problem_that_is_solved_twice_has_the_same_solution_bit_for_bit(kind):
     assert len(one) == 13 and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0])])
+def test_two_classes_are_solved_in_half_the_variables_with_the_same_result(weights, has_bias, monkeypatch):
+    """Every point of a path, where L-BFGS stops early, and the exact solution: as over both columns."""
+    x = torch.randn(120, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 40)
+    y = (x[:, 0] + x[:, 1] > 0.3).long()
+
+    def solved() -> torch.Tensor:
+        problem = convex_head.Problem(SINGLE, x, y, 2, weights, has_bias)
+        return torch.stack([head.logits(x) for head in (*problem.path(convex_head.STRENGTHS), problem.exact(1e-2))])
+
+    halved, whole, calls = solved(), convex_head.Problem._minimize, []
+    monkeypatch.setattr(convex_head.Problem, "_minimize_binary", lambda *given: calls.append(1) or whole(*given))
+    torch.testing.assert_close(halved, solved(), rtol=1e-9, atol=1e-9)
+    assert len(calls) == len(convex_head.STRENGTHS) + 1 and not halved.isnan().any() and halved.abs().max() > 1
+
+
 def test_small_problems_are_solved_in_one_thread_and_the_caller_keeps_its_own(monkeypatch):
     """Also by scipy's BLAS, which torch does not set."""
     limits, solve, threads = [], convex_head.Problem._solve, torch.get_num_threads()

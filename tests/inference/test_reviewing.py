@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image as Pixels
 
 import hf_transfer
 from hf_transfer import UserError, fine_tune
+from hf_transfer.cli.program import main
 
 QUICK = dict(num_train_epochs=1, save_strategy="no", log_level="error", strategy="full", preflight=False)
 ROWS = {"text": [f"words {i}" for i in range(24)], "label": ["no", "yes", "no"] * 8}
@@ -52,6 +54,23 @@ def test_of_other_data(run):
     assert run.labels == list(model.labels) == list(run.confusion_matrix().columns) == ["no", "yes"]
     assert run.predict_proba(["a"]).tolist() == model.predict_proba(["a"]).tolist()
     assert run.confusion_matrix(split="train").to_numpy().sum() == run.results["num_train_examples"]
+
+
+def test_evaluate_writes_wrong_answers_from_the_pass_of_the_metrics(run, place, capsys, monkeypatch):
+    passes, own = [], hf_transfer.Predictor._measured
+    monkeypatch.setattr(hf_transfer.Predictor, "_measured", lambda self, data: passes.append(1) or own(self, data))
+    monkeypatch.setattr(hf_transfer.Predictor, "logits", None)  # a second pass would fail
+    file, folder = place / "wrong.csv", str(run.output_dir)
+    assert main(["evaluate", folder, "--errors_file", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    wrong = pd.read_csv(file)
+    assert passes == [1] and found["metrics"] == run.metrics
+    assert len(wrong) == round((1 - found["metrics"]["accuracy"]) * found["num_examples"]) > 0
+    assert any("without the nearest training examples" in note for note in found["notes"])
+    ours = pd.read_csv(run.output_dir / "errors.csv")
+    pd.testing.assert_frame_equal(wrong, ours[list(wrong.columns)])
+    assert main(["evaluate", folder, "--errors_file", f"{folder}/errors.csv"]) == 2
+    assert "is what the run wrote" in capsys.readouterr().err
 
 
 def test_the_course_of_training(run, tmp_path):
