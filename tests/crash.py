@@ -73,6 +73,13 @@ CASES: dict[str, dict[str, Any]] = {
         "domain_adaptation": "dann",
         "gradient_accumulation_steps": 2,
     },
+    "self-training": {
+        **TEXT,
+        "target": lambda: texts(11, seed=5),
+        "strategy": "gradual",
+        "num_train_epochs": 3,
+        "domain_adaptation": "pseudo-label",
+    },
     "BatchNorm": {
         "model": tiny_timm_resnet,
         "data": lambda: images(16),

@@ -8,7 +8,7 @@ so that all its examples are seen equally often.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -61,57 +61,104 @@ class Targets:
         partners: which of them come with which source examples.
     """
 
+    labeled = False
+
     def __init__(self, dataset: Any, partners: Partners):
         self.dataset, self.partners = dataset, partners
+
+    @property
+    def chance(self) -> Chance:
+        """Knows the epoch."""
+        return self.partners.chance
 
     def beside(self, numbers: Sequence[int], examples: Sequence[Example]) -> list[tuple[Example, Example]]:
         """Each source example with its target example; `numbers` are those of the source examples."""
         partners = self.partners.of(numbers)
-        return list(zip(examples, _items(self.dataset, partners), strict=True))
+        return list(zip(examples, items(self.dataset, partners), strict=True))
+
+    full = beside
 
 
-class Pairs(Dataset[tuple[Example, Example]]):
+class Beside(Protocol):
+    """A target, as batches are made from it: `Targets`, or `pseudo_labels.LabeledTargets`.
+
+    Attributes:
+        dataset: its examples.
+        labeled: whether they have labels to train on.
+    """
+
+    dataset: Any
+    labeled: bool
+
+    @property
+    def chance(self) -> Chance: ...
+    def beside(
+        self, numbers: Sequence[int], examples: Sequence[Example]
+    ) -> Sequence[tuple[Example, Example | None]]: ...
+    def full(self, numbers: Sequence[int], examples: Sequence[Example]) -> Sequence[tuple[Example, Example]]:
+        """As `beside`, where every source example has its target example: the largest batch that a run may see."""
+
+
+class Pairs(Dataset[tuple[Example, "Example | None"]]):
     """A source as pairs with a target."""
 
-    def __init__(self, dataset: Any, targets: Targets):
+    def __init__(self, dataset: Any, targets: Beside):
         self.dataset, self.targets = dataset, targets
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, number: int) -> tuple[Example, Example]:
+    def __getitem__(self, number: int) -> tuple[Example, Example | None]:
         return self.__getitems__([number])[0]
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Example, Example]]:
-        return self.targets.beside(numbers, _items(self.dataset, list(numbers)))
+    def __getitems__(self, numbers: Sequence[int]) -> Sequence[tuple[Example, Example | None]]:
+        return self.targets.beside(numbers, items(self.dataset, list(numbers)))
 
 
 class PairsCollator:
-    """Makes one batch of pairs: the source first, then the target, marked by `DOMAIN`; labels of the source alone.
+    """Makes one batch of pairs: the source first, then the target, marked by `DOMAIN`.
 
-    Both are padded alike. Mixup and cutmix mix the source only.
+    Both are padded alike. Mixup and cutmix mix the source only. Labels are those of the source alone, unless the
+    target's examples have labels to train on. A source example may stand alone.
 
     Args:
         collate: makes a batch from a list of examples.
+        labeled: whether the target's examples have labels (`LABELS`) to train on.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any]):
-        self.collate = collate
+    def __init__(self, collate: Callable[[list[Any]], Any], labeled: bool = False):
+        self.collate, self.labeled = collate, labeled
 
-    def __call__(self, pairs: Sequence[tuple[Example, Example]]) -> dict[str, Any]:
+    def __call__(self, pairs: Sequence[tuple[Example, Example | None]]) -> dict[str, Any]:
         sources = [source for source, _ in pairs]
-        # With the label of the source, so that any collator takes them; it is cut off.
-        targets = [
-            {name: (source if name in LABEL_NAMES else target)[name] for name in source} for source, target in pairs
-        ]
+        targets = [self._like(source, target) for source, target in pairs if target is not None]
         if isinstance(self.collate, Mixed):
-            batch, others = self.collate(sources), self.collate.unmixed(targets)
-            batch = {n: v if n == LABELS else torch.cat([v, others[n]]) for n, v in batch.items()}
+            batch = self.collate(sources)
+            batch = _both(batch, self.collate.unmixed(targets)) if targets else batch
         else:
             batch = dict(self.collate([*sources, *targets]))
-        if LABELS in batch:
+        if LABELS in batch and not self.labeled:
             batch[LABELS] = batch[LABELS][: len(pairs)]
-        return batch | {DOMAIN: torch.arange(2).repeat_interleave(len(pairs))}
+        return batch | {DOMAIN: torch.tensor([0] * len(sources) + [1] * len(targets))}
+
+    def _like(self, source: Example, target: Example) -> Example:
+        """A target example with the keys of a source example, so that any collator takes it.
+
+        Without labels to train on, it has the label of the source, which is cut off.
+        """
+        own = target[LABELS] if self.labeled else None
+        return {
+            name: (value if own is None else own) if name in LABEL_NAMES else target[name]
+            for name, value in source.items()
+        }
+
+
+def _both(batch: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Two batches as one; the labels of the second become weights of the classes, if those of the first are."""
+    labels, own = batch.get(LABELS), others.get(LABELS)
+    if labels is not None and own is not None and labels.ndim > own.ndim:
+        others = others | {LABELS: torch.nn.functional.one_hot(own, labels.shape[1]).to(labels)}
+    return {name: torch.cat([value, others[name]]) for name, value in batch.items()}
 
 
 def check_inputs(source: Example, target: Example) -> None:
@@ -128,7 +175,8 @@ def check_inputs(source: Example, target: Example) -> None:
         )
 
 
-def _items(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+def items(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+    """Examples of a dataset by number."""
     if hasattr(dataset, "__getitems__"):
         return list(dataset.__getitems__(list(numbers)))
     return [dataset[number] for number in numbers]

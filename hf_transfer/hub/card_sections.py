@@ -13,6 +13,7 @@ from hf_transfer.evaluation.by_class import most_confused, pairs
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.hub.card_markdown import escape, link, plain, table
+from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.settings import keys as all_keys
 from hf_transfer.training.arguments import TransferArguments
 
@@ -256,6 +257,8 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         )
     if change := results.get("pooling"):
         lines += ["", _pooling(change, results)]
+    if adaptation := [f"- {escape(line.strip())}." for line in outcome.lines(results)]:
+        lines += ["", *adaptation]
     values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
     return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
 

@@ -8,6 +8,7 @@ from typing import Any
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.training.pace import exactly
 
 _ALL_CLASSES = 10  # up to so many, the recall of every class is printed
@@ -27,6 +28,7 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Most frequent errors: {', '.join(shown)}"
     yield from _budget(results)
     yield from _forgotten(results.get("forgetting"))
+    yield from outcome.lines(results)
     yield from _kept(results["kept"])
     if ema := results.get("ema"):  # a run of an earlier version has no such entry
         yield f"These weights, and all that were evaluated, are averages over the steps (ema_decay: {ema['decay']:g})"

@@ -11,8 +11,9 @@ from hf_transfer.adapters.attach import attach
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.expected import Expected
-from hf_transfer.analysis.pace import compile_note
+from hf_transfer.analysis.pace import Pace, compile_note
 from hf_transfer.analysis.prices import Prices, read_prices
+from hf_transfer.config.arguments.adaptation import DANN, NONE
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.config.arguments.stopping import budget_seconds
 from hf_transfer.data.labels import Labels
@@ -25,6 +26,7 @@ from hf_transfer.models.source import read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
+from hf_transfer.runs import adaptation_choice
 from hf_transfer.runs.announce import Advice, advise, announce
 from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -145,6 +147,9 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None, pr
 
 def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Prices) -> Planned:
     """What `run` prepares, up to the first step."""
+    alone = None
+    if is_auto := adaptation_choice.is_asked(config):
+        alone, config = _alone(config), adaptation_choice.candidate(config, DANN)
     prepared = choose(prepare(config))
     config = prepared.config
     splits = prepare_splits(prepared)
@@ -167,9 +172,10 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         advice.rates.append(line)
         if talks:
             say(f"Warning: {line}")
+    several = adaptation_choice.cost(alone, here) if is_auto else ""
     searches = search_note(config, here)
-    if searches and talks:
-        say(searches)
+    for line in filter(None, [searches, several]) if talks else ():
+        say(line)
     if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
         say(line)
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
@@ -186,7 +192,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
         notes=[
             *prepared.notes,
-            *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits), searches]),
+            *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits), searches, several]),
         ],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
@@ -198,6 +204,20 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         expected=expected,
         rule=prepared.chosen.rule,
     )
+
+
+def _alone(config: Config) -> Pace | None:
+    """The pace of the candidate of `domain_adaptation: auto` that is trained on the source alone.
+
+    Raises:
+        UserError: the data has not one class per example.
+    """
+    prepared = choose(prepare(adaptation_choice.candidate(config, NONE), adaptation_choice.shared_by_candidates()))
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    trainer.boundary.decide()
+    trainer.resolve_plan()
+    return measure(prepared, trainer, splits)
 
 
 def _contrast_note(config: Config, splits: dict[str, Any]) -> str:

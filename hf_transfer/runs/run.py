@@ -22,9 +22,11 @@ from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
 from hf_transfer.inference.predictor import Predictor
+from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.objectives.fisher import Fisher
 from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
-from hf_transfer.runs import adjusting, saving
+from hf_transfer.runs import adaptation_choice, adjusting, saving
+from hf_transfer.runs.adapted import adapted
 from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -103,6 +105,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
         UserError: the keys, the model or the data are not right, before anything is trained.
         WorkFailed: training, or a check of what it left, failed.
     """
+    if adaptation_choice.is_asked(config):
+        return adaptation_choice.run_auto(config, run, among)
     with quiet_libraries(config.training), own_threads():
         ready = _prepare(config, among)
         _train(ready)
@@ -128,6 +132,7 @@ class _Ready:
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         nearest: the training examples nearest to those that the run is measured on.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
+        selection: what it was chosen from (`adaptation_choice`); None of a run that was not.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
 
@@ -145,6 +150,7 @@ class _Ready:
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
+    selection: dict[str, Any] | None = None
 
 
 def _prepare(config: Config, among: Shared | None) -> _Ready:
@@ -182,7 +188,10 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         talks=not is_silent(args),
         range_test=range_test,
         fisher=fisher,
+        selection=among.selection if among else None,
     )
+    if among is not None and among.keeps_last:
+        trainer.add_callback(adaptation_choice.KeepLast())
     replace_progress(trainer, output_dir, ready.talks)
     with removed_if_empty(output_dir, is_new):
         ready.watching = watch(prepared, trainer)  # after what writes its logs
@@ -271,6 +280,7 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
+    results[outcome.KEY] = adapted(prepared, trainer, ready.splits["validation"], ready.selection)
     base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_transfer.config.arguments.adaptation import check as check_adaptation
+from hf_transfer.config.arguments.adaptation import weight_of
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.averaging import check as check_averaging
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
@@ -46,6 +47,7 @@ class TransferArguments(TrainingKeys, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.adapter = with_adapter(self.strategy, self.adapter)
+        self.domain_adaptation_weight = weight_of(self.domain_adaptation_weight, self.domain_adaptation)
         rate = self.learning_rate
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
         words = {"true": True, "false": False}

@@ -21,7 +21,7 @@ from torch import nn
 
 from hf_transfer.data.bucketing import LengthSampler, lengths_of
 from hf_transfer.data.bucketing_choice import Choice
-from hf_transfer.data.pairs import Pairs, PairsCollator, Targets
+from hf_transfer.data.pairs import Beside, Pairs, PairsCollator
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
@@ -39,7 +39,7 @@ class Loading(Probing):
     """
 
     data_collator: Any
-    targets: Targets | None = None
+    targets: Beside | None = None
     aligned: Any = None
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
 
@@ -119,7 +119,7 @@ class Loading(Probing):
         """(dataset, collator) of a loader whose batches say more than the examples; None for the examples alone."""
         if self.targets is not None and name == TRAINING and self.boundary.sources.is_own(dataset, name):
             source = self.boundary.sources[TRAINING]
-            return Pairs(source.dataset, self.targets), PairsCollator(source.collate)
+            return Pairs(source.dataset, self.targets), PairsCollator(source.collate, self.targets.labeled)
         wrapped: tuple[Any, Any] | None = self.boundary.wrap(dataset, name)
         return wrapped
 

@@ -38,6 +38,7 @@ class RunningTrainer(Protocol):
     num_steps: int
     targets: Any
     aligned: Any
+    self_training: Any
     time_budget: Any
     steps_per_epoch: int
     unfreezing: Any
@@ -53,6 +54,7 @@ class RunningTrainer(Protocol):
     _main_input: str
     _global_batch: int
 
+    def log(self, logs: dict[str, float]) -> None: ...
     def add_callback(self, callback: Any) -> None: ...
     def is_world_process_zero(self) -> bool: ...
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...

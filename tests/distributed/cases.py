@@ -176,6 +176,15 @@ EXACT["dann"] = {
     "domain_adaptation": "dann",
     "discriminator_learning_rate": 0.1,
 }
+# Each rank labels its share of the target, and all train on the same labels. The last batch is short.
+EXACT["pseudo-label"] = {
+    **TEXT,
+    **PLANS["gradual"],
+    "gradient_accumulation_steps": 2,
+    "target": lambda: texts(11, seed=5),
+    "per_device_eval_batch_size": 3,
+    "domain_adaptation": "pseudo-label",
+}
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
 EXACT["average"] = {**TEXT, **PLANS["gradual"], "ema_decay": 0.8, "eval_strategy": "epoch"}
 # A term that depends on no example, one that does, and earlier examples in every batch.

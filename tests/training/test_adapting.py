@@ -429,7 +429,7 @@ def test_a_trainer_without_target_or_with_a_loss_of_its_own_is_refused(tmp_path)
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"domain_adaptation": "dan"}, "domain_adaptation: 'dan' is not one of none, mmd, coral, dann"),
+        ({"domain_adaptation": "dan"}, "domain_adaptation: 'dan' is not one of none, auto, mmd, coral, dann"),
         ({"domain_adaptation_weight": -1.0}, "domain_adaptation_weight: expected a number at least 0"),
         ({"domain_adaptation_schedule": "up"}, "domain_adaptation_schedule: 'up' is not one of ramp, constant"),
         ({"domain_adaptation": "none"}, "domain_adaptation_schedule: 'constant' has no effect without"),

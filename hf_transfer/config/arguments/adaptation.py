@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.config.fields import setting
+from hf_transfer.errors import listed
 
-NONE, MMD, CORAL, DANN = "none", "mmd", "coral", "dann"
-METHODS = (MMD, CORAL, DANN)
+NONE, AUTO, MMD, CORAL, DANN, PSEUDO_LABEL = "none", "auto", "mmd", "coral", "dann", "pseudo-label"
+PENALTIES = (MMD, CORAL, DANN)
+METHODS = (*PENALTIES, PSEUDO_LABEL)  # that a run trains with
 RAMP, CONSTANT = "ramp", "constant"
+PER_CLASS, QUANTILE = "per-class", "quantile"
+_WEIGHTS = {MMD: 1.0, CORAL: 1.0, DANN: 1.0}
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _KEY = "domain_adaptation"
 _DEFAULTS: dict[str, Any] = {
-    "domain_adaptation_weight": 1.0,
+    "domain_adaptation_weight": None,
     "domain_adaptation_layer": None,
     "domain_adaptation_schedule": RAMP,
     "discriminator_learning_rate": 1e-3,
+    "pseudo_label_threshold": PER_CLASS,
+    "pseudo_label_rounds": None,
 }
+_OF_DANN = ("discriminator_learning_rate",)
+_OF_PENALTIES = ("domain_adaptation_weight", "domain_adaptation_layer", "domain_adaptation_schedule")
+_OF_LABELS = ("pseudo_label_threshold", "pseudo_label_rounds")
 
 
 @dataclass
@@ -40,16 +49,17 @@ class AdaptationArguments:
 
     domain_adaptation: str = setting(
         NONE,
-        "penalty that draws the features of source and target together: mmd (kernel distance), coral (covariances) or "
-        "dann (a discriminator that the backbone learns to deceive)",
-        choices=(NONE, *METHODS),
+        "how the target is used: mmd (kernel distance), coral (covariances) or dann (a discriminator that the backbone "
+        "learns to deceive) draw its features to the source's, pseudo-label trains on the model's own answers; auto "
+        "trains with each and without, and keeps the best",
+        choices=(NONE, AUTO, *METHODS),
         topic="domain adaptation",
         resume="fixed",
         card="changed",
     )
-    domain_adaptation_weight: float = setting(
-        1.0,
-        "weight of the penalty next to the loss of the source",
+    domain_adaptation_weight: float | None = setting(
+        None,
+        "weight of the penalty next to the loss of the source (default: 1)",
         minimum=0,
         topic="domain adaptation",
         resume="fixed",
@@ -73,21 +83,52 @@ class AdaptationArguments:
     discriminator_learning_rate: float = setting(
         1e-3, "learning rate of the discriminator of dann", above=0, topic="domain adaptation", resume="fixed"
     )
+    pseudo_label_threshold: float | str = setting(
+        PER_CLASS,
+        "which target examples pseudo-label trains on: a probability that the answer must have, or a fraction that "
+        "grows from round to round, of the examples of each class (per-class) or of all (quantile)",
+        choices=(PER_CLASS, QUANTILE),
+        above=0,
+        below=1,
+        topic="domain adaptation",
+        resume="fixed",
+        card="changed",
+    )
+    pseudo_label_rounds: int | None = setting(
+        None,
+        "how often pseudo-label labels the target anew (default: 3, if there are as many epochs and one more)",
+        minimum=1,
+        topic="domain adaptation",
+        resume="fixed",
+        card="changed",
+    )
+
+
+def weight_of(given: float | None, method: str) -> float | None:
+    """`domain_adaptation_weight`: the one that was given, or else the method's; None for one without a penalty."""
+    return _WEIGHTS.get(method) if given is None else given
+
+
+def values_for(values: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The values of all keys with a method in place of `auto`, without those that it does not read."""
+    found = {**values, _KEY: method}
+    if method == NONE:
+        return found | _DEFAULTS | {"target_dataset_name": None}
+    found |= {name: _DEFAULTS[name] for name, _ in _unread(found)}
+    return found | {"domain_adaptation_weight": weight_of(None, method)}
 
 
 def check(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys among themselves and with those of the training, one sentence each."""
     method = values[_KEY]
-    if method not in METHODS:
+    if method == NONE:
         return [
-            f"{name}: {values[name]!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."
+            f"{name}: {values[name]!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."
             for name, default in _DEFAULTS.items()
-            if method == NONE and values[name] != default
+            if values[name] != default
         ]
-    named, problems = f"{_KEY}: {method}", list[str]()
-    rate = values["discriminator_learning_rate"]
-    if method != DANN and rate != _DEFAULTS["discriminator_learning_rate"]:
-        problems.append(f"discriminator_learning_rate: {rate!r} has no effect with {named}; it belongs to {DANN}.")
+    named = f"{_KEY}: {method}"
+    problems = [f"{name}: {values[name]!r} has no effect with {named}; {of}." for name, of in _unread(values)]
     reasons = (
         (values["strategy"] is None and values["stages"] is None, "needs a plan; set strategy: full or another one"),
         (
@@ -109,20 +150,43 @@ def check(values: Mapping[str, Any]) -> list[str]:
             "draws other target examples in each epoch, which a boundary cache does not hold; leave boundary_cache out",
         ),
         (
-            values["torch_compile"],
+            values["torch_compile"] and method != PSEUDO_LABEL,
             "reads the features inside the model, where torch_compile leaves no place; leave torch_compile out",
+        ),
+        (
+            method in (PSEUDO_LABEL, AUTO) and _has_budget(values),
+            "divides the epochs into rounds, whose number max_hours and max_usd change; give num_train_epochs alone",
         ),
     )
     return [*problems, *(f"{named} {said}." for holds, said in reasons if holds)]
 
 
+def _has_budget(values: Mapping[str, Any]) -> bool:
+    return values["max_hours"] is not None or values["max_usd"] is not None
+
+
+def _unread(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, whose it is) of those that have a value of their own, which the method does not read."""
+    method = values[_KEY]
+    of = (
+        (_OF_DANN, (DANN, AUTO), "it belongs to dann"),
+        (_OF_PENALTIES, (*PENALTIES, AUTO), f"it belongs to {listed(PENALTIES)}"),
+        (_OF_LABELS, (PSEUDO_LABEL, AUTO), "it belongs to pseudo-label"),
+    )
+    for names, methods, said in of:
+        if method not in methods:
+            yield from ((name, said) for name in names if values[name] != _DEFAULTS[name])
+    if method == AUTO and values["domain_adaptation_weight"] is not None:
+        yield "domain_adaptation_weight", "each method has its own; name a method"
+
+
 def check_run(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys with those of a run's data, one sentence each."""
     method, target = values[_KEY], values["target_dataset_name"]
-    if method not in METHODS:
+    if method == NONE:
         if target is None:
             return []
-        return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."]
+        return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."]
     problems = list[str]()
     if target is None:
         problems.append(f"{_KEY}: {method} needs target_dataset_name, the unlabeled data that the model must work on.")
