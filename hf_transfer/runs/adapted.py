@@ -56,7 +56,7 @@ def adapted(
             "penalty": last_mean(trainer.state.log_history, f"penalty/{method}"),
         }
     if trainer.self_training is not None:
-        found |= {"threshold": args.pseudo_label_threshold, "rounds": _rounds(trainer, names)}
+        found |= {"threshold": trainer.self_training.threshold, "rounds": _rounds(trainer, names)}
     return found
 
 

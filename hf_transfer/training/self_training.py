@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_transfer.config.arguments.adaptation import threshold_of
 from hf_transfer.data.labels import IGNORED, SINGLE_LABEL
 from hf_transfer.data.pseudo_labels import LabeledTargets, Round, label
 from hf_transfer.errors import UserError, listed
@@ -62,10 +63,15 @@ class SelfTraining(TrainerCallback):
         self.starts = tuple(round(number * epochs / (count + 1)) for number in range(1, count + 1))
 
     @property
+    def threshold(self) -> float | str:
+        """A probability, or how a fraction is taken."""
+        return threshold_of(self.trainer.args.pseudo_label_threshold)
+
+    @property
     def in_words(self) -> str:
         """When the target is labeled, and what of it, for a printed plan."""
         when = f"labeled before epochs {listed([str(start + 1) for start in self.starts])}"
-        threshold = self.trainer.args.pseudo_label_threshold
+        threshold = self.threshold
         least = f"threshold {threshold}" if isinstance(threshold, str) else f"probability at least {threshold:g}"
         return f"{when if len(self.starts) > 1 else when.replace('epochs', 'epoch')}, {least}"
 
@@ -90,7 +96,7 @@ class SelfTraining(TrainerCallback):
         number = len(self.rounds) + 1
         labels, done = label(
             answers(self.trainer, self.plain),
-            self.trainer.args.pseudo_label_threshold,
+            self.threshold,
             number / (len(self.starts) + 1),
             self.targets.counts,
             number,

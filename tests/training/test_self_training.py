@@ -288,6 +288,6 @@ def test_keys_that_contradict_each_other(keys, said, tmp_path):
 
 
 def test_a_trainer_does_not_choose_among_methods(tmp_path):
-    keys = dict(domain_adaptation="auto", pseudo_label_threshold="per-class")
+    keys = dict(domain_adaptation="auto", pseudo_label_threshold=None)
     with pytest.raises(UserError, match="auto trains several models, and a trainer has one"):
         trainer_of(tmp_path, **keys)

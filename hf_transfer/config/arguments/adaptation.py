@@ -22,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "domain_adaptation_layer": None,
     "domain_adaptation_schedule": RAMP,
     "discriminator_learning_rate": 1e-3,
-    "pseudo_label_threshold": PER_CLASS,
+    "pseudo_label_threshold": None,
     "pseudo_label_rounds": None,
 }
 _OF_DANN = ("discriminator_learning_rate",)
@@ -83,10 +83,10 @@ class AdaptationArguments:
     discriminator_learning_rate: float = setting(
         1e-3, "learning rate of the discriminator of dann", above=0, topic="domain adaptation", resume="fixed"
     )
-    pseudo_label_threshold: float | str = setting(
-        PER_CLASS,
+    pseudo_label_threshold: float | str | None = setting(
+        None,
         "which target examples pseudo-label trains on: a probability that the answer must have, or a fraction that "
-        "grows from round to round, of the examples of each class (per-class) or of all (quantile)",
+        "grows from round to round, of the examples of each class (per-class, the default) or of all (quantile)",
         choices=(PER_CLASS, QUANTILE),
         above=0,
         below=1,
@@ -107,6 +107,11 @@ class AdaptationArguments:
 def weight_of(given: float | None, method: str) -> float | None:
     """`domain_adaptation_weight`: the one that was given, or else the method's; None for one without a penalty."""
     return _WEIGHTS.get(method) if given is None else given
+
+
+def threshold_of(given: float | str | None) -> float | str:
+    """`pseudo_label_threshold`, or its default."""
+    return PER_CLASS if given is None else given
 
 
 def values_for(values: Mapping[str, Any], method: str) -> dict[str, Any]:
