@@ -4,8 +4,8 @@ None of them measures the accuracy. They say which of several models on the same
 better, and can be wrong: a model that is sure of wrong answers on a balanced target looks well to all but the second.
 
 - `information`: the mutual information of inputs and answers on the target (Bridle et al. 1991; Shi and Sha 2012,
-  equation 4): the answers are sure one by one and divided among the classes as a whole. Next to it stands the accuracy
-  on the source's validation split, which must not fall.
+  equation 4): the answers are sure one by one (`entropy`), and divided among the classes as a whole. Next to it stands
+  the accuracy on the source's validation split, which must not fall.
 - `deep_embedded`: the loss on the source's validation split, weighted by how much each example looks like one of the
   target, with a control variate (You et al. 2019).
 - `neighborhood_density`: whether each target example has near neighbors with the same answer (Saito et al. 2021).
@@ -36,6 +36,7 @@ class Scores:
 
     Attributes:
         information: in nats, from 0 to the logarithm of the number of classes; higher is better.
+        entropy: the mean of the single answers', in nats; the entropy of the mean answer is the sum of both.
         deep_embedded: estimated loss on the target; lower is better. None where features cannot be read.
         neighborhood_density: higher is better; None for fewer than 3 examples.
         source_accuracy: on the source's validation split.
@@ -43,6 +44,7 @@ class Scores:
     """
 
     information: float
+    entropy: float
     deep_embedded: float | None
     neighborhood_density: float | None
     source_accuracy: float
@@ -52,11 +54,16 @@ class Scores:
         """For JSON."""
         return asdict(self)
 
+    @property
+    def spread(self) -> float:
+        """The entropy of the mean answer, in nats: how evenly the answers are divided among the classes."""
+        return self.information + self.entropy
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Scores:
         """From what `to_dict` gave, also from JSON, which has no NaN."""
-        known = dict(values)
-        return cls(**known | {"information": math.nan if known["information"] is None else known["information"]})
+        of_target = {name: math.nan for name in ("information", "entropy") if values[name] is None}
+        return cls(**{**values, **of_target})
 
 
 def information(logits: Array) -> float:
@@ -153,6 +160,9 @@ class Verdict:
 def choose(scores: Mapping[str, Scores], alone: str, margin: float, most_loss: float) -> Verdict:
     """The model with the most information; the one named `alone` unless another is better by the margin.
 
+    A model that is only surer, whose answers are divided among the classes less evenly than before, is not better:
+    training on its own answers makes any model surer.
+
     Args:
         scores: by name; without those of models that failed, and with that of `alone`.
         alone: the model that was trained on the source alone.
@@ -171,6 +181,8 @@ def choose(scores: Mapping[str, Scores], alone: str, margin: float, most_loss: f
         elif score.information <= own.information + margin:
             gain = score.information - own.information
             reasons[name] = f"its gain of information on the target, {gain:+.3f}, is not above {margin:g}"
+        elif score.spread < own.spread:
+            reasons[name] = "its answers are only surer, and divided among the classes less evenly"
         else:
             able[name] = score.information
     chosen = max(able, key=able.__getitem__) if able else alone

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from hf_transfer.analysis.validators import Scores, deep_embedded, density_ratio, information, neighborhood_density
+from hf_transfer.analysis.validators import (
+    Scores,
+    deep_embedded,
+    density_ratio,
+    entropy,
+    information,
+    neighborhood_density,
+)
 from hf_transfer.config.arguments.adaptation import PENALTIES
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, WorkFailed
@@ -89,6 +96,7 @@ def scores_of(prepared: Prepared, trainer: TransferTrainer, validation: Any) -> 
     weights = _weights(prepared, trainer, target, held_out)
     return Scores(
         information=information(of_target),
+        entropy=entropy(of_target),
         deep_embedded=None if weights is None else deep_embedded(losses, weights),
         neighborhood_density=neighborhood_density(of_target),
         source_accuracy=float(right.mean()),

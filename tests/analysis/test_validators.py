@@ -76,8 +76,8 @@ def test_the_density_ratio_of_two_normal_distributions():
 # ---- the choice ----------------------------------------------------------------------------------------------------
 
 
-def scores(information, accuracy=0.9):
-    return Scores(information, None, None, accuracy, 0.01)
+def scores(information, accuracy=0.9, entropy=0.5):
+    return Scores(information, entropy, None, None, accuracy, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,7 @@ def scores(information, accuracy=0.9):
         ({"mmd": scores(1.04)}, "none", {"mmd": "gain of information on the target, +0.040, is not above 0.05"}),
         ({"mmd": scores(2.0, 0.85)}, "none", {"mmd": "validation split is 0.050 lower"}),
         ({"mmd": scores(2.0, 0.875)}, "mmd", {}),  # within the loss and an error
+        ({"mmd": scores(1.2, entropy=0.2)}, "none", {"mmd": "only surer"}),
         ({"mmd": scores(math.nan)}, "none", {"mmd": "NaN"}),
         ({}, "none", {}),
     ],

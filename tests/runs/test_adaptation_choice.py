@@ -108,7 +108,7 @@ def test_all_candidates_have_the_plan_of_the_run(interrupted):
 
 
 def scored(information, accuracy):
-    scores = Scores(information, 1.0, 1.0, accuracy, 0.01).to_dict()
+    scores = Scores(information, 0.5, 1.0, 1.0, accuracy, 0.01).to_dict()
     return {"domain_adaptation": {"validators": scores}}
 
 

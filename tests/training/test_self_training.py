@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_transfer import TransferTrainer, UserError
@@ -19,11 +17,11 @@ from hf_transfer.errors import Interrupted, UserErrors
 from hf_transfer.training import self_training
 from hf_transfer.training.answers import answers
 from tests.helpers import (
-    LENGTH,
-    VOCABULARY,
     arguments,
     copy_state,
     images,
+    knowing_bert,
+    separable_texts,
     soft_texts,
     texts,
     tiny_bert,
@@ -42,37 +40,11 @@ KEYS = dict(
 )
 
 
-def told(size=20, seed=0):
-    """Texts of two classes that have no token in common, so that a few steps tell them apart."""
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 2, (size,), generator=g)
-    ids = torch.randint(0, VOCABULARY // 2, (size, LENGTH), generator=g) + labels[:, None] * (VOCABULARY // 2)
-    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
-
-
-@functools.cache
-def _taught():
-    model, data = tiny_bert(), told(64, seed=5).with_format("torch")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(12):
-        optimizer.zero_grad()
-        model(input_ids=data["input_ids"][:], labels=data["labels"][:]).loss.backward()
-        optimizer.step()
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def knowing(dropout=0.0):
-    """A model that answers with both classes."""
-    model = tiny_bert(dropout=dropout)
-    model.load_state_dict(_taught())
-    return model
-
-
 def trainer_of(tmp_path, model=None, source=None, target=None, **keys):
-    source = told(20) if source is None else source
-    target = told(13, seed=9).remove_columns("labels") if target is None else target
+    source = separable_texts(20) if source is None else source
+    target = separable_texts(13, seed=9).remove_columns("labels") if target is None else target
     args = arguments(tmp_path, **{**KEYS, **keys})
-    model = knowing() if model is None else model
+    model = knowing_bert() if model is None else model
     return TransferTrainer(model, args, train_dataset=source, eval_dataset=texts(8), target_dataset=target)
 
 
@@ -105,17 +77,17 @@ def test_the_epochs_are_divided_into_one_part_more_than_rounds(epochs, asked, st
 
 def test_the_first_part_is_the_source_alone_and_then_the_models_own_answers_are_trained_on(tmp_path):
     """Bit for bit: the random numbers and the mode of the model are as without the rounds."""
-    model = knowing(dropout=0.2)
+    model = knowing_bert(dropout=0.2)
     trainer = trainer_of(tmp_path / "a", model, pseudo_label_rounds=1, num_train_epochs=2)
     look = Look(trainer)
     trainer.add_callback(look)
     trainer.train()
     plain = TransferTrainer(
-        knowing(dropout=0.2),
+        knowing_bert(dropout=0.2),
         arguments(
             tmp_path / "b", strategy="full", num_train_epochs=2, lr_scheduler_type="constant", learning_rate=3e-3
         ),
-        train_dataset=told(20),
+        train_dataset=separable_texts(20),
     )
     seen = Look(plain)
     seen.on_epoch_end = lambda *args, **kwargs: None
@@ -124,7 +96,7 @@ def test_the_first_part_is_the_source_alone_and_then_the_models_own_answers_are_
     assert differences(look.weights[1], seen.weights[1]) == 0
     assert differences(copy_state(trainer.model), copy_state(plain.model)) > 1e-4
     model.load_state_dict(look.weights[1], strict=False)  # and non-persistent buffers
-    expected = answers(trainer, told(13, seed=9))
+    expected = answers(trainer, separable_texts(13, seed=9))
     assert look.labels == [[IGNORED] * 13, expected.argmax(1).tolist()]
     (done,) = trainer.self_training.rounds
     assert (done.number, done.epoch, sum(done.labeled)) == (1, 1, 13)
@@ -177,7 +149,7 @@ def test_a_labeled_example_counts_like_one_of_the_source(tmp_path):
 
 
 def test_collapsed_answers_end_it_and_the_source_alone_is_trained_on(tmp_path):
-    model = knowing()
+    model = knowing_bert()
     with torch.no_grad():
         model.classifier.bias[1] = 50.0
     trainer = trainer_of(tmp_path, model, learning_rate=1e-6, num_train_epochs=4)
@@ -222,7 +194,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(step, tmp_path):
     keys = dict(strategy="gradual", save_on_signal=True, save_strategy="steps", save_steps=1000)
 
     def trainer(name):
-        return trainer_of(tmp_path / name, knowing(dropout=0.2), pseudo_label_threshold="per-class", **keys)
+        return trainer_of(tmp_path / name, knowing_bert(dropout=0.2), pseudo_label_threshold="per-class", **keys)
 
     whole = trainer("whole")
     whole.train()
