@@ -147,7 +147,7 @@ def confusion(run: RunFiles) -> list[Block] | None:
     for own, row, rest in zip(classes, table, others, strict=True):
         total = max(1, sum(row) + rest)
         cells = [
-            Cell(count(n) if n else "", n / total, "good" if own == other else "bad")
+            Cell(count(n) if n else "", *((n / total, "good") if own == other else ((n / total) ** 0.5, "bad")))
             for other, n in zip(classes, row, strict=True)
         ]
         rows.append((names[own], *cells, *([count(rest) if rest else ""] if is_cut else [])))

@@ -23,19 +23,22 @@ _WIDEST, _QUALITY = 900, 82  # of the picture of a batch, in pixels and percent
 
 def mistakes(run: RunFiles) -> list[Block] | None:
     """The wrong answers with the highest loss, with the training examples most like them."""
-    if not run.errors:
+    shown = cards(run)
+    if not shown:
         return None
-    cards = []
-    for index, row in enumerate(run.errors):
-        more = run.mistakes[index] if index < len(run.mistakes) else {}
-        cards.append(_card(run, row, more))
     what = "The answers that are furthest off" if run.problem_type == REGRESSION else "The most confident wrong answers"
     lines = [f"{what} on {run.split}, the worst first. {ERRORS} has all of them."]
-    if any(card.near for card in cards):
+    if any(card.near for card in shown):
         lines.append("Next to each, the training examples that the pretrained model finds most similar.")
-    if any(card.picture is None and not card.text for card in cards):
+    if any(card.picture is None and not card.text for card in shown):
         lines.append("A picture that is missing could not be read any more.")
-    return [Text(" ".join(lines), "muted"), Cards(cards)]
+    return [Text(" ".join(lines), "muted"), Cards(shown)]
+
+
+def cards(run: RunFiles) -> list[Card]:
+    """The first rows of `errors.csv` with what `mistakes.json` has of them."""
+    more = [*run.mistakes, *[{}] * len(run.errors)]
+    return [_card(run, row, more[index]) for index, row in enumerate(run.errors)]
 
 
 def _card(run: RunFiles, row: Mapping[str, str], more: Mapping[str, Any]) -> Card:
@@ -47,7 +50,8 @@ def _card(run: RunFiles, row: Mapping[str, str], more: Mapping[str, Any]) -> Car
     lines = [("true", _answer(run, row["true"])), ("predicted", _answer(run, row["predicted"]))]
     if row.get("probability"):
         lines.append(("probability", percent(_float(row["probability"]))))
-    lines.append(("loss", number(_float(row.get("loss")), ".3g")))
+    loss = "squared error" if run.problem_type == REGRESSION else "loss"
+    lines.append((loss, number(_float(row.get("loss")), ".3g")))
     near = [
         Near(
             str(one["place"]),

@@ -10,10 +10,9 @@ from typing import Any
 from hf_transfer.data.labels import SINGLE_LABEL
 from hf_transfer.evaluation.curves import draw_curves
 from hf_transfer.files import write_bytes, write_text
-from hf_transfer.report import plots
-from hf_transfer.report.answers import cut
 from hf_transfer.report.course import frame, stages_of
 from hf_transfer.report.figures import png
+from hf_transfer.report.result_figures import confusion_figure
 from hf_transfer.report.run_files import RunFiles
 from hf_transfer.report.sections import filled
 from hf_transfer.run_folder import CONFUSION_PNG, CURVES_PNG, REPORT
@@ -68,14 +67,8 @@ def _pictures(run: RunFiles) -> dict[str, Callable[[], Any]]:
     if any("loss" in line or "eval_loss" in line for line in run.history):
         found[CURVES_PNG] = lambda: draw_curves(frame(run), stages=stages_of(run))
     if run.problem_type == SINGLE_LABEL and run.results.get("confusion"):
-        found[CONFUSION_PNG] = lambda: confusion_figure(run)
+        found[CONFUSION_PNG] = lambda: confusion_figure(run.results["confusion"], run.labels)
     return found
-
-
-def confusion_figure(run: RunFiles) -> Any:
-    """The confusion matrix of a run as a figure; of many classes, those of the most frequent errors."""
-    shown, table, _ = cut(run.results["confusion"], len(run.labels))
-    return plots.confusion([run.labels[one] for one in shown], table)
 
 
 @cache

@@ -122,7 +122,12 @@ def rate_map(found: RateMap) -> Any:
     every = max(1, -(-count // 36))
     axes.set_yticks(range(0, count, every), [shortened(n, _NAME) for n in found.groups[::every]], fontsize=7)
     axes.set_xlabel("optimizer step")
-    figure.colorbar(drawn, ax=axes, label="learning rate (gray: frozen)", pad=0.02)
+    bar = figure.colorbar(drawn, ax=axes, label="learning rate (gray: frozen)", pad=0.02)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-"))
+    bar.ax.yaxis.set_minor_formatter("")
+    if high < 12 * low:  # no power of ten may be within
+        bar.set_ticks([low, (low * high) ** 0.5, high] if high > 1.01 * low else [high])
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-"))
     return figure
 
 

@@ -69,7 +69,7 @@ def abstaining(run: RunFiles) -> list[Block] | None:
         Figures([drawing]),
         Table(("answers given", "accuracy", "lowest confidence"), list(dict.fromkeys(rows)), words=0),
         Text(
-            f"The least confident answers are withheld, on {run.split}. `predict --abstain` does so by conformal sets.",
+            f"The least confident answers are withheld, on {run.split}. predict --abstain does so by conformal sets.",
             "muted",
         ),
     ]
