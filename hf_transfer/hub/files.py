@@ -105,20 +105,23 @@ def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged
     return notes
 
 
+def check_report(folder: Path) -> None:
+    """Raises:
+    UserError: the run has no report.
+    """
+    if not (folder / run_folder.REPORT).is_file():
+        raise UserError(
+            f"with_report: {str(folder)!r} has no {run_folder.REPORT}.", f"`hf-transfer report {folder}` writes it."
+        )
+
+
 def stage_report(folder: Path, staged: Path) -> list[str]:
     """Copy what shows the user's data to the files to push; returns messages for the user.
 
     Args:
         folder: folder of the run.
         staged: with the other files.
-
-    Raises:
-        UserError: the run has no report.
     """
-    if not (folder / run_folder.REPORT).is_file():
-        raise UserError(
-            f"with_report: {str(folder)!r} has no {run_folder.REPORT}.", f"`hf-transfer report {folder}` writes it."
-        )
     copied = [name for name in SHOWING if (folder / name).is_file()]
     for name in copied:
         shutil.copyfile(folder / name, staged / name)

@@ -25,7 +25,15 @@ from huggingface_hub.utils import logging as hub_logging
 from hf_transfer import hub_client, hub_errors, run_folder
 from hf_transfer.errors import UserError, WorkFailed, one_line, option
 from hf_transfer.hub.card import at
-from hf_transfer.hub.files import KNOWN, adapter_base, refuse_local, results_of, stage, stage_report
+from hf_transfer.hub.files import (
+    KNOWN,
+    adapter_base,
+    check_report,
+    refuse_local,
+    results_of,
+    stage,
+    stage_report,
+)
 
 T = TypeVar("T")
 MESSAGE = "Upload model trained with hf_transfer"
@@ -110,12 +118,15 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
         model: the trained model, whose logits the pushed files must reproduce (default: loaded from the run's files).
 
     Raises:
-        UserError: the folder does not contain a finished run, or its backbone is a local folder.
+        UserError: the folder does not contain a finished run or the report that is asked for, or its backbone is a
+            local folder.
         WorkFailed: the hub or the connection failed, or the pushed files would give different logits. The run is
             unchanged.
     """
     folder = Path(folder)
     results = results_of(folder)
+    if target.with_report:
+        check_report(folder)
     if not target.merged and results["adapter"] != "none":
         refuse_local(adapter_base(folder))
     with _explained(folder, target), tempfile.TemporaryDirectory(prefix="hf-transfer-push-") as temporary:

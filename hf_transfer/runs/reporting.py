@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,21 @@ def write_report(prepared: Prepared, trainer: TransferTrainer, train: Any, folde
     """
     if not trainer.is_world_process_zero():
         return
-    try:
-        if not isinstance(train, Stream):
-            labels, chance = prepared.loaded.labels, prepared.chance
-            beside = folder / f".{TRAIN_BATCH_PNG}"
-            if draw_batch(beside, train, trainer.data_collator, prepared.processor, labels, chance):
-                beside.replace(folder / TRAIN_BATCH_PNG)
-        page.write(folder)
-    except Exception as error:  # whatever a library says of a picture or a disk: the model is trained and saved
-        warnings.warn(f"{REPORT} was not written ({type(error).__name__}: {one_line(error)}).", stacklevel=2)
+    parts = {
+        TRAIN_BATCH_PNG: partial(_draw_batch, prepared, trainer, train, folder),
+        REPORT: partial(page.write, folder),
+    }
+    for name, write in parts.items():
+        try:
+            write()
+        except Exception as error:  # whatever a library says of a picture or a disk: the model is trained and saved
+            warnings.warn(f"{name} was not written ({type(error).__name__}: {one_line(error)}).", stacklevel=2)
+
+
+def _draw_batch(prepared: Prepared, trainer: TransferTrainer, train: Any, folder: Path) -> None:
+    """Draw what the model saw; nothing of a stream, which was read already."""
+    if isinstance(train, Stream):
+        return
+    beside, labels = folder / f".{TRAIN_BATCH_PNG}", prepared.loaded.labels
+    if draw_batch(beside, train, trainer.data_collator, prepared.processor, labels, prepared.chance):
+        beside.replace(folder / TRAIN_BATCH_PNG)

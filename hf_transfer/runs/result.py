@@ -210,7 +210,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: result, curves, confusion matrix and classes."""
-        return page.fragment(RunFiles.read(self.output_dir))
+        is_there = (self.output_dir / run_folder.RESULTS).is_file()  # the folder may have been moved since
+        return page.fragment(RunFiles.read(self.output_dir) if is_there else RunFiles(self.output_dir, self.results))
 
     def __repr__(self) -> str:
         results = self.results
