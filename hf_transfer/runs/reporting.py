@@ -41,7 +41,7 @@ def write_report(prepared: Prepared, trainer: TransferTrainer, train: Any, folde
     """
     if not trainer.is_world_process_zero():
         return
-    parts = {
+    parts: dict[str, Callable[[], object]] = {
         TRAIN_BATCH_PNG: partial(_draw_batch, prepared, trainer, train, folder),
         REPORT: partial(page.write, folder),
     }
