@@ -38,7 +38,7 @@ def texts(patched, tmp_path_factory):
 def images(patched, tmp_path_factory):
     place = tmp_path_factory.mktemp("images")
     model = saved(with_statistics(tiny_timm_resnet()), place / "m")
-    return fine_tune(model, pictures(place / "d", 24), output_dir=str(place / "out"), **KEYS)
+    return fine_tune(model, pictures(place / "d", 12), output_dir=str(place / "out"), **KEYS)
 
 
 def test_a_run_writes_it(texts, images):
