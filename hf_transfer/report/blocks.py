@@ -78,6 +78,12 @@ class Table:
     folded: str = ""
     is_matrix: bool = False
 
+    @property
+    def style(self) -> str:
+        """Classes of the table on the page: names of classes that are not as short as a number are turned."""
+        is_long = any(len(name) > 3 for name in self.head[self.words :])
+        return f"matrix{' turned' if is_long else ''}" if self.is_matrix else ""
+
 
 @dataclass(frozen=True)
 class Figures:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.data.images import data_url
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.errors import shortened
 from hf_transfer.report.blocks import Block, Card, Cards, Cell, Near, Picture, Table, Text
@@ -18,6 +19,8 @@ from hf_transfer.run_folder import ERRORS, LABEL_ISSUES, TRAIN_BATCH_PNG
 
 _LENGTH = 600  # characters of a text
 _MOST_CLASSES = 40  # rows of the table of classes
+_OF_ISSUES = ("place", "verdict", "given", "suggested", "probability", "score")  # the columns that are no inputs
+_SIDE = 160  # most pixels per side of a picture whose label looks wrong
 _WIDEST, _QUALITY = 900, 82  # of the picture of a batch, in pixels and percent
 
 
@@ -26,8 +29,12 @@ def mistakes(run: RunFiles) -> list[Block] | None:
     shown = cards(run)
     if not shown:
         return None
-    what = "The answers that are furthest off" if run.problem_type == REGRESSION else "The most confident wrong answers"
-    lines = [f"{what} on {run.split}, the worst first. {ERRORS} has all of them."]
+    what = (
+        "The answers that are furthest off"
+        if run.problem_type == REGRESSION
+        else "The wrong answers with the highest loss"
+    )
+    lines = [f"{what} on {run.split}. {ERRORS} has all of them."]
     if any(card.near for card in shown):
         lines.append("Next to each, the training examples that the pretrained model finds most similar.")
     if any(card.picture is None and not card.text for card in shown):
@@ -92,19 +99,36 @@ def label_issues(run: RunFiles) -> list[Block] | None:
     found = run.results.get("label_issues")
     if not run.label_issues:
         return [Text(f"Not looked for: {found['skipped']}", "muted")] if found and found.get("skipped") else None
-    known = ("place", "verdict", "given", "suggested", "probability", "score")
-    rows = []
-    for row in run.label_issues:
-        inputs = " / ".join(str(value) for name, value in row.items() if name not in known and isinstance(value, str))
-        rows.append(
-            (row["place"], row["given"], row["suggested"], shortened(inputs, 160), row["verdict"], row["probability"])
-        )
     total = (found or {}).get("wrong", 0) + (found or {}).get("doubtful", 0)
     about = f"{count(total)} labels look wrong or doubtful" if total else "Labels that look wrong or doubtful"
-    return [
-        Text(f"{about}, the likeliest errors first. {LABEL_ISSUES} has all of them.", "muted"),
-        Table(("place", "given", "suggested", "input", "verdict", "probability of the label"), rows, words=5),
+    said = Text(f"{about}, the likeliest errors first. {LABEL_ISSUES} has all of them.", "muted")
+    if run.results.get("task") == "image-classification":
+        return [said, Cards([_issue(row) for row in run.label_issues])]
+    rows = [
+        (
+            row["place"],
+            row["given"],
+            row["suggested"],
+            shortened(" / ".join(_inputs(row)), 160),
+            row["verdict"],
+            row["probability"],
+        )
+        for row in run.label_issues
     ]
+    head = ("place", "given", "suggested", "input", "verdict", "probability of the label")
+    return [said, Table(head, rows, words=5)]
+
+
+def _inputs(row: Mapping[str, str]) -> list[str]:
+    """The inputs in a row of `label_issues.csv`: text, or the path of a picture."""
+    return [str(value) for name, value in row.items() if name not in _OF_ISSUES and value]
+
+
+def _issue(row: Mapping[str, str]) -> Card:
+    """A label of a picture, which is shown if its file is still there."""
+    path = next(iter(_inputs(row)), "")
+    lines = [("given", row["given"]), ("suggested", row["suggested"]), (row["verdict"], row["probability"])]
+    return Card(path or row["place"], lines, data_url(path, _SIDE) if path else None)
 
 
 def inputs(run: RunFiles) -> list[Block] | None:

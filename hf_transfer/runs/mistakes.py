@@ -6,13 +6,11 @@ A list with an entry per row: `picture`, a small picture as a data URL (None of 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.data.images import open_image, to_channels, undecoded
+from hf_transfer.data.images import data_url, undecoded
 from hf_transfer.errors import shortened
 from hf_transfer.files import write_json
 from hf_transfer.report.run_files import MOST_ROWS
@@ -22,7 +20,6 @@ from hf_transfer.runs.prepare import Prepared
 from hf_transfer.tasks.image_classification import range_of
 
 SIDE, SMALL_SIDE = 192, 96  # most pixels per side of a picture, and of those of the nearest training examples
-_LOSSLESS = 64  # pixels per side up to which JPEG would show
 _LENGTH = 300  # characters of a text
 
 
@@ -68,25 +65,6 @@ def _inputs(prepared: Prepared, split: str, positions: Sequence[int], side: int)
     return [
         {"text": " / ".join(shortened(part, _LENGTH) for part in cell)}
         if all(isinstance(part, str) for part in cell)
-        else {"picture": picture(cell[0], side, range_of(prepared.processor))}
+        else {"picture": data_url(cell[0], side, range_of(prepared.processor))}
         for cell in cells
     ]
-
-
-def picture(value: Any, side: int, pixel_range: Any = None) -> str | None:
-    """A small picture as a data URL; None if the image cannot be read.
-
-    Args:
-        value: see `open_image`.
-        side: most pixels per side.
-        pixel_range: of float and 32-bit images, see `to_channels`.
-    """
-    try:
-        image = to_channels(open_image(value), 3, pixel_range)
-    except ValueError:
-        return None
-    image.thumbnail((side, side))
-    kind = "png" if max(image.size) <= _LOSSLESS else "jpeg"
-    file = io.BytesIO()
-    image.save(file, format=kind, **({"quality": 80} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

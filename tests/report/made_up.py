@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from datasets import Dataset
 
+from hf_transfer.data.images import data_url
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from hf_transfer.data.splits import ROW
 from hf_transfer.evaluation import metrics
@@ -21,7 +22,7 @@ from hf_transfer.evaluation.scores import all_finite
 from hf_transfer.evaluation.standing import against_baseline
 from hf_transfer.files import write_json
 from hf_transfer.inference.reviewing import errors_csv, errors_frame
-from hf_transfer.runs.mistakes import SIDE, picture
+from hf_transfer.runs.mistakes import SIDE, SMALL_SIDE
 
 GROUPS = ("embeddings", *(f"layer.{i}" for i in range(6)), "head")
 
@@ -69,9 +70,9 @@ def write_run(
     frame, positions = errors_frame(data, ["input"], Labels(problem_type, tuple(names)), logits, labels, ())
     (folder / "errors.csv").write_text(errors_csv(frame))
     pixels = rng.integers(256, size=(200, 160, 3), dtype=np.uint8)
-    shown = picture(pixels, SIDE) if has_pictures else None
+    shown = data_url(pixels, SIDE) if has_pictures else None
     near = {"place": "data.csv line 7", "label": names[0], "cosine": 0.87}
-    near |= {"picture": picture(pixels, 96)} if has_pictures else {"text": given[0]}
+    near |= {"picture": data_url(pixels, SMALL_SIDE)} if has_pictures else {"text": given[0]}
     entries = [{"picture": shown, "nearest": [near] * 3 if problem_type != REGRESSION else []} for _ in positions[:24]]
     write_json(folder / "mistakes.json", entries)
     if problem_type != REGRESSION:
