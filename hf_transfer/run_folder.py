@@ -22,6 +22,7 @@ LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training exam
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
 FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
+DOMAINS_PNG = "domain_distance.png"  # source and target of domain adaptation, before and after training
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
@@ -102,6 +103,7 @@ OF_ONE_RUN = (
     RANGE_TEST_CSV,
     RANGE_TEST_PNG,
     FORGETTING_PNG,
+    DOMAINS_PNG,
 )
 REPLACED = "replaced-run"  # folder of the earlier run, inside of the one that replaces it, until that one is complete
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_transfer.config.arguments.adaptation import METHODS, AdaptationArguments
+from hf_transfer.config.arguments.adaptation import METHODS, NONE, AdaptationArguments, aligns_frozen
 from hf_transfer.data.augment import Epochs
 from hf_transfer.data.pairs import DOMAIN, Partners, Targets, check_inputs
 from hf_transfer.errors import UserError, listed, nearest
@@ -33,7 +33,7 @@ class PairEpochs(Epochs):
 
 def wanted(args: object) -> bool:
     """Whether source and target are drawn together; plain `TrainingArguments` lack the key."""
-    return isinstance(args, AdaptationArguments) and args.domain_adaptation in METHODS
+    return isinstance(args, AdaptationArguments) and args.domain_adaptation != NONE
 
 
 def attach(trainer: RunningTrainer, target: object) -> None:
@@ -47,7 +47,10 @@ def attach(trainer: RunningTrainer, target: object) -> None:
         UserError: the trainer cannot adapt, or the target does not fit the source.
     """
     _check(trainer, target)
-    trainer.targets = _targets(trainer, target)
+    targets = _targets(trainer, target)
+    if aligns_frozen(trainer.args):  # by `linear_probe.solve`
+        return
+    trainer.targets = targets
     trainer.add_callback(PairEpochs(trainer.targets.partners.chance))
     trainer.boundary.blocked.append("domain_adaptation draws other target examples in each epoch")
     args, place = trainer.args, _place(trainer)
@@ -70,8 +73,13 @@ def attach(trainer: RunningTrainer, target: object) -> None:
 def note(trainer: RunningTrainer) -> str:
     """A line for a printed plan; empty without adaptation."""
     args = trainer.args
-    if not wanted(args) or trainer.targets is None or trainer.plan is None:
+    if not wanted(args) or trainer.plan is None:
         return ""
+    if aligns_frozen(args):
+        return (
+            f"Domain adaptation: {args.domain_adaptation} maps the frozen features of the source to the mean and "
+            f"covariance of those of {len(trainer.target_dataset):,} target examples, and the head is solved for there."
+        )
     layer = args.domain_adaptation_layer
     what = "what the head reads" if layer is None else f"the mean output of {layer}"
     grows = ", growing from 0" if args.domain_adaptation_schedule == "ramp" else ""
