@@ -11,16 +11,19 @@ import torch
 from datasets import Dataset
 
 from hf_transfer.analysis.domain_distance import FEWEST, Distance, before_in_words, distance, plane
+from hf_transfer.config.arguments.adaptation import aligns_frozen
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.features.layouts import MEAN
 from hf_transfer.files import say, write_bytes
 from hf_transfer.layers.architectures import HEAD
-from hf_transfer.objectives.adaptation.frozen import Alignment
 from hf_transfer.report.domain_plot import draw
 from hf_transfer.run_folder import DOMAINS_PNG
 from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
+from hf_transfer.training import linear_probe
+from hf_transfer.training.adapting import in_words
+from hf_transfer.training.probe_features import unlabeled_features
 from hf_transfer.training.trainer import TransferTrainer
 
 KEY = "domain_adaptation"  # section of results.json
@@ -49,11 +52,6 @@ class Domains:
     features: Features | None = None
     first: Distance | None = None
 
-    @property
-    def layer(self) -> str:
-        """The layer group whose features are aligned; `head` for what the head reads."""
-        return self.trainer.args.domain_adaptation_layer or HEAD
-
     def look(self) -> Features:
         """The features with the model as it is; called by all processes.
 
@@ -62,17 +60,22 @@ class Domains:
             WorkFailed: one of them is NaN or infinite.
         """
         assert self.samples is not None
-        trainer, pooling = self.trainer, None if self.layer == HEAD else MEAN
+        trainer, layer = self.trainer, self.trainer.aligned_layer
+        if aligns_frozen(trainer.args):
+            last = linear_probe.find_head(trainer)
+            own, other = (unlabeled_features(trainer, last, sample) for sample in self.samples)
+            return own, other
+        pooling = None if layer == HEAD else MEAN
         source, target = (
             frozen_pass(
                 self.prepared,
                 trainer.model,
                 trainer.layer_groups,
                 sample,
-                layers=[self.layer],
+                layers=[layer],
                 poolings=None if pooling is None else [pooling],
                 autocast=torch.bfloat16 if trainer.args.bf16 else None,
-            ).matrix(self.layer, pooling)
+            ).matrix(layer, pooling)
             for sample in self.samples
         )
         return source, target
@@ -82,7 +85,7 @@ class Domains:
         if self.first is None:
             return {"skipped": self.reason}
         assert self.features is not None
-        layer = "what the head reads" if self.layer == HEAD else f"the mean output of {self.layer}"
+        layer = in_words(self.trainer.aligned_layer)
         return {"layer": layer, "examples": len(self.features[0]), "before": self.first.to_dict()}
 
     def finish(self, folder: Path) -> dict[str, Any]:
@@ -92,7 +95,8 @@ class Domains:
             return found
         aligned = self.trainer.alignment
         try:
-            last = self.look() if aligned is None else self._mapped(aligned)
+            source, target = self.look()
+            last = source if aligned is None else aligned(source), target
         except (UserError, WorkFailed) as error:
             return {**found, "skipped": one_line(error)}
         if self.trainer.is_world_process_zero():
@@ -101,18 +105,6 @@ class Domains:
             picture = draw({n: (p.source.numpy(), p.target.numpy(), p.shares) for n, p in planes.items()})
             write_bytes(folder / DOMAINS_PNG, picture)
         return {**found, "after": distance(*last, self.trainer.args.seed).to_dict(), "aligned": aligned is not None}
-
-    def _mapped(self, alignment: Alignment) -> Features:
-        """The features with those of the source mapped: the model's own are as they were.
-
-        Raises:
-            UserError: the head has several layers, of which the last one reads what is aligned.
-        """
-        assert self.features is not None
-        source, target = self.features
-        if self.trainer.below_solution:
-            raise UserError("what the last layer of the head reads is aligned, and what its first layer reads measured")
-        return alignment(source), target
 
 
 def domains_of(prepared: Prepared, trainer: TransferTrainer, talks: bool) -> Domains | None:

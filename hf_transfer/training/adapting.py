@@ -70,6 +70,11 @@ def attach(trainer: RunningTrainer, target: object) -> None:
     trainer.objective.penalties.append(penalty)
 
 
+def in_words(layer: str) -> str:
+    """What is aligned: the features of a layer group."""
+    return "what the head reads" if layer == HEAD else f"the mean output of {layer}"
+
+
 def note(trainer: RunningTrainer) -> str:
     """A line for a printed plan; empty without adaptation."""
     args = trainer.args
@@ -80,8 +85,7 @@ def note(trainer: RunningTrainer) -> str:
             f"Domain adaptation: {args.domain_adaptation} maps the frozen features of the source to the mean and "
             f"covariance of those of {len(trainer.target_dataset):,} target examples, and the head is solved for there."
         )
-    layer = args.domain_adaptation_layer
-    what = "what the head reads" if layer is None else f"the mean output of {layer}"
+    what = in_words(trainer.aligned_layer)
     grows = ", growing from 0" if args.domain_adaptation_schedule == "ramp" else ""
     idle = [stage.name for stage in trainer.plan.stages if not _trains_below(trainer, stage, trainer.aligned)]
     nothing = f" In {listed(idle)} nothing below it trains, so there it changes nothing." if idle else ""
@@ -164,6 +168,9 @@ def _place(trainer: RunningTrainer) -> Place:
             places = find_places(trainer.model, trainer.layer_groups, _batch(trainer))
     except Refused as refusal:
         raise UserError(f"the features cannot be found in the model: {refusal}.", key="domain_adaptation") from refusal
+    if name is None and HEAD in places.refused and names[-2:-1] and names[-2] in places.by_group:
+        wanted_group = names[-2]  # a head that pools by itself reads all of its positions
+    trainer.aligned_layer = wanted_group
     if wanted_group not in places.by_group:
         reason = places.refused.get(wanted_group, "the model has no head")
         what = "what the head reads is not one vector" if name is None else f"the output of {name} cannot be pooled"

@@ -24,6 +24,7 @@ from hf_transfer.data.bucketing_choice import Choice
 from hf_transfer.data.pairs import Pairs, PairsCollator, Targets
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
+from hf_transfer.layers.architectures import HEAD
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.probing import Probing
@@ -37,12 +38,14 @@ class Loading(Probing):
         labeled_targets: how many of the training examples, the last ones, are labeled examples of that domain.
         targets: the same as batches are made from it; None without domain adaptation.
         aligned: where the features are that are drawn together (`features.places`), if any.
+        aligned_layer: the layer group whose features these are; `head` for what the head reads.
         alignment: the map of frozen features with which a head was solved for, if any.
     """
 
     data_collator: Any
     targets: Targets | None = None
     aligned: Any = None
+    aligned_layer: str = HEAD
     alignment: Any = None
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
 

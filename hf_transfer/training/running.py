@@ -40,6 +40,7 @@ class RunningTrainer(Protocol):
     labeled_targets: int
     targets: Any
     aligned: Any
+    aligned_layer: str
     alignment: Any
     time_budget: Any
     steps_per_epoch: int

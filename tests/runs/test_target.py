@@ -230,9 +230,11 @@ def test_strategy_auto_trains_more_than_the_head(text_source, tiny_bert_folder, 
         text_source,
         target_dataset_name=target,
         output_dir=tmp_path / "out",
-        **{**KEYS, "strategy": "auto"},
+        **{**KEYS, "strategy": "auto", "pooling": "mean"},
     )
     assert result.results["strategy"] == "two-phase"
+    groups = [group.name for group in result.trainer.layer_groups]
+    assert result.trainer.aligned_layer == groups[-2], "the head pools by itself: what it reads are all positions"
 
 
 # ---- refused -------------------------------------------------------------------------------------------------------
