@@ -22,6 +22,7 @@ LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training exam
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
 FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
+EXPORT = "export.json"  # next to an exported model: what it is, how it was checked
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
