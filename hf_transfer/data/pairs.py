@@ -17,7 +17,7 @@ from hf_transfer.data.augment import Chance, Mixed
 from hf_transfer.data.labels import LABELS
 from hf_transfer.errors import UserError, listed
 
-DOMAIN = "domain"  # key in a batch: (examples,), 0 of the source, which comes first, and 1 of the target
+DOMAIN = "domain"  # key in a batch: (examples,), 0 of the source and 1 of the target; labeled examples come first
 LABEL_NAMES = (LABELS, "label", "label_ids")
 Example = dict[str, Any]
 
@@ -100,10 +100,17 @@ class Beside(Protocol):
 
 
 class Pairs(Dataset[tuple[Example, "Example | None"]]):
-    """A source as pairs with a target."""
+    """A training set as pairs with a target.
 
-    def __init__(self, dataset: Any, targets: Beside):
+    Args:
+        dataset: the source, and after it labeled examples of the target, if there are any.
+        targets: the target.
+        sources: number of examples of the source.
+    """
+
+    def __init__(self, dataset: Any, targets: Beside, sources: int | None = None):
         self.dataset, self.targets = dataset, targets
+        self.sources = len(dataset) if sources is None else sources
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -112,14 +119,17 @@ class Pairs(Dataset[tuple[Example, "Example | None"]]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> Sequence[tuple[Example, Example | None]]:
-        return self.targets.beside(numbers, items(self.dataset, list(numbers)))
+        examples = zip(numbers, items(self.dataset, list(numbers)), strict=True)
+        marked = [example if number < self.sources else {**example, DOMAIN: 1} for number, example in examples]
+        return self.targets.beside(numbers, marked)
 
 
 class PairsCollator:
-    """Makes one batch of pairs: the source first, then the target, marked by `DOMAIN`.
+    """Makes one batch of pairs: the training examples first, which have labels, then the target's, marked by `DOMAIN`.
 
-    Both are padded alike. Mixup and cutmix mix the source only. Labels are those of the source alone, unless the
-    target's examples have labels to train on. A source example may stand alone.
+    Labeled examples of the target are among the first. Both are padded alike. Mixup and cutmix mix the first only.
+    Labels are those of the first alone, unless the target's examples have labels to train on. A training example may
+    stand alone.
 
     Args:
         collate: makes a batch from a list of examples.
@@ -130,8 +140,10 @@ class PairsCollator:
         self.collate, self.labeled = collate, labeled
 
     def __call__(self, pairs: Sequence[tuple[Example, Example | None]]) -> dict[str, Any]:
-        sources = [source for source, _ in pairs]
-        targets = [self._like(source, target) for source, target in pairs if target is not None]
+        domain = [int(source.get(DOMAIN, 0)) for source, _ in pairs]
+        sources = [{n: value for n, value in source.items() if n != DOMAIN} for source, _ in pairs]
+        found = zip(sources, (target for _, target in pairs), strict=True)
+        targets = [self._like(source, target) for source, target in found if target is not None]
         if isinstance(self.collate, Mixed):
             batch = self.collate(sources)
             batch = _both(batch, self.collate.unmixed(targets)) if targets else batch
@@ -139,7 +151,7 @@ class PairsCollator:
             batch = dict(self.collate([*sources, *targets]))
         if LABELS in batch and not self.labeled:
             batch[LABELS] = batch[LABELS][: len(pairs)]
-        return batch | {DOMAIN: torch.tensor([0] * len(sources) + [1] * len(targets))}
+        return batch | {DOMAIN: torch.tensor([*domain, *([1] * len(targets))])}
 
     def _like(self, source: Example, target: Example) -> Example:
         """A target example with the keys of a source example, so that any collator takes it.

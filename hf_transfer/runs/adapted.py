@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from hf_transfer.analysis.validators import (
     information,
     neighborhood_density,
 )
-from hf_transfer.config.arguments.adaptation import PENALTIES
+from hf_transfer.config.arguments.adaptation import PENALTIES, aligns_frozen
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.layers.architectures import HEAD
+from hf_transfer.runs.domains import Domains
 from hf_transfer.runs.expecting import inputs_of
 from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
@@ -31,7 +33,11 @@ MOST = 1000  # examples of each kind that the validators read
 
 
 def adapted(
-    prepared: Prepared, trainer: TransferTrainer, validation: Any, selection: Mapping[str, Any] | None
+    prepared: Prepared,
+    trainer: TransferTrainer,
+    validation: Any,
+    selection: Mapping[str, Any] | None,
+    domains: Domains | None,
 ) -> dict[str, Any] | None:
     """The section `domain_adaptation`; None without a target. All processes must call it.
 
@@ -40,6 +46,7 @@ def adapted(
         trainer: that has trained.
         validation: prepared examples of the source's validation split.
         selection: what the run was chosen from, if it was.
+        domains: source and target before training.
     """
     if prepared.target is None:
         return None
@@ -55,15 +62,19 @@ def adapted(
         "validators": scores.to_dict() if scores else None,
         "selection": selection,
     }
-    if method in PENALTIES:
+    if aligns_frozen(args):
+        found |= {"frozen": True}
+    elif method in PENALTIES:
         found |= {
             "weight": args.domain_adaptation_weight,
             "schedule": args.domain_adaptation_schedule,
-            "layer": args.domain_adaptation_layer,
+            "layer": trainer.aligned_layer,
             "penalty": last_mean(trainer.state.log_history, f"penalty/{method}"),
         }
     if trainer.self_training is not None:
         found |= {"threshold": trainer.self_training.threshold, "rounds": _rounds(trainer, names)}
+    if domains is not None:
+        found["distance"] = domains.finish(Path(str(args.output_dir)))
     return found
 
 

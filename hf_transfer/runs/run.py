@@ -14,17 +14,15 @@ from transformers import set_seed
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
-from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
-from hf_transfer.inference.predictor import Predictor
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.objectives.fisher import Fisher
-from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
+from hf_transfer.run_folder import FISHER, RESULTS, RUN_FILE
 from hf_transfer.runs import adaptation_choice, adjusting, saving
 from hf_transfer.runs.adapted import adapted
 from hf_transfer.runs.announce import advise, announce, replace_progress
@@ -34,11 +32,13 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.domains import Domains, domains_of
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
 from hf_transfer.runs.facts import base_of, facts_of, measured
 from hf_transfer.runs.finding_rate import Found, find_rate
+from hf_transfer.runs.finished import card_facts, predictor_of
 from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
 from hf_transfer.runs.machine import (
@@ -55,6 +55,7 @@ from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
@@ -99,7 +100,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
 
     Args:
         config: the keys.
-        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen.
+        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen. No
+            report is written.
 
     Raises:
         UserError: the keys, the model or the data are not right, before anything is trained.
@@ -111,6 +113,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
         ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
+        if among is None:
+            write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
     return _publish(ready, result)
 
 
@@ -131,6 +135,7 @@ class _Ready:
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         nearest: the training examples nearest to those that the run is measured on.
+        domains: source and target before training; None without domain adaptation.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         selection: what it was chosen from (`adaptation_choice`); None of a run that was not.
         fisher: information of `ewc_dataset_name`, for the run's folder.
@@ -147,6 +152,7 @@ class _Ready:
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
+    domains: Domains | None = None
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
@@ -193,6 +199,8 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     if among is not None and among.keeps_last:
         trainer.add_callback(adaptation_choice.KeepLast())
     replace_progress(trainer, output_dir, ready.talks)
+    for watcher in among.watchers if among else ():
+        trainer.add_callback(watcher)
     with removed_if_empty(output_dir, is_new):
         ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
@@ -208,6 +216,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
     ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.domains = domains_of(ready.prepared, trainer, ready.talks)
     ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
@@ -270,7 +279,13 @@ def _finish(ready: _Ready) -> Result:
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
+    results = measured(
+        trainer,
+        ready.splits,
+        prepared.data,
+        partial(write_errors, prepared, trainer, ready.nearest),
+        change_of(calibration, adjustment),
+    )
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -280,35 +295,15 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
-    results[outcome.KEY] = adapted(prepared, trainer, ready.splits["validation"], ready.selection)
-    base = base_of(config, trainer.model)
-    results["card"] = card.facts(
-        config.values,
-        prepared.data,
-        base,
-        results["metrics_split"],
-        model_origin=prepared.loaded.origin,
-        data_origin=prepared.source.origin,
-    )
+    results[outcome.KEY] = adapted(prepared, trainer, ready.splits["validation"], ready.selection, ready.domains)
+    results["card"] = card_facts(prepared, trainer, results["metrics_split"])
     saving.check_saved(trainer, task, config, labels)
     end_workers(trainer)
     if trainer.is_world_process_zero():  # last: it marks a finished run
         write_json(output_dir / RESULTS, results)
         card.write(output_dir)
         saving.forget_replaced(output_dir)
-    predictor = Predictor(
-        task=task,
-        model=trainer.model,
-        processor=prepared.processor,
-        labels=labels,
-        data=config.data,
-        batch_size=args.per_device_eval_batch_size,
-        precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-        seed=config.split_seed,
-        record=Record.load(output_dir / EXAMPLES),
-        folder=output_dir,
-    )
-    return Result(output_dir, results, trainer.plan, trainer, predictor)
+    return Result(output_dir, results, trainer.plan, trainer, predictor_of(prepared, trainer, output_dir))
 
 
 def _calibrate(ready: _Ready) -> Calibration | None:

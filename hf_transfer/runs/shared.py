@@ -1,4 +1,4 @@
-"""What several runs of one process share: data that was read, and features of frozen models.
+"""What several runs of one process share: data that was read, features of frozen models, and who watches them.
 
 A run with and without it is the same, bit for bit.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+
+from transformers import TrainerCallback
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.labels import SINGLE_LABEL
@@ -39,6 +41,7 @@ class Shared:
         keeps_last: whether each run saves a checkpoint at its end.
         one_class: the key that needs one class per example, if any.
         selection: of the run that was chosen, what it was chosen from, for `results.json`.
+        watchers: callbacks of every run's training, after those that write its history.
     """
 
     def __init__(self) -> None:
@@ -46,6 +49,7 @@ class Shared:
         self.leaves_test, self.keeps_last = True, False
         self.one_class = ""
         self.selection: dict[str, Any] | None = None
+        self.watchers: list[TrainerCallback] = []
         self._splits: dict[str, RawSplits] = {}
 
     def but(self, **changes: Any) -> Shared:

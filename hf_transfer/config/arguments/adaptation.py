@@ -10,8 +10,10 @@ from hf_transfer.config.fields import setting
 from hf_transfer.errors import listed
 
 NONE, AUTO, MMD, CORAL, DANN, PSEUDO_LABEL = "none", "auto", "mmd", "coral", "dann", "pseudo-label"
+LINEAR_OT = "linear-ot"
 PENALTIES = (MMD, CORAL, DANN)
 METHODS = (*PENALTIES, PSEUDO_LABEL)  # that a run trains with
+FROZEN = (CORAL, LINEAR_OT)  # methods on frozen features, before a head is solved for
 RAMP, CONSTANT = "ramp", "constant"
 PER_CLASS, QUANTILE = "per-class", "quantile"
 _WEIGHTS = {MMD: 1.0, CORAL: 1.0, DANN: 1.0}
@@ -40,6 +42,13 @@ class TargetArguments:
         topic="domain adaptation",
         resume="free",
     )
+    target_label_column_name: str | None = setting(
+        None,
+        "label column of the target, for the few examples of it that are labeled and trained on (blank: unlabeled); of "
+        "an image folder, the class folders (default: labels of the target are ignored)",
+        topic="domain adaptation",
+        resume="fixed",
+    )
     target_in_memory: Any = setting(None, "target_dataset_name as a Python object, from `fine_tune`", resume="free")
 
 
@@ -51,8 +60,9 @@ class AdaptationArguments:
         NONE,
         "how the target is used: mmd (kernel distance), coral (covariances) or dann (a discriminator that the backbone "
         "learns to deceive) draw its features to the source's, pseudo-label trains on the model's own answers; auto "
-        "trains with each and without, and keeps the best",
-        choices=(NONE, AUTO, *METHODS),
+        "trains with each and without, and keeps the best; with probe_solver: lbfgs, the map of frozen features from "
+        "source to target: coral or linear-ot (optimal transport)",
+        choices=(NONE, AUTO, *METHODS, LINEAR_OT),
         topic="domain adaptation",
         resume="fixed",
         card="changed",
@@ -123,22 +133,35 @@ def values_for(values: Mapping[str, Any], method: str) -> dict[str, Any]:
     return found | {"domain_adaptation_weight": weight_of(None, method)}
 
 
+def aligns_frozen(args: Any) -> bool:
+    """Whether frozen features are aligned before a head is solved for; `args` also has the keys of the probe."""
+    return args.domain_adaptation in FROZEN and args.probe_solver == "lbfgs"
+
+
 def check(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys among themselves and with those of the training, one sentence each."""
     method = values[_KEY]
+    changed = {
+        name: values[name]
+        for name, default in _DEFAULTS.items()
+        if values[name] != default and not (name == "domain_adaptation_weight" and values[name] == _WEIGHTS.get(method))
+    }
     if method == NONE:
         return [
-            f"{name}: {values[name]!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."
-            for name, default in _DEFAULTS.items()
-            if values[name] != default
+            f"{name}: {value!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."
+            for name, value in changed.items()
         ]
     named = f"{_KEY}: {method}"
+    if values["probe_solver"] == "lbfgs":
+        return _check_frozen(method, named, changed)
     problems = [f"{name}: {values[name]!r} has no effect with {named}; {of}." for name, of in _unread(values)]
     reasons = (
+        (method == LINEAR_OT, "aligns frozen features; set strategy: linear-probe and probe_solver: lbfgs"),
         (values["strategy"] is None and values["stages"] is None, "needs a plan; set strategy: full or another one"),
         (
-            values["strategy"] == "linear-probe" and values["stages"] is None,
-            "changes the features, and strategy: linear-probe freezes them; use full, two-phase, gradual or lora",
+            values["strategy"] == "linear-probe" and values["stages"] is None and method != LINEAR_OT,
+            "changes the features, and strategy: linear-probe freezes them; use full, two-phase, gradual or lora, or "
+            "align frozen features with coral and probe_solver: lbfgs",
         ),
         (
             values["balanced_sampling"],
@@ -166,6 +189,20 @@ def check(values: Mapping[str, Any]) -> list[str]:
     return [*problems, *(f"{named} {said}." for holds, said in reasons if holds)]
 
 
+def _check_frozen(method: str, named: str, changed: Mapping[str, Any]) -> list[str]:
+    """Problems of keys with a head that is solved for."""
+    if method not in FROZEN:
+        return [
+            f"{named} changes the features, and probe_solver: lbfgs freezes them; use another strategy, or align "
+            f"frozen features with {' or '.join(FROZEN)}."
+        ]
+    return [
+        f"{name}: {value!r} has no effect with probe_solver: lbfgs: what the head reads is aligned once, before the "
+        "head is solved for; leave it out."
+        for name, value in changed.items()
+    ]
+
+
 def _has_budget(values: Mapping[str, Any]) -> bool:
     return values["max_hours"] is not None or values["max_usd"] is not None
 
@@ -190,13 +227,21 @@ def check_run(values: Mapping[str, Any]) -> list[str]:
     method, target = values[_KEY], values["target_dataset_name"]
     if method == NONE:
         if target is None:
-            return []
+            labels = values["target_label_column_name"]
+            said = (
+                f"target_label_column_name: {labels!r} has no effect without target_dataset_name, whose column it is."
+            )
+            return [said] if labels is not None else []
         return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."]
     problems = list[str]()
     if target is None:
         problems.append(f"{_KEY}: {method} needs target_dataset_name, the unlabeled data that the model must work on.")
     elif target != IN_MEMORY and target in (values["dataset_name"], values["train_file"]):
         problems.append(f"target_dataset_name: {target!r} is the source itself, so there is nothing to adapt to.")
+    if method == AUTO and values["target_label_column_name"] is not None:
+        problems.append(
+            f"{_KEY}: auto compares models without labels of the target; with target_label_column_name, name a method."
+        )
     if values["streaming"]:
         problems.append(
             f"{_KEY}: {method} pairs examples by number, which a stream does not have; leave out streaming."

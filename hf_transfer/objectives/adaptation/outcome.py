@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hf_transfer.config.arguments.adaptation import NONE, RAMP
+from hf_transfer.layers.architectures import HEAD
 
 KEY = "domain_adaptation"  # in `results.json`
 
@@ -32,10 +33,12 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
 def _how(found: Mapping[str, Any]) -> str:
     if found["method"] == NONE:
         return "none, trained on the source alone"
+    if "frozen" in found:
+        return f"{found['method']} of frozen features"
     if "rounds" in found:
         return f"{found['method']}, {_rounds(found['rounds'])}"
     grown = ", grown from 0" if found["schedule"] == RAMP else ""
-    layer = "what the head reads" if found["layer"] is None else f"the mean output of {found['layer']}"
+    layer = "what the head reads" if found["layer"] == HEAD else f"the mean output of {found['layer']}"
     value = "" if found["penalty"] is None else f", {found['penalty']:.4g} in the last epoch"
     return f"{found['method']} on {layer}, weight {found['weight']:g}{grown}{value}"
 
