@@ -160,8 +160,9 @@ class Verdict:
 def choose(scores: Mapping[str, Scores], alone: str, margin: float, most_loss: float) -> Verdict:
     """The model with the most information; the one named `alone` unless another is better by the margin.
 
-    A model that is only surer, whose answers are divided among the classes less evenly than before, is not better:
-    training on its own answers makes any model surer.
+    It must be better in both parts of it. A model that is only surer is not better: training on its own answers makes
+    any model surer. Nor is one whose answers are only divided among the classes more evenly: aligning domains in which
+    the classes are differently frequent does that.
 
     Args:
         scores: by name; without those of models that failed, and with that of `alone`.
@@ -183,6 +184,8 @@ def choose(scores: Mapping[str, Scores], alone: str, margin: float, most_loss: f
             reasons[name] = f"its gain of information on the target, {gain:+.3f}, is not above {margin:g}"
         elif score.spread < own.spread:
             reasons[name] = "its answers are only surer, and divided among the classes less evenly"
+        elif score.entropy > own.entropy:
+            reasons[name] = "its answers are divided among the classes more evenly, but less sure"
         else:
             able[name] = score.information
     chosen = max(able, key=able.__getitem__) if able else alone

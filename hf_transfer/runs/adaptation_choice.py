@@ -40,7 +40,7 @@ from hf_transfer.training.pace import exactly
 
 CANDIDATES = (NONE, *METHODS)
 FOLDER, ASKED = "candidates", "asked.json"
-MARGIN = 0.05  # nats of information by which an adapted model must be better; `docs/domain-adaptation.md`
+MARGIN = 0.03  # nats of information by which an adapted model must be better; `docs/domain-adaptation.md`
 MOST_LOSS = 0.02  # accuracy on the source's validation split that it may lose, beyond a standard error
 ALONE = "source only"
 _KEY = "domain_adaptation"

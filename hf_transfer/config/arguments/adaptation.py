@@ -16,7 +16,7 @@ METHODS = (*PENALTIES, PSEUDO_LABEL)  # that a run trains with
 FROZEN = (CORAL, LINEAR_OT)  # methods on frozen features, before a head is solved for
 RAMP, CONSTANT = "ramp", "constant"
 PER_CLASS, QUANTILE = "per-class", "quantile"
-_WEIGHTS = {MMD: 1.0, CORAL: 1.0, DANN: 1.0}
+_WEIGHTS = {MMD: 1.0, CORAL: 1.0, DANN: 0.3}
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _KEY = "domain_adaptation"
 _DEFAULTS: dict[str, Any] = {
@@ -69,7 +69,7 @@ class AdaptationArguments:
     )
     domain_adaptation_weight: float | None = setting(
         None,
-        "weight of the penalty next to the loss of the source (default: 1)",
+        "weight of the penalty next to the loss of the source (default: 1; of dann 0.3)",
         minimum=0,
         topic="domain adaptation",
         resume="fixed",
