@@ -190,6 +190,18 @@ def test_an_interrupted_run_whose_log_was_cut(tmp_path):
     assert set(found.sections) == {"result", "curves", "layers", "mistakes", "labels", "environment", "loading"}
 
 
+def test_labels_of_pictures_are_shown_with_them_while_they_are_there(tmp_path):
+    folder, there = write_run(tmp_path / "out", has_pictures=True), tmp_path / "1.png"
+    Image.new("RGB", (200, 100), "red").save(there)
+    row = "out,wrong,positive,negative,0.0412,0.09,"
+    lines = ["place,verdict,given,suggested,probability,score,image", f"{row}{there}", f"{row}{tmp_path}/2.png", row]
+    (folder / "label_issues.csv").write_text("\n".join(lines))
+    (section,) = filled(RunFiles.read(folder), ["labels"])
+    first, second, third = section.blocks[1].cards
+    assert first.picture.startswith("data:image/jpeg") and (second.picture, third.picture) == (None, None)
+    assert second.place.endswith("2.png") and third.place == "out" and ("given", "positive") in first.lines
+
+
 def test_a_picture_that_is_gone(tmp_path):
     folder = write_run(tmp_path / "out", has_pictures=True)
     mistakes = json.loads((folder / "mistakes.json").read_text())
