@@ -27,6 +27,8 @@ MISTAKES = "mistakes.json"  # small pictures, and the nearest training examples,
 TRAIN_BATCH_PNG = "train_batch.png"  # training examples as the model saw them
 CONFUSION_PNG, CURVES_PNG = "confusion_matrix.png", "curves.png"
 SHOWING = (REPORT, ERRORS, LABEL_ISSUES, TRAIN_BATCH_PNG, CONFUSION_PNG, CURVES_PNG)  # pushed with `with_report` only
+DOMAINS_PNG = "domain_distance.png"  # source and target of domain adaptation, before and after training
+EXPORT = "export.json"  # next to an exported model: what it is, how it was checked
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
@@ -112,6 +114,7 @@ OF_ONE_RUN = (
     TRAIN_BATCH_PNG,
     CONFUSION_PNG,
     CURVES_PNG,
+    DOMAINS_PNG,
 )
 REPLACED = "replaced-run"  # folder of the earlier run, inside of the one that replaces it, until that one is complete
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.

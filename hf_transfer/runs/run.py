@@ -32,6 +32,8 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.domains import KEY as DOMAINS
+from hf_transfer.runs.domains import Domains, domains_of
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
@@ -131,6 +133,7 @@ class _Ready:
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         nearest: the training examples nearest to those that the run is measured on.
+        domains: source and target before training; None without domain adaptation.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -146,6 +149,7 @@ class _Ready:
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
+    domains: Domains | None = None
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
@@ -188,6 +192,8 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         fisher=fisher,
     )
     replace_progress(trainer, output_dir, ready.talks)
+    for watcher in among.watchers if among else ():
+        trainer.add_callback(watcher)
     with removed_if_empty(output_dir, is_new):
         ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
@@ -203,6 +209,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
     ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.domains = domains_of(ready.prepared, trainer, ready.talks)
     ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
@@ -281,6 +288,8 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
+    if ready.domains is not None:
+        results[DOMAINS] = {**(results.get(DOMAINS) or {}), "distance": ready.domains.finish(output_dir)}
     base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,

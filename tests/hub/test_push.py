@@ -418,6 +418,18 @@ found = [bank.predict({list(texts)!r}, task=task) for task in bank.list()]
     assert one == two == [json.loads(line) for line in pulled.splitlines()]
 
 
+def test_an_export_of_what_was_pulled_answers_as_the_run(hub, lfs, run, place):
+    assert lfs.run("push", run, "--hub_model_id", "alice/exported")[0] == 0
+    code, out, err = lfs.run("export", "alice/exported", place / "exported", "--format", "pt2", fresh=True)
+    assert code == 0 and "no labels differ" in out and "made-up inputs" in out, err
+    own, other = (
+        [json.loads(line) for line in lfs.run("predict", where, "word1 of yes", "no", *more)[1].splitlines()]
+        for where, more in ((run, ()), (place / "exported", ("--allow_pickle",)))
+    )
+    assert [a["label"] for a in own] == [a["label"] for a in other] and len(own) == 2
+    assert [a["score"] for a in own] == pytest.approx([a["score"] for a in other], abs=1e-5)
+
+
 def test_without_a_hub_what_was_pulled_still_works(hub, lfs, run):
     """The hub answers nothing but errors, and the cache has the files."""
     assert lfs.run("push", run, "--hub_model_id", "alice/cached")[0] == 0
