@@ -55,6 +55,7 @@ from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
@@ -99,7 +100,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
 
     Args:
         config: the keys.
-        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen.
+        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen. No
+            report is written.
 
     Raises:
         UserError: the keys, the model or the data are not right, before anything is trained.
@@ -109,6 +111,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
         ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
+        if among is None:
+            write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
     return _publish(ready, result)
 
 
@@ -188,6 +192,8 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         fisher=fisher,
     )
     replace_progress(trainer, output_dir, ready.talks)
+    for watcher in among.watchers if among else ():
+        trainer.add_callback(watcher)
     with removed_if_empty(output_dir, is_new):
         ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
@@ -266,7 +272,13 @@ def _finish(ready: _Ready) -> Result:
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
+    results = measured(
+        trainer,
+        ready.splits,
+        prepared.data,
+        partial(write_errors, prepared, trainer, ready.nearest),
+        change_of(calibration, adjustment),
+    )
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
