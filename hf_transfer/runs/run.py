@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import set_seed
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
 from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
@@ -29,9 +28,10 @@ from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
-from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.domains import KEY as DOMAINS
+from hf_transfer.runs.domains import Domains, domains_of
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
@@ -53,7 +53,9 @@ from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.publishing import publish
 from hf_transfer.runs.refitting import refit
+from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
@@ -98,7 +100,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
 
     Args:
         config: the keys.
-        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen.
+        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen. No
+            report is written.
 
     Raises:
         UserError: the keys, the model or the data are not right, before anything is trained.
@@ -108,7 +111,11 @@ def run(config: Config, among: Shared | None = None) -> Result:
         ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
-    return _publish(ready, result)
+        if among is None:
+            write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
+    if ready.trainer.is_world_process_zero():
+        publish(result, ready.prepared, ready.target, ready.talks)
+    return result
 
 
 @dataclass
@@ -129,6 +136,7 @@ class _Ready:
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         nearest: the training examples nearest to those that the run is measured on.
+        domains: source and target before training; None without domain adaptation.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -145,6 +153,7 @@ class _Ready:
     refits: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
+    domains: Domains | None = None
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
@@ -187,6 +196,8 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         fisher=fisher,
     )
     replace_progress(trainer, output_dir, ready.talks)
+    for watcher in among.watchers if among else ():
+        trainer.add_callback(watcher)
     with removed_if_empty(output_dir, is_new):
         ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
@@ -202,6 +213,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
     ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.domains = domains_of(ready.prepared, trainer, ready.talks)
     ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
@@ -270,8 +282,8 @@ def _finish(ready: _Ready) -> Result:
         tune_thresholds(trainer, held_out)
     validation = validated(trainer, labels.problem_type)
     refitted = refit(trainer, held_out, output_dir, calibration, adjustment) if ready.refits.value else None
-    write = partial(write_errors, prepared, trainer, ready.nearest)
-    results = measured(trainer, ready.splits, prepared.data, validation, write)
+    write, change = partial(write_errors, prepared, trainer, ready.nearest), change_of(calibration, adjustment)
+    results = measured(trainer, ready.splits, prepared.data, validation, write, change)
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results[refitting.KEY] = refitting.results_of(ready.refits, refitted)
     results["calibrate"] = ready.calibrates.to_dict()
@@ -282,6 +294,8 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
+    if ready.domains is not None:
+        results[DOMAINS] = {**(results.get(DOMAINS) or {}), "distance": ready.domains.finish(output_dir)}
     base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,
@@ -325,26 +339,3 @@ def _calibrate(ready: _Ready) -> Calibration | None:
         if ready.trainer.is_world_process_zero():
             _write_run_file(ready)  # a run that repeats this one must not ask for it
         return None
-
-
-def _publish(ready: _Ready, result: Result) -> Result:
-    """Report the result, and push it if it was asked for."""
-    if ready.trainer.is_world_process_zero():
-        if ready.talks:
-            conclude(result, ready.prepared.task, ready.prepared.config, ready.prepared.inputs)
-        if ready.target:
-            result.push_error = _push(result, ready.target, ready.talks)
-    return result
-
-
-def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None:
-    """Push a finished run; what went wrong, if anything."""
-    try:
-        with quiet_libraries(result.trainer.args):
-            done = push.push(result.output_dir, target, result.model)
-    except UserError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return WorkFailed(error.message, error.fix)
-    if talks:
-        say("\n".join(done.lines()))
-    return None

@@ -116,6 +116,7 @@ class Measure:
 def choose(
     layer: nn.Linear,
     train: Examples,
+    folded: Examples,
     validation: Examples | None,
     measure: Measure,
     seed: int,
@@ -127,6 +128,7 @@ def choose(
     Args:
         layer: the head.
         train: training examples.
+        folded: those of them that cross-validation divides, none of them twice.
         validation: held-out examples; None for cross-validation.
         measure: of a strength; its class weights are those of the head's loss.
         seed: of the folds.
@@ -135,15 +137,15 @@ def choose(
     """
     began, kind, weights = time.perf_counter(), measure.kind, measure.weights
 
-    problem = parts, kind, *train, layer.out_features
-    whole = AveragedProblem(*problem, weights, layer.bias is not None)
+    whole = AveragedProblem(parts, kind, *train, layer.out_features, weights, layer.bias is not None)
     if validation is not None:
         held_out, (x, labels) = "validation", validation
         paths: Iterable[torch.Tensor] = (one.logits(x) for one in whole.path(STRENGTHS))
     else:
-        labels, draws = train[1], _draw(kind, train[1], seed)
+        labels, draws = folded[1], _draw(kind, folded[1], seed)
         held_out = f"{len(np.unique(draws))}-fold cross-validation"
-        found = averaged_logits(*problem, draws, STRENGTHS, weights, layer.bias is not None)
+        problem = parts, kind, *folded, layer.out_features, draws
+        found = averaged_logits(*problem, STRENGTHS, weights, layer.bias is not None)
         paths = (one[0] for one in found)
     scores, best = _scores(paths, labels, measure)
     head = whole.exact(STRENGTHS[best])
