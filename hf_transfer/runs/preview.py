@@ -26,7 +26,7 @@ from hf_transfer.models.source import read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
-from hf_transfer.runs import adaptation_choice
+from hf_transfer.runs import adaptation_choice, refitting
 from hf_transfer.runs.announce import Advice, advise, announce
 from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -178,9 +178,9 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
             say(f"Warning: {line}")
     several = adaptation_choice.cost(alone, here) if is_auto else ""
     searches = search_note(config, here)
-    for line in filter(None, [searches, several]) if talks else ():
-        say(line)
-    if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
+    calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type).line()
+    refits = refitting.line(refitting.choose(prepared, trainer), prepared, trainer)
+    for line in filter(None, [searches, several, calibrates, refits]) if talks else ():
         say(line)
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
     if expected is not None and talks:

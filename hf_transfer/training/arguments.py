@@ -53,6 +53,7 @@ class TransferArguments(TrainingKeys, TrainingArguments):
         words = {"true": True, "false": False}
         self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
         self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
+        self.refit = words.get(str(self.refit).lower(), self.refit)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         problems = [f"learning_rate: {rate!r} is not a number. {_NOT_HERE}"] if isinstance(rate, str) else []
         problems += [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]

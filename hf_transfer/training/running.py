@@ -50,6 +50,9 @@ class RunningTrainer(Protocol):
     boundary: Any
     objective: Objective
     choices: Any
+    solution: Any
+    solved_on: Any
+    solves_again: bool
     guards: Any
     bucketing: Any
     clock: Any

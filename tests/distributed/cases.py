@@ -27,6 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from hf_transfer import TransferTrainer
 from hf_transfer.data.replay import Replay
 from hf_transfer.training.ddp import data_parallel, on_any_rank
+from hf_transfer.training.linear_probe import solve_again
 from tests import warm
 from tests.helpers import (
     CHECKPOINTING,
@@ -302,11 +303,18 @@ SOLVED: dict[str, Any] = {"strategy": "linear-probe", "probe_solver": "lbfgs", "
 
 
 def solved(folder: Path) -> tuple[list[float], TransferTrainer]:
-    """The head of each rank, and the trainer."""
+    """The head of each rank, then the one that is solved for again on more examples, and the trainer."""
     data = {"train_dataset": texts(21), "eval_dataset": texts(10, seed=1)}
     trainer = TransferTrainer(tiny_bert(layers=2), arguments(folder, **SOLVED), **data)
+    trainer.solves_again = True
     trainer.train()
-    return torch.cat([p.detach().ravel() for p in trainer.model.classifier.parameters()]).tolist(), trainer
+    first = _head(trainer)
+    solve_again(trainer, data["eval_dataset"])
+    return first + _head(trainer), trainer
+
+
+def _head(trainer: TransferTrainer) -> list[float]:
+    return torch.cat([p.detach().ravel() for p in trainer.model.classifier.parameters()]).tolist()
 
 
 def double(examples: list[Any]) -> dict[str, Any]:
