@@ -138,10 +138,10 @@ def inputs(run: RunFiles) -> list[Block] | None:
         return None
     is_text = run.results.get("task") == "text-classification"
     about = "tokens of training texts" if is_text else "training images, augmented and cropped; one row per image"
-    return [Picture(_smaller(path), about), Text(f"What the model read: {about}.", "muted")]
+    return [Picture(smaller(path), about), Text(f"What the model read: {about}.", "muted")]
 
 
-def _smaller(path: Path) -> str:
+def smaller(path: Path) -> str:
     """A picture as a data URL, small enough for a page."""
     from PIL import Image
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.errors import one_line
-from hf_transfer.report import about, answers, course, examples, probabilities
+from hf_transfer.report import about, answers, course, domains, examples, probabilities
 from hf_transfer.report.blocks import Block, Text
 from hf_transfer.report.run_files import RunFiles
 
@@ -40,6 +40,7 @@ SECTIONS = (
     Section("mistakes", "Mistakes", examples.mistakes),
     Section("labels", "Labels that look wrong", examples.label_issues),
     Section("inputs", "What the model saw", examples.inputs),
+    Section("domains", "Source and target", domains.domains),
     Section("data", "Data", examples.data),
     Section("cost", "Cost", about.cost),
     Section("environment", "Environment", about.environment),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hf_transfer.analysis.domain_distance import both_in_words
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.objectives.adaptation.distance_in_words import both_in_words
 from hf_transfer.training.pace import exactly
 
 _ALL_CLASSES = 10  # up to so many, the recall of every class is printed

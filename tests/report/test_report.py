@@ -190,6 +190,22 @@ def test_an_interrupted_run_whose_log_was_cut(tmp_path):
     assert set(found.sections) == {"result", "curves", "layers", "mistakes", "labels", "environment", "loading"}
 
 
+def test_source_and_target_of_domain_adaptation(tmp_path):
+    """With the picture, and without it."""
+    folder = write_run(tmp_path / "out", SINGLE_LABEL)
+    results = json.loads((folder / "results.json").read_text())
+    far, near = ({"proxy_a_distance": 2 - 4 * e, "error": e, "mmd": e} for e in (0.05, 0.45))
+    distance = {"layer": "what the head reads", "examples": 90, "before": far, "after": near, "aligned": False}
+    (folder / "results.json").write_text(json.dumps({**results, "domain_adaptation": {"distance": distance}}))
+    Image.new("RGB", (40, 20)).save(folder / "domain_distance.png")
+    run = RunFiles.read(folder)
+    (section,) = filled(run, ["domains"])
+    assert [block.kind for block in section.blocks] == ["picture", "text", "text", "text"]
+    assert "proxy A-distance 1.80 before, 0.20 after training" in section.blocks[-1].text
+    (folder / "domain_distance.png").unlink()
+    assert [block.kind for block in filled(run, ["domains"])[0].blocks] == ["text", "text"]
+
+
 def test_a_picture_that_is_gone(tmp_path):
     folder = write_run(tmp_path / "out", has_pictures=True)
     mistakes = json.loads((folder / "mistakes.json").read_text())
