@@ -1,4 +1,4 @@
-"""Pushing a run that has just finished: what fails there does not cost the run."""
+"""Pushing a finished run, which must not cost the run if it fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def push_run(result: Result, target: push.Target, talks: bool) -> WorkFailed | N
         with quiet_libraries(result.trainer.args):
             done = push.push(result.output_dir, target, result.model)
     except UserError as error:
-        warnings.warn(str(error), stacklevel=2)
+        warnings.warn(str(error), stacklevel=3)
         return WorkFailed(error.message, error.fix)
     if talks:
         say("\n".join(done.lines()))
