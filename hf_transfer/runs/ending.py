@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hf_transfer.analysis.domain_distance import both_in_words
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.objectives.adaptation import outcome
+from hf_transfer.objectives.adaptation.distance_in_words import both_in_words
 from hf_transfer.run_folder import refitted
 from hf_transfer.training.pace import exactly
 
