@@ -302,6 +302,7 @@ def in_onnx(tmp_path_factory) -> str:
     return str(export(place, folder / "onnx").folder)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_an_onnx_file_is_enough_for_others(in_onnx):
     """What somebody reads who has ONNX Runtime and the file, and neither torch nor this package."""
@@ -321,6 +322,7 @@ def test_an_onnx_file_is_enough_for_others(in_onnx):
         assert logits.shape == (shape[0], 3) and np.abs(logits - logits[0]).max() < 1e-5
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_several_labels_keep_their_thresholds(in_onnx):
     folder = Path(in_onnx).parent / "model"
