@@ -433,7 +433,7 @@ def text_models():
     yield (
         "qwen2",
         lambda: transformers.Qwen2ForSequenceClassification(
-            transformers.Qwen2Config(**config, **small, num_key_value_heads=1)
+            transformers.Qwen2Config(**{**config, "vocab_size": TOKENS + 1}, **small, num_key_value_heads=1)
         ),
     )
 
@@ -476,7 +476,11 @@ IMAGES = {
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_image_architectures(name, format, tmp_path):
+    if (name, format) == ("swin", "onnx"):
+        pytest.skip("PyTorch's exporter decomposes its attention into a view that is not possible (torch 2.14)")
     model = IMAGES[name]()
+    if name == "timm-vit":
+        model.config.pretrained_cfg = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
     model.save_pretrained(tmp_path / "model")
     if name != "timm-vit":
         side = 28 if name == "dinov2" else 32
