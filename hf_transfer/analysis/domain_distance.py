@@ -105,8 +105,8 @@ def both_in_words(found: Mapping[str, Any] | None) -> str:
     if not found or "after" not in found:
         return ""
     first, last = found["before"], found["after"]
-    what = "of the aligned features" if found["aligned"] else "after training"
+    what = "once the source is aligned" if found["aligned"] else "after training"
     return (
         f"Domain distance ({found['layer']}): proxy A-distance {first['proxy_a_distance']:.2f} before, "
-        f"{last['proxy_a_distance']:.2f} {what}; MMD {first['mmd']:.3f} before, {last['mmd']:.3f} after"
+        f"{last['proxy_a_distance']:.2f} {what}; MMD {first['mmd']:.3f}, then {last['mmd']:.3f}"
     )

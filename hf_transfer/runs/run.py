@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,14 @@ from transformers import set_seed
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
-from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
-from hf_transfer.inference.predictor import Predictor
 from hf_transfer.objectives.fisher import Fisher
-from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
+from hf_transfer.run_folder import FISHER, RESULTS, RUN_FILE
 from hf_transfer.runs import adjusting, saving
 from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
@@ -55,6 +52,7 @@ from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.pushing import push_run
 from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
@@ -305,19 +303,7 @@ def _finish(ready: _Ready) -> Result:
         write_json(output_dir / RESULTS, results)
         card.write(output_dir)
         saving.forget_replaced(output_dir)
-    predictor = Predictor(
-        task=task,
-        model=trainer.model,
-        processor=prepared.processor,
-        labels=labels,
-        data=config.data,
-        batch_size=args.per_device_eval_batch_size,
-        precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-        seed=config.split_seed,
-        record=Record.load(output_dir / EXAMPLES),
-        folder=output_dir,
-    )
-    return Result(output_dir, results, trainer.plan, trainer, predictor)
+    return Result.of(prepared, trainer, output_dir, results)
 
 
 def _calibrate(ready: _Ready) -> Calibration | None:
@@ -341,18 +327,5 @@ def _publish(ready: _Ready, result: Result) -> Result:
         if ready.talks:
             conclude(result, ready.prepared.task, ready.prepared.config, ready.prepared.inputs)
         if ready.target:
-            result.push_error = _push(result, ready.target, ready.talks)
+            result.push_error = push_run(result, ready.target, ready.talks)
     return result
-
-
-def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None:
-    """Push a finished run; what went wrong, if anything."""
-    try:
-        with quiet_libraries(result.trainer.args):
-            done = push.push(result.output_dir, target, result.model)
-    except UserError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return WorkFailed(error.message, error.fix)
-    if talks:
-        say("\n".join(done.lines()))
-    return None
