@@ -53,11 +53,10 @@ class Case:
         return cls(run, values, own)
 
     def check(self, predictor: Predictor, tolerance: float = TOLERANCE, measured: bool = True) -> None:
-        """The logits and labels in batches of 1, of 32 and in another order, and the metrics of `evaluate`."""
+        """The logits and labels in another order in batches of 32 and of 1, and the metrics of `evaluate`."""
         order = random.Random(0).sample(range(len(self.values)), len(self.values))
-        orders = [(32, range(len(order))), (32, order), (1, order[:24]), (7, order[::-1])]
+        orders = [(32, order), (1, order[:16])]
         for size, places in orders:
-            places = list(places)
             rows = [self.values[i] for i in places]
             given = np.concatenate([predictor.logits(rows[i : i + size])[0] for i in range(0, len(rows), size)])
             assert np.abs(given - self.own[places]).max() <= tolerance * max(1, np.abs(self.own).max()), size
@@ -116,7 +115,7 @@ def pictures(tmp_path_factory) -> Case:
 
 def check_everywhere(case: Case, place: Path, formats: tuple[str, ...]) -> None:
     assert len(case.values) == 200
-    case.check(Predictor.load(case.run.output_dir), 1e-5)
+    case.check(Predictor.load(case.run.output_dir), 1e-5, measured=False)  # `evaluate`: test_predictor.py
     for format in formats:
         done = export(case.run.output_dir, place / format, format=format)
         assert done.about is None or done.about.checked["other_labels"] == 0
