@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
+from scipy.special import logit
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer.config.arguments.data import DataArguments
+from hf_transfer.config.arguments.examining import Examining
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.draws import draw
 from hf_transfer.data.images import undecoded
@@ -21,9 +23,13 @@ from hf_transfer.data.in_memory import splits_of
 from hf_transfer.data.labels import LABELS
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
+from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, nearest
 from hf_transfer.evaluation import metrics
+from hf_transfer.evaluation.by_class import with_intervals
+from hf_transfer.evaluation.diagnostics import calibration_of
 from hf_transfer.evaluation.measure import held_out_metrics, measured, metrics_of
+from hf_transfer.evaluation.subgroups import check_column, groups_of, measure_groups
 from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.inference.answering import Answering
 from hf_transfer.inference.held_out import HeldOut, Selection
@@ -52,13 +58,14 @@ class Evaluating(Answering):
             split: which of its splits (default: test, else validation, else the only one).
             max_examples: only so many of them, drawn by class.
             **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
-                `Views`.
+                `Views`; `by` and others as in `Examining`.
 
         Returns:
-            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset", "notes", "left_out"}`; `notes` are
-            messages for the user, and `left_out` counts examples by the reason why they were not measured on:
-            `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have values beyond the
-            range of the training data.
+            `{"metrics", "intervals", "per_class", "calibration", "metrics_split", "num_examples", "dataset", "notes",
+            "left_out"}`; `notes` are messages for the user, and `left_out` counts examples by the reason why they were
+            not measured on: `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have
+            values beyond the range of the training data. With `by` also `subgroups`: for each of its columns, the
+            entries of `evaluation.subgroups.measure_groups`.
 
         Raises:
             UserError: there is no such data or key, its labels are missing or not the model's, or nothing is left that
@@ -70,9 +77,11 @@ class Evaluating(Answering):
         self, given: Any, split: str | None, max_examples: int | None, keys: Mapping[str, Any]
     ) -> tuple[dict[str, Any], HeldOut, Any, Any]:
         """(what `evaluate` returns, the examples, their (examples, outputs) logits, their encoded labels)."""
-        model, data = self._on(given, keys)
+        examining = Examining.of(keys)
+        model, data = self._on(given, {k: v for k, v in keys.items() if k not in vars(examining)})
         held_out = model._held_out(data, split, max_examples)
         _, examples, inputs, notes, left_out = held_out
+        groups = {name: _groups(examples, name) for name in examining.columns}
         clipped = model.task.clipped(examples, inputs, model.processor)
         if model.views.several:
             results, logits, labels = model._measure_looks(examples, inputs)
@@ -81,7 +90,21 @@ class Evaluating(Answering):
             results, logits, labels = model._measured(prepared)
         about = {"metrics_split": held_out.name, "dataset": _name_of(data or model.data)}
         results = {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
-        return results, held_out, logits, labels
+        return {**results, **model._details(logits, labels, groups)}, held_out, logits, labels
+
+    def _details(self, logits: Any, labels: Any, groups: Mapping[str, Mapping[Any, Any]]) -> dict[str, Any]:
+        """What `evaluate` returns beyond the metrics: classes, calibration and subgroups."""
+        kind, thresholds = self.labels.problem_type, thresholds_of(self.model.config)
+        limits = logit(np.array(thresholds)) if thresholds else 0.0
+        details: dict[str, Any] = {
+            "per_class": with_intervals(kind, self.labels.names, logits, labels, limits),
+            "calibration": calibration_of(kind, logits, labels),
+        }
+        if groups:
+            details["subgroups"] = {
+                name: list(measure_groups(kind, logits, labels, rows, limits)) for name, rows in groups.items()
+            }
+        return details
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
@@ -193,7 +216,7 @@ class Evaluating(Answering):
         labels = np.array(examples[LABELS][:])
         loss = Loss(kind).total(torch.tensor(pooled), torch.tensor(labels)) / len(labels)
         values = {"loss": float(loss), **metrics.compute(kind, pooled, labels)}
-        return measured(kind, values, pooled, labels, thresholds_of(self.model.config)), pooled, labels
+        return _about(measured(kind, values, pooled, labels, thresholds_of(self.model.config))), pooled, labels
 
     def measure(self, prepared: Dataset) -> dict[str, Any]:
         """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
@@ -219,8 +242,24 @@ class Evaluating(Answering):
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
             results = held_out_metrics(trainer, prepared, self.labels.problem_type)
-        about = {name: results[name] for name in ("metrics", "intervals", "num_examples")}
-        return about, results["logits"], results["labels"]
+        return _about(results), results["logits"], results["labels"]
+
+
+def _about(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: results[name] for name in ("metrics", "intervals", "num_examples")}
+
+
+def _groups(examples: Dataset, name: str) -> dict[Any, Any]:
+    """The examples of each value of a column, a class by its name.
+
+    Raises:
+        UserError: there is no such column, or it does not make groups.
+    """
+    check_column(name, [column for column in examples.column_names if column not in (ROW, LABELS)])
+    feature, values = examples.features[name], examples.select_columns([name]).with_format(None)[name][:]
+    if isinstance(feature, ClassLabel):
+        values = [None if value is None else feature.int2str(value) for value in values]
+    return groups_of(name, values)
 
 
 def _name_of(data: DataArguments) -> str | None:

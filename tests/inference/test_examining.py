@@ -1,0 +1,84 @@
+"""`evaluate` beyond the metrics: subgroups, corrupted inputs and data from elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image as Pixels
+
+import hf_transfer
+from hf_transfer import UserError, fine_tune
+from hf_transfer.cli.program import main
+
+QUICK = dict(num_train_epochs=1, save_strategy="no", log_level="error", strategy="full", preflight=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("examining")
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_bert_folder, place):
+    rows = {
+        "text": [f"some words about film {i}" for i in range(40)],
+        "label": ["no", "yes", "no", "yes"] * 10,
+        "source": ["web", "mail", "web", "", "web"] * 8,
+        "id": range(40),
+    }
+    pd.DataFrame(rows).to_csv(place / "d.csv", index=False)
+    return fine_tune(tiny_bert_folder, str(place / "d.csv"), output_dir=str(place / "o"), train_val_split=0.4, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def pictures(tiny_vit_folder, place):
+    """Classes as folders, and a table about the pictures in each."""
+    draw = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        folder = place / "p" / name
+        folder.mkdir(parents=True)
+        for i in range(12):
+            Pixels.fromarray(draw.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        table = "file_name,camera\n" + "".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(12))
+        (folder / "metadata.csv").write_text(table)
+    keys = dict(output_dir=str(place / "v"), train_val_split=0.25, **QUICK)
+    return fine_tune(tiny_vit_folder, str(place / "p"), **keys)
+
+
+def refused(model, **keys):
+    with pytest.raises(UserError) as caught:
+        model.evaluate(**keys)
+    return str(caught.value)
+
+
+def test_subgroups_of_a_table(texts, place, capsys):
+    found = texts.evaluate(by="source")
+    groups = {one["value"]: one for one in found["subgroups"]["source"]}
+    assert found["metrics"] == texts.metrics and None in groups
+    assert sum(one["num_examples"] for one in groups.values()) == found["num_examples"] == 16
+    right = sum(one["metrics"]["accuracy"] * one["num_examples"] for one in groups.values())
+    assert right / 16 == pytest.approx(found["metrics"]["accuracy"])
+    assert [one["label"] for one in found["per_class"]] == ["no", "yes"]
+    assert found["calibration"]["ece"] == found["metrics"]["ece"]
+    assert main(["evaluate", str(place / "o"), "--by", "source,label", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["subgroups"]
+    assert again["source"] == json.loads(json.dumps(found["subgroups"]["source"])) and len(again["label"]) == 2
+    assert main(["evaluate", str(place / "o"), "--by", "source"]) == 0
+    shown = capsys.readouterr().out
+    assert "By source:" in shown and "(missing)" in shown and "Calibration: ECE" in shown and "Classes (95%" in shown
+    assert "no column 'sorce'" in refused(texts, by="sorce") and "Did you mean 'source'" in refused(texts, by="sorce")
+    assert main(["evaluate", str(place / "o"), "--by", "sorce"]) == 2
+    assert "by: the data has no column 'sorce'" in capsys.readouterr().err
+
+
+def test_subgroups_of_a_folder_and_of_data_in_memory(pictures):
+    found = pictures.evaluate(by="camera")
+    assert [one["value"] for one in found["subgroups"]["camera"]] == ["a", "b"]
+    model = hf_transfer.load(pictures.output_dir)
+    images = [Pixels.new("RGB", (20, 20), (i * 9, 0, 0)) for i in range(6)]
+    frame = {"image": images, "label": ["cat", "dog"] * 3, "site": [1, 1, 2, 2, 2, 3]}
+    sizes = [one["num_examples"] for one in model.evaluate(frame, by="site")["subgroups"]["site"]]
+    assert sizes == [2, 3, 1]
