@@ -122,6 +122,8 @@ def _details(measured: dict[str, Any], problem_type: str) -> Iterator[str]:
     yield from tables.format_classes(measured["per_class"])
     for column, groups in measured.get("subgroups", {}).items():
         yield from tables.format_groups(column, groups, problem_type)
+    if "robustness" in measured:
+        yield from tables.format_robustness(measured["robustness"])
 
 
 def run(argv: Sequence[str]) -> int:

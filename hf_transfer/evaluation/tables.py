@@ -70,6 +70,29 @@ def format_groups(column: str, groups: Sequence[Mapping[str, Any]], problem_type
         yield f"  {shortened(name, _WIDTH):<{width}} {one['num_examples']:>9,} {value:>9}{bounds}"
 
 
+def format_robustness(robustness: Mapping[str, Any]) -> Iterator[str]:
+    """A line per corruption, with the leading metric at each severity.
+
+    Args:
+        robustness: of `inference.robustness.measure_robustness`.
+    """
+    metric = robustness["metric"]
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in robustness["corruptions"]:
+        rows.setdefault(cell["name"], []).append(cell)
+    width = _width(rows)
+    yield (
+        f"Robustness ({metric} by severity of the corruption; {robustness['clean']:.4f} without, mean "
+        f"{robustness['mean']:.4f}):"
+    )
+    yield f"  {'':<{width}} " + " ".join(f"{cell['severity']:>9}" for cell in next(iter(rows.values())))
+    for name, cells in rows.items():
+        values = " ".join(f"{_number(cell['metrics'].get(metric)):>9}" for cell in cells)
+        unchanged = 1 - cells[-1]["changed"]
+        note = f"   {unchanged:.0%} of the examples unchanged even so" if unchanged >= 0.01 else ""
+        yield f"  {name:<{width}} {values}{note}"
+
+
 def _width(names: Iterable[str]) -> int:
     return max(len(shortened(name, _WIDTH)) for name in names)
 

@@ -34,6 +34,7 @@ from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.inference.answering import Answering
 from hf_transfer.inference.held_out import HeldOut, Selection
 from hf_transfer.inference.inputs import example
+from hf_transfer.inference.robustness import check_robustness, measure_robustness
 from hf_transfer.objectives.losses import Loss
 
 
@@ -65,7 +66,8 @@ class Evaluating(Answering):
             "left_out"}`; `notes` are messages for the user, and `left_out` counts examples by the reason why they were
             not measured on: `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have
             values beyond the range of the training data. With `by` also `subgroups`: for each of its columns, the
-            entries of `evaluation.subgroups.measure_groups`.
+            entries of `evaluation.subgroups.measure_groups`. With `robustness` also that: see
+            `inference.robustness.measure_robustness`.
 
         Raises:
             UserError: there is no such data or key, its labels are missing or not the model's, or nothing is left that
@@ -82,6 +84,8 @@ class Evaluating(Answering):
         held_out = model._held_out(data, split, max_examples)
         _, examples, inputs, notes, left_out = held_out
         groups = {name: _groups(examples, name) for name in examining.columns}
+        if examining.robustness:
+            check_robustness(model.task)
         clipped = model.task.clipped(examples, inputs, model.processor)
         if model.views.several:
             results, logits, labels = model._measure_looks(examples, inputs)
@@ -90,12 +94,14 @@ class Evaluating(Answering):
             results, logits, labels = model._measured(prepared)
         about = {"metrics_split": held_out.name, "dataset": _name_of(data or model.data)}
         results = {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
-        return {**results, **model._details(logits, labels, groups)}, held_out, logits, labels
+        results |= model._details(logits, labels, groups)
+        if examining.robustness:
+            results["robustness"] = model._robustness(held_out, labels, results["metrics"])
+        return results, held_out, logits, labels
 
     def _details(self, logits: Any, labels: Any, groups: Mapping[str, Mapping[Any, Any]]) -> dict[str, Any]:
         """What `evaluate` returns beyond the metrics: classes, calibration and subgroups."""
-        kind, thresholds = self.labels.problem_type, thresholds_of(self.model.config)
-        limits = logit(np.array(thresholds)) if thresholds else 0.0
+        kind, limits = self.labels.problem_type, self._limits
         details: dict[str, Any] = {
             "per_class": with_intervals(kind, self.labels.names, logits, labels, limits),
             "calibration": calibration_of(kind, logits, labels),
@@ -105,6 +111,25 @@ class Evaluating(Answering):
                 name: list(measure_groups(kind, logits, labels, rows, limits)) for name, rows in groups.items()
             }
         return details
+
+    @property
+    def _limits(self) -> Any:
+        """The logit above which each label of a multi-label model is predicted; 0 for any other."""
+        thresholds = thresholds_of(self.model.config)
+        return logit(np.array(thresholds)) if thresholds else 0.0
+
+    def _robustness(self, held_out: HeldOut, labels: Any, clean: Mapping[str, float]) -> dict[str, Any]:
+        return measure_robustness(
+            self.task,
+            self.processor,
+            lambda: self._parts(held_out.examples, held_out.inputs),
+            lambda values: self.logits(values)[0],
+            self.labels.problem_type,
+            labels,
+            clean,
+            self._limits,
+            self.seed,
+        )
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""

@@ -82,3 +82,30 @@ def test_subgroups_of_a_folder_and_of_data_in_memory(pictures):
     frame = {"image": images, "label": ["cat", "dog"] * 3, "site": [1, 1, 2, 2, 2, 3]}
     sizes = [one["num_examples"] for one in model.evaluate(frame, by="site")["subgroups"]["site"]]
     assert sizes == [2, 3, 1]
+
+
+def test_robustness_of_texts(texts, place, capsys, monkeypatch):
+    found = texts.evaluate(robustness=True, max_examples=12)
+    table = found["robustness"]
+    assert found["metrics"]["accuracy"] == table["clean"] and table["metric"] == "accuracy"
+    names = [(c["name"], c["severity"]) for c in table["corruptions"]]
+    assert names == [(n, s) for n in ("swap", "drop", "neighbor") for s in (1, 2, 3)]
+    values = [c["metrics"]["accuracy"] for c in table["corruptions"]]
+    assert table["mean"] == pytest.approx(np.mean(values)) and all(0 < c["changed"] <= 1 for c in table["corruptions"])
+    monkeypatch.setattr(texts.predictor, "batch_size", 3)  # chance is the example's, not the batch's
+    again = texts.evaluate(robustness=True, max_examples=12)["robustness"]
+    assert [c["changed"] for c in again["corruptions"]] == [c["changed"] for c in table["corruptions"]]
+    assert [c["metrics"]["accuracy"] for c in again["corruptions"]] == values
+    assert main(["evaluate", str(place / "o"), "--robustness", "--max_predict_samples", "12"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    (head,) = [i for i, line in enumerate(shown) if line.startswith("Robustness (accuracy by severity")]
+    assert [line.split()[0] for line in shown[head + 2 : head + 5]] == ["swap", "drop", "neighbor"]
+    monkeypatch.setattr(type(texts.predictor.task), "corruptions", {})
+    assert "robustness: no corruptions are known for the inputs of text-classification" in refused(
+        texts, robustness=True
+    )
+
+
+def test_robustness_of_pictures(pictures):
+    table = pictures.evaluate(robustness=True)["robustness"]
+    assert len(table["corruptions"]) == 18 and {c["changed"] for c in table["corruptions"]} == {1.0}

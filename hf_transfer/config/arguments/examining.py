@@ -19,6 +19,13 @@ class Examining:
         resume="free",
     )
 
+    robustness: bool = setting(
+        False,
+        "measure on corrupted examples too, at three severities: images with noise, blur, brightness, contrast, JPEG "
+        "and pixelation, texts with typos",
+        resume="free",
+    )
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Examining:
         """Of the keys of this class among `values`."""
