@@ -91,6 +91,19 @@ def _check_errors_file(path: Path, values: dict[str, Any], run_folder: str) -> N
             raise UserError(f"errors_file: {str(path)!r} is {what}, and would be replaced.", "Name another file.")
 
 
+def _check_ood_data(values: dict[str, Any]) -> None:
+    """Raises:
+    UserError: there is no such data, or it is what is evaluated on.
+    """
+    word = values["ood_data"]
+    try:
+        check_data(word)
+    except UserError as error:
+        raise error.with_key("ood_data") from error
+    if word in (values["test_file"], values["dataset_name"]):
+        raise UserError(f"ood_data: {word!r} is the data to evaluate on.", "Name data from elsewhere.")
+
+
 def _check(words: list[str], values: dict[str, Any]) -> None:
     """Check what is typed, and take the second word as data.
 
@@ -109,6 +122,8 @@ def _check(words: list[str], values: dict[str, Any]) -> None:
     if values["dataset_config_name"] and not values["dataset_name"]:
         raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
+    if values["ood_data"]:
+        _check_ood_data(values)
     check_run(words[0])
     if values["errors_file"]:
         _check_errors_file(Path(values["errors_file"]), values, words[0])
@@ -124,6 +139,8 @@ def _details(measured: dict[str, Any], problem_type: str) -> Iterator[str]:
         yield from tables.format_groups(column, groups, problem_type)
     if "robustness" in measured:
         yield from tables.format_robustness(measured["robustness"])
+    if "ood" in measured:
+        yield from tables.format_separations(measured["ood"])
 
 
 def run(argv: Sequence[str]) -> int:

@@ -93,6 +93,22 @@ def format_robustness(robustness: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {name:<{width}} {values}{note}"
 
 
+def format_separations(ood: Mapping[str, Any]) -> Iterator[str]:
+    """A line per out-of-distribution score.
+
+    Args:
+        ood: of `evaluate` with `ood_data`.
+    """
+    compared = f"; distances to {ood['num_training']:,} training examples" if ood["num_training"] else ""
+    yield (
+        f"Out of distribution: {ood['num_outside']:,} examples of {ood['data']} ({ood['split']}) against "
+        f"{ood['num_inside']:,} measured ones{compared}:"
+    )
+    for name, found in ood["scores"].items():
+        line = f"  {name:<16} AUROC {found['auroc']:.4f}{_interval(found['interval'])}"
+        yield f"{line}   accepted with 95% of the measured {found['fpr95']:.4f}"
+
+
 def _width(names: Iterable[str]) -> int:
     return max(len(shortened(name, _WIDTH)) for name in names)
 

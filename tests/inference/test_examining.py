@@ -109,3 +109,52 @@ def test_robustness_of_texts(texts, place, capsys, monkeypatch):
 def test_robustness_of_pictures(pictures):
     table = pictures.evaluate(robustness=True)["robustness"]
     assert len(table["corruptions"]) == 18 and {c["changed"] for c in table["corruptions"]} == {1.0}
+
+
+def test_data_from_elsewhere(texts, place, capsys):
+    pd.DataFrame({"sentence": ["x y z", "q", "", "w w"], "other": [1, 2, 3, 4]}).to_csv(place / "far.csv", index=False)
+    found = texts.evaluate(ood_data=str(place / "far.csv"))
+    ood, trained = found["ood"], texts.results["num_train_examples"]
+    counts = ood["num_inside"], ood["num_outside"], ood["num_training"]
+    assert counts == (found["num_examples"], 3, trained) and set(ood["scores"]) == {
+        "energy",
+        "neighbors",
+        "mahalanobis",
+    }
+    assert any("It has no text; sentence was read instead" in note for note in found["notes"])
+    assert any("1 unusable" in note for note in found["notes"])
+    # The scores of the same inputs, one by one, and what the definition makes of them.
+    _, inside = texts.predictor.inputs_of()
+    scores = texts.predictor.ood_scores([value for (value,) in inside])
+    others = texts.predictor.ood_scores(["x y z", "q", "w w"])
+    for name, one in ood["scores"].items():
+        pairs = np.sign(others[name].to_numpy()[:, None] - scores[name].to_numpy())
+        assert one["auroc"] == pytest.approx(((pairs + 1) / 2).mean(), abs=0.03)
+    logits = texts.predictor.logits([("q",)])[0]
+    assert others["energy"][1] == pytest.approx(-np.log(np.exp(logits).sum()), rel=1e-4)
+    assert texts.predictor.ood_scores([]).empty
+    assert main(["evaluate", str(place / "o"), "--ood_data", str(place / "far.csv")]) == 0
+    shown = capsys.readouterr().out
+    assert "3 examples of " in shown and shown.count("AUROC") == 3
+    one = texts.evaluate(ood_data={"text": ["a", "b"]}, max_examples=6)["ood"]
+    assert (one["num_inside"], one["num_outside"]) == (6, 2)
+
+
+def test_without_the_training_examples(texts, place):
+    model = hf_transfer.load(texts.save(place / "model"))
+    frame = {"text": ["a", "b", "c"], "label": ["no", "yes", "no"]}
+    found = model.evaluate(frame, ood_data={"text": ["x", "y"]})
+    assert list(found["ood"]["scores"]) == ["energy"] and found["ood"]["num_training"] == 0
+    assert any("Distances to the training examples are left out" in note for note in found["notes"])
+
+
+def test_data_from_elsewhere_of_another_kind(texts, pictures, place, capsys):
+    assert "ood_data: " in refused(pictures, ood_data=str(place / "d.csv"))
+    assert "ood_data: it holds images (column 'image')" in refused(texts, ood_data=str(place / "p"))
+    assert "none of the 1 examples can be read" in refused(texts, ood_data={"text": [""]})
+    assert main(["evaluate", str(place / "o"), "--ood_data", str(place / "gone.csv")]) == 2
+    assert main(["evaluate", str(place / "o"), str(place / "d.csv"), "--ood_data", str(place / "d.csv")]) == 2
+    said = capsys.readouterr().err
+    assert "ood_data: file or folder" in said and "is the data to evaluate on" in said
+    far = pictures.evaluate(ood_data={"image": [Pixels.new("RGB", (9, 9), (0, 250, 0))] * 3})["ood"]
+    assert far["num_outside"] == 3 and far["scores"]["neighbors"]["auroc"] > 0.5

@@ -26,6 +26,13 @@ class Examining:
         resume="free",
     )
 
+    ood_data: str | None = setting(
+        None,
+        "data from elsewhere, without labels: how well out-of-distribution scores (energy, distance to the training "
+        "examples) tell it apart (AUROC); a file, a folder, a hub id or bundled:<name> (default: none)",
+        resume="free",
+    )
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Examining:
         """Of the keys of this class among `values`."""
