@@ -89,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
 
     from hf_transfer.evaluation.conformal import COVERAGE
     from hf_transfer.files import as_json
+    from hf_transfer.inference.inputs import arrive_slowly
     from hf_transfer.inference.predictor import Predictor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -99,7 +100,8 @@ def run(argv: Sequence[str]) -> int:
     shown = values["output"] is not None or not sys.stdout.isatty()  # a bar between answers would spoil them
     if values["abstain"]:
         predictor = predictor.abstaining(values["coverage"] or COVERAGE)
-    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"])
+    waits = not arrive_slowly(inputs)
+    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"], waits)
     bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
     with _writer(values["output"], predictor.labels.names) as write, bar:
         for answer in bar:

@@ -14,6 +14,7 @@ from scipy.special import expit, softmax
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, Labels
+from hf_transfer.data.length_windows import TOKENS, WINDOW, window_order
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.conformal import in_set
 from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
@@ -135,28 +136,47 @@ class Answering:
         return read_inputs(words, self.task, self.data)
 
     def stream(
-        self, examples: Iterable[Example | None], top_k: int | None = None, features: bool = False
+        self,
+        examples: Iterable[Example | None],
+        top_k: int | None = None,
+        features: bool = False,
+        waits: bool = True,
     ) -> Iterator[dict[str, Any]]:
-        """An answer per example, in order, as soon as a batch is full or the source pauses (None).
+        """An answer per example, in order, as soon as a window is full or the source pauses (None).
 
         One that cannot be read is answered with its `error`.
+
+        Args:
+            examples: to answer.
+            top_k: as of `predict`.
+            features: likewise.
+            waits: whether a window is that of `data.length_windows`, where texts of like length share a batch; if not,
+                it is a batch.
         """
-        batch: list[Example] = []
+        most = self._window if waits else self.batch_size
+        window: list[Example] = []
+        usable = 0
         for item in examples:
             if item is not None:
-                if batch and len(item.values or ()) != len(batch[-1].values or item.values or ()):
-                    yield from self._answers(batch, top_k, features)  # texts and pairs do not share a batch
-                    batch = []
-                batch.append(item)
-            if batch and (item is None or len(batch) == self.batch_size):
-                yield from self._answers(batch, top_k, features)
-                batch = []
-        if batch:
-            yield from self._answers(batch, top_k, features)
+                if window and len(item.values or ()) != len(window[-1].values or item.values or ()):
+                    yield from self._answers(window, top_k, features)  # texts and pairs do not share a batch
+                    window, usable = [], 0
+                window.append(item)
+                usable += not self._wrong(item)
+            if window and (item is None or usable == most or len(window) == 2 * most):
+                yield from self._answers(window, top_k, features)
+                window, usable = [], 0
+        if window:
+            yield from self._answers(window, top_k, features)
 
-    def _answers(self, batch: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
-        whole = [e for e in batch if not self._wrong(e)]
-        logits, vectors = self.logits([e.values for e in whole if e.values], features) if whole else ([], None)
+    @property
+    def _window(self) -> int:
+        """Examples that are read before the first of them is answered."""
+        return self.batch_size * (WINDOW if self.task.pads and not self.views.several else 1)
+
+    def _answers(self, window: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
+        whole = [e for e in window if not self._wrong(e)]
+        logits, vectors = self.window_logits([e.values for e in whole if e.values], features) if whole else ([], None)
         answers = {
             id(e): {**self.answer(z, top_k), **self.task.remarks(e.values or (), self.processor)}
             for e, z in zip(whole, logits, strict=True)
@@ -164,7 +184,7 @@ class Answering:
         if vectors is not None:
             for e, vector in zip(whole, vectors, strict=True):
                 answers[id(e)]["features"] = vector.tolist()
-        for e in batch:
+        for e in window:
             yield {"input": e.shown, **answers.get(id(e), {"error": self._wrong(e)})}
 
     def answer(self, logits: Any, top_k: int | None = None) -> dict[str, Any]:
@@ -192,6 +212,33 @@ class Answering:
         named = [self.labels.names[i] for i in members[np.argsort(-scores[members], kind="stable")]]
         abstains = len(named) != 1
         return {**(dict.fromkeys(answer) if abstains else {}), "set": named, "abstains": abstains}
+
+    @torch.no_grad()
+    def window_logits(self, values: Sequence[tuple[Any, ...]], features: bool = False) -> tuple[Any, Any]:
+        """As `logits`, of a window of examples, in the batches of training's evaluation.
+
+        Args:
+            values: of the examples, in the order of the data; a whole window, or what is left at the end.
+            features: as of `logits`.
+        """
+        if len(values) <= self.batch_size:
+            return self.logits(values, features)
+        if not self.task.pads or self.views.several:
+            parts = [self.logits(values[i : i + self.batch_size], features) for i in self._starts(values)]
+        else:
+            encoded = self.task.encode(list(zip(*values, strict=True)), self.processor)
+            rows = [{k: v[i] for k, v in encoded.items()} for i in range(len(values))]
+            order = window_order([len(row[TOKENS]) for row in rows], self.batch_size)
+            parts = [
+                self._forward([rows[i] for i in order[start : start + self.batch_size]], features)
+                for start in self._starts(values)
+            ]
+        logits, vectors = zip(*parts, strict=True)
+        places = np.argsort(order) if self.task.pads and not self.views.several else slice(None)
+        return np.concatenate(logits)[places], np.concatenate(vectors)[places] if features else None
+
+    def _starts(self, values: Sequence[Any]) -> range:
+        return range(0, len(values), self.batch_size)
 
     @torch.no_grad()
     def logits(self, values: Sequence[tuple[Any, ...]], features: bool = False) -> tuple[Any, Any]:

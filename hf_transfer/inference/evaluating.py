@@ -21,6 +21,11 @@ from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.inference.examined import Examined
 from hf_transfer.inference.held_out import HeldOut
 from hf_transfer.objectives.losses import Loss
+from hf_transfer.training.evaluation_order import InLengthOrder
+
+
+class _Trainer(InLengthOrder, Trainer):
+    """Trainer's own evaluation, in the order that training's has."""
 
 
 @dataclass
@@ -137,7 +142,7 @@ class Evaluating(Examined):
                 use_cpu=not torch.accelerator.is_available(),
                 **({self.precision: True} if self.precision else {}),
             )
-            trainer = Trainer(
+            trainer = _Trainer(
                 model=self.model,
                 args=args,
                 data_collator=self.task.collator(self.processor),

@@ -95,7 +95,7 @@ class Examined(Selecting):
             self.task,
             self.processor,
             lambda: self._parts(held_out.examples, held_out.inputs),
-            lambda values: self.logits(values)[0],
+            lambda values: self.window_logits(values)[0],
             self.labels.problem_type,
             labels,
             clean,
@@ -122,11 +122,11 @@ class Examined(Selecting):
         outsiders = Outsiders.of(self, self._training)
         if outsiders.reference is None and self.labels.problem_type == REGRESSION:
             raise UserError(f"ood_scores: a model that predicts a number has no energy. {outsiders.reason}")
-        parts = (read[i : i + self.batch_size] for i in range(0, len(read), self.batch_size))
+        parts = (read[i : i + self._window] for i in range(0, len(read), self._window))
         return pandas.DataFrame(outsiders.scores(parts))
 
     def _training(self) -> tuple[Dataset, Callable[[Dataset], Iterator[list[tuple[Any, ...]]]]]:
-        """(examples that the run trained on, how to read them in batches).
+        """(examples that the run trained on, how to read them in windows).
 
         Raises:
             UserError: they are not known, or gone.

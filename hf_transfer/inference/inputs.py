@@ -95,6 +95,11 @@ def read_inputs(words: Sequence[str], task: Task, args: DataArguments) -> Iterat
             yield example(task, word, [word])
 
 
+def arrive_slowly(words: Sequence[str]) -> bool:
+    """Whether inputs are to be answered as they arrive: lines of standard input or of another pipe."""
+    return any(word == STANDARD_INPUT or _is_pipe(word) for word in words)
+
+
 def _supported(task: Task, suffix: str = "") -> str:
     """The files that can be read, or what makes an image readable."""
     if task.suffixes and suffix in UNREADABLE_IMAGES:

@@ -45,12 +45,12 @@ class Outsiders:
 
         Args:
             model: that answers.
-            training: a function that returns (the training examples, batches of them as `logits` takes them).
+            training: a function that returns (the training examples, windows of them as `window_logits` takes them).
         """
         kind = model.labels.problem_type
         try:
             examples, parts = training()
-            vectors = [model.logits(part, features=True)[1] for part in parts(examples)]
+            vectors = [model.window_logits(part, features=True)[1] for part in parts(examples)]
             features, labels = np.concatenate(vectors), np.array(examples[LABELS][:])
             if len(features) < FEWEST:
                 raise UserError(f"The run trained on {len(features)} examples.")
@@ -60,9 +60,9 @@ class Outsiders:
         return cls(model, Reference.of(features, classes_of(kind, labels)), len(features))
 
     def scores(self, parts: Iterable[list[tuple[Any, ...]]]) -> dict[str, Array]:
-        """(inputs,) values of each score, of inputs in batches as `logits` takes them; empty without any input."""
+        """(inputs,) values of each score, of windows as `window_logits` takes them; empty without any input."""
         with_features = self.reference is not None
-        answers = [self.model.logits(part, features=with_features) for part in parts if part]
+        answers = [self.model.window_logits(part, features=with_features) for part in parts if part]
         if not answers:
             return {}
         logits = np.concatenate([logits for logits, _ in answers])

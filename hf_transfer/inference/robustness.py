@@ -42,8 +42,8 @@ def measure_robustness(
     Args:
         task: what the model reads.
         processor: of the model.
-        parts: gives the examples as `logits_of` takes them, a batch at a time; it is called once per severity.
-        logits_of: (examples, outputs) logits of a batch.
+        parts: gives the examples as `logits_of` takes them, a window at a time; it is called once per severity.
+        logits_of: (examples, outputs) logits of a window.
         problem_type: as in `transformers` configurations.
         labels: of all examples.
         clean: metrics on the examples as they are.

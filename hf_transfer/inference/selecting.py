@@ -84,18 +84,18 @@ class Selecting(Answering):
         Raises:
             UserError: an example is unusable.
         """
-        return np.concatenate([self.logits(part)[0] for part in self._parts(examples, inputs)])
+        return np.concatenate([self.window_logits(part)[0] for part in self._parts(examples, inputs)])
 
     def _parts(
         self, examples: Dataset, inputs: tuple[str, ...], skips: bool = False
     ) -> Iterator[list[tuple[Any, ...]]]:
-        """Examples as `logits` takes them, batch by batch; without unusable ones if it skips them.
+        """Examples as `window_logits` takes them, window by window; without unusable ones if it skips them.
 
         Raises:
             UserError: an example is unusable, and is not skipped.
         """
         count = 0
-        for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
+        for batch in undecoded(examples, inputs).iter(batch_size=self._window):
             read = [example(self.task, None, row) for row in zip(*(batch[c] for c in inputs), strict=True)]
             for i, item in enumerate(read):
                 if item.values is None and not skips:

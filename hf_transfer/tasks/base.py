@@ -36,6 +36,7 @@ class Task(ABC):
         input_key: key that names the input column; empty if there is none.
         suffixes: extensions of files that hold a single input.
         mixes: whether two inputs can be blended, as mixup does.
+        pads: whether `encode` gives lists of tokens, `input_ids`, of which the collator pads those of a batch.
         corruptions: what may happen to an input, by name, to measure how robust a model is; of `plain` inputs.
     """
 
@@ -44,6 +45,7 @@ class Task(ABC):
     input_key: ClassVar[str] = ""
     suffixes: ClassVar[frozenset[str]] = frozenset()
     mixes: ClassVar[bool] = False
+    pads: ClassVar[bool] = False
     corruptions: ClassVar[Mapping[str, Corruption]] = {}
 
     @abstractmethod

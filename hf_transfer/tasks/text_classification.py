@@ -53,6 +53,7 @@ class TextClassification(Task):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     input_key = "text_column_name"
+    pads = True
     corruptions = TEXTS
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ What is overridden, and why that hook:
 - `_get_train_sampler`: balanced classes, or batches of like length.
 - `get_train_dataloader`: Trainer asks for no sampler where the dataset has no length.
 - `_get_dataloader`: batches carry the numbers of their examples (`boundary_cache`), or examples of a target domain.
+- `_get_eval_sampler`, `evaluation_loop`: in `evaluation_order`; without a plan, as Trainer does it.
 - `get_eval_dataloader`, `get_test_dataloader`: a metric is computed over every example.
 - `prediction_step`: the frozen part of an evaluation is replayed.
 - `floating_point_ops`: a batch whose inputs were not read has nothing to count.
@@ -27,10 +28,11 @@ from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
 from hf_transfer.layers.architectures import HEAD
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
 from hf_transfer.training.arguments import TransferArguments
+from hf_transfer.training.evaluation_order import InLengthOrder
 from hf_transfer.training.probing import Probing
 
 
-class Loading(Probing):
+class Loading(Probing, InLengthOrder):
     """Loaders and samplers; see `TransferMixin`.
 
     Attributes:
@@ -132,6 +134,10 @@ class Loading(Probing):
         return wrapped
 
     # ---- evaluation ----
+
+    @property
+    def orders_evaluation(self) -> bool:
+        return self.plan is not None and super().orders_evaluation
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0 if SKIPPED in inputs else super().floating_point_ops(inputs)

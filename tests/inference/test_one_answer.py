@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from hf_transfer.data import bundled
 from hf_transfer.inference.evaluating import Evaluating
 from hf_transfer.inference.exported import ExportedModel
 from hf_transfer.inference.exporting import export
+from hf_transfer.inference.inputs import Example, arrive_slowly
 from hf_transfer.inference.predictor import Predictor
 from tests.helpers import tiny_timm_resnet, with_statistics
 
@@ -127,6 +128,40 @@ def check_everywhere(case: Case, place: Path, formats: tuple[str, ...]) -> None:
 @needs_onnx
 def test_pairs_with_an_adapter_and_an_mlp_head(pairs, tmp_path):
     check_everywhere(pairs, tmp_path, ("onnx",))
+
+
+def test_windows_are_the_same_everywhere(pairs, monkeypatch):
+    """Bit for bit, in training, `evaluate` and `predict`; in batches of two, so that 200 pairs are two windows."""
+    model = replace(pairs.run.predictor, batch_size=2)
+    held_out = model._held_out()
+    prepared = model.task.prepare(held_out.examples, held_out.inputs, model.processor, model.data)
+    sizes, forward = [], Evaluating._forward
+    monkeypatch.setattr(Evaluating, "_forward", lambda *a: sizes.append(len(a[1][0]["input_ids"])) or forward(*a))
+    _, evaluated, labels = model._measured(prepared)
+    monkeypatch.setattr(pairs.run.trainer.args, "per_device_eval_batch_size", 2)
+    trained = pairs.run.trainer.predict(prepared)
+    assert (trained.predictions == evaluated).all() and (trained.label_ids == labels).all()
+    assert (model._logits_of(held_out.examples, held_out.inputs) == evaluated).all() and len(sizes) == 100
+    assert sizes[:50] == sorted(sizes[:50], reverse=True) != sizes[:50][:1] * 50 and sizes[49] < sizes[50]
+    answers = model.predict(pairs.values)
+    assert [a["scores"] for a in answers] == [model.answer(z)["scores"] for z in evaluated]
+    assert [tuple(a["input"]) for a in answers] == pairs.values  # in the order of the inputs
+    rows = [tuple(ids) for ids in prepared["input_ids"]]
+    assert len({len(ids) for ids in rows}) > 3 and rows != sorted(rows, key=len, reverse=True)
+
+
+def test_what_arrives_slowly_is_not_held_back(pairs):
+    def arriving():
+        for number, value in enumerate(pairs.values):
+            read.append(number)
+            yield Example(value, value)
+
+    model = replace(pairs.run.predictor, batch_size=2)
+    for waits, count in ((False, 2), (True, 100)):
+        read: list[int] = []
+        next(model.stream(arriving(), waits=waits))
+        assert len(read) == count
+    assert arrive_slowly(["a", "-"]) and not arrive_slowly(["a", "b.csv"])
 
 
 @pytest.mark.slow
