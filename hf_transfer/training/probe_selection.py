@@ -140,7 +140,7 @@ def choose(
     else:
         labels, draws = train[1], _draw(kind, train[1], seed)
         held_out = f"{len(np.unique(draws))}-fold cross-validation"
-        found = held_out_logits(*problem, draws, STRENGTHS, weights, layer.bias is not None)
+        found = held_out_logits(*problem, draws, STRENGTHS, weights, layer.bias is not None, whole)
         paths = (one[0] for one in found)
     scores, best = _scores(paths, labels, measure)
     head = whole.exact(STRENGTHS[best])
