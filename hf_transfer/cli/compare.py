@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.values import coerce
 from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.studies.space import read_space
+from hf_transfer.studies.words import check_words, refuse_processes
 
 HELP = (
     "Fine-tune with every combination of values and every seed, one run after another, and compare: a table with 95% "
@@ -27,14 +28,25 @@ _PLACES = ("model_name_or_path", "dataset_name", "train_file", "validation_file"
 class CompareArguments:
     """What is compared."""
 
-    grid: dict[str, Any] | None = setting(
-        None, "values by key: '{strategy: [linear-probe, full], learning_rate: [1e-5, 1e-4]}'"
+    grid: dict[str, Any] | list[Any] | None = setting(
+        None,
+        "values by key, every combination of which is a row: '{strategy: [linear-probe, full], learning_rate: [1e-5, "
+        "1e-4]}'; or the rows: '[{}, {strategy: full}]'",
     )
     seeds: list[int] | int | None = setting(None, "seeds that every row is run with, such as 0,1,2 (default: seed)")
     against: list[str] | dict[str, Any] | None = setting(
         None,
         "scratch, linear-probe: the same budget from random weights or frozen features, to judge whether pretraining "
         "helped; a reference may have keys of its own: '{scratch: {learning_rate: 1e-3}}'",
+    )
+    search: str | dict[str, Any] | None = setting(
+        None,
+        "instead of a grid, ranges or choices by key, from which optuna draws: '{learning_rate: [1e-5, 1e-3, log], "
+        "lora_r: [4, 8, 16]}'; auto: the keys that matter for the strategy",
+    )
+    trials: int | None = setting(None, "search: number of trials (default: 20), each with all seeds", above=0)
+    prune: bool = setting(
+        True, "search: stop trials that are worse than the median of earlier ones after as many epochs"
     )
     strict: bool = setting(False, "exit code 1 where pretraining hurt")
     metric: str | None = setting(
@@ -67,11 +79,7 @@ def run(argv: Sequence[str]) -> int:
     """Compare runs."""
     from hf_transfer.keys import NEEDS
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "compare runs in one process: call it without `accelerate launch` or torchrun.",
-            "Several machines share the cells as jobs with --cell; see launch/slurm_array.sbatch.",
-        )
+    refuse_processes()
     file, given, values, problems = read_run("compare", argv, parser(), CompareArguments)
     values |= _own_of_file(file, values, problems)
     folder = {**file, **given}.get("output_dir")
@@ -86,7 +94,11 @@ def run(argv: Sequence[str]) -> int:
     starts_over = str({**file, **given}.get("overwrite_output_dir", False)).lower() == "true"
     for source in (file, given):
         source.pop("overwrite_output_dir", None)
-    example = _first_places(values["grid"])
+    words = (values["search"], values["trials"], values["prune"], values["grid"], values["cell"])
+    check_words(*words)
+    if values["search"] is not None and not problems:
+        read_space(values["search"], {**file, **given})
+    example = _first_places(values["grid"] or values["search"])
     checked = {**given, **example}
     check_run({k: v for k, v in file.items() if k not in example}, checked, problems, NEEDS, talks=not values["quiet"])
     if "model_name_or_path" not in example and "model_name_or_path" in checked:
@@ -111,6 +123,9 @@ def run(argv: Sequence[str]) -> int:
         seeds=seeds,
         folder=Path(str(folder)),
         against=values["against"] or (),
+        search=values["search"],
+        trials=values["trials"],
+        prunes=values["prune"],
         metric=values["metric"],
         combine=values["combine"],
         max_cells=values["max_cells"],
@@ -151,11 +166,14 @@ def _own_of_file(file: dict[str, Any], values: Mapping[str, Any], problems: list
     return found
 
 
-def _first_places(grid: Mapping[str, Any] | None) -> dict[str, Any]:
+def _first_places(grid: Any) -> dict[str, Any]:
     """The first value of each place that varies: what is checked before anything slow is imported."""
+    if isinstance(grid, list):  # of rows
+        first = grid[0] if grid and isinstance(grid[0], Mapping) else {}
+        return {name: value for name, value in first.items() if name in _PLACES}
     return {
         name: values[0]
-        for name, values in (grid or {}).items()
+        for name, values in (grid.items() if isinstance(grid, Mapping) else ())
         if name in _PLACES and isinstance(values, list | tuple) and values
     }
 

@@ -26,6 +26,9 @@ class PushArguments:
     commit_message: str | None = setting(None, "message of the commit")
     private: bool = setting(False, "make the repository private, which is the default")
     public: bool = setting(False, "make the repository public")
+    with_report: bool = setting(
+        False, "push the report, wrong answers, labels that look wrong and pictures too, which show the data"
+    )
 
 
 def keys() -> dict[str, Key]:
@@ -47,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     from hf_transfer.hub.push import Target, push
 
     private = False if values["public"] else True if values["private"] else None
-    own = ("hub_model_id", "merged", "revision", "commit_message")
+    own = ("hub_model_id", "merged", "revision", "commit_message", "with_report")
     done = push(words[0], Target(**{name: values[name] for name in own}, private=private))
     if not values["quiet"]:
         print("\n".join(done.lines()))

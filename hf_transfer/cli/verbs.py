@@ -45,7 +45,10 @@ VERBS = {
     "compare": Verb("compare", "fine-tune over a grid of keys and seeds, and compare: means, intervals, cost"),
     "predict": Verb("predict", "predict labels of texts, images, files and folders, as JSON lines"),
     "evaluate": Verb("evaluate", "metrics of a trained model on labeled data"),
+    "report": Verb("report", "write a run's report.html again: curves, mistakes, calibration, cost"),
     "soup": Verb("soup", "average the weights of runs or checkpoints, or of a run and what it started from"),
+    "export": Verb("export", "write a trained model as ONNX, checked against PyTorch; or for torch.export, OpenVINO"),
+    "benchmark": Verb("benchmark", "size, latency, throughput and accuracy of a trained model's exported forms"),
     "push": Verb("push", "push a run's model or adapter, labels and card to a hub"),
     "doctor": Verb("doctor", "check the installation: what is wrong, and how to fix it"),
 }

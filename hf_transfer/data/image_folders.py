@@ -6,7 +6,7 @@ Every file below the folder is found and read, or left out with a reason that th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ _MAX_KINDS = 8  # kinds of files in a note
 _NO_LABEL = -1  # as hub datasets mark hidden labels
 
 
-def read_image_folder(folder: Path, args: DataArguments, is_labeled: bool = True) -> RawSplits:
+def read_image_folder(
+    folder: Path, args: DataArguments, is_labeled: bool = True, classes: Collection[str] = ()
+) -> RawSplits:
     """The splits of an image folder: columns `image` (undecoded), `label` if folders are the classes, and metadata.
 
     The first two have the names that `image_column_name` and `label_column_name` give them. Class names are sorted. A
@@ -38,6 +40,8 @@ def read_image_folder(folder: Path, args: DataArguments, is_labeled: bool = True
         folder: of images.
         args: data keys.
         is_labeled: whether labels are wanted; if not, class folders are read as one, and the only column is `image`.
+        classes: without wanted labels, class folders whose names are kept all the same, in the column
+            `target_label_column_name`; it is missing for the images of other folders.
 
     Raises:
         UserError: there are no images, their folders or tables allow two readings, or they do not fit together.
@@ -50,7 +54,7 @@ def read_image_folder(folder: Path, args: DataArguments, is_labeled: bool = True
     layout = find_layout(root, lambda inner: inner.path in tables)
     if tables and len(layout.splits) == 1:
         layout.splits = split_by_column(layout.splits[0], tables, layout.notes)
-    reader = _Reader(args, layout.notes, is_labeled)
+    reader = _Reader(args, layout.notes, is_labeled, classes)
     splits: dict[str, Dataset] = {}
     for split in layout.splits:
         described = Described(split, tables)
@@ -96,12 +100,14 @@ class _Reader:
         args: data keys.
         notes: messages for the user.
         is_labeled: whether labels are wanted.
+        classes: see `read_image_folder`.
         first: the first split.
     """
 
     args: DataArguments
     notes: list[str]
     is_labeled: bool = True
+    classes: Collection[str] = ()
     first: Dataset | None = field(default=None)
 
     def read(self, described: Described) -> Dataset:
@@ -116,9 +122,7 @@ class _Reader:
             kinds = _kinds(split.tally)
             raise _error(f"the {split.name} split has no image that can be read ({kinds}).", _remedies(split.tally))
         if not self.is_labeled:
-            if len(split.class_names) > 1:
-                self.notes.append(f"the names of its {len(split.class_names)} folders are ignored.")
-            made = _of_columns({_IMAGE: _image_cells(split.paths)}, {_IMAGE: Image(decode=False)})
+            made = self._unlabeled(split)
         elif label := described.label_columns(self.args):
             self._check_agreement(described, label)
             self._check_listed(described)
@@ -137,6 +141,19 @@ class _Reader:
             )
         self.first = made if self.first is None else self.first
         return made
+
+    def _unlabeled(self, split: Split) -> Dataset:
+        """The images of a split, with the names of the class folders that are kept."""
+        columns: dict[str, Any] = {_IMAGE: _image_cells(split.paths)}
+        if self.classes:
+            kept = [name if name in self.classes else None for name in split.classes]
+            columns[str(self.args.target_label_column_name)] = pa.array(kept, pa.string())
+        ignored = [name for name in split.class_names if name not in self.classes]
+        if self.classes and ignored:
+            self.notes.append(f"folders that are none of the classes are read as unlabeled: {', '.join(ignored)}.")
+        elif len(ignored) > 1:
+            self.notes.append(f"the names of its {len(ignored)} folders are ignored.")
+        return _of_columns(columns, {_IMAGE: Image(decode=False)})
 
     def _has_one_folder(self, split: Split) -> bool:
         """Whether all training images are in one folder, so that folders are not the classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import struct
@@ -22,6 +23,7 @@ Range = tuple[float, float]  # lowest and highest value of float and 32-bit inte
 # Range of an image whose model says none, by PIL's mode: float images and 32-bit integer ones.
 DEFAULT_RANGE: dict[str, Range] = {"F": (0.0, 1.0), "I": (0.0, 255.0)}
 _DRAFT = 64  # minimum pixels per side
+_LOSSLESS = 64  # pixels per side of a picture for a page up to which JPEG would show
 _MAX_8_BIT, _MAX_16_BIT = 255, 65535
 _ORIENTATION = 0x0112
 _ADDRESS = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")  # in PIL's messages
@@ -127,6 +129,25 @@ def to_channels(image: Image, channels: int, pixel_range: Range | None = None) -
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def data_url(value: Any, side: int, pixel_range: Range | None = None) -> str | None:
+    """A small picture for a page, as a data URL; None if the image cannot be read.
+
+    Args:
+        value: see `open_image`.
+        side: most pixels per side.
+        pixel_range: see `to_channels`.
+    """
+    try:
+        image = to_channels(open_image(value), 3, pixel_range)
+    except ValueError:
+        return None
+    image.thumbnail((side, side))
+    kind = "png" if max(image.size) <= _LOSSLESS else "jpeg"
+    file = BytesIO()
+    image.save(file, format=kind, **({"quality": 80} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 # ---- details ----

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,8 +46,12 @@ def load_splits(args: DataArguments, source: Source | None = None) -> RawSplits:
     return splits.but({name: split for name, split in splits.items() if name in _USED})
 
 
-def load_unlabeled(args: DataArguments) -> RawSplits:
+def load_unlabeled(args: DataArguments, classes: Collection[str] = ()) -> RawSplits:
     """The training split of the data that `dataset_name` says, alone; an image folder need not have class folders.
+
+    Args:
+        args: data keys.
+        classes: names of class folders whose images get a label, in a column `target_label_column_name`.
 
     Raises:
         UserError: the data does not exist, cannot be read, is empty, or has no training split.
@@ -57,7 +61,7 @@ def load_unlabeled(args: DataArguments) -> RawSplits:
         splits = load_splits(args, source)
     else:
         with folder_errors(source.path):
-            splits = read_image_folder(source.path, args, is_labeled=False)
+            splits = read_image_folder(source.path, args, False, classes)
         splits = splits.but({standard_name(name): split for name, split in splits.items()})
         if "train" not in splits:
             raise UserError(f"{args.dataset_name!r} has no train split; its splits are {', '.join(splits)}.")

@@ -17,7 +17,7 @@ from hf_transfer.data.augment import Chance, Mixed
 from hf_transfer.data.labels import LABELS
 from hf_transfer.errors import UserError, listed
 
-DOMAIN = "domain"  # key in a batch: (examples,), 0 of the source, which comes first, and 1 of the target
+DOMAIN = "domain"  # key in a batch: (examples,), 0 of the source and 1 of the target; labeled examples come first
 LABEL_NAMES = (LABELS, "label", "label_ids")
 Example = dict[str, Any]
 
@@ -71,10 +71,17 @@ class Targets:
 
 
 class Pairs(Dataset[tuple[Example, Example]]):
-    """A source as pairs with a target."""
+    """A training set as pairs with a target.
 
-    def __init__(self, dataset: Any, targets: Targets):
+    Args:
+        dataset: the source, and after it labeled examples of the target, if there are any.
+        targets: the target.
+        sources: number of examples of the source.
+    """
+
+    def __init__(self, dataset: Any, targets: Targets, sources: int | None = None):
         self.dataset, self.targets = dataset, targets
+        self.sources = len(dataset) if sources is None else sources
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -83,11 +90,15 @@ class Pairs(Dataset[tuple[Example, Example]]):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Example, Example]]:
-        return self.targets.beside(numbers, _items(self.dataset, list(numbers)))
+        examples = zip(numbers, _items(self.dataset, list(numbers)), strict=True)
+        marked = [example if number < self.sources else {**example, DOMAIN: 1} for number, example in examples]
+        return self.targets.beside(numbers, marked)
 
 
 class PairsCollator:
-    """Makes one batch of pairs: the source first, then the target, marked by `DOMAIN`; labels of the source alone.
+    """Makes one batch of pairs: the training examples first, which have labels, then the target's, marked by `DOMAIN`.
+
+    Labeled examples of the target are among the first.
 
     Both are padded alike. Mixup and cutmix mix the source only.
 
@@ -99,6 +110,8 @@ class PairsCollator:
         self.collate = collate
 
     def __call__(self, pairs: Sequence[tuple[Example, Example]]) -> dict[str, Any]:
+        domain = [int(source.get(DOMAIN, 0)) for source, _ in pairs] + [1] * len(pairs)
+        pairs = [({n: value for n, value in source.items() if n != DOMAIN}, target) for source, target in pairs]
         sources = [source for source, _ in pairs]
         # With the label of the source, so that any collator takes them; it is cut off.
         targets = [
@@ -111,7 +124,7 @@ class PairsCollator:
             batch = dict(self.collate([*sources, *targets]))
         if LABELS in batch:
             batch[LABELS] = batch[LABELS][: len(pairs)]
-        return batch | {DOMAIN: torch.arange(2).repeat_interleave(len(pairs))}
+        return batch | {DOMAIN: torch.tensor(domain)}
 
 
 def check_inputs(source: Example, target: Example) -> None:

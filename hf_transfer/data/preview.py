@@ -1,7 +1,8 @@
-"""A figure of what training will see: augmented training images with their labels."""
+"""Figures of what training sees: augmented images, or tokens, with their labels."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hf_transfer.data.labels import LABELS, REGRESSION, SINGLE_LABEL, Labels
 from hf_transfer.errors import UserError
 
 _ROWS, _COLUMNS = 4, 4
+_TEXTS, _WIDTH, _LINES = 8, 110, 4  # texts; characters in a line, and lines, of each
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
@@ -63,6 +65,46 @@ def draw_preview(path: str, train: Dataset, collate: Any, processor: Any, labels
             axis.set_axis_off()
     chance.epoch = 0
     figure.savefig(Path(path).expanduser(), dpi=100)
+
+
+def draw_batch(path: Path, train: Dataset, collate: Any, processor: Any, labels: Labels, chance: Chance) -> bool:
+    """Write the figure of a run: images as `draw_preview` does, or the tokens of texts.
+
+    Args:
+        path: where to write the figure.
+        train: training split with augmentation.
+        collate: the run's collator.
+        processor: image processor or tokenizer.
+        labels: class names.
+        chance: see `draw_preview`.
+
+    Returns:
+        Whether the inputs are of a kind that can be drawn.
+    """
+    first = train[0]
+    if "pixel_values" in first:
+        draw_preview(str(path), train, collate, processor, labels, chance)
+        return True
+    if "input_ids" not in first:
+        return False
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    count = min(_TEXTS, len(train))
+    examples = [train[i * len(train) // count] for i in range(count)]
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(10, 0.8 * count + 0.4))
+        for row, example in enumerate(examples):
+            label = collate([example])[LABELS][0] if LABELS in example else None
+            tokens = processor.convert_ids_to_tokens(list(example["input_ids"]))
+            shown = textwrap.wrap(" ".join(tokens), _WIDTH, max_lines=_LINES, placeholder=" …")
+            head = f"{'' if label is None else caption(label, labels)}   ({len(tokens):,} tokens)"
+            top = 1 - (row + 0.2) / (count + 0.3)
+            figure.text(0.02, top, textwrap.shorten(head, _WIDTH), fontsize=9, fontweight="bold", va="top")
+            lines = "\n".join(shown)
+            figure.text(0.02, top - 0.2 / (count + 0.3), lines, fontsize=8, family="monospace", va="top")
+        figure.savefig(path, dpi=100, format="png")
+    return True
 
 
 def caption(label: torch.Tensor, labels: Labels) -> str:

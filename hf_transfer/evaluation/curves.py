@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hf_transfer.errors import UserError
 
+LOSSES, METRICS = "losses", "metrics"  # panels
 _SHOWN = ("accuracy", "f1_macro", "f1_micro", "exact_match", "mae", "rmse", "pearson")  # metrics, as many as there are
 _PREFIX = "eval_"
 
 
-def draw_curves(history: Any) -> Any:
+def draw_curves(history: Any, panels: Sequence[str] = (LOSSES, METRICS), stages: Sequence[tuple[int, str]] = ()) -> Any:
     """A matplotlib figure: losses and validation metrics by step.
 
     Args:
         history: a pandas frame with a row per log, see `Predictor.history`.
+        panels: which of the two, next to each other; metrics that were not logged are left out.
+        stages: (first step, name) of the stages; the beginnings of all but the first are marked.
 
     Raises:
-        UserError: matplotlib is not installed, or nothing was logged.
+        UserError: nothing was logged.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("plot_curves: matplotlib is not installed.", "pip install matplotlib") from error
+    from matplotlib.figure import Figure
+
     losses = {name: label for name, label in (("loss", "training"), ("eval_loss", "validation")) if name in history}
-    metrics = [name for name in _SHOWN if _PREFIX + name in history]
+    metrics = {_PREFIX + name: name for name in _SHOWN if _PREFIX + name in history}
     if not losses:
         raise UserError("plot_curves: the run logged no loss.", "Set logging_steps or eval_strategy.")
-    figure = Figure(figsize=(5 * (1 + bool(metrics)), 3.5), layout="constrained")
-    axes = figure.subplots(1, 1 + bool(metrics), squeeze=False)[0]
-    for name, label in losses.items():
-        _line(axes[0], history, name, label)
-    axes[0].set(xlabel="step", ylabel="loss")
-    for name in metrics:
-        _line(axes[1], history, _PREFIX + name, name)
-    if metrics:
-        axes[1].set(xlabel="step", ylabel="validation")
-    for one in axes:
-        one.legend()
+    series = {LOSSES: ("loss", losses), METRICS: ("validation", metrics)}
+    drawn = [panel for panel in panels if series[panel][1]]
+    figure = Figure(figsize=(4.6 * max(1, len(drawn)), 3.0), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, max(1, len(drawn)), squeeze=False)[0], drawn, strict=False):
+        title, lines = series[panel]
+        for name, label in lines.items():
+            _line(axes, history, name, label)
+        for start, _ in stages[1:]:
+            axes.axvline(start, color="0.5", linestyle=":", linewidth=1)
+        axes.set(xlabel="step", ylabel=title)
+        axes.legend()
     return figure
 
 

@@ -21,12 +21,12 @@ from hf_transfer.errors import UserError, WorkFailed, one_line, option
 from hf_transfer.hub import card
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.forward_pass import example
-from hf_transfer.run_folder import ADAPTER, MODEL_FILES, PROCESSOR, RUN_FILE, WHOLE
+from hf_transfer.run_folder import ADAPTER, MODEL_FILES, PROCESSOR, RUN_FILE, SHOWING, WHOLE
 
 _LOCAL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file")
 _LOCAL_OPTIONS = ("is_local", "local_files_only")  # how a tokenizer was loaded on this machine
 TOLERANCE = 1e-4  # relative difference of logits if weights were merged or come from other files
-KNOWN = MODEL_FILES
+KNOWN = (*MODEL_FILES, *SHOWING)
 
 
 def refuse_local(base: str) -> None:
@@ -89,7 +89,7 @@ def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged
     if merged and results["adapter"] != "none":
         Predictor.load(folder).save_merged(staged)
         for path in staged.iterdir():
-            if not any(fnmatch(path.name, pattern) for pattern in KNOWN):
+            if not any(fnmatch(path.name, pattern) for pattern in MODEL_FILES):
                 path.unlink()
     else:
         wanted = (*(ADAPTER if is_adapter else WHOLE), *PROCESSOR)
@@ -103,6 +103,29 @@ def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged
     (staged / run_folder.CARD).write_text(_card(folder, staged, results, merged, name), encoding="utf-8")
     _check_paths(staged, folder)
     return notes
+
+
+def check_report(folder: Path) -> None:
+    """Raises:
+    UserError: the run has no report.
+    """
+    if not (folder / run_folder.REPORT).is_file():
+        raise UserError(
+            f"with_report: {str(folder)!r} has no {run_folder.REPORT}.", f"`hf-transfer report {folder}` writes it."
+        )
+
+
+def stage_report(folder: Path, staged: Path) -> list[str]:
+    """Copy what shows the user's data to the files to push; returns messages for the user.
+
+    Args:
+        folder: folder of the run.
+        staged: with the other files.
+    """
+    copied = [name for name in SHOWING if (folder / name).is_file()]
+    for name in copied:
+        shutil.copyfile(folder / name, staged / name)
+    return [f"  These files show examples of your data, and where they are: {', '.join(copied)}."]
 
 
 def _clean(path: Path) -> None:

@@ -25,7 +25,15 @@ from huggingface_hub.utils import logging as hub_logging
 from hf_transfer import hub_client, hub_errors, run_folder
 from hf_transfer.errors import UserError, WorkFailed, one_line, option
 from hf_transfer.hub.card import at
-from hf_transfer.hub.files import KNOWN, adapter_base, refuse_local, results_of, stage
+from hf_transfer.hub.files import (
+    KNOWN,
+    adapter_base,
+    check_report,
+    refuse_local,
+    results_of,
+    stage,
+    stage_report,
+)
 
 T = TypeVar("T")
 MESSAGE = "Upload model trained with hf_transfer"
@@ -43,6 +51,7 @@ class Target:
         revision: branch, created if it does not exist (default: main).
         commit_message: commit message.
         private: visibility of a new repository; None creates a private one. Existing repositories keep theirs.
+        with_report: push what shows the user's data too: the report, wrong answers, labels that look wrong, pictures.
     """
 
     hub_model_id: str | None
@@ -50,6 +59,7 @@ class Target:
     revision: str | None = None
     commit_message: str | None = None
     private: bool | None = None
+    with_report: bool = False
 
     def command(self, folder: Path) -> str:
         """The command that repeats the push."""
@@ -59,6 +69,7 @@ class Target:
         words += ["--revision", self.revision] if self.revision else []
         words += ["--commit_message", self.commit_message] if self.commit_message else []
         words += ["--public"] if self.private is False else []
+        words += ["--with_report"] if self.with_report else []
         return shlex.join(words)
 
 
@@ -107,18 +118,23 @@ def push(folder: str | Path, target: Target, model: Any = None) -> Pushed:
         model: the trained model, whose logits the pushed files must reproduce (default: loaded from the run's files).
 
     Raises:
-        UserError: the folder does not contain a finished run, or its backbone is a local folder.
+        UserError: the folder does not contain a finished run or the report that is asked for, or its backbone is a
+            local folder.
         WorkFailed: the hub or the connection failed, or the pushed files would give different logits. The run is
             unchanged.
     """
     folder = Path(folder)
     results = results_of(folder)
+    if target.with_report:
+        check_report(folder)
     if not target.merged and results["adapter"] != "none":
         refuse_local(adapter_base(folder))
     with _explained(folder, target), tempfile.TemporaryDirectory(prefix="hf-transfer-push-") as temporary:
         staged = Path(temporary)
         name = _repeat(lambda: account_of(target, folder))
         notes = stage(folder, staged, results, at(name, target.revision), target.merged, model)
+        if target.with_report:
+            notes += stage_report(folder, staged)
         shown = len(results["card"]["examples"])
         if shown and target.private is False:
             notes.append(f"  The public card shows {shown} held-out texts; set card_examples: 0 to show none.")

@@ -17,6 +17,7 @@ from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, Labels
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.conformal import in_set
 from hf_transfer.evaluation.thresholds import THRESHOLD, thresholds_of
+from hf_transfer.inference.exported import check_weights
 from hf_transfer.inference.given import Reader
 from hf_transfer.inference.inputs import Example, check_inputs, read_inputs
 from hf_transfer.layers.groups import layer_groups
@@ -220,6 +221,7 @@ class _Features:
     """Notes, during a forward pass, what the head receives: the input of its first layer with weights."""
 
     def __init__(self, model: torch.nn.Module):
+        check_weights(model, "features")
         head = {name.rpartition(".")[0] for name in layer_groups(model)[-1].parameters}
         self.model = model
         self.layers = [module for name, module in model.named_modules() if name in head]

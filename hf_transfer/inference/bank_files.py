@@ -10,19 +10,15 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_transfer.adapters.files import write_config
-from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.errors import UserError, one_line
-from hf_transfer.files import write_json, write_text
+from hf_transfer.files import write_json
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES, RUN_FILE
-from hf_transfer.settings import keys
+from hf_transfer.inference.run_keys import save_keys
 
 BANK = "bank.json"
 
@@ -82,12 +78,7 @@ def _save_task(predictor: Predictor, folder: Path) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {**config, "base_model_name_or_path": _from_anywhere(config["base_model_name_or_path"])})
-    values = {f.name: getattr(predictor.data, f.name) for f in fields(DataArguments) if f.name in keys()}
-    values |= {"per_device_eval_batch_size": predictor.batch_size, "seed": predictor.seed}
-    values |= {predictor.precision: True} if predictor.precision else {}
-    write_text(folder / RUN_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    if predictor.record is not None:
-        predictor.record.save(folder / EXAMPLES)
+    save_keys(predictor, folder)
 
 
 def _from_anywhere(backbone: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -128,6 +128,34 @@ class Evaluating(Answering):
             return chosen._replace(examples=sample)
         return chosen
 
+    def inputs_of(
+        self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
+    ) -> tuple[str, list[tuple[Any, ...]]]:
+        """(name of the split, inputs as `logits` takes them) of the examples that `evaluate` measures on.
+
+        Args:
+            data: as of `evaluate`, like the others.
+            split: likewise.
+            max_examples: likewise.
+            **keys: likewise.
+
+        Raises:
+            UserError: as of `evaluate`.
+        """
+        model, args = self._on(data, keys)
+        held_out = model._held_out(args, split, max_examples)
+        return held_out.name, [v for part in model._parts(held_out.examples, held_out.inputs) for v in part]
+
+    def spread_of(self, data: Any = None, split: str | None = None) -> float:
+        """The standard deviation of the labels that `evaluate` measures a regression on.
+
+        Args:
+            data: as of `evaluate`.
+            split: likewise.
+        """
+        model, args = self._on(data, {})
+        return float(np.std(model._held_out(args, split).examples[LABELS][:]))
+
     def _answered(
         self, data: Any, split: str | None, max_examples: int | None, keys: Mapping[str, Any]
     ) -> tuple[HeldOut, Any, Any]:
@@ -142,16 +170,22 @@ class Evaluating(Answering):
         Raises:
             UserError: an example is unusable.
         """
-        logits: list[Any] = []
+        return np.concatenate([self.logits(part)[0] for part in self._parts(examples, inputs)])
+
+    def _parts(self, examples: Dataset, inputs: tuple[str, ...]) -> Iterator[list[tuple[Any, ...]]]:
+        """Examples as `logits` takes them, batch by batch.
+
+        Raises:
+            UserError: an example is unusable.
+        """
+        count = 0
         for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
-            rows = list(zip(*(batch[c] for c in inputs), strict=True))
-            read = [example(self.task, None, row) for row in rows]
+            read = [example(self.task, None, row) for row in zip(*(batch[c] for c in inputs), strict=True)]
             for i, item in enumerate(read):
                 if item.values is None:
-                    row = sum(len(part) for part in logits) + i
-                    raise UserError(f"Example {row} of the data cannot be used: {item.error}.")
-            logits.append(self.logits([item.values for item in read if item.values is not None])[0])
-        return np.concatenate(logits)
+                    raise UserError(f"Example {count + i} of the data cannot be used: {item.error}.")
+            count += len(read)
+            yield [item.values for item in read if item.values is not None]
 
     def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> tuple[dict[str, Any], Any, Any]:
         """As `_measured`, of logits that are pooled over the looks at each example; the loss is theirs too."""

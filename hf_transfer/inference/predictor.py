@@ -20,13 +20,15 @@ from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, nearest, one_line, typed
 from hf_transfer.evaluation.conformal import COVERAGE, ENTRY, limit_of
 from hf_transfer.inference.answering import BATCH_SIZE
+from hf_transfer.inference.exported import check_weights, export_of, load_export
 from hf_transfer.inference.reviewing import Reviewing
 from hf_transfer.layers.forward_pass import example as example_of
 from hf_transfer.models.load import Loaded
 from hf_transfer.models.source import read_config
-from hf_transfer.run_folder import EXAMPLES, RUN_FILE, refuse_model
+from hf_transfer.run_folder import EXAMPLES, RUN_FILE, refuse_model, weights_in
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS, task_of
+from hf_transfer.training.checkpoints import checkpoints
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Predictor(Reviewing):
         """The model of a run's folder, of any folder that `save_pretrained` wrote, or of a hub id.
 
         Args:
-            run: the folder or id.
+            run: the folder or id; of an exported model also its file.
             **changes: keys to use instead of the run's own, for example `per_device_eval_batch_size`; `tta`,
                 `stride` and `pool` (see `Views`); and `model_revision`, the branch, tag or commit of a hub id, for
                 which `owner/name@revision` may be written too.
@@ -72,6 +74,8 @@ class Predictor(Reviewing):
     def _load(cls, run: str, changes: dict[str, Any]) -> Predictor:
         if not run:
             raise UserError("RUN: it is empty.", "Give the folder of a run, or a hub id.")
+        exported = export_of(run)
+        run = run if exported is None else str(exported)
         values = _keys_of_run(run) | {k: v for k, v in changes.items() if v is not None}
         data = DataArguments(**{f.name: values[f.name] for f in fields(DataArguments) if f.name in values})
         model_args = ModelArguments(
@@ -80,7 +84,11 @@ class Predictor(Reviewing):
             trust_remote_code=bool(changes.get("trust_remote_code")),
             allow_pickle=bool(changes.get("allow_pickle")),
         )
-        task, loaded, processor = saved_model(model_args, data)
+        if exported is not None:
+            task, loaded, processor = load_export(exported, model_args, data)
+        else:
+            _refuse_unfinished(run)
+            task, loaded, processor = saved_model(model_args, data)
         data = replace(data, task=task)
         if loaded.fresh:
             raise UserError(
@@ -148,6 +156,7 @@ class Predictor(Reviewing):
             UserError: its kind of adapter cannot be merged, or the folder holds a model already.
             WorkFailed: the merged weights answer otherwise than the adapter.
         """
+        check_weights(self.model, "merge")
         refuse_model(Path(folder), "folder")
         model = merge_checked(self.model, batch or example_of(self.model) or {})
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -230,6 +239,20 @@ def _named_run() -> Iterator[None]:
         if error.key not in named:
             raise
         raise error.with_key(named[error.key]) from error
+
+
+def _refuse_unfinished(run: str) -> None:
+    """Raises:
+    UserError: it is the folder of a run that has checkpoints, and no model yet.
+    """
+    folder = Path(run).expanduser()
+    saved = checkpoints(folder) if not weights_in(folder) else []
+    if saved:
+        raise UserError(
+            f"RUN: {run!r} holds an unfinished run: {saved[0].name} and no model.",
+            f"Finish it with `hf-transfer train --config {folder / RUN_FILE} --resume_from_checkpoint auto`, or give "
+            f"{str(saved[0])!r}.",
+        )
 
 
 def _keys_of_run(run: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Reviewing(Evaluating):
         """A matplotlib figure of the losses and validation metrics by step; `.savefig(path)` writes it.
 
         Raises:
-            UserError: as of `history`; or matplotlib is not installed.
+            UserError: as of `history`; or nothing was logged.
         """
         return draw_curves(self.history)
 

@@ -19,7 +19,7 @@ from hf_transfer.config.places import check_model
 from hf_transfer.errors import UserError, WorkFailed, listed, one_line
 from hf_transfer.models.adapter_heads import config_with_head
 from hf_transfer.models.timm_names import check_timm_name, prefix_hint, timm_config
-from hf_transfer.run_folder import PROCESSOR
+from hf_transfer.run_folder import EXPORT, PROCESSOR
 
 _KEY = "model_name_or_path"
 _CONFIG, _ADAPTER_CONFIG = "config.json", hub_client.ADAPTER_CONFIG
@@ -188,6 +188,10 @@ def not_loaded(args: ModelArguments, error: Exception) -> UserError:
     Where a file is missing, transformers blames the connection, because it was told to read the cache alone.
     """
     name, cause = name_of(args), one_line(error)
+    if (Path(name).expanduser() / EXPORT).is_file():
+        return UserError(
+            f"{name!r} is an exported model, which has no weights for torch.", "Use its run's folder.", _KEY
+        )
     is_local = name.startswith("bundled:") or Path(name).expanduser().is_dir()
     if not is_local and "couldn't connect to" in cause.lower() and not hub_client.off():
         found, endpoint = repository(args), HfApi().endpoint

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from hf_transfer.adapters.files import logits_of
+from hf_transfer.config.arguments.adaptation import aligns_frozen
 from hf_transfer.data.labels import REGRESSION
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.evaluation import conformal
@@ -81,6 +82,8 @@ def why_not(trainer: TransferTrainer, problem_type: str) -> str:
         return "a regression has no probabilities"
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return "FSDP and DeepSpeed shard its last layer"
+    if aligns_frozen(trainer.args):
+        return "its head is for the features of the target, and the validation examples are of the source"
     try:
         layers = head_layers(trainer)
     except UserError as error:

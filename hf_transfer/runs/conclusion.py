@@ -18,7 +18,7 @@ from hf_transfer.evaluation import logit_adjustment
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.files import say
 from hf_transfer.models.heads import LINEAR
-from hf_transfer.run_folder import LABEL_ISSUES, RUN_FILE
+from hf_transfer.run_folder import LABEL_ISSUES, REPORT, RUN_FILE
 from hf_transfer.runs.ending import ending
 from hf_transfer.runs.result import Result
 from hf_transfer.settings import COMMAND_LINE_ONLY, Config
@@ -50,6 +50,8 @@ def conclude(result: Result, task: Task, config: Config, inputs: tuple[str, ...]
         say(line)
     if not math.isfinite(results["metrics"]["loss"]):
         say("Warning: the loss is NaN or infinite: training diverged. Try a lower learning_rate.")
+    if (folder / REPORT).is_file():
+        say(f"Report, for a browser: {folder / REPORT}")
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     say(f"Files in {folder}: {', '.join(files)}")
     say("Next:")

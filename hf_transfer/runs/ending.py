@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hf_transfer.analysis.domain_distance import both_in_words
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
@@ -27,6 +28,7 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Most frequent errors: {', '.join(shown)}"
     yield from _budget(results)
     yield from _forgotten(results.get("forgetting"))
+    yield from filter(None, [both_in_words((results.get("domain_adaptation") or {}).get("distance"))])
     yield from _kept(results["kept"])
     if ema := results.get("ema"):  # a run of an earlier version has no such entry
         yield f"These weights, and all that were evaluated, are averages over the steps (ema_decay: {ema['decay']:g})"

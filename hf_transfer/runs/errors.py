@@ -12,6 +12,7 @@ from hf_transfer.evaluation.thresholds import thresholds_of
 from hf_transfer.files import write_text
 from hf_transfer.inference.reviewing import errors_csv, errors_frame
 from hf_transfer.run_folder import ERRORS
+from hf_transfer.runs.mistakes import write_mistakes
 from hf_transfer.runs.neighbors import KEY, Nearest
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
@@ -21,6 +22,8 @@ def write_errors(
     prepared: Prepared, trainer: TransferTrainer, nearest: Nearest, split: str, logits: Any, given: Any
 ) -> None:
     """Write the wrong answers, those with the highest loss first; see `errors_frame`. Called by all processes.
+
+    What a report shows of the first of them is written as well, see `write_mistakes`.
 
     Lists of labels are JSON. Nothing is written where the answers are not in the order of the examples, as Trainer
     gives them with `train_sampling_strategy: group_by_length`.
@@ -42,4 +45,6 @@ def write_errors(
     frame, positions = errors_frame(examples, prepared.inputs, labels, logits, given, thresholds)
     if nearest.found is not None:
         frame[KEY] = nearest.cells(prepared, positions)
-    write_text(Path(str(trainer.args.output_dir)) / ERRORS, errors_csv(frame))
+    folder = Path(str(trainer.args.output_dir))
+    write_text(folder / ERRORS, errors_csv(frame))
+    write_mistakes(prepared, nearest, split, positions, folder)

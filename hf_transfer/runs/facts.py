@@ -14,6 +14,7 @@ from hf_transfer.data.labels import LABELS, SINGLE_LABEL
 from hf_transfer.data.splits import Data
 from hf_transfer.evaluation import conformal
 from hf_transfer.evaluation.by_class import most_confused, named
+from hf_transfer.evaluation.diagnostics import Change, diagnose
 from hf_transfer.evaluation.measure import held_out_metrics, without_speed
 from hf_transfer.evaluation.scores import Array
 from hf_transfer.evaluation.standing import against_baseline
@@ -34,6 +35,7 @@ def measured(
     prepared: dict[str, Any],
     data: Data,
     seen: Callable[[str, Any, Any], None] | None = None,
+    change: Change | None = None,
 ) -> dict[str, Any]:
     """Metrics of the held-out splits; intervals, the baseline and the classes for the one that counts.
 
@@ -44,6 +46,7 @@ def measured(
         prepared: prepared examples by split.
         data: with encoded labels.
         seen: is given the name of the split that counts, its (examples, outputs) logits and its labels.
+        change: what was done to the logits after training; None for nothing.
     """
     problem_type, names = data.labels.problem_type, data.labels.names
     validation, prediction = _validated(trainer)
@@ -71,6 +74,7 @@ def measured(
         "baseline": baseline,
         "per_class": named(names, held_out["per_class"]),
         "confusion": held_out["confusion"],
+        "diagnostics": diagnose(problem_type, names, held_out["logits"], held_out["labels"], change),
         "confusions": [{"true": names[i], "predicted": names[j], "count": n} for i, j, n in confusions],
         "kept": kept(trainer, problem_type, validation, trainer.course.compare(prediction) if trainer.course else None),
     }
@@ -114,6 +118,7 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "labels": list(data.labels.names),
         "num_train_examples": seen if config.data.streaming else len(data.train),
         "plan": plan.to_list() if plan is not None else [],
+        "layer_groups": [group.name for group in trainer.layer_groups],
         **({"contrastive": trainer.contrast.to_dict()} if trainer.contrast is not None else {}),
         **({"probe": trainer.solution.to_dict()} if trainer.solution is not None else {}),
         "stages": [

@@ -63,15 +63,25 @@ class Nearest:
         if self.found is None or not len(positions):
             return []
         rows, cosines = self.found.rows[positions], self.found.cosines[positions]
-        named = _named(prepared, sorted(set(rows.flatten().tolist())))
+        places, labels = self.named(prepared, positions)
         return [
-            _BETWEEN.join(f"{named[row]}, {cosine:.2f})" for row, cosine in zip(own, near, strict=True))
+            _BETWEEN.join(f"{places[row]} ({labels[row]}, {cosine:.2f})" for row, cosine in zip(own, near, strict=True))
             for own, near in zip(rows.tolist(), cosines.tolist(), strict=True)
         ]
 
+    def named(self, prepared: Prepared, positions: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
+        """(places, labels) of the neighbors of some examples, by position in the training split.
 
-def _named(prepared: Prepared, rows: Sequence[int]) -> dict[int, str]:
-    """The beginning of what is said of training examples: the path of an image, or the place; and the label."""
+        Args:
+            prepared: data of the run.
+            positions: in the split.
+        """
+        assert self.found is not None
+        return _named(prepared, sorted(set(self.found.rows[positions].flatten().tolist())))
+
+
+def _named(prepared: Prepared, rows: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
+    """The path of an image, or the place, of training examples; and their labels."""
     data, train = prepared.data, prepared.data.train.select(rows)
     names, first = data.labels.names, undecoded(train, data.inputs)[data.inputs[0]][:]
     places = data.places("train", rows)
@@ -82,9 +92,8 @@ def _named(prepared: Prepared, rows: Sequence[int]) -> dict[int, str]:
         return json.dumps([n for n, has in zip(names, label, strict=True) if has]) if is_multi else names[label]
 
     labels = [label_of(label) for label in train[LABELS][:]]
-    return {
-        row: f"{path or place} ({label}" for row, path, place, label in zip(rows, paths, places, labels, strict=True)
-    }
+    found = {row: path or place for row, path, place in zip(rows, paths, places, strict=True)}
+    return found, dict(zip(rows, labels, strict=True))
 
 
 def neighbors_of(

@@ -78,6 +78,8 @@ class Examples:
     def describe(self, number: int) -> str:
         """How to find an example: `validation, row 3 ('a text'), 17 tokens`."""
         tokens = "" if self.lengths is None else f", {int(self.lengths[number])} tokens"
+        if number >= len(self.prepared.data.splits[self.name]):
+            return f"a labeled example of the target{tokens}"
         return f"{self.name}, {self.prepared.data.name_of(self.name, number)}{tokens}"
 
 

@@ -128,7 +128,7 @@ def prepare(config: Config, among: Shared | None = None) -> Prepared:
     )
     found = find_labels(splits, inputs, keys, checkpoint=partial(names_in_checkpoint, config.model))
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, skips, found.entries)
-    target = read_target(config, task, inputs, keys.label_column_name or found.name, splits["train"])
+    target = read_target(config, task, inputs, keys.label_column_name or found.name, labels, splits["train"])
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)
     if spare := spare_tokens(args, loaded.model):
@@ -238,7 +238,10 @@ def prepare_splits(prepared: Prepared) -> dict[str, Any]:
     rest = {k: task.prepare(v, inputs, prepared.processor, args) for k, v in named if k not in skipped}
     if args.streaming:
         return {"train": training_stream(prepared), **rest}
-    train = task.prepare_training(prepared.data.train, inputs, prepared.processor, args, prepared.chance)
+    train = prepared.data.train
+    if prepared.target is not None:
+        train = prepared.target.joined(train, prepared.loaded.labels)
+    train = task.prepare_training(train, inputs, prepared.processor, args, prepared.chance)
     return {"train": train, **rest}
 
 
@@ -278,6 +281,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             args=args,
             train_dataset=train,
             eval_dataset=validation,
+            labeled_targets=0 if target is None else len(train) - len(prepared.data.train),
             target_dataset=target and target.prepared(prepared.task, prepared.processor, prepared.config.data, chance),
             processing_class=prepared.processor,
             data_collator=collator(prepared.task, prepared.processor, prepared.config.data, labels, chance),

@@ -29,6 +29,7 @@ from hf_transfer.runs.announce import Advice, advise, announce
 from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
+from hf_transfer.runs.domains import domains_of
 from hf_transfer.runs.expecting import expect, lines_of
 from hf_transfer.runs.machine import own_threads, quiet_libraries, share_cores
 from hf_transfer.runs.preflight import Preflight, try_run
@@ -62,6 +63,7 @@ class Planned:
         advice: input sizes that would save time, and learning rates that cannot work; empty without data.
         budget: memory, time and money.
         rule: that chose the strategy, in words; empty if none did.
+        domain_distance: of source and target in the features that are aligned; None without domain adaptation.
         expected: the accuracy to expect, or why it cannot be said; None without data or without the key.
     """
 
@@ -78,6 +80,7 @@ class Planned:
     advice: Advice = field(default_factory=lambda: Advice([], []))
     expected: Expected | str | None = None
     rule: str = ""
+    domain_distance: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         stages = [{**s, "start_step": at.start} for s, at in zip(self.plan.to_list(), self.plan.stages, strict=True)]
@@ -101,6 +104,7 @@ class Planned:
             "notes": self.notes,
             "hints": self.advice.costs,
             "warnings": self.advice.rates,
+            "domain_distance": self.domain_distance,
             "expected": {"skipped": self.expected} if isinstance(self.expected, str) else _or_none(self.expected),
         }
 
@@ -176,6 +180,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
     if expected is not None and talks:
         say("\n".join(lines_of(expected)))
+    domains = domains_of(prepared, trainer, talks)
     if preview:
         labels, collate = prepared.loaded.labels, trainer.data_collator
         draw_preview(
@@ -198,6 +203,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         advice=advice,
         expected=expected,
         rule=prepared.chosen.rule,
+        domain_distance=domains.to_dict() if domains else None,
     )
 
 

@@ -14,6 +14,9 @@ from hf_transfer.evaluation.mistakes import confusion_frame
 from hf_transfer.hub import push
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.plan.plan import Plan
+from hf_transfer.report import page
+from hf_transfer.report import result_figures as report
+from hf_transfer.report.run_files import RunFiles
 from hf_transfer.runs.saving import probe, save_model
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -126,6 +129,39 @@ class Result:
         """A matplotlib figure of the losses and validation metrics by step."""
         return self.predictor.plot_curves()
 
+    def plot_confusion(self, dataset_name: Any = None, split: str | None = None, **keys: Any) -> Any:
+        """A matplotlib figure of the confusion matrix; of more than 20 classes, those of the most frequent errors.
+
+        Args:
+            dataset_name: as of `evaluate`; without any, of the split that the run was measured on.
+            split: likewise.
+            **keys: likewise.
+
+        Raises:
+            UserError: as of `evaluate`; or the model does not predict one of several classes.
+        """
+        counts = self.confusion_matrix(dataset_name, split, **keys).to_numpy().tolist()
+        return report.confusion_figure(counts, self.labels)
+
+    def plot_mistakes(self, most: int = 12) -> Any:
+        """A matplotlib figure of the wrong answers with the highest loss, on the split that the run was measured on.
+
+        Args:
+            most: examples, at most 24; pictures where there are any, else the beginnings of texts.
+
+        Raises:
+            UserError: the run left no wrong answers.
+        """
+        return report.mistakes_figure(RunFiles.read(self.output_dir), most)
+
+    def plot_plan(self) -> Any:
+        """A matplotlib figure of the learning rates that each layer group had, by step; gray where it was frozen.
+
+        Raises:
+            UserError: nothing was logged by layer group.
+        """
+        return report.plan_figure(RunFiles.read(self.output_dir))
+
     def push_to_hub(
         self,
         hub_model_id: str | None = None,
@@ -133,6 +169,7 @@ class Result:
         revision: str | None = None,
         commit_message: str | None = None,
         private: bool | None = None,
+        with_report: bool = False,
     ) -> push.Pushed:
         """Push the run to a hub, after checking that what is pushed answers as the trained model.
 
@@ -142,12 +179,13 @@ class Result:
             revision: branch (default: main).
             commit_message: of the commit.
             private: of a repository that is made (default: private).
+            with_report: push the report too, and the other files that show the data: see `push.Target`.
 
         Raises:
             UserError: it is no id, or the adapter's backbone is a folder of this machine.
             WorkFailed: the hub or the connection failed; the run is as it was.
         """
-        target = push.Target(hub_model_id, merged, revision, commit_message, private)
+        target = push.Target(hub_model_id, merged, revision, commit_message, private, with_report)
         return push.push(self.output_dir, target, self.predictor.model)
 
     def save(self, folder: str | Path, merged: bool = False) -> Path:
@@ -169,6 +207,11 @@ class Result:
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self.trainer, Path(folder))
         return Path(folder)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: result, curves, confusion matrix and classes."""
+        is_there = (self.output_dir / run_folder.RESULTS).is_file()  # the folder may have been moved since
+        return page.fragment(RunFiles.read(self.output_dir) if is_there else RunFiles(self.output_dir, self.results))
 
     def __repr__(self) -> str:
         results = self.results

@@ -32,6 +32,8 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
+from hf_transfer.runs.domains import KEY as DOMAINS
+from hf_transfer.runs.domains import Domains, domains_of
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
@@ -53,6 +55,7 @@ from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
@@ -97,7 +100,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
 
     Args:
         config: the keys.
-        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen.
+        among: of several runs, what they share. Then the test split is not measured: it is left for what is chosen. No
+            report is written.
 
     Raises:
         UserError: the keys, the model or the data are not right, before anything is trained.
@@ -107,6 +111,8 @@ def run(config: Config, among: Shared | None = None) -> Result:
         ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
+        if among is None:
+            write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
     return _publish(ready, result)
 
 
@@ -127,6 +133,7 @@ class _Ready:
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         nearest: the training examples nearest to those that the run is measured on.
+        domains: source and target before training; None without domain adaptation.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
@@ -142,6 +149,7 @@ class _Ready:
     calibrates: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
+    domains: Domains | None = None
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
@@ -184,6 +192,8 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         fisher=fisher,
     )
     replace_progress(trainer, output_dir, ready.talks)
+    for watcher in among.watchers if among else ():
+        trainer.add_callback(watcher)
     with removed_if_empty(output_dir, is_new):
         ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
@@ -200,6 +210,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
     expected = expected_of(ready.prepared, trainer, issues, checkpoint, ready.talks)
     ready.nearest = neighbors_of(ready.prepared, trainer, issues, ready.talks)
+    ready.domains = domains_of(ready.prepared, trainer, ready.talks)
     ready.prepared.store = ready.prepared.frozen = None  # nothing reads frozen features after this
     ready.found = {"label_issues": issues, "expected": expected}
     compared = ready.prepared.chosen.to_dict()["pooling_candidates"]
@@ -262,7 +273,13 @@ def _finish(ready: _Ready) -> Result:
     adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(trainer, ready.splits, prepared.data, partial(write_errors, prepared, trainer, ready.nearest))
+    results = measured(
+        trainer,
+        ready.splits,
+        prepared.data,
+        partial(write_errors, prepared, trainer, ready.nearest),
+        change_of(calibration, adjustment),
+    )
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
@@ -272,6 +289,8 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
+    if ready.domains is not None:
+        results[DOMAINS] = {**(results.get(DOMAINS) or {}), "distance": ready.domains.finish(output_dir)}
     base = base_of(config, trainer.model)
     results["card"] = card.facts(
         config.values,

@@ -1,4 +1,4 @@
-"""What several runs of one process share: data that was read, and features of frozen models.
+"""What several runs of one process share: data that was read, features of frozen models, and who watches them.
 
 A run with and without it is the same, bit for bit.
 """
@@ -6,6 +6,8 @@ A run with and without it is the same, bit for bit.
 from __future__ import annotations
 
 import copy
+
+from transformers import TrainerCallback
 
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data.load import load_splits
@@ -32,10 +34,12 @@ class Shared:
 
     Attributes:
         store: features of frozen models, by weights, preprocessing and content.
+        watchers: callbacks of every run's training, after those that write its history.
     """
 
     def __init__(self) -> None:
         self.store = FeatureStore()
+        self.watchers: list[TrainerCallback] = []
         self._splits: dict[str, RawSplits] = {}
 
     def splits(self, args: DataArguments, source: Source) -> RawSplits:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.data import DataArguments
@@ -15,15 +16,17 @@ from hf_transfer.data.augment import Chance
 from hf_transfer.data.columns import Columns
 from hf_transfer.data.examine import without_bad
 from hf_transfer.data.images import encoded, undecoded
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL, Labels, encode, missing_labels
 from hf_transfer.data.load import load_unlabeled
 from hf_transfer.data.locate import in_words
 from hf_transfer.data.raw import RawSplits
 from hf_transfer.data.splits import ROW
-from hf_transfer.errors import UserError, listed
+from hf_transfer.errors import UserError, listed, nearest
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
 
-KEY = "target_dataset_name"
+KEY, LABEL_KEY = "target_dataset_name", "target_label_column_name"
+LABELED_SHARE = 0.2  # of the training examples, that are labeled ones of the target
 _COMPARED = 256  # examples by which a copy of the source is recognized
 
 
@@ -35,19 +38,61 @@ class Target:
         inputs: names of the input columns.
         examples: these columns, and the examples' rows.
         notes: messages for the user.
+        labeled: the examples with a label to train on, with that column; None without `target_label_column_name`.
+        column: its name.
     """
 
     inputs: tuple[str, ...]
     examples: Dataset
     notes: tuple[str, ...]
+    labeled: Dataset | None = None
+    column: str = ""
 
     def prepared(self, task: Task, processor: Any, args: DataArguments, chance: Chance) -> Dataset:
         """The examples as the model takes them, augmented like the source's."""
         return task.prepare_training(self.examples, self.inputs, processor, args, chance)
 
+    def joined(self, train: Dataset, labels: Labels) -> Dataset:
+        """A training split, and after it the labeled examples of the target, if there are any.
+
+        They are repeated until they are `LABELED_SHARE` of the whole, each class equally often; a class that has more
+        examples than that has each of them once.
+
+        Args:
+            train: with columns of inputs, labels and rows.
+            labels: of the run.
+        """
+        if self.labeled is None:
+            return train
+        own = encode(self.labeled, "target", self.column, labels)
+        wanted = max(len(own), round(len(train) * LABELED_SHARE / (1 - LABELED_SHARE)))
+        own = own.select(balanced(own[LABELS][:], wanted))
+        first = max(train[ROW][:]) + 1  # each repetition is an example of its own to augmentation
+        own = own.remove_columns([ROW]).add_column(ROW, range(first, first + len(own)))
+        kept = [*self.inputs, LABELS, ROW]
+        train = train.select_columns(kept)
+        return concatenate_datasets([train, own.select_columns(kept).cast(train.features)])
+
+
+def balanced(classes: Sequence[int], count: int) -> list[int]:
+    """Numbers of examples, each at least once, such that the classes that there are have equal parts of `count`."""
+    members: dict[int, list[int]] = {}
+    for number, one in enumerate(classes):
+        members.setdefault(one, []).append(number)
+    chosen = list[int]()
+    for place, one in enumerate(sorted(members)):
+        own, part = members[one], count // len(members) + (place < count % len(members))
+        chosen += [own[i % len(own)] for i in range(max(part, len(own)))]
+    return chosen
+
 
 def read_target(
-    config: Config, task: Task, inputs: tuple[str, ...], labels: str | Sequence[str], source: Dataset
+    config: Config,
+    task: Task,
+    inputs: tuple[str, ...],
+    column: str | Sequence[str],
+    labels: Labels,
+    source: Dataset,
 ) -> Target | None:
     """Read the target of a run; None without domain adaptation.
 
@@ -55,7 +100,8 @@ def read_target(
         config: of the run.
         task: of the source.
         inputs: its input columns.
-        labels: its label columns.
+        column: its label columns.
+        labels: its labels.
         source: its training split as it was read.
 
     Raises:
@@ -73,11 +119,12 @@ def read_target(
         test_file=None,
     )
     with config.training.main_process_first(desc="target"), _about_the_target():
-        read = load_unlabeled(keys)
+        read = load_unlabeled(keys, labels.names if keys.target_label_column_name else ())
     split = read["train"]
     with _about_the_target():
         split, renamed = _with_inputs(split, read, inputs, task, keys)
-        examples = split.select_columns(list(inputs)).add_column(ROW, range(len(split)))
+        split = split.add_column(ROW, range(len(split)))
+        examples = split.select_columns([*inputs, ROW])
         if keys.data_facts or keys.on_bad_example == "skip":
             examples, bad = without_bad(examples, "target", inputs, task.trace, keys, read.bad)
         else:
@@ -90,12 +137,59 @@ def read_target(
         )
     left_out = f", {len(bad):,} unusable ones left out" if bad else ""
     notes = [f"Target: {len(examples):,} examples of {in_words(config.data.target_dataset_name)}{left_out}.", *renamed]
-    if ignored := _label_columns(split, inputs, labels):
+    own = keys.target_label_column_name
+    labeled = None if own is None else _labeled(split, own, labels)
+    if labeled is not None:
+        usable = set(examples[ROW][:])
+        labeled = labeled.select([i for i, row in enumerate(labeled[ROW][:]) if row in usable])
+        notes.append(_on_labels(labeled, own or "", labels))
+    if ignored := [name for name in _label_columns(split, inputs, column) if name != own]:
         notes.append(
             f"Target: {listed(map(repr, ignored))} ignored, because only its inputs are used. For the accuracy on the "
             "target, give labeled examples of it as test_file."
         )
-    return Target(inputs, examples, (*notes, *(f"Target: {note}" for note in read.notes)))
+    return Target(inputs, examples, (*notes, *(f"Target: {note}" for note in read.notes)), labeled, own or "")
+
+
+def _labeled(split: Dataset, column: str, labels: Labels) -> Dataset:
+    """The examples with a label.
+
+    Raises:
+        UserError: there is no such column, no label in it, or one that the source does not have.
+    """
+    if labels.problem_type != SINGLE_LABEL:
+        raise UserError(
+            f"labels of the target are trained on for one class per example, and the source is {labels.problem_type}.",
+            "Leave it out.",
+            key=LABEL_KEY,
+        )
+    if column not in split.column_names:
+        names = [name for name in split.column_names if name != ROW]
+        raise UserError(
+            f"the target has no column {column!r}.",
+            f"Its columns are {listed(names, 10)}.{nearest(column, names)}",
+            key=LABEL_KEY,
+        )
+    without = set(missing_labels(split, column))
+    labeled = split.select([i for i in range(len(split)) if i not in without])
+    if not len(labeled):
+        raise UserError(f"no example of the target has a label in {column!r}.", "Leave it out.", key=LABEL_KEY)
+    try:
+        encode(labeled, "target", column, labels)
+    except UserError as error:
+        raise UserError(error.problem, error.fix, key=LABEL_KEY) from error
+    return labeled
+
+
+def _on_labels(labeled: Dataset, column: str, labels: Labels) -> str:
+    counts = Counter(encode(labeled, "target", column, labels)[LABELS][:])
+    classes = len(counts)
+    few = f"{min(counts.values())} to {max(counts.values())}" if len(set(counts.values())) > 1 else min(counts.values())
+    missing = "" if classes == len(labels) else f"; {len(labels) - classes} of the classes have none"
+    return (
+        f"Target: {len(labeled):,} labeled examples are trained on, {few} of each of {classes} classes{missing}. They "
+        f"are repeated until they are {LABELED_SHARE:.0%} of the training examples, each class equally often."
+    )
 
 
 @contextlib.contextmanager

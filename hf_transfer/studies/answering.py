@@ -20,14 +20,18 @@ from hf_transfer.inference.predictor import Predictor
 from hf_transfer.runs.machine import quiet_libraries
 from hf_transfer.runs.pricing import price_here
 from hf_transfer.studies import table, transfer
+from hf_transfer.studies.announcing import announce
 from hf_transfer.studies.combining import combine
 from hf_transfer.studies.comparison import Comparison, lines_of, write
-from hf_transfer.studies.expecting import Expectation, expect
+from hf_transfer.studies.expecting import Expectation
 from hf_transfer.studies.grid import Cell, Make, cell_of, why
-from hf_transfer.studies.question import WHOLE, Question, cells_asked, open_folder
+from hf_transfer.studies.order import Fixed
+from hf_transfer.studies.question import WHOLE, Question, cells_asked, open_folder, search_asked
 from hf_transfer.studies.running import Outcome, Runner, finished_of, metric_of
+from hf_transfer.studies.searching import Pruning, Search
 from hf_transfer.studies.statistics import summary
 from hf_transfer.studies.table import Line, compared
+from hf_transfer.studies.words import check_words, refuse_processes
 from hf_transfer.training.pace import exactly
 
 
@@ -37,6 +41,7 @@ def run_one(question: Question, make: Make, index: int, talks: bool) -> Outcome:
     Raises:
         UserError: as `answer`; there is no such cell.
     """
+    check_words(question.search, question.trials, question.prunes, question.grid, index)
     cells, _ = cells_asked(question, make)
     if not 0 <= index < len(cells):
         raise UserError(f"there are {len(cells)} cells, 0 to {len(cells) - 1}, and no {index}.", key="cell")
@@ -60,20 +65,29 @@ def answer(question: Question, make: Make, talks: bool = True) -> Comparison:
         UserError: keys, values or the folder are not right, before anything is run. What goes wrong in a cell is in its
             row.
     """
+    refuse_processes()
     began, tell = time.perf_counter(), say if talks else _silent
-    cells, left_out = cells_asked(question, make)
+    check_words(question.search, question.trials, question.prunes, question.grid)
+    order: Fixed | Search = (
+        Fixed(*cells_asked(question, make)) if question.search is None else search_asked(question, make)
+    )
     open_folder(question)
     runner = Runner(make, tell)
-    for line in left_out:
+    if isinstance(order, Search):
+        runner.shared.watchers.append(Pruning(order))
+    for line in order.left_out:
         tell(f"Left out: {line}")
-    expected = _announce(question, runner, cells)
-    comparison = Comparison(question, left_out=left_out, tests=_earlier_tests(question.folder))
+    expected = announce(order, question, runner)
+    comparison = Comparison(question, left_out=order.left_out, tests=_earlier_tests(question.folder))
     outcomes: dict[str, Outcome] = {}
-    price = _price(cells[0], make)
+    cells = list(order.all) if isinstance(order, Fixed) else list[Cell]()
     try:
-        for number, cell in enumerate(cells):
-            outcomes[cell.key] = _run(runner, cell, f"{number + 1}/{len(cells)}", expected, cells[number + 1 :])
-            _fill(comparison, cells, outcomes, price)
+        for number, cell in order.cells(outcomes):
+            if cell.key not in outcomes:
+                outcomes[cell.key] = _run(runner, cell, number, expected, order.left)
+            if cell not in cells:
+                cells.append(cell)
+            _fill(comparison, cells, outcomes, make)
             write(comparison)
         if all(one.results is None for one in outcomes.values()):
             tell("No cell has a result.")
@@ -91,46 +105,21 @@ def answer(question: Question, make: Make, talks: bool = True) -> Comparison:
     return comparison
 
 
-def _announce(question: Question, runner: Runner, cells: Sequence[Cell]) -> Expectation:
-    """Say what there is to do, and how long it takes."""
-    rows = {cell.row.name: cell.row for cell in cells}
-    left = [cell for cell in cells if finished_of(cell) is None]
-    done = f", {len(cells) - len(left)} of them finished" if len(left) < len(cells) else ""
-    more = f", and as many for each of {', '.join(question.against)}" if question.against else ""
-    count = f"{len(rows)} row{'' if len(rows) == 1 else 's'}, seed{'' if len(question.seeds) == 1 else 's'}"
-    runner.tell(f"{len(cells)} cells ({count} {', '.join(map(str, question.seeds))}){done}{more}.")
-    if len(question.seeds) == 1 and question.against:
-        runner.tell("One seed gives no interval, and so no verdict: give several seeds.")
-    if not question.expects or not left:
-        return Expectation()
-    wanted = {cell.row.name: cell.row for cell in left}
-    expected, problems = expect(list(wanted.values()), runner.make, question.seeds[0], runner.shared)
-    for name, said in problems.items():
-        runner.tell(f"Cannot be prepared: {name}: {said}")
-    unknown = [name for name, one in expected.of_rows.items() if one is not None and one.training is None]
-    if line := expected.line(left):
-        without = f"; without the training of {', '.join(unknown)}, whose time is not known" if unknown else ""
-        beside = ", without the references" if question.against else ""
-        runner.tell(
-            f"Expected: {line} of loading and training{beside}, from a timed batch of every stage{without}. It is "
-            "corrected by what the cells take."
-        )
-    return expected
-
-
-def _run(runner: Runner, cell: Cell, number: str, expected: Expectation, after: Sequence[Cell]) -> Outcome:
-    """A cell, with a line before and after it."""
+def _run(runner: Runner, cell: Cell, number: str, expected: Expectation, left: Sequence[str]) -> Outcome:
+    """A cell, with a line before and after it; `left` names the rows of the cells after it."""
     if (finished := finished_of(cell)) is not None:
         return finished
     began = time.perf_counter()
     runner.tell(f"{number}  {cell.name}")
     outcome = runner.outcome(cell)
-    expected.note(cell, began)
-    left = [one for one in after if finished_of(one) is None]
-    rest = expected.line(left) if left else ""
+    seconds = time.perf_counter() - began
+    expected.note(outcome, seconds)
+    rest = expected.line(left)
     rest = f"; left: {rest}" if rest else ""
-    took = exactly(time.perf_counter() - began)
-    if outcome.results is None:
+    took = exactly(seconds)
+    if outcome.stopped:
+        runner.tell(f"    {outcome.stopped}; took {took}{rest}")
+    elif outcome.results is None:
         runner.tell(f"    failed after {took}: {outcome.why_not}{rest}")
     else:
         metric = metric_of(outcome.results, None)
@@ -144,28 +133,33 @@ def _price(cell: Cell, make: Make) -> float | None:
     return price_here(args, args.device.type)
 
 
-def _fill(comparison: Comparison, cells: Sequence[Cell], outcomes: Mapping[str, Outcome], price: float | None) -> None:
+def _fill(comparison: Comparison, cells: Sequence[Cell], outcomes: Mapping[str, Outcome], make: Make) -> None:
     """The rows of the table from what has been run so far."""
     question = comparison.question
-    some = next((one.results for one in outcomes.values() if one.results is not None), None)
-    metric = (question.metric or LOSS) if some is None else metric_of(some, question.metric)
+    some = next((one for one in outcomes.values() if one.results is not None), None)
+    metric = (question.metric or LOSS) if some is None else metric_of(some.results or {}, question.metric)
+    price = None if some is None else _price(some.cell, make)
     by_row: dict[str, list[Outcome]] = {}
     for cell in cells:
         outcome = outcomes.get(cell.key) or Outcome(cell, why_not="not run yet")
         by_row.setdefault(cell.row.name, []).append(outcome)
     comparison.lines = [Line(of[0].cell.row, metric, of, price) for of in by_row.values()]
     compared(comparison.lines)
-    draws = question.given.get("data_seed") is None and "data_seed" not in question.grid
+    draws = question.given.get("data_seed") is None and not any("data_seed" in cell.row.settings for cell in cells)
     comparison.notes = table.notes(comparison.lines, question.seeds, draws)
+    comparison.notes += table.notes_of_search(comparison.lines) if question.search is not None else []
 
 
 # ---- references and the test split ---------------------------------------------------------------------------------
 
 
 def _compare_with_references(comparison: Comparison, runner: Runner, expected: Expectation) -> None:
-    """Run the references of every row, with the budget that its runs came to, and judge."""
+    """Run the references of every row, with the budget that its runs came to; of a search those of the best row."""
     done: dict[str, Outcome] = {}
+    is_search = comparison.question.search is not None
     for line in comparison.lines:
+        if is_search and not line.is_chosen:
+            continue
         against = transfer.read_against(comparison.question.against)
         line.verdicts = [_verdict(line, kind, own, runner, expected, done) for kind, own in against.items()]
         comparison.references = list(done.values())

@@ -22,9 +22,12 @@ def compare(
     dataset_name: Any = None,
     *,
     output_dir: str | Path,
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None = None,
     seeds: Sequence[int] = (_FIRST_SEED,),
     against: Sequence[str] | Mapping[str, Any] = (),
+    search: Mapping[str, Any] | str | None = None,
+    trials: int | None = None,
+    prune: bool = True,
     metric: str | None = None,
     combine: str | None = None,
     max_cells: int = MAX_CELLS,
@@ -44,10 +47,14 @@ def compare(
         model_name_or_path: as of `fine_tune`; may vary instead.
         dataset_name: likewise; the data itself cannot vary.
         output_dir: of the comparison.
-        grid: values by key.
+        grid: values by key, of which every combination is a row; or the rows, each a mapping of keys to values.
         seeds: of every row.
         against: `scratch`, `linear-probe`: the same budget from random weights or frozen features, to judge whether
             pretraining helped; a mapping gives a reference keys of its own.
+        search: instead of a grid: by key a range (`[low, high]`, `[low, high, "log"]`, `[low, high, "int"]`) or a list
+            of choices, from which optuna draws; `auto`: the keys that matter for the strategy.
+        trials: of a search (default: 20), each with all seeds.
+        prune: stop trials that are worse than the median of earlier ones after as many epochs.
         metric: of the validation split, that decides (default: accuracy, f1_micro or rmse, by problem type).
         combine: soup or ensemble of all runs, measured on validation.
         max_cells: most runs.
@@ -66,7 +73,6 @@ def compare(
     Raises:
         UserError: keys, values or the folder are not right, before anything is run.
     """
-    grid = dict(grid or {})
     given = {"model_name_or_path": model_name_or_path, "dataset_name": dataset_name, **keys}
     given = {name: value for name, value in given.items() if value is not None}
     if "log_level" not in given:
@@ -80,10 +86,13 @@ def compare(
         raise UserError("seed: give seeds, which every row is run with.")
     question = Question(
         given={name: OBJECT if _is_object(name, value) else value for name, value in given.items()},
-        grid=grid,
+        grid=grid or {},
         seeds=seeds,
         folder=Path(output_dir),
         against=against,
+        search=search,
+        trials=trials,
+        prunes=prune,
         metric=metric,
         combine=combine,
         max_cells=max_cells,

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_transfer.files import write_bytes, write_json, write_text
+from hf_transfer.report import row_curves, search_plot
 from hf_transfer.report.cost_plot import Point, draw
+from hf_transfer.report.search_plot import Dot
 from hf_transfer.studies import table, transfer
-from hf_transfer.studies.question import PICTURE, SHEET, TABLE, WHOLE, Question
+from hf_transfer.studies.question import CURVES, DOTS, PICTURE, SHEET, TABLE, WHOLE, Question
 from hf_transfer.studies.running import Outcome
 from hf_transfer.studies.table import NUMBERS, Line
 
@@ -113,7 +115,22 @@ def write(comparison: Comparison) -> None:
     if points := [_point(line, is_paid) for line in shown]:
         chosen = comparison.chosen
         along = "dollars per run" if is_paid else "seconds of training"
-        write_bytes(folder / PICTURE, draw(points, along, lines[0].metric, chosen.row.name if chosen else ""))
+        mark = chosen.row.name if chosen else ""
+        write_bytes(folder / PICTURE, draw(points, along, lines[0].metric, mark))
+        curves = {line.row.name: curve for line in lines if len(curve := line.curve) > 1}
+        if curves:
+            write_bytes(folder / CURVES, row_curves.draw(curves, lines[0].metric, mark))
+    if comparison.question.search is not None and (dots := [dot for line in lines if (dot := _dot(line)) is not None]):
+        write_bytes(folder / DOTS, search_plot.draw(dots, lines[0].metric))
+
+
+def _dot(line: Line) -> Dot | None:
+    """A trial; None of the run as given, and of a trial that says nothing."""
+    found, curve = line.summary, line.curve
+    value = found.mean if found is not None else curve[max(curve)] if curve else None
+    if value is None or not line.row.settings:
+        return None
+    return Dot(line.row.settings, value, bool(line.stopped), line.is_chosen)
 
 
 def _point(line: Line, is_paid: bool) -> Point:
@@ -125,7 +142,7 @@ def _point(line: Line, is_paid: bool) -> Point:
 def lines_of(comparison: Comparison) -> list[str]:
     """For a terminal."""
     folder = comparison.question.folder
-    files = ", ".join(name for name in (TABLE, SHEET, WHOLE, PICTURE) if (folder / name).is_file())
+    files = ", ".join(name for name in (TABLE, SHEET, WHOLE, PICTURE, CURVES, DOTS) if (folder / name).is_file())
     return ["", *table.as_text(comparison.lines), "", *_said_after(comparison), f"Files in {folder}: {files}, cells/"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,16 +19,8 @@ from hf_transfer.data.raw import RawSplits
 from hf_transfer.errors import UserError, UserErrors, one_line
 from hf_transfer.files import as_json
 from hf_transfer.settings import Config, keys
+from hf_transfer.studies.space import NOT_VARIED
 
-# Keys that are the comparison's own, with what to do instead.
-NOT_VARIED = {
-    "seed": "give seeds, for example 0,1,2",
-    "output_dir": "each cell has a folder of its own",
-    "resume_from_checkpoint": "a comparison always goes on where it was interrupted",
-    "overwrite_output_dir": "it is of the whole comparison",
-    "push_to_hub": "push the best cell when the comparison has ended",
-    "hub_model_id": "push the best cell when the comparison has ended",
-}
 # Of a cell's configuration: what does not decide what comes out.
 NO_MATTER = ("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "log_level", "disable_tqdm", "run_name")
 _DATA = ("dataset_name", "train_file", "validation_file", "test_file")
@@ -98,7 +89,11 @@ def read_grid(grid: Any, given: Collection[str]) -> dict[str, list[Any]]:
         UserErrors: every unknown key, wrong value, and key that does not vary.
     """
     if not isinstance(grid, Mapping):
-        raise UserError("expected a mapping of keys to lists, such as '{strategy: [linear-probe, full]}'.", key="grid")
+        raise UserError(
+            "expected a mapping of keys to lists, such as '{strategy: [linear-probe, full]}', or a list of rows, such "
+            "as '[{}, {strategy: full}]'.",
+            key="grid",
+        )
     problems, read = list[str](), dict[str, list[Any]]()
     for name, values in grid.items():
         if name in NOT_VARIED:
@@ -124,9 +119,40 @@ def read_grid(grid: Any, given: Collection[str]) -> dict[str, list[Any]]:
     return read
 
 
-def count_of(grid: Mapping[str, Sequence[Any]]) -> int:
-    """Number of rows."""
-    return math.prod(len(values) for values in grid.values())
+def read_rows(grid: Any, given: Collection[str]) -> list[Row]:
+    """The rows of a grid: every combination of the values of a mapping, or those of a list as they stand.
+
+    Args:
+        grid: a mapping of keys to lists, or a list of mappings of keys to values, which come before the keys that are
+            given for all cells.
+        given: keys that the comparison sets for all cells.
+
+    Raises:
+        UserErrors: as `read_grid`.
+    """
+    if not isinstance(grid, list | tuple):
+        return rows_of(read_grid(grid, given))
+    problems, rows = list[str](), list[Row]()
+    for number, settings in enumerate(grid, 1):
+        if not isinstance(settings, Mapping):
+            problems.append(f"grid: row {number}: expected a mapping of keys to values, got {settings!r}.")
+            continue
+        read: dict[str, Any] = {}
+        for name, value in settings.items():
+            try:
+                if name in NOT_VARIED:
+                    raise ValueError(f"{name} cannot vary: {NOT_VARIED[name]}.")
+                if name not in keys():
+                    raise ValueError(unknown(str(name), keys()))
+                read[name] = coerce(value, keys()[name])
+            except ValueError as error:
+                problems.append(f"grid: row {number}: {error}")
+        rows.append(Row(read))
+    if len(grid) < 2:
+        problems.append(f"grid: {len(grid)} row is nothing to compare; give its keys as keys.")
+    if problems:
+        raise UserErrors(problems)
+    return rows
 
 
 def rows_of(grid: Mapping[str, Sequence[Any]]) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,18 @@ import torch
 
 from hf_transfer.errors import UserError, nearest
 from hf_transfer.evaluation.metric_table import LEADING, METRIC_TABLE
+from hf_transfer.files import write_json
 from hf_transfer.run_folder import RESULTS
 from hf_transfer.runs.run import run
 from hf_transfer.runs.shared import Shared
 from hf_transfer.studies.grid import Cell, Make, why
 from hf_transfer.training import checkpoints
+
+STOPPED = "stopped.json"  # in the folder of a run that a search has stopped
+
+
+class Stopped(Exception):
+    """A run need not go on; says why."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,13 @@ class Outcome:
         cell: the run.
         results: what its `results.json` holds; None if it has none.
         why_not: why there are none; empty if there are, or if nobody has tried.
+        stopped: why a search has stopped it; empty if none has.
     """
 
     cell: Cell
     results: Mapping[str, Any] | None = None
     why_not: str = ""
+    stopped: str = ""
 
     def value(self, metric: str) -> float | None:
         """A metric on the validation split; None without one."""
@@ -64,6 +74,11 @@ class Runner:
             return finished
         try:
             run(self.make({**cell.row.settings, **self._place(cell), "seed": cell.seed}, cell.row.without), self.shared)
+        except Stopped as error:
+            write_json(cell.folder / STOPPED, {"why": str(error)})
+            for checkpoint in cell.folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            return Outcome(cell, stopped=str(error))
         except Exception as error:
             return Outcome(cell, why_not=why(error))
         finally:  # the model, before the next one is loaded
@@ -82,9 +97,13 @@ class Runner:
 
 
 def finished_of(cell: Cell) -> Outcome | None:
-    """What a finished cell came to; None if it is not finished."""
-    path = cell.folder / RESULTS
-    return Outcome(cell, json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """What a finished or stopped cell came to; None if it is neither."""
+    path, stopped = cell.folder / RESULTS, cell.folder / STOPPED
+    if path.is_file():
+        return Outcome(cell, json.loads(path.read_text(encoding="utf-8")))
+    if stopped.is_file():
+        return Outcome(cell, stopped=json.loads(stopped.read_text(encoding="utf-8"))["why"])
+    return None
 
 
 def resumable(folder: Path) -> bool:

@@ -8,16 +8,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_transfer.evaluation.metric_table import METRIC_TABLE
+from hf_transfer.evaluation.metric_table import LOSS, METRIC_TABLE
 from hf_transfer.hub.card_markdown import escape
 from hf_transfer.hub.card_markdown import table as markdown_table
 from hf_transfer.studies.grid import Row, shown
+from hf_transfer.studies.history import by_epoch, last_training_loss
 from hf_transfer.studies.running import Outcome
 from hf_transfer.studies.statistics import Summary, holm, paired, summary
 from hf_transfer.studies.transfer import UNKNOWN, Verdict
 from hf_transfer.training.pace import exactly
 
-_HEAD = ("", "row", "{metric}", "95% CI", "minus first", "95% CI", "p", "p (Holm)", "training", "trained", "cost")
+_HEAD = (
+    "",
+    "row",
+    "{metric}",
+    "95% CI",
+    "minus first",
+    "95% CI",
+    "p",
+    "p (Holm)",
+    "gap",
+    "training",
+    "trained",
+    "cost",
+)
 # Columns of `Line.flat` whose values may not be known.
 NUMBERS = (
     "mean",
@@ -30,6 +44,8 @@ NUMBERS = (
     "p_holm",
     "train_seconds",
     "trainable_share",
+    "training_loss",
+    "gap",
     "device_hours",
     "usd",
 )
@@ -70,9 +86,14 @@ class Line:
         return summary(list(self.values.values()))
 
     @property
+    def stopped(self) -> str:
+        """Why a search has stopped it; empty if none has."""
+        return next((one.stopped for one in self.outcomes if one.stopped), "")
+
+    @property
     def failures(self) -> dict[int, str]:
-        """Why a seed has no value, by seed."""
-        missing = [one for one in self.outcomes if one.cell.seed not in self.values]
+        """Why a seed has no value, by seed; a stopped run has not failed."""
+        missing = [one for one in self.outcomes if one.cell.seed not in self.values and not one.stopped]
         return {one.cell.seed: one.why_not or _no_value(one, self.metric) for one in missing}
 
     def mean(self, *path: str) -> float | None:
@@ -86,6 +107,26 @@ class Line:
         """Trained parameters of all."""
         trained, total = self.mean("trainable_parameters"), self.mean("total_parameters")
         return None if trained is None or not total else trained / total
+
+    @property
+    def training_loss(self) -> float | None:
+        """Mean training loss of the last epoch."""
+        found = [last_training_loss(one.cell.folder) for one in self.outcomes if one.results is not None]
+        known = [value for value in found if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(found) else None
+
+    @property
+    def gap(self) -> float | None:
+        """How far the loss on validation lies above that of training: over-fitting, where it is large."""
+        trained, held_out = self.training_loss, self.mean("validation_metrics", LOSS)
+        return None if trained is None or held_out is None else held_out - trained
+
+    @property
+    def curve(self) -> dict[int, float]:
+        """The metric after each epoch: the mean of the seeds that have evaluated then, all of them."""
+        of_seeds = [by_epoch(one.cell.folder, self.metric) for one in self.outcomes]
+        common = set.intersection(*map(set, of_seeds)) if of_seeds else set()
+        return {epoch: sum(one[epoch] for one in of_seeds) / len(of_seeds) for epoch in sorted(common)}
 
     @property
     def usd(self) -> float | None:
@@ -107,11 +148,15 @@ class Line:
             "values": {str(seed): value for seed, value in self.values.items()},
             "train_seconds": self.mean("train_seconds"),
             "trainable_share": self.share,
+            "training_loss": self.training_loss,
+            "gap": self.gap,
+            "by_epoch": {str(epoch): value for epoch, value in self.curve.items()},
             "device_hours": self.mean("cost", "device_hours"),
             "usd": self.usd,
             "difference": self.difference and self.difference.to_dict(),
             "p_holm": self.p_holm,
             "is_chosen": self.is_chosen,
+            "stopped": self.stopped,
             "transfer": [one.to_dict() for one in self.verdicts],
             "failures": {str(seed): why for seed, why in self.failures.items()},
             "cells": {str(one.cell.seed): one.cell.key for one in self.outcomes},
@@ -141,10 +186,13 @@ class Line:
             "p_holm": self.p_holm,
             "train_seconds": whole["train_seconds"],
             "trainable_share": whole["trainable_share"],
+            "training_loss": whole["training_loss"],
+            "gap": whole["gap"],
             "device_hours": whole["device_hours"],
             "usd": whole["usd"],
             "is_chosen": self.is_chosen,
             **{f"against_{one.against}": one.verdict for one in self.verdicts},
+            **({"stopped": self.stopped} if self.stopped else {}),
             "failed": "; ".join(f"seed {seed}: {why}" for seed, why in self.failures.items()),
         }
 
@@ -160,7 +208,8 @@ def compared(lines: Sequence[Line]) -> None:
     tested = [line for line in lines if line.difference is not None and line.difference.p is not None]
     for line, p in zip(tested, holm([line.difference.p for line in tested]), strict=True):  # type: ignore[union-attr, misc]
         line.p_holm = p
-    whole = [line for line in lines if line.values and not line.failures] or [line for line in lines if line.values]
+    with_values = [line for line in lines if line.values and not line.stopped]
+    whole = [line for line in with_values if not line.failures] or with_values
     if whole:
         sign = 1 if METRIC_TABLE[lines[0].metric].greater_is_better else -1
         best = max(whole, key=lambda line: sign * line.summary.mean)  # type: ignore[union-attr]
@@ -206,12 +255,13 @@ def _row(line: Line) -> tuple[str, ...]:
     return (
         "*" if line.is_chosen else "",
         line.row.name,
-        "failed" if found is None else f"{found.mean:.4f}",
+        ("stopped" if line.stopped else "failed") if found is None else f"{found.mean:.4f}",
         _interval(found),
         "" if difference is None else f"{difference.mean:+.4f}",
         _interval(difference, "+"),
         "" if difference is None or difference.p is None else f"{difference.p:.3g}",
         "" if line.p_holm is None else f"{line.p_holm:.3g}",
+        "" if line.gap is None else f"{line.gap:+.3f}",
         "" if seconds is None else exactly(seconds),
         "" if share is None else f"{share:.2%}",
         "" if line.usd is None else f"${line.usd:.3g}",
@@ -234,6 +284,11 @@ def notes(lines: Sequence[Line], seeds: Sequence[int], draws: bool) -> list[str]
         draws: whether every seed draws its own validation split or examples.
     """
     said = ["Means of the validation split; * is the best. Costs are those of a run, of training alone."]
+    if any(line.gap is not None for line in lines):
+        said.append(
+            "gap: the loss on validation minus the training loss of the last epoch, dropout and augmentation included: "
+            "over-fitting where it is large."
+        )
     if len(seeds) == 1:
         said.append(
             "One seed: no intervals and no tests, since nothing says how much the metric varies. Give several seeds."
@@ -256,6 +311,19 @@ def notes(lines: Sequence[Line], seeds: Sequence[int], draws: bool) -> list[str]
         if draws
         else "All seeds draw the same from the data (data_seed is given)."
     )
+    return said
+
+
+def notes_of_search(lines: Sequence[Line]) -> list[str]:
+    """What to know to read the table of a search."""
+    stopped = sum(bool(line.stopped) for line in lines)
+    said = ["The best of many trials is optimistic on validation; the test split, where there is one, is not."]
+    if stopped:
+        said.insert(
+            0,
+            f"{stopped} of {len(lines)} rows were stopped early, since their first seed was worse than the median of "
+            "the trials before.",
+        )
     return said
 
 

@@ -23,7 +23,8 @@ from hf_transfer.files import write_json
 from hf_transfer.hub import card
 from hf_transfer.run_folder import RESULTS, read_results
 from hf_transfer.settings import keys
-from hf_transfer.studies.grid import NOT_VARIED, Row
+from hf_transfer.studies.grid import Row
+from hf_transfer.studies.space import NOT_VARIED
 from hf_transfer.studies.statistics import Summary, paired
 
 SCRATCH, PROBE = "scratch", "linear-probe"

@@ -61,6 +61,14 @@ class Task(ABC):
             UserError: the model or its processor cannot be loaded, or does not fit the keys.
         """
 
+    def saved_processor(self, model_args: ModelArguments, data_args: DataArguments) -> tuple[Any, Any]:
+        """(configuration, processor) of a saved model whose weights are elsewhere, in an exported file.
+
+        Raises:
+            UserError: they cannot be loaded, or the task has no exported models.
+        """
+        raise UserError(f"RUN: exported models of {self.name} are not supported.", "Use the run's own folder.")
+
     @abstractmethod
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         """`split` with exactly the model inputs and `labels`, if it has any."""
@@ -157,6 +165,18 @@ class Task(ABC):
         if views.several:
             raise UserError(f"tta, stride: not supported for {self.name}.", "Remove tta and stride.")
         return self.encode(columns, processor), list(range(len(columns[0])))
+
+    def preprocessing(self, processor: Any) -> dict[str, Any]:
+        """How inputs are prepared, in words and numbers, for the metadata of an exported model."""
+        return {}
+
+    def made_up(self, processor: Any, count: int) -> list[tuple[Any, ...]]:
+        """Inputs of different sizes, one value each, to compare models on where no data is known.
+
+        Raises:
+            UserError: the task has none.
+        """
+        raise UserError(f"dataset_name: it is missing, and {self.name} has no inputs of its own to try.")
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

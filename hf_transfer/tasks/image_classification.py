@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, Image, Value
+from PIL.Image import fromarray
 from transformers import AutoModelForImageClassification
 
 from hf_transfer.config.arguments.data import DataArguments
@@ -62,6 +64,10 @@ class ImageClassification(Task):
         return tuple(images)
 
     def load(self, model_args: ModelArguments, data_args: DataArguments, labels: Labels) -> tuple[Loaded, Any]:
+        config, processor = self.saved_processor(model_args, data_args)
+        return load_model(model_args, AutoModelForImageClassification, config, labels), processor
+
+    def saved_processor(self, model_args: ModelArguments, data_args: DataArguments) -> tuple[Any, Any]:
         config = load_config(model_args, AutoModelForImageClassification)
         check_channels(config, str(model_args.model_name_or_path))
         if config.model_type == "timm_wrapper":
@@ -73,7 +79,7 @@ class ImageClassification(Task):
         pixel_range = checked_range(data_args.pixel_range) or getattr(config, "pixel_range", None)
         if pixel_range is not None:
             _set_range(config, processor, pixel_range)
-        return load_model(model_args, AutoModelForImageClassification, config, labels), processor
+        return config, processor
 
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         (column,) = inputs
@@ -203,6 +209,15 @@ class ImageClassification(Task):
             raise UserError(f"tta: {views.tta} exceeds the maximum of {most_looks(mirrored)} views per image{without}.")
         images = [view for image in columns[0] for view in looks(image, views.tta, mirrored)]
         return self.encode([images], processor), [i for i in range(len(columns[0])) for _ in range(views.tta)]
+
+    def preprocessing(self, processor: Any) -> dict[str, Any]:
+        said = getattr(processor, "data_config", None) or processor.to_dict()
+        return {"image_processor": type(processor).__name__, "pixel_range": range_of(processor), **said}
+
+    def made_up(self, processor: Any, count: int) -> list[tuple[Any, ...]]:
+        draw = np.random.default_rng(0)
+        shapes = ((40 + 9 * i % 60, 40 + 17 * i % 90, 3) for i in range(count))
+        return [(fromarray(draw.integers(0, 256, shape, dtype=np.uint8)),) for shape in shapes]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return _collate

@@ -99,6 +99,12 @@ class TextClassification(Task):
         notes += settle(loaded.model, tokenizer, vocabulary)
         return replace(loaded, notes=(*loaded.notes, *notes), grown=grown), tokenizer
 
+    def saved_processor(self, model_args: ModelArguments, data_args: DataArguments) -> tuple[Any, Any]:
+        tokenizer = _load_tokenizer(model_args)
+        if data_args.truncation_side:
+            tokenizer.truncation_side = data_args.truncation_side
+        return load_config(model_args, AutoModelForSequenceClassification), tokenizer
+
     def prepare(self, split: Dataset, inputs: tuple[str, ...], processor: Any, args: DataArguments) -> Dataset:
         rows = zip(*(split[column][:] for column in inputs), strict=True)
         if empty := [i for i, values in enumerate(rows) if self.wrong(values)]:
@@ -174,6 +180,16 @@ class TextClassification(Task):
         if views.stride is None:
             return super().look(columns, processor, views, args)
         return windows(columns, processor, views.stride)
+
+    def preprocessing(self, processor: Any) -> dict[str, Any]:
+        names = ("model_max_length", "truncation_side", "padding_side", "pad_token_id", "model_input_names")
+        return {"tokenizer": type(processor).__name__, **{name: getattr(processor, name) for name in names}}
+
+    def made_up(self, processor: Any, count: int) -> list[tuple[Any, ...]]:
+        words = sorted(word for word in processor.get_vocab() if word.isalpha())
+        step = max(1, len(words) // 97)
+        rows = (words[i % step :: step][: 1 + 7 * i % 40] for i in range(count))
+        return [(" ".join(row) or "a",) for row in rows]
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return DataCollatorWithPadding(processor)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_transfer.config.arguments.adaptation import METHODS, AdaptationArguments
+from hf_transfer.config.arguments.adaptation import METHODS, NONE, AdaptationArguments, aligns_frozen
 from hf_transfer.data.augment import Epochs
 from hf_transfer.data.pairs import DOMAIN, Partners, Targets, check_inputs
 from hf_transfer.errors import UserError, listed, nearest
@@ -33,7 +33,7 @@ class PairEpochs(Epochs):
 
 def wanted(args: object) -> bool:
     """Whether source and target are drawn together; plain `TrainingArguments` lack the key."""
-    return isinstance(args, AdaptationArguments) and args.domain_adaptation in METHODS
+    return isinstance(args, AdaptationArguments) and args.domain_adaptation != NONE
 
 
 def attach(trainer: RunningTrainer, target: object) -> None:
@@ -47,7 +47,10 @@ def attach(trainer: RunningTrainer, target: object) -> None:
         UserError: the trainer cannot adapt, or the target does not fit the source.
     """
     _check(trainer, target)
-    trainer.targets = _targets(trainer, target)
+    targets = _targets(trainer, target)
+    if aligns_frozen(trainer.args):  # by `linear_probe.solve`
+        return
+    trainer.targets = targets
     trainer.add_callback(PairEpochs(trainer.targets.partners.chance))
     trainer.boundary.blocked.append("domain_adaptation draws other target examples in each epoch")
     args, place = trainer.args, _place(trainer)
@@ -67,13 +70,22 @@ def attach(trainer: RunningTrainer, target: object) -> None:
     trainer.objective.penalties.append(penalty)
 
 
+def in_words(layer: str) -> str:
+    """What is aligned: the features of a layer group."""
+    return "what the head reads" if layer == HEAD else f"the mean output of {layer}"
+
+
 def note(trainer: RunningTrainer) -> str:
     """A line for a printed plan; empty without adaptation."""
     args = trainer.args
-    if not wanted(args) or trainer.targets is None or trainer.plan is None:
+    if not wanted(args) or trainer.plan is None:
         return ""
-    layer = args.domain_adaptation_layer
-    what = "what the head reads" if layer is None else f"the mean output of {layer}"
+    if aligns_frozen(args):
+        return (
+            f"Domain adaptation: {args.domain_adaptation} maps the frozen features of the source to the mean and "
+            f"covariance of those of {len(trainer.target_dataset):,} target examples, and the head is solved for there."
+        )
+    what = in_words(trainer.aligned_layer)
     grows = ", growing from 0" if args.domain_adaptation_schedule == "ramp" else ""
     idle = [stage.name for stage in trainer.plan.stages if not _trains_below(trainer, stage, trainer.aligned)]
     nothing = f" In {listed(idle)} nothing below it trains, so there it changes nothing." if idle else ""
@@ -156,6 +168,9 @@ def _place(trainer: RunningTrainer) -> Place:
             places = find_places(trainer.model, trainer.layer_groups, _batch(trainer))
     except Refused as refusal:
         raise UserError(f"the features cannot be found in the model: {refusal}.", key="domain_adaptation") from refusal
+    if name is None and HEAD in places.refused and names[-2:-1] and names[-2] in places.by_group:
+        wanted_group = names[-2]  # a head that pools by itself reads all of its positions
+    trainer.aligned_layer = wanted_group
     if wanted_group not in places.by_group:
         reason = places.refused.get(wanted_group, "the model has no head")
         what = "what the head reads is not one vector" if name is None else f"the output of {name} cannot be pooled"

@@ -150,8 +150,16 @@ def _blocks_cache(args: Any) -> list[str]:
 
 
 def values(trainer: RunningTrainer) -> Mapping[str, float]:
-    """The newest terms of the loss by key, each with its weight, of this process's last micro-batch."""
-    return {f"penalty/{name}": float(value) for name, value in trainer.objective.values.items()}
+    """The newest terms of the loss by key, each with its weight: of the last micro-batch, the mean over the processes.
+
+    All processes must call it together. A checkpoint holds the history of one process, for all of them.
+    """
+    found = trainer.objective.values
+    if trainer.args.world_size == 1 or not found:
+        return {f"penalty/{name}": float(value) for name, value in found.items()}
+    terms = torch.stack([value.to(trainer.args.device, torch.float32) for value in found.values()])
+    means = trainer.accelerator.reduce(terms, "mean").tolist()
+    return {f"penalty/{name}": mean for name, mean in zip(found, means, strict=True)}
 
 
 def advice(trainer: RunningTrainer) -> str:

@@ -15,14 +15,16 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from hf_transfer.config.arguments.adaptation import aligns_frozen
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import UserError
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.models.heads import MLPHead
+from hf_transfer.objectives.adaptation.frozen import Alignment, align
 from hf_transfer.plan.probe_checks import NOT_CONVEX
 from hf_transfer.training.head import HeadLayers, head_layers, head_parameters
-from hf_transfer.training.probe_features import features
+from hf_transfer.training.probe_features import features, unlabeled_features
 from hf_transfer.training.probe_selection import Examples, Measure, Solution, choose
 from hf_transfer.training.running import RunningTrainer
 
@@ -145,8 +147,15 @@ def solve(trainer: RunningTrainer) -> Solution:
     held_out = trainer.eval_dataset if len(train[1]) > MOST_FOLDED else None
     sets = list(held_out.values()) if isinstance(held_out, dict) else [] if held_out is None else [held_out]
     parts = [features(trainer, layer, one) for one in sets]
+    sources = len(train[0]) - trainer.labeled_targets
+    trainer.alignment = _aligned(trainer, layer, train[0][:sources])
+    if trainer.alignment is not None:
+        own, of_target = train[0].tensor_split([sources])
+        train = torch.cat([trainer.alignment(own), of_target]), train[1]
+        parts = [(trainer.alignment(x), y) for x, y in parts]
     feature_seconds = time.perf_counter() - began
     kind = _problem_type(getattr(trainer.model, "config", None), layer, train[1])
+    folded = _labeled(kind, *(one[:sources] for one in train))
     train = _labeled(kind, *train)
     validation = _labeled(kind, torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])) if parts else None
     answer: list[Any] = [None]
@@ -154,7 +163,7 @@ def solve(trainer: RunningTrainer) -> Solution:
         loss = trainer.objective.loss
         weights = None if loss is None else loss.weights
         measure = Measure(kind, layer.out_features, trainer.args.metric_for_best_model, weights)
-        answer = [choose(layer, train, validation, measure, trainer.args.seed, feature_seconds)]
+        answer = [choose(layer, train, folded, validation, measure, trainer.args.seed, feature_seconds)]
     if trainer.args.world_size > 1:
         broadcast_object_list(answer)
     head, solution = answer[0]
@@ -163,6 +172,14 @@ def solve(trainer: RunningTrainer) -> Solution:
         if layer.bias is not None:
             layer.bias.copy_(head.bias)
     return solution
+
+
+def _aligned(trainer: RunningTrainer, layer: nn.Linear, source: torch.Tensor) -> Alignment | None:
+    """The map of the source's features to the target's; None where `domain_adaptation` does not align frozen ones."""
+    if not aligns_frozen(trainer.args):
+        return None
+    target = unlabeled_features(trainer, layer, trainer.target_dataset)
+    return align(trainer.args.domain_adaptation, source, target)
 
 
 def _problem_type(config: Any, layer: nn.Linear, labels: torch.Tensor) -> str:

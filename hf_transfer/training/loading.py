@@ -24,6 +24,7 @@ from hf_transfer.data.bucketing_choice import Choice
 from hf_transfer.data.pairs import Pairs, PairsCollator, Targets
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
+from hf_transfer.layers.architectures import HEAD
 from hf_transfer.objectives.losses import BalancedSampler, labels_of
 from hf_transfer.training.arguments import TransferArguments
 from hf_transfer.training.probing import Probing
@@ -34,17 +35,22 @@ class Loading(Probing):
 
     Attributes:
         target_dataset: examples of the domain that the model is adapted to, as the model takes them.
+        labeled_targets: how many of the training examples, the last ones, are labeled examples of that domain.
         targets: the same as batches are made from it; None without domain adaptation.
         aligned: where the features are that are drawn together (`features.places`), if any.
+        aligned_layer: the layer group whose features these are; `head` for what the head reads.
+        alignment: the map of frozen features with which a head was solved for, if any.
     """
 
     data_collator: Any
     targets: Targets | None = None
     aligned: Any = None
+    aligned_layer: str = HEAD
+    alignment: Any = None
     _lengths: tuple[Any, torch.Tensor] | None = None  # (training set, token positions of its examples)
 
-    def __init__(self, *args: Any, target_dataset: Any = None, **kwargs: Any):
-        self.target_dataset = target_dataset
+    def __init__(self, *args: Any, target_dataset: Any = None, labeled_targets: int = 0, **kwargs: Any):
+        self.target_dataset, self.labeled_targets = target_dataset, labeled_targets
         super().__init__(*args, **kwargs)
 
     # ---- training ----
@@ -119,7 +125,8 @@ class Loading(Probing):
         """(dataset, collator) of a loader whose batches say more than the examples; None for the examples alone."""
         if self.targets is not None and name == TRAINING and self.boundary.sources.is_own(dataset, name):
             source = self.boundary.sources[TRAINING]
-            return Pairs(source.dataset, self.targets), PairsCollator(source.collate)
+            sources = len(source.dataset) - self.labeled_targets
+            return Pairs(source.dataset, self.targets, sources), PairsCollator(source.collate)
         wrapped: tuple[Any, Any] | None = self.boundary.wrap(dataset, name)
         return wrapped
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from hf_transfer.data.pairs import LABEL_NAMES
 from hf_transfer.errors import UserError, WorkFailed
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import Source
@@ -61,13 +63,39 @@ def features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[t
             "Use a dataset with a length.",
         )
     source = Source.of(trainer, "features", dataset)
+    vectors, labels = _computed(trainer, layer, source, source.collate, _labeled)
+    return vectors, labels
+
+
+def unlabeled_features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> torch.Tensor:
+    """(examples, width) of `features`; labels of the dataset are not read.
+
+    Raises:
+        WorkFailed: a feature is NaN or infinite.
+    """
+    source = Source.of(trainer, "features", dataset)
+    return _computed(trainer, layer, source, partial(_without_labels, source.collate), _prepared)[0]
+
+
+def _without_labels(collate: Callable[[list[Any]], Any], examples: list[Any]) -> Any:
+    return collate([{n: value for n, value in example.items() if n not in LABEL_NAMES} for example in examples])
+
+
+def _computed(
+    trainer: RunningTrainer,
+    layer: nn.Linear,
+    source: Source,
+    collate: Callable[[list[Any]], Any],
+    prepare: Callable[[RunningTrainer, Batch], Batch],
+) -> tuple[torch.Tensor, ...]:
+    """(vectors, labels if batches have them)."""
     vectors, *labels = layer_inputs(
         trainer.model,
         layer,
         source.dataset,
-        source.collate,
+        collate,
         batch_size=trainer.args.eval_batch_size,
-        prepare=partial(_prepared, trainer),
+        prepare=partial(prepare, trainer),
         vectors=head_vectors,
         ranks=Ranks(trainer.args.process_index, trainer.args.world_size),
         shows_progress=not trainer.args.disable_tqdm,
@@ -81,10 +109,10 @@ def features(trainer: RunningTrainer, layer: nn.Linear, dataset: Any) -> tuple[t
             f"The frozen model's features are NaN or infinite for {non_finite:,} examples.",
             "Check those examples, or use a higher precision.",
         )
-    return vectors, labels[0]
+    return vectors, *labels
 
 
-def _prepared(trainer: RunningTrainer, batch: Batch) -> Batch:
+def _labeled(trainer: RunningTrainer, batch: Batch) -> Batch:
     """A batch on the trainer's device.
 
     Raises:
@@ -92,4 +120,8 @@ def _prepared(trainer: RunningTrainer, batch: Batch) -> Batch:
     """
     if "labels" not in batch:
         raise UserError("Solving for a head needs labels, and the examples have none.", "Name the column `labels`.")
+    return _prepared(trainer, batch)
+
+
+def _prepared(trainer: RunningTrainer, batch: Batch) -> Batch:
     return dict(trainer._prepare_inputs(batch))

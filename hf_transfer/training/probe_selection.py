@@ -115,6 +115,7 @@ class Measure:
 def choose(
     layer: nn.Linear,
     train: Examples,
+    folded: Examples,
     validation: Examples | None,
     measure: Measure,
     seed: int,
@@ -125,6 +126,7 @@ def choose(
     Args:
         layer: the head.
         train: training examples.
+        folded: those of them that cross-validation divides, none of them twice.
         validation: held-out examples; None for cross-validation.
         measure: of a strength; its class weights are those of the head's loss.
         seed: of the folds.
@@ -132,15 +134,17 @@ def choose(
     """
     began, kind, weights = time.perf_counter(), measure.kind, measure.weights
 
-    problem = kind, *train, layer.out_features
-    whole = Problem(*problem, weights, layer.bias is not None)
+    whole = Problem(kind, *train, layer.out_features, weights, layer.bias is not None)
     if validation is not None:
         held_out, (x, labels) = "validation", validation
         paths: Iterable[torch.Tensor] = (one.logits(x) for one in whole.path(STRENGTHS))
     else:
-        labels, draws = train[1], _draw(kind, train[1], seed)
+        labels, draws = folded[1], _draw(kind, folded[1], seed)
         held_out = f"{len(np.unique(draws))}-fold cross-validation"
-        found = held_out_logits(*problem, draws, STRENGTHS, weights, layer.bias is not None, whole)
+        known = whole if len(folded[1]) == len(train[1]) else None  # the same examples
+        found = held_out_logits(
+            kind, *folded, layer.out_features, draws, STRENGTHS, weights, layer.bias is not None, known
+        )
         paths = (one[0] for one in found)
     scores, best = _scores(paths, labels, measure)
     head = whole.exact(STRENGTHS[best])

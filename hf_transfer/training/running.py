@@ -36,8 +36,12 @@ class RunningTrainer(Protocol):
     replay: Any
     pretrained_statistics: frozenset[str]
     num_steps: int
+    target_dataset: Any
+    labeled_targets: int
     targets: Any
     aligned: Any
+    aligned_layer: str
+    alignment: Any
     time_budget: Any
     steps_per_epoch: int
     unfreezing: Any

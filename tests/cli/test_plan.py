@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -83,13 +83,17 @@ def test_every_key_of_the_json_is_documented_and_no_other(argv, tmp_path, capsys
     texts = [*["the same film"] * 20, *(f"film {i} fine" for i in range(20))]
     duplicates.write_text("text,label\n" + "".join(f"{t},{'xy'[i % 2]}\n" for i, t in enumerate(texts)))
     few = ["plan", argv[1], str(duplicates), "--use_cpu", "true", "--train_val_split", "0.2", "--preflight", "false"]
+    other = tmp_path / "other.csv"
+    other.write_text("text\n" + "".join(f"play {i} dull\n" for i in range(12)))
+    adapted = ["--strategy", "auto", "--domain_adaptation", "coral", "--target_dataset_name", str(other)]
     cached, uncached = ([*argv, "--boundary_cache", where] for where in ("memory", "off"))
     ranking = [*few[:1], few[2], "--use_cpu", "true", "--models", f"{argv[1]},./nothing"]
-    for command in (cached, uncached, [*few, "--strategy", "auto"], ranking):
+    for command in (cached, uncached, [*few, "--strategy", "auto"], [*few, *adapted], ranking):
         assert main([*command, "--json"]) == 0
         found |= keys_in(json.loads(capsys.readouterr().out))
     assert found - documented() == set(), "document them in docs/plan-schema.md"
     rare = {"bad[]": BadExample, "group_leaks[]": GroupLeak, "pixels": PixelFacts, "misfits[]": Misfit}
     found |= {f"data_facts.{at}.{field.name}" for at, cls in rare.items() for field in fields(cls)}
+    found |= {"domain_distance.skipped"}
     found |= {f"data_facts.{at}.*" for at in ("dropped", "pixels.deep", "pixels.clipped")}
     assert documented() - found == set(), "these are no longer there"

@@ -39,7 +39,7 @@ def test_files_of_a_run_are_known_by_name_and_others_next_to_them_may_be_data(tm
         tmp_path / "out", "results.json", "adapter_config.json", "answers.jsonl", "model-1-of-2.safetensors"
     )
     (out / "checkpoint-7").mkdir()
-    written = ("results.json", "run.yaml", "fisher.safetensors", "forgetting.png", "adapter_config.json")
+    written = ("results.json", "run.yaml", "report.html", "forgetting.png", "curves.png", "adapter_config.json")
     for name in (*written, "checkpoint-7/trainer_state.json"):
         assert is_run_file(out / name), name
     assert not is_run_file(out / "answers.jsonl") and not is_run_file(tmp_path / "results.json")

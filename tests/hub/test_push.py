@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
-from hf_transfer.run_folder import EXAMPLES
+from hf_transfer.report import page
+from hf_transfer.run_folder import EXAMPLES, SHOWING
 from tests.hub_client import READER, ROOT, TOKEN, Client, Hub, XetClient
 
 COMMON = {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
@@ -166,6 +167,21 @@ def test_what_lies_beside_the_model_stays_here(hub, lfs, run, place):
         (run / "checkpoint-3" / "config.json").unlink()
         (run / "checkpoint-3").rmdir()
     assert set(hub.files("alice/only")) == ADAPTER_FILES
+
+
+def test_the_report_is_pushed_only_where_it_is_asked_for(hub, lfs, run):
+    """And a later push without it leaves none that is older than the model."""
+    page.write(run)
+    own = ("push", run, "--hub_model_id", "alice/report")
+    code, out, err = lfs.run(*own, "--with_report")
+    assert (code, err) == (0, "") and "show examples of your data, and where they are: report.html, errors.csv" in out
+    pushed = hub.files("alice/report")
+    assert {"report.html", "errors.csv"} <= set(pushed) - ADAPTER_FILES <= set(SHOWING)
+    assert pushed["report.html"] == (run / "report.html").read_bytes()
+    assert lfs.run(*own)[0] == 0 and set(hub.files("alice/report")) == ADAPTER_FILES
+    (run / "report.html").unlink()
+    code, _, err = lfs.run(*own, "--with_report")
+    assert code == 2 and "has no report.html" in err and "hf-transfer report" in err
 
 
 def test_merged_to_a_branch_with_a_message(hub, client, run):
@@ -400,6 +416,18 @@ found = [bank.predict({list(texts)!r}, task=task) for task in bank.list()]
 """
     one, two = client.python(bank, fresh=True)
     assert one == two == [json.loads(line) for line in pulled.splitlines()]
+
+
+def test_an_export_of_what_was_pulled_answers_as_the_run(hub, lfs, run, place):
+    assert lfs.run("push", run, "--hub_model_id", "alice/exported")[0] == 0
+    code, out, err = lfs.run("export", "alice/exported", place / "exported", "--format", "pt2", fresh=True)
+    assert code == 0 and "no labels differ" in out and "made-up inputs" in out, err
+    own, other = (
+        [json.loads(line) for line in lfs.run("predict", where, "word1 of yes", "no", *more)[1].splitlines()]
+        for where, more in ((run, ()), (place / "exported", ("--allow_pickle",)))
+    )
+    assert [a["label"] for a in own] == [a["label"] for a in other] and len(own) == 2
+    assert [a["score"] for a in own] == pytest.approx([a["score"] for a in other], abs=1e-5)
 
 
 def test_without_a_hub_what_was_pulled_still_works(hub, lfs, run):

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 from torch import nn
 
+from hf_transfer.objectives.adaptation import frozen
 from hf_transfer.objectives.adaptation.adversarial import confusion, discriminator, reverse
 from hf_transfer.objectives.adaptation.coral import coral
 from hf_transfer.objectives.adaptation.mmd import FACTORS, mmd
@@ -124,3 +126,64 @@ def test_the_ramp_is_the_papers(progress, expected):
     assert ramp(progress) == pytest.approx(expected, abs=1e-15)  # tanh(5 p)
     assert weight_at("ramp", 2.0, progress) == 2 * ramp(progress)
     assert weight_at("constant", 2.0, progress) == 2.0
+
+
+# ---- frozen features -------------------------------------------------------------------------------------------------
+
+
+def moments(rows):
+    return rows.mean(0), torch.from_numpy(np.cov(rows.numpy().T))
+
+
+@pytest.mark.parametrize("method", ["coral", "linear-ot"])
+def test_mapped_features_have_the_mean_and_covariance_of_the_target(method, monkeypatch):
+    """Up to the shrinkage of the covariances, which is left out here."""
+    monkeypatch.setattr(frozen, "covariance", lambda rows: moments(rows)[1])
+    mix = sample(5, seed=3)
+    source, target = sample(200) @ mix, sample(150, seed=1, shift=3.0)
+    mapped = frozen.align(method, source, target)(source)
+    for own, other in zip(moments(mapped), moments(target), strict=True):
+        assert torch.allclose(own, other, atol=1e-9)
+    same = frozen.align(method, source, source)(source)
+    assert torch.allclose(same, source, atol=1e-9), "nothing to align"
+
+
+def test_the_maps_are_those_of_matrix_square_roots():
+    source, target = (moments(sample(50, seed=s) @ sample(5, seed=9 + s))[1] for s in (0, 1))
+    root = torch.from_numpy(linalg.sqrtm(source.numpy()))
+    inverse = torch.linalg.inv(root)
+    other = torch.from_numpy(linalg.sqrtm(target.numpy()))
+    assert torch.allclose(frozen.coral_map(source, target), inverse @ other, atol=1e-8)
+    between = torch.from_numpy(linalg.sqrtm((root @ target @ root).numpy()))
+    assert torch.allclose(frozen.transport_map(source, target), inverse @ between @ inverse, atol=1e-8)
+    transport = frozen.transport_map(source, target)
+    assert torch.allclose(transport, transport.T, atol=1e-9), "as the gradient of a convex function is"
+
+
+def test_transport_moves_the_examples_least(monkeypatch):
+    monkeypatch.setattr(frozen, "covariance", lambda rows: moments(rows)[1])
+    source, target = sample(300) @ sample(5, seed=3), sample(300, seed=1) @ sample(5, seed=4)
+    moved = [float((frozen.align(m, source, target)(source) - source).square().sum()) for m in ("linear-ot", "coral")]
+    assert moved[0] < moved[1]
+
+
+def test_features_without_variance_and_samples_smaller_than_the_width():
+    source, target = sample(4, width=9), sample(3, width=9, seed=1)
+    source[:, 2], target[:, 2] = 1.0, 1.0
+    for method in ("coral", "linear-ot"):
+        assert frozen.align(method, source, target)(source).isfinite().all()
+        flat = torch.ones(4, 9)
+        assert frozen.align(method, flat, flat + 1)(flat).equal(flat + 1)
+
+
+def test_the_maps_are_those_of_skada_and_pot():
+    """With their shrinkage; skada moves both domains to mean 0."""
+    skada, gaussian = pytest.importorskip("skada"), pytest.importorskip("ot.gaussian")
+    source, target = sample(40, width=9) * torch.arange(1, 10), sample(30, width=9, seed=1, shift=3.0)
+    ours = [frozen.align(method, source, target)(source).numpy() for method in ("coral", "linear-ot")]
+    x, domain = np.concatenate([source, target]), np.repeat([1, -2], [40, 30])
+    theirs = skada.CORALAdapter().fit_transform(x, sample_domain=domain)[:40]
+    assert np.allclose(ours[0] - target.numpy().mean(0), theirs, atol=1e-8)
+    means, covariances = (source.numpy().mean(0), target.numpy().mean(0)), map(frozen.covariance, (source, target))
+    matrix, offset = gaussian.bures_wasserstein_mapping(*means, *(one.numpy() for one in covariances))
+    assert np.allclose(ours[1], source.numpy() @ matrix + offset, atol=1e-8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from transformers import AutoModelForSequenceClassification
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.errors import UserErrors
@@ -85,6 +86,8 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     total = sum(p.numel() for p in result.model.parameters())
     assert result.results["trainable_parameters"] == result.results["total_parameters"] == total
     assert "domain_adaptation" in (tmp_path / "out" / "README.md").read_text()
+    assert "Domain distance: not measured, because one of the domains has fewer than 10 examples." in told
+    assert "domain_distance.png" not in told
 
 
 @pytest.mark.parametrize("keys", [{}, {"augmentation": "basic", "mixup_alpha": 0.2}], ids=["plain", "mixed"])
@@ -131,6 +134,94 @@ def test_python_objects_are_targets_too(text_source, tiny_bert_folder, tmp_path)
         fine_tune(tiny_bert_folder, text_source, target_dataset=rows, target_dataset_name="x.csv", **KEYS)
 
 
+def test_the_distance_of_the_domains_is_measured_before_and_after(text_source, tiny_bert_folder, tmp_path, capsys):
+    """Of the aligned layer, by the model as it is then."""
+    target = {"text": [f"slow play of {i} acts" for i in range(12)]}
+    keys = {**KEYS, "domain_adaptation": "coral", "domain_adaptation_layer": "layer.0", "output_dir": tmp_path / "out"}
+    result = fine_tune(tiny_bert_folder, text_source, target_dataset=target, **keys)
+    found = result.results["domain_adaptation"]["distance"]
+    assert (found["layer"], found["examples"], found["aligned"]) == ("the mean output of layer.0", 12, False)
+    assert found["before"]["proxy_a_distance"] == 2.0 and found["after"]["mmd"] != found["before"]["mmd"]
+    said = capsys.readouterr().out
+    assert "proxy A-distance 2.00 of 2" in said and "proxy A-distance 2.00 before, " in said
+    assert (tmp_path / "out" / "domain_distance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_frozen_features_are_aligned_and_plain_transformers_reads_the_head(
+    text_source, tiny_bert_folder, tmp_path, capsys
+):
+    target, out = {"text": [f"slow play of {i} acts" for i in range(12)]}, tmp_path / "out"
+    keys = {
+        **KEYS,
+        "domain_adaptation": "coral",
+        "strategy": "linear-probe",
+        "probe_solver": "lbfgs",
+        "output_dir": out,
+    }
+    keys |= {"calibrate": "auto", "train_val_split": 0.5}
+    result = fine_tune(
+        tiny_bert_folder,
+        {"text": [f"good {i}" for i in range(25)] + [f"bad {i}" for i in range(25)], "label": [0] * 25 + [1] * 25},
+        target_dataset=target,
+        **keys,
+    )
+    found, said = result.results["domain_adaptation"]["distance"], capsys.readouterr().out
+    assert found["aligned"] and found["after"]["mmd"] < found["before"]["mmd"]
+    assert "calibrate: off: its head is for the features of the target" in said
+    plain = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert_folder).state_dict()
+    assert {n for n in plain if not plain[n].equal(base[n])} == {"classifier.weight", "classifier.bias"}
+    assert all(plain[n].equal(tensor) for n, tensor in result.model.state_dict().items())
+
+
+def test_a_few_labels_of_the_target_are_trained_on(text_source, tiny_bert_folder, tmp_path, capsys):
+    """Blank ones are not; each class is repeated to an equal part of a fifth of the training examples."""
+    given = {0: "yes", 3: "yes", 4: "no"}
+    target = write_texts(tmp_path / "target.jsonl", 9, seed=3, opinion=lambda i: given.get(i, ""))
+    ready = prepared(tiny_bert_folder, text_source, target, tmp_path, target_label_column_name="opinion")
+    assert any("Target: 3 labeled examples are trained on, 1 to 2 of each of 2 classes." in n for n in ready.notes)
+    splits, count = prepare_splits(ready), len(ready.data.train)
+    assert count == 16 and len(splits["train"]) == 20 and len(ready.target.examples) == 9
+    joined = ready.target.joined(ready.data.train, ready.loaded.labels)
+    names = [ready.loaded.labels.names[i] for i in joined["labels"][count:]]
+    assert sorted(names) == ["no", "no", "yes", "yes"] and len(set(joined["__row__"][:])) == 20
+    assert {joined["text"][i] for i in range(count, 20)} == {ready.target.examples[i]["text"] for i in given}
+    trainer = make_trainer(ready, splits["train"], splits["validation"])
+    assert trainer.labeled_targets == 4 and len(trainer.target_dataset) == 9
+    trainer.train()
+
+
+def test_class_folders_of_a_target_are_labels_where_they_are_asked_for(photos, tiny_vit_folder, tmp_path):
+    """Images outside of them, and of folders of other names, are unlabeled."""
+    draw_images(tmp_path / "target" / "dog", 2, seed=8)
+    draw_images(tmp_path / "target" / "later", 3, seed=9)
+    keys = {"target_label_column_name": "label", "augmentation": "basic", "mixup_alpha": 0.2}
+    ready = prepared(tiny_vit_folder, *photos, tmp_path, **keys)
+    assert len(ready.target.examples) == 12 and len(ready.target.labeled) == 2
+    assert any("none of the classes are read as unlabeled: later" in note for note in ready.notes)
+    assert any(
+        "2 labeled examples are trained on, 2 of each of 1 classes; 1 of the classes have none" in n
+        for n in ready.notes
+    )
+    splits = prepare_splits(ready)
+    make_trainer(ready, splits["train"], splits["validation"]).train()
+
+
+@pytest.mark.parametrize(
+    ("keys", "column", "said"),
+    [
+        ({}, lambda i: "maybe", "target_label_column_name: The target split has 9 examples with unknown label 'maybe'"),
+        ({}, lambda i: "", "no example of the target has a label in 'opinion'"),
+        ({"target_label_column_name": "opinoin"}, label, "the target has no column 'opinoin'.*opinion"),
+    ],
+    ids=["other labels", "none", "no column"],
+)
+def test_labels_of_a_target_that_cannot_be_trained_on(keys, column, said, text_source, tiny_bert_folder, tmp_path):
+    target = write_texts(tmp_path / "target.jsonl", 9, seed=3, opinion=column)
+    with pytest.raises(UserError, match=said):
+        prepared(tiny_bert_folder, text_source, target, tmp_path, **{"target_label_column_name": "opinion", **keys})
+
+
 def test_strategy_auto_trains_more_than_the_head(text_source, tiny_bert_folder, tmp_path):
     """On 16 examples it would train the head alone, whose features no penalty can change."""
     target = write_texts(tmp_path / "target.jsonl", 9, seed=3)
@@ -139,9 +230,11 @@ def test_strategy_auto_trains_more_than_the_head(text_source, tiny_bert_folder, 
         text_source,
         target_dataset_name=target,
         output_dir=tmp_path / "out",
-        **{**KEYS, "strategy": "auto"},
+        **{**KEYS, "strategy": "auto", "pooling": "mean"},
     )
     assert result.results["strategy"] == "two-phase"
+    groups = [group.name for group in result.trainer.layer_groups]
+    assert result.trainer.aligned_layer == groups[-2], "the head pools by itself: what it reads are all positions"
 
 
 # ---- refused -------------------------------------------------------------------------------------------------------
@@ -188,6 +281,7 @@ def test_bad_examples_of_a_target(photos, tiny_vit_folder, tmp_path):
     [
         ({"domain_adaptation": "dann"}, "dann needs target_dataset_name"),
         ({"target_dataset_name": "t.csv"}, "target_dataset_name: 't.csv' has no effect without domain_adaptation"),
+        ({"target_label_column_name": "y"}, "target_label_column_name: 'y' has no effect without target_dataset_name"),
         ({"domain_adaptation": "dann", "target_dataset_name": "d.csv"}, "is the source itself"),
         (
             {"domain_adaptation": "mmd", "target_dataset_name": "t.csv", "streaming": True, "max_steps": 5},

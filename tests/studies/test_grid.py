@@ -10,7 +10,7 @@ import pytest
 from hf_transfer import UserError
 from hf_transfer.runs.configured import configured
 from hf_transfer.settings import Config
-from hf_transfer.studies.grid import Row, cells_of, digest, possible, read_grid, rows_of
+from hf_transfer.studies.grid import Row, cells_of, digest, possible, read_grid, read_rows, rows_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,18 @@ def test_rows_are_every_combination_and_are_named():
         "strategy=linear-probe, learning_rate=0.001",
         "strategy=linear-probe, learning_rate=0.1",
     ]
+
+
+def test_a_list_is_rows_as_they_stand():
+    rows = read_rows([{}, {"strategy": "full"}, {"learning_rate": "1e-3"}], {"strategy": "gradual"})
+    assert [row.name for row in rows] == ["as given", "strategy=full", "learning_rate=0.001"]
+    with pytest.raises(UserError) as raised:
+        read_rows([{"strateg": 1}, {"seed": 1}, "full", {"num_train_epochs": "long"}], ())
+    said = str(raised.value)
+    assert "row 1: strateg is not a key" in said and "row 2: seed cannot vary" in said
+    assert "row 3: expected a mapping" in said and "row 4: 'long' is not a number" in said
+    with pytest.raises(UserError, match="1 row is nothing to compare"):
+        read_rows([{}], ())
 
 
 @pytest.fixture

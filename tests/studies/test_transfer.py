@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from hf_transfer import UserError, compare, fine_tune
 from hf_transfer.cli.program import main
+from hf_transfer.data.bundled import load_dataset
 from hf_transfer.studies.grid import Row
 from hf_transfer.studies.transfer import judge, read_against, reference_of
 from tests.studies.conftest import QUICK
@@ -162,3 +163,50 @@ def test_what_was_learnt_before_helps_with_few_examples(learner, words, tmp_path
     few = {**words, "max_train_samples": 32}
     assert command(tmp_path / "before", few, tmp_path / "out", "--metric", "loss") == 0
     assert verdict_in(tmp_path / "out") == ["helped"]
+
+
+# ---- real weights ----
+
+
+@pytest.fixture(scope="module")
+def sentiment(tmp_path_factory):
+    """(reviews with their labels, the same reviews with labels that say nothing), as files by key."""
+    root, rows = tmp_path_factory.mktemp("sentiment"), load_dataset("bundled:rotten-tomatoes")["train"].shuffle(seed=0)
+    drawn = torch.Generator().manual_seed(0)
+    files: dict[str, dict[str, str]] = {"true": {}, "random": {}}
+    for name, numbers in {"train": range(240), "validation": range(240, 540)}.items():
+        part = rows.select(numbers)
+        labels = {"true": part["label"], "random": torch.randint(0, 2, (len(part),), generator=drawn).tolist()}
+        for kind, own in labels.items():
+            files[kind][f"{name}_file"] = str(root / f"{kind}-{name}.csv")
+            frame = pd.DataFrame({"text": part["text"], "label": [("negative", "positive")[one] for one in own]})
+            frame.to_csv(files[kind][f"{name}_file"], index=False)
+    return files
+
+
+def verdicts(data, folder, grid):
+    """(exit code, verdict by row and reference) of MiniLM against both references."""
+    keys = {**QUICK, **data, "data_facts": False, "max_seq_length": 32, "num_train_epochs": 3, "strategy": "full"}
+    argv = ["compare", "--model_name_or_path", "bundled:minilm-l6", "--output_dir", str(folder), "--seeds", "0,1,2,3"]
+    argv += [word for name, value in keys.items() for word in (f"--{name}", str(value))]
+    argv += ["--grid", grid, "--against", "scratch,linear-probe", "--strict", "--estimate", "false"]
+    code = main([*argv, "--save_strategy", "no"])
+    rows = json.loads((folder / "compare.json").read_text())["rows"]
+    return code, [{one["against"]: one["verdict"] for one in row["transfer"]} for row in rows]
+
+
+@pytest.mark.slow
+def test_real_weights_help_and_a_rate_that_destroys_them_hurts(sentiment, tmp_path, capsys):
+    """MiniLM on 240 reviews: far better than random weights; at a hundred times the rate, worse than frozen."""
+    code, (fitting, destroying) = verdicts(
+        sentiment["true"], tmp_path, "[{learning_rate: 1e-4}, {learning_rate: 1e-2}]"
+    )
+    assert fitting["scratch"] == "helped"
+    assert destroying["linear-probe"] == "hurt"
+    assert code == 1 and "learning_rate=0.01 (against linear-probe)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_labels_that_say_nothing_make_no_difference(sentiment, tmp_path):
+    code, rows = verdicts(sentiment["random"], tmp_path, "[{learning_rate: 1e-4}, {learning_rate: 5e-5}]")
+    assert code == 0 and rows[0] == {"scratch": "no difference", "linear-probe": "no difference"}

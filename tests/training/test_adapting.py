@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import runpy
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,11 @@ from transformers import TrainerCallback, default_data_collator
 from hf_transfer import TransferTrainer, UserError
 from hf_transfer.data.pairs import DOMAIN, Pairs, PairsCollator, Partners, Targets
 from hf_transfer.errors import Interrupted, UserErrors
-from hf_transfer.training import adapting
+from hf_transfer.features.convex_head import SINGLE, Problem
+from hf_transfer.objectives.adaptation import frozen, methods
+from hf_transfer.objectives.adaptation.coral import coral
+from hf_transfer.objectives.adaptation.mmd import mmd
+from hf_transfer.training import adapting, probe_features
 from tests.helpers import (
     arguments,
     copy_state,
@@ -200,6 +206,87 @@ def test_it_unlearns_what_holds_in_the_source_alone(tmp_path):
     assert found["none"] < 0.65 and found["dann"] > 0.8 and found["mmd"] > 0.8
 
 
+# ---- frozen features -----------------------------------------------------------------------------------------------
+
+FROZEN = dict(strategy="linear-probe", probe_solver="lbfgs", domain_adaptation_schedule="ramp")
+
+
+@pytest.mark.parametrize("method", ["coral", "linear-ot"])
+@pytest.mark.parametrize("labeled", [0, 6])
+def test_a_head_is_solved_for_on_the_aligned_source_and_the_backbone_stays(method, labeled, tmp_path):
+    """And on the labeled examples of the target as they are, which cross-validation does not see."""
+    source, target = texts(30), texts(24, seed=9).add_column("label", ["?"] * 24)
+    trainer = trainer_of(tmp_path, source=source, target=target, domain_adaptation=method, **FROZEN)
+    trainer.labeled_targets = labeled
+    before = copy_state(trainer.model)
+    layer = trainer.model.classifier
+    x, y = probe_features.features(trainer, layer, source)
+    other = probe_features.unlabeled_features(trainer, layer, target)
+    trainer.train()
+    own = x[: 30 - labeled]
+    aligned = torch.cat([frozen.align(method, own, other)(own), x[30 - labeled :]])
+    head = Problem(SINGLE, aligned, y, 2).exact(trainer.solution.l2)
+    assert torch.allclose(layer.weight.double(), head.weight, atol=1e-6)
+    assert torch.allclose(layer.bias.double(), head.bias, atol=1e-6)
+    after = copy_state(trainer.model)
+    assert {n for n in before if not before[n].equal(after[n])} == {"classifier.weight", "classifier.bias"}
+    assert f"{method} maps the frozen features of the source" in adapting.note(trainer)
+    plain = trainer_of(tmp_path, source=source, **{**FROZEN, "domain_adaptation": "none"})
+    plain.train()
+    assert not torch.allclose(plain.model.classifier.weight, layer.weight, atol=1e-3)
+
+
+def test_alignment_helps_where_the_target_is_a_scaled_and_shifted_source(tmp_path):
+    """And a head on the source as it is does not: exact features, without a backbone."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 4, generator=generator) * torch.tensor([1.0, 3.0, 0.5, 1.0])
+    y = (x[:, 0] + x[:, 2] > 0).long()
+    other = x.flip(0) * torch.tensor([4.0, 1.0, 2.0, 1.0]) + torch.tensor([9.0, 0.0, -5.0, 2.0])
+    right = {}
+    for name, own in (("plain", x), ("aligned", frozen.align("linear-ot", x, other)(x))):
+        answers = Problem(SINGLE, own, y, 2).exact(1e-3).logits(other).argmax(1)
+        right[name] = float((answers == y.flip(0)).double().mean())
+    assert right["aligned"] > 0.97 and right["plain"] < 0.75
+
+
+# ---- labels of the target ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["mmd", "coral", "dann"])
+def test_labeled_examples_of_the_target_have_labels_in_the_loss_and_count_as_target(method, tmp_path):
+    trainer = trainer_of(tmp_path, source=texts(20), domain_adaptation=method)
+    trainer.labeled_targets = 5
+    seen = []
+    for batch in trainer.get_train_dataloader():
+        rows = len(batch["labels"])
+        assert len(batch["input_ids"]) == 2 * rows and batch[DOMAIN][rows:].all()
+        seen += batch[DOMAIN][:rows].tolist()
+    assert sum(seen) == 5 and len(seen) == 20
+    trainer.train()
+
+
+@pytest.mark.parametrize(("method", "distance"), [("mmd", mmd), ("coral", coral)])
+def test_the_distance_is_that_of_the_rows_of_each_domain(method, distance):
+    """Labeled rows of the target stand between those of the source."""
+    rows, domain = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 0, 1, 1, 1, 1])
+    penalty = methods.penalty_of(method, methods.Settings(Taken(rows), lambda step: 1.0, 0.1, 0))
+    value = penalty.function(None, None, {DOMAIN: domain}, None)
+    assert value.equal(distance(rows[[0, 2, 3]], rows[[1, 4, 5, 6, 7]]))
+
+
+class Taken:
+    """Features that are known."""
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+
+    def take(self):
+        return self.vectors
+
+    def watching(self, model, batch):
+        raise AssertionError
+
+
 # ---- the discriminator ---------------------------------------------------------------------------------------------
 
 
@@ -377,6 +464,13 @@ def test_batches_after_a_skipped_step_are_paired_alike(tmp_path):
     assert differences(*ends) == 0
 
 
+def test_the_recipe_trains_a_network_of_its_own(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "dann_mnist.py"))["main"]
+    few = ["--examples", "60", "--num_train_epochs", "1", "--use_cpu", "true", "--log_level", "error"]
+    for method in ("dann", "none"):
+        assert 0 <= main([*few, "--domain_adaptation", method, "--output_dir", str(tmp_path)]) <= 1
+
+
 # ---- refused -------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +530,9 @@ def test_a_trainer_without_target_or_with_a_loss_of_its_own_is_refused(tmp_path)
         ({"domain_adaptation": "mmd", "discriminator_learning_rate": 0.1}, "no effect with domain_adaptation: mmd"),
         ({"strategy": None}, "dann needs a plan"),
         ({"strategy": "linear-probe"}, "strategy: linear-probe freezes them"),
+        ({**FROZEN}, "dann changes the features, and probe_solver: lbfgs freezes them.*coral or linear-ot"),
+        ({**FROZEN, "domain_adaptation": "coral", "domain_adaptation_weight": 0.5}, "no effect with probe_solver"),
+        ({"domain_adaptation": "linear-ot"}, "linear-ot aligns frozen features; set strategy: linear-probe"),
         ({"balanced_sampling": True}, "class_weights: auto"),
         ({"boundary_cache": "memory"}, "boundary cache does not hold"),
         ({"torch_compile": True}, "leave torch_compile out"),

@@ -9,7 +9,9 @@ from typing import Any
 from hf_transfer.config.fields import setting
 
 NONE, MMD, CORAL, DANN = "none", "mmd", "coral", "dann"
+LINEAR_OT = "linear-ot"
 METHODS = (MMD, CORAL, DANN)
+FROZEN = (CORAL, LINEAR_OT)  # methods on frozen features, before a head is solved for
 RAMP, CONSTANT = "ramp", "constant"
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _KEY = "domain_adaptation"
@@ -31,6 +33,13 @@ class TargetArguments:
         topic="domain adaptation",
         resume="free",
     )
+    target_label_column_name: str | None = setting(
+        None,
+        "label column of the target, for the few examples of it that are labeled and trained on (blank: unlabeled); of "
+        "an image folder, the class folders (default: labels of the target are ignored)",
+        topic="domain adaptation",
+        resume="fixed",
+    )
     target_in_memory: Any = setting(None, "target_dataset_name as a Python object, from `fine_tune`", resume="free")
 
 
@@ -41,8 +50,9 @@ class AdaptationArguments:
     domain_adaptation: str = setting(
         NONE,
         "penalty that draws the features of source and target together: mmd (kernel distance), coral (covariances) or "
-        "dann (a discriminator that the backbone learns to deceive)",
-        choices=(NONE, *METHODS),
+        "dann (a discriminator that the backbone learns to deceive); with probe_solver: lbfgs, the map of frozen "
+        "features from source to target: coral or linear-ot (optimal transport)",
+        choices=(NONE, *METHODS, LINEAR_OT),
         topic="domain adaptation",
         resume="fixed",
         card="changed",
@@ -75,24 +85,33 @@ class AdaptationArguments:
     )
 
 
+def aligns_frozen(args: Any) -> bool:
+    """Whether frozen features are aligned before a head is solved for; `args` also has the keys of the probe."""
+    return args.domain_adaptation in FROZEN and args.probe_solver == "lbfgs"
+
+
 def check(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys among themselves and with those of the training, one sentence each."""
     method = values[_KEY]
-    if method not in METHODS:
+    changed = {name: values[name] for name, default in _DEFAULTS.items() if values[name] != default}
+    if method == NONE:
         return [
-            f"{name}: {values[name]!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."
-            for name, default in _DEFAULTS.items()
-            if method == NONE and values[name] != default
+            f"{name}: {value!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."
+            for name, value in changed.items()
         ]
     named, problems = f"{_KEY}: {method}", list[str]()
+    if values["probe_solver"] == "lbfgs":
+        return _check_frozen(method, named, changed)
     rate = values["discriminator_learning_rate"]
     if method != DANN and rate != _DEFAULTS["discriminator_learning_rate"]:
         problems.append(f"discriminator_learning_rate: {rate!r} has no effect with {named}; it belongs to {DANN}.")
     reasons = (
+        (method == LINEAR_OT, "aligns frozen features; set strategy: linear-probe and probe_solver: lbfgs"),
         (values["strategy"] is None and values["stages"] is None, "needs a plan; set strategy: full or another one"),
         (
-            values["strategy"] == "linear-probe" and values["stages"] is None,
-            "changes the features, and strategy: linear-probe freezes them; use full, two-phase, gradual or lora",
+            values["strategy"] == "linear-probe" and values["stages"] is None and method != LINEAR_OT,
+            "changes the features, and strategy: linear-probe freezes them; use full, two-phase, gradual or lora, or "
+            "align frozen features with coral and probe_solver: lbfgs",
         ),
         (
             values["balanced_sampling"],
@@ -116,12 +135,30 @@ def check(values: Mapping[str, Any]) -> list[str]:
     return [*problems, *(f"{named} {said}." for holds, said in reasons if holds)]
 
 
+def _check_frozen(method: str, named: str, changed: Mapping[str, Any]) -> list[str]:
+    """Problems of keys with a head that is solved for."""
+    if method not in FROZEN:
+        return [
+            f"{named} changes the features, and probe_solver: lbfgs freezes them; use another strategy, or align "
+            f"frozen features with {' or '.join(FROZEN)}."
+        ]
+    return [
+        f"{name}: {value!r} has no effect with probe_solver: lbfgs: what the head reads is aligned once, before the "
+        "head is solved for; leave it out."
+        for name, value in changed.items()
+    ]
+
+
 def check_run(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys with those of a run's data, one sentence each."""
     method, target = values[_KEY], values["target_dataset_name"]
-    if method not in METHODS:
+    if method == NONE:
         if target is None:
-            return []
+            labels = values["target_label_column_name"]
+            said = (
+                f"target_label_column_name: {labels!r} has no effect without target_dataset_name, whose column it is."
+            )
+            return [said] if labels is not None else []
         return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."]
     problems = list[str]()
     if target is None:

@@ -274,7 +274,7 @@ NOTES = {word: note for words, note in _NOTES for word in words.split()}
 # What other programs call our commands.
 VERB_NAMES = {
     "train": "fit fine_tune finetune fine-tune tune fit_one_cycle run",
-    "evaluate": "val eval validate test score metrics benchmark",
+    "evaluate": "val eval validate test score metrics",
     "predict": "infer inference classify pred prediction",
     "push": "upload publish push_to_hub",
     "doctor": "check diagnose env info checks",

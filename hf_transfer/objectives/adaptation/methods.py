@@ -46,8 +46,8 @@ def _distance(name: str, distance: Distance) -> Callable[[Settings], Penalty]:
     def make(settings: Settings) -> Penalty:
         def function(module: nn.Module | None, model: nn.Module, batch: Batch, outputs: Any) -> torch.Tensor:
             with _full_precision(batch):
-                vectors, of_source = settings.features.take(), len(batch["labels"])
-                return distance(vectors[:of_source], vectors[of_source:])
+                vectors, is_target = settings.features.take(), batch[DOMAIN].bool()
+                return distance(vectors[~is_target], vectors[is_target])
 
         return Penalty(name, settings.weight, None, function, settings.features.watching)
 

