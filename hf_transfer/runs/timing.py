@@ -62,7 +62,7 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
         return None
     _, steps = batch_sizes_and_steps(trainer)
     ends = [*(stage.start for stage in plan.stages[1:]), trainer.num_steps]
-    occupied = resident() if args.device.type == "cpu" else None
+    occupied = _resident(trainer) if args.device.type == "cpu" else None
     tried = _tried(trainer, train, steps, batches)
     stages = []
     for i, (stage, end) in enumerate(zip(plan.stages, ends, strict=True)):
@@ -109,6 +109,16 @@ def _tried(
             tried[names] = _Tried(seconds, _of_optimizer(trainer, steps[i]), count, memory)
         found[i] = tried[names]
     return [found[i] for i in range(len(steps))]
+
+
+def _resident(trainer: TransferTrainer) -> int | None:
+    """Bytes of the process in memory, with all of the model: of a file that is memory-mapped, it holds what was read.
+
+    Tables of embeddings are read row by row, until the optimizer or the checkpoint reads all of them.
+    """
+    for parameter in trainer.model.parameters():
+        parameter.detach().sum()
+    return resident()
 
 
 def _memory(trainer: TransferTrainer, batch: Batch, step: Step) -> int | None:
