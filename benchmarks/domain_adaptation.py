@@ -30,10 +30,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets
@@ -65,8 +64,7 @@ Outcome = dict[str, Any]
 Part = tuple[np.ndarray, np.ndarray]  # (images, labels)
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """Two domains and what is trained on them.
 
     Attributes:

@@ -67,6 +67,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "pooling": "auto",
     "pooling_layer": "auto",
     "calibrate": "auto",
+    "refit": "auto",
     "remove_unused_columns": False,  # the task prepares exactly what the model reads
 }
 NEEDS = ("model", "output", "data")  # what a run cannot do without

@@ -194,3 +194,14 @@ def same_folder(one: Path, other: Path) -> bool:
     """Whether two paths lead to one folder that exists."""
     one, other = one.expanduser(), other.expanduser()
     return one.is_dir() and other.is_dir() and one.samefile(other)
+
+
+def refitted(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a run's results say of the head that was solved for again on all examples (`refit`).
+
+    Returns:
+        `examples`, `held_out` (of these, those that were held out before), `l2`, `loss` and `seconds`; None if there is
+        no such head, and of an earlier version.
+    """
+    found: Mapping[str, Any] | None = (results.get("refit") or {}).get("solution")
+    return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.config.arguments.adaptation import weight_of
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.config.arguments.forgetting import PLACES
@@ -65,6 +66,7 @@ class Config:
         values["adapter"] = with_adapter(values["strategy"], values["adapter"])
         finds_rate = values["learning_rate"] == AUTO
         values["learning_rate"] = learning_rate_of(values["learning_rate"], values["strategy"], values["adapter"])
+        values["domain_adaptation_weight"] = weight_of(values["domain_adaptation_weight"], values["domain_adaptation"])
         model, data, training = (
             _build(section, values) for section in (ModelArguments, DataArguments, TransferArguments)
         )

@@ -26,7 +26,18 @@ from transformers import TrainerCallback
 from hf_transfer import TransferTrainer
 from hf_transfer.training import checkpoints, contrastive, run_identity
 from tests import warm
-from tests.helpers import arguments, copy_state, images, pad, ragged_texts, texts, tiny_bert, tiny_timm_resnet
+from tests.helpers import (
+    arguments,
+    copy_state,
+    images,
+    knowing_bert,
+    pad,
+    ragged_texts,
+    separable_texts,
+    texts,
+    tiny_bert,
+    tiny_timm_resnet,
+)
 
 TEXT = {"model": lambda: tiny_bert(layers=2, dropout=0.2), "data": lambda: texts(22)}
 CASES: dict[str, dict[str, Any]] = {
@@ -72,6 +83,14 @@ CASES: dict[str, dict[str, Any]] = {
         "num_train_epochs": 3,
         "domain_adaptation": "dann",
         "gradient_accumulation_steps": 2,
+    },
+    "self-training": {
+        "model": lambda: knowing_bert(dropout=0.2),
+        "data": lambda: separable_texts(22),
+        "target": lambda: separable_texts(11, seed=5),
+        "strategy": "gradual",
+        "num_train_epochs": 3,
+        "domain_adaptation": "pseudo-label",
     },
     "BatchNorm": {
         "model": tiny_timm_resnet,

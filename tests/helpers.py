@@ -119,6 +119,32 @@ def texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     )
 
 
+def separable_texts(size: int = 20, seed: int = 0) -> Dataset:
+    """Texts of two classes that have no token in common, so that a few steps tell them apart."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (size,), generator=g)
+    ids = torch.randint(0, VOCABULARY // 2, (size, LENGTH), generator=g) + labels[:, None] * (VOCABULARY // 2)
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+
+
+@cache
+def _taught() -> dict[str, torch.Tensor]:
+    model, data = tiny_bert(), separable_texts(64, seed=5).with_format("torch")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(input_ids=data["input_ids"][:], labels=data["labels"][:]).loss.backward()
+        optimizer.step()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def knowing_bert(dropout: float = 0.0) -> Any:
+    """A model of `separable_texts`, which answers with both classes."""
+    model = tiny_bert(dropout=dropout)
+    model.load_state_dict(_taught())
+    return model
+
+
 def ragged_texts(size: int = 20, labels: int = 2, seed: int = 0) -> Dataset:
     """Texts of 3 to 14 tokens, no two equal: for `pad`."""
     g = torch.Generator().manual_seed(seed)

@@ -199,13 +199,6 @@ MUTANTS = [
         "order = np.argsort(scores",
         "tests/inference/test_predictor.py -k top",
     ),
-    Mutant(
-        "inference",
-        "inference/parity.py",
-        "TOLERANCE = 1e-4",
-        "TOLERANCE = 1e-2",
-        "tests/inference/test_exporting.py -k otherwise",
-    ),
     # ---- hub
     Mutant(
         "hub",

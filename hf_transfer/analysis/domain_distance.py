@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from hf_transfer.analysis.out_of_fold import out_of_fold
 from hf_transfer.objectives.adaptation.mmd import mmd
 
 FEWEST = 10  # examples of each domain
-_ALIKE = 0.3  # of the proxy A-distance, below which a classifier of some hundred examples is hardly better than chance
 
 Rows = torch.Tensor  # (examples, width)
 
@@ -81,32 +79,3 @@ def plane(source: Rows, target: Rows) -> Plane:
     points = centered @ axes.T
     shares = float(variances[0]) / total, float(variances[1]) / total
     return Plane(points[: len(source)], points[len(source) :], shares)
-
-
-# ---- in words, from what `results.json` holds ------------------------------------------------------------------------
-
-
-def before_in_words(found: Mapping[str, Any]) -> str:
-    """The distance before training; `found` is `domain_distance` of a plan, or `distance` of a run."""
-    if "skipped" in found:
-        return f"Domain distance: not measured, because {found['skipped']}."
-    first = found["before"]
-    alike = first["proxy_a_distance"] < _ALIKE
-    says = " It hardly can: there is little to adapt to." if alike else ""
-    return (
-        f"Domain distance ({found['layer']}, {found['examples']:,} examples of each domain): a linear classifier tells "
-        f"source and target apart in {1 - first['error']:.1%} of cases, proxy A-distance "
-        f"{first['proxy_a_distance']:.2f} of 2; MMD {first['mmd']:.3f}.{says}"
-    )
-
-
-def both_in_words(found: Mapping[str, Any] | None) -> str:
-    """The distance before and after training; empty where it was not measured."""
-    if not found or "after" not in found:
-        return ""
-    first, last = found["before"], found["after"]
-    what = "of the aligned features" if found["aligned"] else "after training"
-    return (
-        f"Domain distance ({found['layer']}): proxy A-distance {first['proxy_a_distance']:.2f} before, "
-        f"{last['proxy_a_distance']:.2f} {what}; MMD {first['mmd']:.3f} before, {last['mmd']:.3f} after"
-    )

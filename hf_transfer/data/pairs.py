@@ -8,7 +8,7 @@ so that all its examples are seen equally often.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -61,16 +61,45 @@ class Targets:
         partners: which of them come with which source examples.
     """
 
+    labeled = False
+
     def __init__(self, dataset: Any, partners: Partners):
         self.dataset, self.partners = dataset, partners
+
+    @property
+    def chance(self) -> Chance:
+        """Knows the epoch."""
+        return self.partners.chance
 
     def beside(self, numbers: Sequence[int], examples: Sequence[Example]) -> list[tuple[Example, Example]]:
         """Each source example with its target example; `numbers` are those of the source examples."""
         partners = self.partners.of(numbers)
-        return list(zip(examples, _items(self.dataset, partners), strict=True))
+        return list(zip(examples, items(self.dataset, partners), strict=True))
+
+    full = beside
 
 
-class Pairs(Dataset[tuple[Example, Example]]):
+class Beside(Protocol):
+    """A target, as batches are made from it: `Targets`, or `pseudo_labels.LabeledTargets`.
+
+    Attributes:
+        dataset: its examples.
+        labeled: whether they have labels to train on.
+    """
+
+    dataset: Any
+    labeled: bool
+
+    @property
+    def chance(self) -> Chance: ...
+    def beside(
+        self, numbers: Sequence[int], examples: Sequence[Example]
+    ) -> Sequence[tuple[Example, Example | None]]: ...
+    def full(self, numbers: Sequence[int], examples: Sequence[Example]) -> Sequence[tuple[Example, Example]]:
+        """As `beside`, where every source example has its target example: the largest batch that a run may see."""
+
+
+class Pairs(Dataset[tuple[Example, "Example | None"]]):
     """A training set as pairs with a target.
 
     Args:
@@ -79,18 +108,18 @@ class Pairs(Dataset[tuple[Example, Example]]):
         sources: number of examples of the source.
     """
 
-    def __init__(self, dataset: Any, targets: Targets, sources: int | None = None):
+    def __init__(self, dataset: Any, targets: Beside, sources: int | None = None):
         self.dataset, self.targets = dataset, targets
         self.sources = len(dataset) if sources is None else sources
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, number: int) -> tuple[Example, Example]:
+    def __getitem__(self, number: int) -> tuple[Example, Example | None]:
         return self.__getitems__([number])[0]
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Example, Example]]:
-        examples = zip(numbers, _items(self.dataset, list(numbers)), strict=True)
+    def __getitems__(self, numbers: Sequence[int]) -> Sequence[tuple[Example, Example | None]]:
+        examples = zip(numbers, items(self.dataset, list(numbers)), strict=True)
         marked = [example if number < self.sources else {**example, DOMAIN: 1} for number, example in examples]
         return self.targets.beside(numbers, marked)
 
@@ -98,33 +127,50 @@ class Pairs(Dataset[tuple[Example, Example]]):
 class PairsCollator:
     """Makes one batch of pairs: the training examples first, which have labels, then the target's, marked by `DOMAIN`.
 
-    Labeled examples of the target are among the first.
-
-    Both are padded alike. Mixup and cutmix mix the source only.
+    Labeled examples of the target are among the first. Both are padded alike. Mixup and cutmix mix the first only.
+    Labels are those of the first alone, unless the target's examples have labels to train on. A training example may
+    stand alone.
 
     Args:
         collate: makes a batch from a list of examples.
+        labeled: whether the target's examples have labels (`LABELS`) to train on.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any]):
-        self.collate = collate
+    def __init__(self, collate: Callable[[list[Any]], Any], labeled: bool = False):
+        self.collate, self.labeled = collate, labeled
 
-    def __call__(self, pairs: Sequence[tuple[Example, Example]]) -> dict[str, Any]:
-        domain = [int(source.get(DOMAIN, 0)) for source, _ in pairs] + [1] * len(pairs)
-        pairs = [({n: value for n, value in source.items() if n != DOMAIN}, target) for source, target in pairs]
-        sources = [source for source, _ in pairs]
-        # With the label of the source, so that any collator takes them; it is cut off.
-        targets = [
-            {name: (source if name in LABEL_NAMES else target)[name] for name in source} for source, target in pairs
-        ]
+    def __call__(self, pairs: Sequence[tuple[Example, Example | None]]) -> dict[str, Any]:
+        domain = [int(source.get(DOMAIN, 0)) for source, _ in pairs]
+        sources = [{n: value for n, value in source.items() if n != DOMAIN} for source, _ in pairs]
+        found = zip(sources, (target for _, target in pairs), strict=True)
+        targets = [self._like(source, target) for source, target in found if target is not None]
         if isinstance(self.collate, Mixed):
-            batch, others = self.collate(sources), self.collate.unmixed(targets)
-            batch = {n: v if n == LABELS else torch.cat([v, others[n]]) for n, v in batch.items()}
+            batch = self.collate(sources)
+            batch = _both(batch, self.collate.unmixed(targets)) if targets else batch
         else:
             batch = dict(self.collate([*sources, *targets]))
-        if LABELS in batch:
+        if LABELS in batch and not self.labeled:
             batch[LABELS] = batch[LABELS][: len(pairs)]
-        return batch | {DOMAIN: torch.tensor(domain)}
+        return batch | {DOMAIN: torch.tensor([*domain, *([1] * len(targets))])}
+
+    def _like(self, source: Example, target: Example) -> Example:
+        """A target example with the keys of a source example, so that any collator takes it.
+
+        Without labels to train on, it has the label of the source, which is cut off.
+        """
+        own = target[LABELS] if self.labeled else None
+        return {
+            name: (value if own is None else own) if name in LABEL_NAMES else target[name]
+            for name, value in source.items()
+        }
+
+
+def _both(batch: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Two batches as one; the labels of the second become weights of the classes, if those of the first are."""
+    labels, own = batch.get(LABELS), others.get(LABELS)
+    if labels is not None and own is not None and labels.ndim > own.ndim:
+        others = others | {LABELS: torch.nn.functional.one_hot(own, labels.shape[1]).to(labels)}
+    return {name: torch.cat([value, others[name]]) for name, value in batch.items()}
 
 
 def check_inputs(source: Example, target: Example) -> None:
@@ -141,7 +187,8 @@ def check_inputs(source: Example, target: Example) -> None:
         )
 
 
-def _items(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+def items(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+    """Examples of a dataset by number."""
     if hasattr(dataset, "__getitems__"):
         return list(dataset.__getitems__(list(numbers)))
     return [dataset[number] for number in numbers]

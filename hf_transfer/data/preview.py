@@ -14,7 +14,7 @@ from hf_transfer.data.labels import LABELS, REGRESSION, SINGLE_LABEL, Labels
 from hf_transfer.errors import UserError
 
 _ROWS, _COLUMNS = 4, 4
-_TEXTS, _WIDTH, _LINES = 8, 110, 4  # texts; characters in a line, and lines, of each
+_TEXTS, _WIDTH, _LINES = 8, 138, 4  # texts; characters in a line, and lines, of each
 SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
@@ -92,17 +92,19 @@ def draw_batch(path: Path, train: Dataset, collate: Any, processor: Any, labels:
 
     count = min(_TEXTS, len(train))
     examples = [train[i * len(train) // count] for i in range(count)]
+    entries = []
+    for example in examples:
+        label = caption(collate([example])[LABELS][0], labels) if LABELS in example else ""
+        tokens = processor.convert_ids_to_tokens(list(example["input_ids"]))
+        head = textwrap.shorten(f"{label} ({len(tokens):,} tokens)", _WIDTH)
+        entries.append((head, textwrap.wrap(" ".join(tokens), _WIDTH, max_lines=_LINES, placeholder=" …")))
+    height = sum(len(lines) + 2 for _, lines in entries) + 1  # in lines
     with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(10, 0.8 * count + 0.4))
-        for row, example in enumerate(examples):
-            label = collate([example])[LABELS][0] if LABELS in example else None
-            tokens = processor.convert_ids_to_tokens(list(example["input_ids"]))
-            shown = textwrap.wrap(" ".join(tokens), _WIDTH, max_lines=_LINES, placeholder=" …")
-            head = f"{'' if label is None else caption(label, labels)}   ({len(tokens):,} tokens)"
-            top = 1 - (row + 0.2) / (count + 0.3)
-            figure.text(0.02, top, textwrap.shorten(head, _WIDTH), fontsize=9, fontweight="bold", va="top")
-            lines = "\n".join(shown)
-            figure.text(0.02, top - 0.2 / (count + 0.3), lines, fontsize=8, family="monospace", va="top")
+        figure, top = Figure(figsize=(10, 0.16 * height)), 1.0
+        for head, lines in entries:
+            figure.text(0.02, 1 - top / height, head, fontsize=9, fontweight="bold", va="top")
+            figure.text(0.02, 1 - (top + 1.1) / height, "\n".join(lines), fontsize=8, family="monospace", va="top")
+            top += len(lines) + 2
         figure.savefig(path, dpi=100, format="png")
     return True
 

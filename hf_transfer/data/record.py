@@ -27,7 +27,7 @@ from hf_transfer.errors import UserError, one_line
 from hf_transfer.files import write_bytes
 
 Array = np.ndarray[Any, Any]
-VERSION = 1
+VERSION, REFITTED = 1, 2  # the latter of a run that trained on its validation split in the end
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 _BATCH = 256
 _STREAMED = "streamed"
@@ -84,34 +84,41 @@ class Record:
         splits: by name; a training set that was a stream is missing.
         streamed: (examples,) uint64, hash of each example that a stream gave to training; None if there was no stream,
             or the run has not read it to the end.
+        refitted: whether the validation split, after the run was measured on it, was trained on too (`refit`).
     """
 
     inputs: tuple[str, ...]
     limits: Mapping[str, int | None]
     splits: Mapping[str, SplitRecord]
     streamed: Array | None = None
+    refitted: bool = False
 
     @classmethod
-    def of(cls, data: Data, args: DataArguments) -> Record:
+    def of(cls, data: Data, args: DataArguments, refitted: bool = False) -> Record:
         """The record of a run's splits, as it trains and measures on them."""
         splits = {name: split for name, split in data.splits.items() if not (args.streaming and name == "train")}
         return cls(
             data.inputs,
             {name: getattr(args, key) for name, key in _LIMITS.items()},
             {name: SplitRecord.of(split, data.inputs, data.labels) for name, split in splits.items()},
+            refitted=refitted,
         )
 
     @property
     def trained(self) -> Array:
         """Hashes of the examples that were trained on, without those that were held out too: known leaks."""
-        held_out = [s.content for name, s in self.splits.items() if name != "train"]
-        return np.setdiff1d(self.train, np.concatenate(held_out))
+        held_out = [s.content for name, s in self.splits.items() if name not in self._trains_on]
+        return np.setdiff1d(self.train, np.concatenate([*held_out, np.empty(0, np.uint64)]))
+
+    @property
+    def _trains_on(self) -> tuple[str, ...]:
+        return ("train", "validation") if self.refitted else ("train",)
 
     @property
     def train(self) -> Array:
-        """Hashes of the training examples; empty if they are not known."""
+        """Hashes of the examples that were trained on; empty if they are not known."""
         if "train" in self.splits:
-            return self.splits["train"].content
+            return np.concatenate([self.splits[name].content for name in self._trains_on])
         return np.empty(0, np.uint64) if self.streamed is None else self.streamed
 
     @property
@@ -138,7 +145,8 @@ class Record:
         return replace(self, splits={**self.splits, "train": both})
 
     def save(self, path: Path) -> None:
-        about = json.dumps({"version": VERSION, "inputs": self.inputs, "limits": self.limits})
+        version = REFITTED if self.refitted else VERSION  # earlier versions of this package refuse the latter
+        about = json.dumps({"version": version, "inputs": self.inputs, "limits": self.limits})
         arrays = {f"{name}.{f}": getattr(s, f) for name, s in self.splits.items() for f in ("content", "labels")}
         if self.streamed is not None:
             arrays[_STREAMED] = self.streamed
@@ -164,12 +172,12 @@ class Record:
                 f"RUN: {str(path)!r} is damaged ({one_line(error)}).",
                 "Delete it to evaluate without knowing what was trained on.",
             ) from error
-        if about["version"] != VERSION:
+        if about["version"] not in (VERSION, REFITTED):
             return None
         streamed = arrays.pop(_STREAMED, None)
         names = dict.fromkeys(name.partition(".")[0] for name in arrays)
         splits = {name: SplitRecord(arrays[f"{name}.content"], arrays[f"{name}.labels"]) for name in names}
-        return cls(tuple(about["inputs"]), about["limits"], splits, streamed)
+        return cls(tuple(about["inputs"]), about["limits"], splits, streamed, about["version"] == REFITTED)
 
 
 def content_of(split: Dataset, inputs: Sequence[str]) -> Array:

@@ -41,9 +41,16 @@ def held_out_metrics(trainer: Trainer, prepared: Dataset, problem_type: str) -> 
         `per_class` (see `by_class.per_class`), `num_examples`, and the arrays `logits` and `labels`.
     """
     prediction = trainer.predict(prepared)
-    logits, values = logits_of(prediction.predictions), without_speed(prediction.metrics, "test_")
-    results = measured(problem_type, values, logits, prediction.label_ids, thresholds_of(trainer.model.config))
-    return {**results, "logits": logits, "labels": prediction.label_ids}
+    return metrics_of_prediction(trainer, without_speed(prediction.metrics, "test_"), prediction, problem_type)
+
+
+def metrics_of_prediction(
+    trainer: Trainer, values: dict[str, float], prediction: Any, problem_type: str
+) -> dict[str, Any]:
+    """What `held_out_metrics` returns, of logits and labels whose metrics `values` are known."""
+    logits, labels = logits_of(prediction.predictions), prediction.label_ids
+    results = measured(problem_type, values, logits, labels, thresholds_of(trainer.model.config))
+    return {**results, "logits": logits, "labels": labels}
 
 
 def measured(

@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hf_transfer.errors import UserError, one_line
+from hf_transfer.errors import UserError, listed, one_line
 from hf_transfer.features.batches import Batch, positions_of
 from hf_transfer.features.cut import Refused
 from hf_transfer.features.layouts import HEAD_INPUT, Layout
@@ -35,11 +35,12 @@ class PooledChange:
     Attributes:
         architecture: class of the model.
         pooling: `cls`, `mean` or `max`.
-        layer: name of the layer group that is read.
+        layer: name of the layer group that is read, the highest if there are several.
         dropped: names of the layer groups above it, which are left out.
         is_standard: whether plain transformers loads the model, by a switch of its configuration.
         max_error: largest difference, for a few examples, between what the head reads and the pooled output, relative
             to the largest element of that output.
+        layers: names of all that are read, from the bottom, where the head averages one on each; else empty.
     """
 
     architecture: str
@@ -48,15 +49,19 @@ class PooledChange:
     dropped: tuple[str, ...]
     is_standard: bool
     max_error: float
+    layers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data."""
-        return asdict(self) | {"dropped": list(self.dropped)}
+        return asdict(self) | {"dropped": list(self.dropped), "layers": list(self.layers)}
 
     def __str__(self) -> str:
         out = f"; the layers above it are left out ({', '.join(self.dropped)})" if self.dropped else ""
         alone = "" if self.is_standard else "; plain transformers cannot load this head, Predictor.load can"
-        return f"the head reads {self.pooling} of {self.layer}{out}{alone}"
+        read = f"{self.pooling} of {self.layer}"
+        if self.layers:
+            read = f"{self.pooling} of {len(self.layers)} layers, {self.layers[0]} to {self.layer}, one after the other"
+        return f"the head reads {read}{out}{alone}"
 
 
 def read_pooled(
@@ -64,35 +69,37 @@ def read_pooled(
     groups: Sequence[LayerGroup],
     places: Places,
     batch: Batch,
-    layer: str,
+    layer: str | Sequence[str],
     pooling: str,
     tries: bool = False,
 ) -> PooledChange:
-    """Make the head read a pooled layer, in place; the last linear layer is new.
+    """Make the head read a pooled layer, or several, in place; the last linear layer is new.
 
     Args:
         model: a model of transformers, not wrapped by an adapter.
         groups: its layer groups.
         places: of their outputs.
         batch: a few different examples, on the model's device.
-        layer: name of a group below the head.
+        layer: name of a group below the head, or names of several, from the bottom.
         pooling: `cls`, `mean` or `max`.
         tries: whether to leave the model as it was in the end.
 
     Raises:
         UserError: this architecture does something else with that layer's output; the model is as it was.
     """
-    name = type(model).__name__
+    name, layers = type(model).__name__, (layer,) if isinstance(layer, str) else tuple(layer)
     try:
-        spec = _spec(model, groups, places, batch, layer, pooling)
+        spec = _spec(model, groups, places, batch, layers[-1], pooling)
+        spec = replace(spec, others=tuple(_source(places, one, pooling) for one in layers[:-1]))
         error = _put(model, groups, places, spec, batch, tries)
     except (Refused, *REFUSALS) as problem:
         raise UserError(
-            f"{name} cannot read {pooling} of {layer}: {one_line(problem)}.".replace("..", "."),
+            f"{name} cannot read {pooling} of {listed(layers)}: {one_line(problem)}.".replace("..", "."),
             "Use another layer, or leave pooling out.",
             key="pooling",
         ) from problem
-    return PooledChange(name, pooling, layer, _above(groups, layer), False, error)
+    several = () if isinstance(layer, str) else layers
+    return PooledChange(name, pooling, layers[-1], _above(groups, layers[-1]), False, error, several)
 
 
 def _above(groups: Sequence[LayerGroup], layer: str) -> tuple[str, ...]:
@@ -112,18 +119,28 @@ def _spec(
     Raises:
         Refused: it cannot be done.
     """
-    if layer in places.refused or pooling not in places.poolings(layer):
-        raise Refused(places.refused.get(layer) or f"it has no {pooling} token")
-    place = places.by_group[layer]
-    assert isinstance(place.layout, Layout)
+    source, place = _source(places, layer, pooling), places.by_group[layer]
     if reason := head_refusal(model, groups):
         raise Refused(reason)
     above = _above(groups, layer)
     dropped = {name for group in groups if group.name in above for name in group.parameters} - place.parameters
     after = {name for group in groups if group.name == layer for name in group.parameters}  # a pooler, say
-    (path, _), is_input, leaf = place.spot
-    calls = _Calls(model, batch, path, is_input)
+    calls = _Calls(model, batch, source.path, source.is_input)
+    return replace(source, left_out=tuple(calls.left_out(dropped, after)), head=owners(groups[-1].parameters)[0])
+
+
+def _source(places: Places, layer: str, pooling: str) -> PoolingSpec:
+    """Where and how a layer is read; nothing is left out.
+
+    Raises:
+        Refused: it cannot be.
+    """
+    if layer in places.refused or pooling not in places.poolings(layer):
+        raise Refused(places.refused.get(layer) or f"it has no {pooling} token")
+    place = places.by_group[layer]
     layout = place.layout
+    assert isinstance(layout, Layout)
+    (path, _), is_input, leaf = place.spot
     return PoolingSpec(
         pooling=pooling,
         layer=layer,
@@ -135,8 +152,8 @@ def _spec(
         width=layout.width,
         is_text=layout.is_text,
         skipped=layout.skipped,
-        left_out=tuple(calls.left_out(dropped, after)),
-        head=owners(groups[-1].parameters)[0],
+        left_out=(),
+        head="",
     )
 
 
@@ -245,8 +262,9 @@ def _put(
     seen: list[torch.Tensor] = []
     with untouched(model):
         model.eval()
-        output = _at(model, places.by_group[spec.layer], batch)
-        expected = spec.pooled(output, positions_of(batch))
+        outputs = [_at(model, places.by_group[one.layer], batch) for one in spec.parts]
+        pooled = [one.pooled(output, positions_of(batch)) for one, output in zip(spec.parts, outputs, strict=True)]
+        expected, largest = torch.cat(pooled, 1), max(output.abs().max() for output in outputs)
     undo = put_pooling(model, spec)
     try:
         last = model.get_submodule(spec.head)
@@ -258,10 +276,10 @@ def _put(
         finally:
             handle.remove()
         read = seen[-1] if seen else expected.new_zeros(0)
-        if read.shape[0] != len(expected) or read.shape[-1] != spec.width:
+        if read.shape[0] != len(expected) or read.shape[-1] != expected.shape[1]:
             raise Refused("its head does not read one vector per example")
-        wanted = expected.reshape(len(expected), *[1] * (read.dim() - 2), spec.width)
-        error = float((read - wanted).abs().max() / output.abs().max().clamp(min=1e-30))
+        wanted = expected.reshape(len(expected), *[1] * (read.dim() - 2), expected.shape[1])
+        error = float((read - wanted).abs().max() / largest.clamp(min=1e-30))
         if not error <= _TOLERANCE:
             raise Refused(f"what follows that layer changes it (by {error:.2g})")
         _check_groups(model, groups, spec)

@@ -13,6 +13,8 @@ from hf_transfer.evaluation.by_class import most_confused, pairs
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.hub.card_markdown import escape, link, plain, table
+from hf_transfer.objectives.adaptation import outcome
+from hf_transfer.run_folder import refitted
 from hf_transfer.settings import keys as all_keys
 from hf_transfer.training.arguments import TransferArguments
 
@@ -83,9 +85,24 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
             ("metric", "value", "95% CI", f"baseline ({kind})"),
             rows,
         ),
+        *_refit(results),
         *_doubt(results),
         *_calibration(results),
         *_adjustment(results),
+    ]
+
+
+def _refit(results: Mapping[str, Any]) -> list[str]:
+    """Which head the metrics are of, where the saved one was solved for on more examples."""
+    again = refitted(results)
+    if not again or results["metrics_split"] == "test":
+        return []
+    first = again["examples"] - again["held_out"]
+    return [
+        "",
+        f"These metrics are of a head that was fitted to the {first:,} training examples. The saved head was fitted "
+        f"again to all {again['examples']:,}, those of the validation split included, on which it can no longer be "
+        "measured. On new data it is a little better on average.",
     ]
 
 
@@ -254,8 +271,15 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
             f"in {probe['held_out']} among {probe['l2_grid'][-1]:.2g} to {probe['l2_grid'][0]:.2g}: "
             f"{probe['score']:.4f}."
         )
+        if again := refitted(results):
+            lines[-1] += (
+                f" After the validation split was measured, it was fitted again with the same penalty to all "
+                f"{again['examples']:,} examples, the {again['held_out']:,} held out for validation too."
+            )
     if change := results.get("pooling"):
         lines += ["", _pooling(change, results)]
+    if adaptation := [f"- {escape(line.strip())}." for line in outcome.lines(results)]:
+        lines += ["", *adaptation]
     values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
     return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
 
@@ -266,6 +290,9 @@ def _pooling(change: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if "layer" in change:
         what = {"cls": "the class token", "mean": "the mean", "max": "the maximum"}[change["pooling"]]
         dropped = f" The layers above it were left out ({', '.join(change['dropped'])})." if change["dropped"] else ""
+        if layers := change.get("layers"):  # of an earlier version there are none
+            how = "and is the average of one linear head on each, as one layer" if results.get("probe") else "together"
+            return f"The head reads {what} of {', '.join(f'`{name}`' for name in layers)}, {how}.{dropped}"
         return f"The head reads {what} of `{change['layer']}`{chosen}.{dropped}"
     layer = f"layer {change['kept']}" if change["kept"] else "the embeddings"
     how = f", computed by an added layer, `{change['added']}`, which trains like the others" if change["added"] else ""

@@ -95,7 +95,10 @@ class Selection:
             _refuse_split(split, name, splits, data)
         if self.record is not None and self.record.inputs == data.inputs:
             data = self._as_recorded(data, name, make)
-        return self._without_trained(name, data.splits[name], inputs, is_asked_for=name == "train")
+        if name == "validation" and split is None:
+            self._refuse_refitted(len(data.validation))
+        asks = ("train", "validation") if self.record is not None and self.record.refitted else ("train",)
+        return self._without_trained(name, data.splits[name], inputs, is_asked_for=name in asks)
 
     def of_other_data(self, split: str | None) -> HeldOut:
         """A split of other data: the given one, else test, else validation, else the only one.
@@ -237,6 +240,18 @@ class Selection:
         self.left_out["trained_on"] = count
         self.notes.append(f"{count:,} of {total:,} examples were trained on and are left out: {shown}{more}.")
         return examples.select(np.flatnonzero(~is_trained))
+
+    def _refuse_refitted(self, count: int) -> None:
+        """Raises:
+        UserError: the run solved for its head again on what it had held out, so that nothing is held out any more.
+        """
+        if self.record is not None and self.record.refitted:
+            raise UserError(
+                f"The run holds out no example any more: after its head was measured on the {count:,} validation "
+                "examples, it was solved for again on those too (refit: true).",
+                f"Measure on other data (test_file, dataset_name). {option('split', 'validation')} measures on them "
+                "all the same and says so; validation_metrics in results.json are of the head before.",
+            )
 
     def _note_unknown(self) -> None:
         if not self.is_run:

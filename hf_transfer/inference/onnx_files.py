@@ -100,7 +100,7 @@ def _quantize_dynamic(path: Path, beside: Path, is_large: bool) -> None:
     quantize_dynamic(
         path,
         beside,
-        op_types_to_quantize=["MatMul", "Gemm"],
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # Gather: the table of embeddings
         per_channel=True,
         weight_type=QuantType.QInt8,
         use_external_data_format=is_large,

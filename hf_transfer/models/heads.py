@@ -84,7 +84,8 @@ def head_of(config: Any) -> dict[str, Any]:
     """A model's kind of head with its sizes, for `results.json`."""
     spec, pooling = MLPSpec.of(config), PoolingSpec.of(config)
     if pooling is not None:
-        return {"type": POOLED, "pooling": pooling.pooling, "layer": pooling.layer}
+        several = {"layers": [one.layer for one in pooling.parts]} if pooling.others else {}
+        return {"type": POOLED, "pooling": pooling.pooling, "layer": pooling.layer, **several}
     return {"type": LINEAR} if spec is None else spec.to_dict()
 
 

@@ -7,7 +7,9 @@
   Whatever the architecture does then to pick a vector (the first token, the last token, the mean over the pixels), it
   finds this one;
 - the layers above it are left out: modules without parameters stand in their places and hand on their input;
-- the last linear layer reads the vector standardized over the training examples, whatever the scale of that layer.
+- the last linear layer reads the vector standardized over the training examples, whatever the scale of that layer;
+- where several layers are read (`others`), the pooled vectors of those below are put before that of the top one, right
+  before the last layer. Linear heads on each of them, averaged, are one linear head on all: see `PooledLinear.parts`.
 
 `features.pooled_layer` finds out where the output is and what is above it, and verifies the changed model.
 
@@ -19,7 +21,7 @@ of a warning about missing weights and random predictions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +52,7 @@ class PoolingSpec:
         skipped: positions that `mean` and `max` leave out.
         left_out: (path, length of the tuple that it returned; 0 for a tensor) of the modules that hand on their input.
         head: path of the last linear layer.
+        others: layers below that are read too, from the bottom; nothing is left out for them.
     """
 
     pooling: str
@@ -64,20 +67,29 @@ class PoolingSpec:
     skipped: tuple[int, ...]
     left_out: tuple[tuple[str, int], ...]
     head: str
+    others: tuple[PoolingSpec, ...] = ()
 
     @classmethod
     def of(cls, config: Any) -> PoolingSpec | None:
         """What a configuration says; None if the model reads what its architecture reads."""
         said = vars(config).get(POOLING_KEY)
-        if said is None:
-            return None
+        return None if said is None else cls._from(said)
+
+    @classmethod
+    def _from(cls, said: Mapping[str, Any]) -> PoolingSpec:
         lists = {"skipped": tuple(said["skipped"]), "left_out": tuple((path, int(n)) for path, n in said["left_out"])}
-        return cls(**{**said, **lists})
+        others = tuple(cls._from(one) for one in said.get("others", ()))  # an earlier version had none
+        return cls(**{**said, **lists, "others": others})
 
     def to_dict(self) -> dict[str, Any]:
         """As the configuration holds it."""
         lists = {"skipped": list(self.skipped), "left_out": [list(one) for one in self.left_out]}
-        return {**asdict(self), **lists}
+        return {**asdict(self), **lists, "others": [one.to_dict() for one in self.others]}
+
+    @property
+    def parts(self) -> tuple[PoolingSpec, ...]:
+        """The layers that are read, from the bottom."""
+        return (*self.others, self)
 
     def pooled(self, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """(examples, width): the output of the layer, pooled.
@@ -120,14 +132,19 @@ class PooledLinear(nn.Module):
         width: of what it reads.
         outputs: number of logits.
         bias: whether the linear layer has one.
+        parts: widths of the vectors that it reads one after the other; None for one.
+
+    Attributes:
+        parts: likewise. A head that is solved for is the average of one on each of them.
     """
 
     mean: torch.Tensor
     sd: torch.Tensor
     weight: torch.Tensor
 
-    def __init__(self, width: int, outputs: int, bias: bool = True):
+    def __init__(self, width: int, outputs: int, bias: bool = True, parts: Sequence[int] | None = None):
         super().__init__()
+        self.parts = tuple(parts or (width,))
         self.output = nn.Linear(width, outputs, bias=bias)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("sd", torch.ones(width))
@@ -143,10 +160,11 @@ class PooledLinear(nn.Module):
     def standardize(self, features: torch.Tensor) -> None:
         """Take mean and standard deviation from (examples, width).
 
-        A standard deviation is at least a tenth of the median: a unit that few examples activate would be an outlier.
+        A standard deviation is at least a tenth of the median of its part: a unit that few examples activate would be
+        an outlier.
         """
-        sd = features.double().std(0, correction=0)
-        sd = sd.clamp(min=0.1 * float(sd.median()))
+        own = features.double().std(0, correction=0).split(self.parts)
+        sd = torch.cat([sd.clamp(min=0.1 * float(sd.median())) for sd in own])
         self.mean.copy_(features.double().mean(0))
         self.sd.copy_(torch.where(sd > 0, sd, 1.0))
 
@@ -157,6 +175,7 @@ class _Pool:
     def __init__(self, spec: PoolingSpec):
         self.spec = spec
         self.mask: torch.Tensor | None = None
+        self.others = [_Kept(self, one) for one in spec.others]
 
     def see(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before the model: which tokens are padding."""
@@ -174,6 +193,37 @@ class _Pool:
         leaves[self.spec.leaf] = self.spec.spread(leaves[self.spec.leaf], self.mask)
         return pytree.tree_unflatten(leaves, structure)
 
+    def gather(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Before the last layer: the vectors of the other layers come first."""
+        features = args[0]
+        vectors = [one.take().to(features.dtype) for one in self.others]
+        shape = (len(features), *[1] * (features.dim() - 2), -1)
+        spread = [v.reshape(shape).expand(*features.shape[:-1], -1) for v in vectors]
+        return torch.cat([*spread, features], -1), *args[1:]
+
+
+class _Kept:
+    """Hooks that keep the pooled vector of another layer until the last layer asks for it."""
+
+    def __init__(self, pool: _Pool, spec: PoolingSpec):
+        self.pool, self.spec = pool, spec
+        self.vector: torch.Tensor | None = None
+
+    def after(self, _: nn.Module, args: Any, output: Any) -> None:
+        self._keep(output)
+
+    def before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self._keep((args, kwargs))
+
+    def _keep(self, values: Any) -> None:
+        self.vector = self.spec.pooled(pytree.tree_flatten(values)[0][self.spec.leaf], self.pool.mask)
+
+    def take(self) -> torch.Tensor:
+        vector, self.vector = self.vector, None
+        if vector is None:  # a replay from stored activations, say, begins above it
+            raise RuntimeError(f"the head reads {self.spec.layer} too, which was not called")
+        return vector
+
 
 def put_pooling(model: Any, spec: PoolingSpec) -> Callable[[], None]:
     """Make a model read the pooled output of a layer, in place, with a new last layer; its configuration notes it.
@@ -184,15 +234,20 @@ def put_pooling(model: Any, spec: PoolingSpec) -> Callable[[], None]:
     before = [(path, model.get_submodule(path)) for path, _ in spec.left_out]
     for path, items in spec.left_out:
         model.set_submodule(path, PassThrough(items))
-    pool, layer = _Pool(spec), model.get_submodule(spec.path)
+    pool = _Pool(spec)
     handles = [model.register_forward_pre_hook(pool.see, with_kwargs=True)] if spec.is_text else []
-    if spec.is_input:
-        handles.append(layer.register_forward_pre_hook(pool.before, with_kwargs=True))
-    else:
-        handles.append(layer.register_forward_hook(pool.after))
-    last = model.get_submodule(spec.head)
+    hooks: list[_Pool | _Kept] = [*pool.others, pool]
+    for hook in hooks:
+        layer = model.get_submodule(hook.spec.path)
+        if hook.spec.is_input:
+            handles.append(layer.register_forward_pre_hook(hook.before, with_kwargs=True))
+        else:
+            handles.append(layer.register_forward_hook(hook.after))
+    last, widths = model.get_submodule(spec.head), [one.width for one in spec.parts]
     with last.weight.device:
-        made = PooledLinear(spec.width, last.out_features, last.bias is not None)
+        made = PooledLinear(sum(widths), last.out_features, last.bias is not None, widths)
+    if spec.others:
+        made.register_forward_pre_hook(pool.gather)
     model.set_submodule(spec.head, made.to(last.weight.dtype))
     setattr(model.config, POOLING_KEY, spec.to_dict())
 

@@ -52,7 +52,8 @@ def environment(run: RunFiles) -> list[Block] | None:
         **(results.get("versions") or {}),
     }
     rows = [(name, str(value)) for name, value in about.items() if value is not None]
-    chosen = [(name, str(choice["value"]), str(choice["why"])) for name, choice in (results.get("auto") or {}).items()]
+    auto = (results.get("auto") or {}).items()
+    chosen = [(name, str(one["value"]), str(one["why"])) for name, one in auto if one["value"] is not None]
     blocks: list[Block] = [Table(("", ""), rows, words=2)] if rows else []
     if chosen:
         blocks.append(Table(("chosen key", "value", "because"), chosen, words=3))

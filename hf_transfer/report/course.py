@@ -14,6 +14,7 @@ from hf_transfer.report.figures import svg
 from hf_transfer.report.plots import RateMap
 from hf_transfer.report.run_files import RunFiles
 from hf_transfer.report.words import NOTHING, count, number, rates, seconds, size
+from hf_transfer.run_folder import refitted
 
 _COLUMNS = 160  # of the map of learning rates
 
@@ -133,6 +134,11 @@ def _stopped(run: RunFiles) -> list[Block]:
         lines.append(f"Saved: the weights of the best evaluation, step {count(kept['step'])}.")
     elif kept.get("weights") == "solution":
         lines.append("Saved: the head that was solved for, on the backbone as it was.")
+        if again := refitted(run.results):
+            lines.append(
+                f"It was solved for again on all {count(again['examples'])} examples (refit); the validation metrics "
+                "are of the head before, on average a little worse."
+            )
     elif kept.get("weights") == "last":
         lines.append(f"Saved: the last weights, step {count(kept['step'])}.")
     if budget.get("seconds") is not None:

@@ -29,12 +29,8 @@ def mistakes(run: RunFiles) -> list[Block] | None:
     shown = cards(run)
     if not shown:
         return None
-    what = (
-        "The answers that are furthest off"
-        if run.problem_type == REGRESSION
-        else "The wrong answers with the highest loss"
-    )
-    lines = [f"{what} on {run.split}. {ERRORS} has all of them."]
+    what = "answers that are furthest off" if run.problem_type == REGRESSION else "wrong answers with the highest loss"
+    lines = [f"The {what} on {run.split}. {ERRORS} has all of them."]
     if any(card.near for card in shown):
         lines.append("Next to each, the training examples that the pretrained model finds most similar.")
     if any(card.picture is None and not card.text for card in shown):
@@ -127,7 +123,8 @@ def _inputs(row: Mapping[str, str]) -> list[str]:
 def _issue(row: Mapping[str, str]) -> Card:
     """A label of a picture, which is shown if its file is still there."""
     path = next(iter(_inputs(row)), "")
-    lines = [("given", row["given"]), ("suggested", row["suggested"]), (row["verdict"], row["probability"])]
+    lines = [("given", row["given"]), ("suggested", row["suggested"]), ("probability", row["probability"])]
+    lines.append(("verdict", row["verdict"]))
     return Card(path or row["place"], lines, data_url(path, _SIDE) if path else None)
 
 
@@ -138,10 +135,10 @@ def inputs(run: RunFiles) -> list[Block] | None:
         return None
     is_text = run.results.get("task") == "text-classification"
     about = "tokens of training texts" if is_text else "training images, augmented and cropped; one row per image"
-    return [Picture(_smaller(path), about), Text(f"What the model read: {about}.", "muted")]
+    return [Picture(small_picture(path), about), Text(f"What the model read: {about}.", "muted")]
 
 
-def _smaller(path: Path) -> str:
+def small_picture(path: Path) -> str:
     """A picture as a data URL, small enough for a page."""
     from PIL import Image
 

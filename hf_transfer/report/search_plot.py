@@ -39,6 +39,7 @@ def draw(dots: Sequence[Dot], metric: str) -> bytes:
     """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     names = list(dots[0].settings)
     columns = min(3, len(names))
@@ -63,6 +64,9 @@ def draw(dots: Sequence[Dot], metric: str) -> bytes:
             axes.margins(x=0.2)
         elif min(places) > 0 and max(places) > _WIDE * min(places):
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        elif all(isinstance(value, int) for value in values):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(name)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

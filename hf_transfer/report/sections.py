@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.errors import one_line
-from hf_transfer.report import about, answers, course, examples, probabilities
+from hf_transfer.report import about, answers, course, examples, other_data, probabilities
 from hf_transfer.report.blocks import Block, Text
 from hf_transfer.report.run_files import RunFiles
 
@@ -39,6 +39,8 @@ SECTIONS = (
     Section("thresholds", "Thresholds", probabilities.thresholds),
     Section("mistakes", "Mistakes", examples.mistakes),
     Section("labels", "Labels that look wrong", examples.label_issues),
+    Section("domains", "Distance to the target domain", other_data.domains),
+    Section("forgetting", "What became of the old task", other_data.forgetting),
     Section("inputs", "What the model saw", examples.inputs),
     Section("data", "Data", examples.data),
     Section("cost", "Cost", about.cost),

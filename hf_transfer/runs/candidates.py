@@ -206,5 +206,7 @@ class Judge:
             raise UserError(
                 f"RUN: {run.as_posix()!r} trained on {seen:,} of the {len(self.held_out.examples):,} validation "
                 "examples that the average is judged on.",
-                "Train all runs with the same validation split: the same data_seed, or validation_file.",
+                "Train the runs with refit: false."
+                if record.refitted
+                else "Train all runs with the same validation split: the same data_seed, or validation_file.",
             )

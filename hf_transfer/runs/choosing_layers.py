@@ -21,7 +21,7 @@ from hf_transfer.models import pooling_layer
 from hf_transfer.models.pooling_architectures import head_states
 from hf_transfer.objectives.losses import make_loss
 from hf_transfer.runs import choosing_pooled
-from hf_transfer.runs.choosing_pooled import LAST
+from hf_transfer.runs.choosing_pooled import AVERAGE, LAST
 from hf_transfer.runs.frozen_pass import LEAST_BATCH
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, has_new_head, keeps_head, unsolvable
@@ -39,6 +39,8 @@ def check(prepared: Prepared) -> None:
     pooling, name = prepared.config.model.pooling, prepared.config.model.pooling_layer
     if name not in (None, "auto", LAST) and pooling in OWN:
         raise UserError(f"{name!r} is only for pooling: mean, max or auto.", "Add pooling: mean.", key="pooling_layer")
+    if name == AVERAGE and pooling == "auto":
+        raise UserError("'average' is only for pooling: mean or max.", "Add pooling: mean.", key="pooling_layer")
     if pooling in OWN:
         return
     reason = _no_pooling(prepared)
@@ -55,7 +57,8 @@ def check(prepared: Prepared) -> None:
 
 def is_standard(prepared: Prepared) -> bool:
     """Whether the architecture itself can read what is wanted: the mean over the tokens, of some text encoders."""
-    if prepared.task.mixes or prepared.config.model.pooling == "max":
+    keys = prepared.config.model
+    if prepared.task.mixes or keys.pooling == "max" or keys.pooling_layer == AVERAGE:
         return False
     return not pooling_layer.refusal(prepared.loaded.model)
 

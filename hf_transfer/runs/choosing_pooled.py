@@ -27,7 +27,7 @@ from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.solvable import groups_of, has_adapter, keeps_head
 
-LAST = "last"
+LAST, AVERAGE = "last", "average"  # values of `pooling_layer` besides names
 OWN = (HEAD, HEAD_INPUT)  # cell of the features: what the head reads as the model is made
 MARGIN = 2.0  # standard errors by which a head that plain transformers cannot load must be better
 
@@ -85,12 +85,7 @@ def candidates(prepared: Prepared, pooling: str, only: str | None) -> tuple[list
     layers = layers_of(prepared)
     if reason := head_refusal(prepared.loaded.model, layers.groups):
         return [], reason
-    if only:
-        names = [name_of(layers.groups, only)]
-    else:
-        have = [group.name for group in layers.groups[1:-1] if group.name in layers.places.by_group]
-        counts = [layers.places.channels(name) for name in have]
-        names = [n for n, one, after in zip(have, counts, [*counts[1:], None], strict=True) if not one or one != after]
+    names = [name_of(layers.groups, only)] if only else _comparable(layers)
     wanted = (CLS, MEAN) if pooling == "auto" else (pooling,)
     found = [
         (name, one)
@@ -100,6 +95,29 @@ def candidates(prepared: Prepared, pooling: str, only: str | None) -> tuple[list
         if one in wanted
     ]
     return found, "" if found else f"no layer has a {pooling} token"
+
+
+def _comparable(layers: Layers) -> list[str]:
+    """Names of the groups above the stem, of convolutional ones in a row with as many channels the last."""
+    have = [group.name for group in layers.groups[1:-1] if group.name in layers.places.by_group]
+    counts = [layers.places.channels(name) for name in have]
+    return [n for n, one, after in zip(have, counts, [*counts[1:], None], strict=True) if not one or one != after]
+
+
+def averaged(layers: Layers, pooling: str) -> list[str]:
+    """Names of the groups on whose pooled outputs heads are averaged: the upper half of those that can be compared.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    names = [name for name in _comparable(layers) if pooling in layers.places.poolings(name)]
+    names = names[(len(names) - 1) // 2 :]
+    if len(names) > 1 and names[-1] == layers.groups[-2].name:
+        return names
+    reason = layers.places.refused.get(layers.groups[-2].name) or f"fewer than two layers have a {pooling}"
+    raise UserError(
+        f"average cannot be had with this model: {reason}.", "Name one layer, or leave it out.", key="pooling_layer"
+    )
 
 
 def acceptable(prepared: Prepared) -> Callable[[str, str], bool]:
@@ -145,12 +163,14 @@ def name_of(groups: tuple[LayerGroup, ...], wanted: str | None) -> str:
         UserError: there is no such group.
     """
     names = [group.name for group in groups[:-1]]
+    if wanted == AVERAGE:  # the upper half, of which this is the top
+        wanted = LAST
     if wanted in (None, "auto", LAST):
         return names[-1]
     if wanted not in names:
         raise UserError(
             f"there is no layer group {wanted!r} below the head.",
-            f"Use last, auto, or one of {', '.join(names)}.{nearest(str(wanted), names)}",
+            f"Use last, auto, average, or one of {', '.join(names)}.{nearest(str(wanted), [*names, AVERAGE])}",
             key="pooling_layer",
         )
     return str(wanted)
@@ -165,7 +185,9 @@ def read(prepared: Prepared, is_resumed: bool) -> tuple[Prepared, PooledChange |
     model, keys = prepared.loaded.model, prepared.config.model
     layers, pooling = layers_of(prepared), str(keys.pooling)
     name = name_of(layers.groups, keys.pooling_layer)
-    if reads(model, layers.places, layers.batch, name, pooling):
+    averages = keys.pooling_layer == AVERAGE
+    wanted = averaged(layers, pooling) if averages else [name]
+    if not averages and reads(model, layers.places, layers.batch, name, pooling):
         return prepared, None
     reason = refusal(prepared)
     if has_adapter(prepared):
@@ -174,7 +196,7 @@ def read(prepared: Prepared, is_resumed: bool) -> tuple[Prepared, PooledChange |
         reason = "the checkpoint's head was trained on what it reads now"
     if reason:
         raise UserError(f"{pooling} cannot be had with this model: {reason}.", "Leave pooling out.", key="pooling")
-    if name == layers.groups[-2].name and set_timm_pooling(model, pooling):
+    if not averages and name == layers.groups[-2].name and set_timm_pooling(model, pooling):
         if reads(model, *places_of(model, groups_of(prepared), *examples(prepared)), name, pooling):
             return prepared, PooledChange(type(model).__name__, pooling, name, (), True, 0.0)
         raise UserError(
@@ -183,11 +205,12 @@ def read(prepared: Prepared, is_resumed: bool) -> tuple[Prepared, PooledChange |
             key="pooling",
         )
     with torch.random.fork_rng(devices=[]):  # says what is wrong before the features are computed
-        read_pooled(model, *layers, name, pooling, tries=True)
-    states = None if is_resumed else features(prepared, [name], (pooling,)).matrix(name, pooling)
-    change = read_pooled(model, *layers, name, pooling)
+        read_pooled(model, *layers, wanted if averages else name, pooling, tries=True)
+    found = None if is_resumed else features(prepared, wanted, (pooling,))
+    change = read_pooled(model, *layers, wanted if averages else name, pooling)
     last = next(module for module in model.modules() if isinstance(module, PooledLinear))
-    if states is not None:  # else the checkpoint holds them
+    if found is not None:  # else the checkpoint holds them
+        states = torch.cat([found.matrix(one, pooling) for one in wanted], 1)
         last.standardize(states.to(last.mean.device))
     return _with_head(prepared), change
 

@@ -18,7 +18,7 @@ from hf_transfer.evaluation import logit_adjustment
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.files import say
 from hf_transfer.models.heads import LINEAR
-from hf_transfer.run_folder import LABEL_ISSUES, REPORT, RUN_FILE
+from hf_transfer.run_folder import LABEL_ISSUES, REPORT, RUN_FILE, refitted
 from hf_transfer.runs.ending import ending
 from hf_transfer.runs.result import Result
 from hf_transfer.settings import COMMAND_LINE_ONLY, Config
@@ -72,7 +72,8 @@ def _next_commands(result: Result, task: Task, config: Config, inputs: tuple[str
         code = f"from hf_transfer import Predictor as P; print(P.load({json.dumps(str(folder))}).predict([('a', 'b')]))"
         yield f"{python} -c {shlex.quote(code)}   # answers pairs of texts"
     if config.data.dataset_name != IN_MEMORY:  # else no file says where the data is
-        yield f"{ours} evaluate {where}{trusts}   # these metrics again; --test_file for others"
+        if result.results["metrics_split"] == "test" or not refitted(result.results):  # else nothing is held out
+            yield f"{ours} evaluate {where}{trusts}   # these metrics again; --test_file for others"
         recipe, again = shlex.quote(str(folder / RUN_FILE)), shlex.quote(f"{folder}-again")
         flags = "".join(f" --{name}" for name in COMMAND_LINE_ONLY if config.values[name])
         yield f"{ours} train --config {recipe} --output_dir {again}{flags}   # repeats the run"

@@ -73,14 +73,16 @@ _FOUND = (
 )
 
 
-def reasons(config: Config, chosen: Mapping[str, str], trainer: TransferTrainer, calibrates: str) -> dict[str, str]:
+def reasons(
+    config: Config, chosen: Mapping[str, str], trainer: TransferTrainer, asked: Mapping[str, str]
+) -> dict[str, str]:
     """Why a run has the values of the keys that were not given, by key, for `run.yaml`.
 
     Args:
         config: of the run, with what was chosen.
         chosen: reasons of what `strategy: auto` chose.
         trainer: with a resolved plan.
-        calibrates: the reason of what `calibrate: auto` came to.
+        asked: reasons of what `auto` of other keys came to, `calibrate` for one.
     """
     values, args, steps = config.values, trainer.args, trainer.num_steps
     why = dict.fromkeys(_FOUND, "found in the data") | {
@@ -97,7 +99,6 @@ def reasons(config: Config, chosen: Mapping[str, str], trainer: TransferTrainer,
     why = {name: reason for name, reason in why.items() if name not in config.given}
     why = {name: reason for name, reason in why.items() if values[name] != keys()[name].default}
     decided = {name: trainer.choices[name].why for name in DECIDABLE if getattr(args, name) == "auto"}
-    if args.calibrate == "auto":
-        decided["calibrate"] = calibrates
+    decided |= {name: reason for name, reason in asked.items() if getattr(args, name) == "auto"}
     decided |= chosen
     return why | {name: reason or _UNSAID.get(name, "what auto comes to") for name, reason in decided.items()}

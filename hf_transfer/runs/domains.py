@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hf_transfer.analysis.domain_distance import FEWEST, Distance, before_in_words, distance, plane
+from hf_transfer.analysis.domain_distance import FEWEST, Distance, distance, plane
 from hf_transfer.config.arguments.adaptation import aligns_frozen
 from hf_transfer.data.augment import EXAMPLE
 from hf_transfer.errors import UserError, WorkFailed, one_line
 from hf_transfer.features.layouts import MEAN
 from hf_transfer.files import say, write_bytes
 from hf_transfer.layers.architectures import HEAD
+from hf_transfer.objectives.adaptation.distance_in_words import before_in_words
 from hf_transfer.report.domain_plot import draw
 from hf_transfer.run_folder import DOMAINS_PNG
 from hf_transfer.runs.frozen_pass import frozen_pass

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hf_transfer.analysis.domain_distance import both_in_words
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
+from hf_transfer.objectives.adaptation import outcome
+from hf_transfer.objectives.adaptation.distance_in_words import both_in_words
+from hf_transfer.run_folder import refitted
 from hf_transfer.training.pace import exactly
 
 _ALL_CLASSES = 10  # up to so many, the recall of every class is printed
@@ -28,8 +30,10 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Most frequent errors: {', '.join(shown)}"
     yield from _budget(results)
     yield from _forgotten(results.get("forgetting"))
+    yield from outcome.lines(results)
     yield from filter(None, [both_in_words((results.get("domain_adaptation") or {}).get("distance"))])
     yield from _kept(results["kept"])
+    yield from _refit(results)
     if ema := results.get("ema"):  # a run of an earlier version has no such entry
         yield f"These weights, and all that were evaluated, are averages over the steps (ema_decay: {ema['decay']:g})"
 
@@ -114,6 +118,18 @@ def _kept(kept: Mapping[str, Any] | None) -> Iterator[str]:
             f"epoch {drop['best_epoch']:.2f} to {drop['value']:.4f}, by more than chance explains on "
             f"{drop['examples']:,} examples. Save the best weights with {flags}, or lower learning_rate."
         )
+
+
+def _refit(results: Mapping[str, Any]) -> Iterator[str]:
+    """What the saved head was solved for on, where that is more than what was measured; see `runs.refitting`."""
+    if not (again := refitted(results)):
+        return
+    first = again["examples"] - again["held_out"]
+    which = "validation_metrics" if results["metrics_split"] == "test" else "all metrics above"
+    yield (
+        f"It was solved for again on all {again['examples']:,} examples (refit); {which} are of the head of the "
+        f"{first:,} training examples, on average a little worse"
+    )
 
 
 def _budget(results: Mapping[str, Any]) -> Iterator[str]:

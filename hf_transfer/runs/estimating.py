@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import set_seed
 
+from hf_transfer.config.arguments.adaptation import DANN, METHODS, NONE
+from hf_transfer.runs import adaptation_choice
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.machine import quiet_libraries
@@ -46,6 +48,8 @@ def estimate(config: Config, among: Shared | None = None) -> Estimate:
     Raises:
         UserError: as `run` does before it trains.
     """
+    if adaptation_choice.is_asked(config):
+        return _of_candidates(config, among)
     began = time.perf_counter()
     set_seed(config.training.seed)
     config = with_price(with_decisions(config, {"push_to_hub": False}))
@@ -57,3 +61,13 @@ def estimate(config: Config, among: Shared | None = None) -> Estimate:
         args, seconds = trainer.args, trainer.time_budget.expected()
     price = price_here(prepared.config.training, args.device.type)
     return Estimate(preparing, seconds, None if price is None else price * args.world_size)
+
+
+def _of_candidates(config: Config, among: Shared | None) -> Estimate:
+    """All candidates of `domain_adaptation: auto`: one on the source alone, the others as long as the longest."""
+    shared = adaptation_choice.shared_by_candidates(among)
+    alone, paired = (estimate(adaptation_choice.candidate(config, one), shared) for one in (NONE, DANN))
+    count, training = len(METHODS), None
+    if alone.training is not None and paired.training is not None:
+        training = alone.training + count * paired.training
+    return Estimate(alone.preparing + count * paired.preparing, training, alone.usd_per_hour)

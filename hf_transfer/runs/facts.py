@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import EvalPrediction
 
@@ -15,7 +15,7 @@ from hf_transfer.data.splits import Data
 from hf_transfer.evaluation import conformal
 from hf_transfer.evaluation.by_class import most_confused, named
 from hf_transfer.evaluation.diagnostics import Change, diagnose
-from hf_transfer.evaluation.measure import held_out_metrics, without_speed
+from hf_transfer.evaluation.measure import held_out_metrics, metrics_of_prediction, without_speed
 from hf_transfer.evaluation.scores import Array
 from hf_transfer.evaluation.standing import against_baseline
 from hf_transfer.evaluation.thresholds import logits_of
@@ -30,31 +30,56 @@ from hf_transfer.training.trainer import TransferTrainer
 _VERSIONS = ("torch", "transformers", "accelerate", "datasets", "peft", "timm", "torchvision")
 
 
+class Validated(NamedTuple):
+    """What was measured on the validation split.
+
+    Attributes:
+        metrics: by name.
+        prediction: logits and labels.
+        kept: which weights they are of.
+    """
+
+    metrics: dict[str, float]
+    prediction: EvalPrediction
+    kept: dict[str, Any] | None
+
+
+def validated(trainer: TransferTrainer, problem_type: str) -> Validated:
+    """Metrics of the trained model on the validation split.
+
+    The model's configuration gets the scores of the validation split that prediction sets are made from.
+    """
+    values, prediction = _evaluated(trainer)
+    if problem_type == SINGLE_LABEL:
+        record = conformal.record_of(logits_of(prediction.predictions), prediction.label_ids)
+        setattr(trainer.model.config, conformal.ENTRY, record)
+    compared = trainer.course.compare(prediction) if trainer.course else None
+    return Validated(values, prediction, kept(trainer, problem_type, values, compared))
+
+
 def measured(
     trainer: TransferTrainer,
     prepared: dict[str, Any],
     data: Data,
+    validation: Validated,
     seen: Callable[[str, Any, Any], None] | None = None,
     change: Change | None = None,
 ) -> dict[str, Any]:
     """Metrics of the held-out splits; intervals, the baseline and the classes for the one that counts.
 
-    The model's configuration gets the scores of the validation split that prediction sets are made from.
-
     Args:
-        trainer: with the trained model.
+        trainer: with the saved model.
         prepared: prepared examples by split.
         data: with encoded labels.
+        validation: what was measured on the validation split; it counts where there is no test split.
         seen: is given the name of the split that counts, its (examples, outputs) logits and its labels.
         change: what was done to the logits after training; None for nothing.
     """
     problem_type, names = data.labels.problem_type, data.labels.names
-    validation, prediction = _validated(trainer)
-    if problem_type == SINGLE_LABEL:
-        record = conformal.record_of(logits_of(prediction.predictions), prediction.label_ids)
-        setattr(trainer.model.config, conformal.ENTRY, record)
-    split = "test" if "test" in prepared else "validation"
-    held_out = held_out_metrics(trainer, prepared[split], problem_type)
+    if "test" in prepared:
+        split, held_out = "test", held_out_metrics(trainer, prepared["test"], problem_type)
+    else:
+        split, held_out = "validation", metrics_of_prediction(trainer, *validation[:2], problem_type)
     if seen is not None:
         seen(split, held_out["logits"], held_out["labels"])
     baseline = against_baseline(
@@ -69,14 +94,14 @@ def measured(
     return {
         "metrics": held_out["metrics"],
         "metrics_split": split,
-        "validation_metrics": validation,
+        "validation_metrics": validation.metrics,
         "intervals": held_out["intervals"],
         "baseline": baseline,
         "per_class": named(names, held_out["per_class"]),
         "confusion": held_out["confusion"],
         "diagnostics": diagnose(problem_type, names, held_out["logits"], held_out["labels"], change),
         "confusions": [{"true": names[i], "predicted": names[j], "count": n} for i, j, n in confusions],
-        "kept": kept(trainer, problem_type, validation, trainer.course.compare(prediction) if trainer.course else None),
+        "kept": validation.kept,
     }
 
 
@@ -84,7 +109,7 @@ def _labels(split: Any) -> Array:
     return split.with_format("numpy", columns=[LABELS])[LABELS][:]
 
 
-def _validated(trainer: TransferTrainer) -> tuple[dict[str, float], Any]:
+def _evaluated(trainer: TransferTrainer) -> tuple[dict[str, float], Any]:
     """(metrics of the validation split, logits and labels) from one evaluation."""
     own, seen = trainer.compute_metrics, list[Any]()
 

@@ -37,7 +37,7 @@ from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.earlier import Earlier, equip, read_earlier
 from hf_transfer.runs.machine import check_disk, choose_loader
 from hf_transfer.runs.shared import Shared
-from hf_transfer.runs.target import Target, read_target
+from hf_transfer.runs.target import Target, drawn, read_target
 from hf_transfer.settings import Config
 from hf_transfer.tasks import choose_task
 from hf_transfer.tasks.base import Task
@@ -128,6 +128,8 @@ def prepare(config: Config, among: Shared | None = None) -> Prepared:
     )
     found = find_labels(splits, inputs, keys, checkpoint=partial(names_in_checkpoint, config.model))
     labels = infer_labels(found.splits["train"], found.name, keys.problem_type, skips, found.entries)
+    if among is not None:
+        among.check(labels.problem_type)
     target = read_target(config, task, inputs, keys.label_column_name or found.name, labels, splits["train"])
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)
@@ -161,7 +163,7 @@ def prepare(config: Config, among: Shared | None = None) -> Prepared:
         backbone=backbone_facts(loaded.model, loaded.fresh, config.model.from_scratch),
         earlier=read_earlier(config, task, data, loaded, processor),
         target=target,
-        measured="test" if data.test is not None and among is None else "validation",
+        measured="test" if data.test is not None and (among is None or not among.leaves_test) else "validation",
         store=None if among is None else among.store,
     )
 
@@ -282,11 +284,13 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
             train_dataset=train,
             eval_dataset=validation,
             labeled_targets=0 if target is None else len(train) - len(prepared.data.train),
-            target_dataset=target and target.prepared(prepared.task, prepared.processor, prepared.config.data, chance),
+            target_dataset=drawn(target, prepared.config, prepared.task, prepared.processor, chance),
             processing_class=prepared.processor,
             data_collator=collator(prepared.task, prepared.processor, prepared.config.data, labels, chance),
             compute_metrics=course.watching(lambda p: metrics_of(labels.problem_type, p, args.metric_for_best_model)),
         )
+        if target is not None and trainer.self_training is not None:
+            trainer.self_training.plain = target.plain(prepared.task, prepared.processor, prepared.config.data)
         if is_adapted(trainer.model) and not is_adapted(prepared.loaded.model):  # plain peft reads it there
             trainer.model.active_peft_config.revision = prepared.loaded.revision
         course.trainer = trainer

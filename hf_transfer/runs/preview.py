@@ -11,8 +11,9 @@ from hf_transfer.adapters.attach import attach
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.expected import Expected
-from hf_transfer.analysis.pace import COMPILE_ANYWAY
+from hf_transfer.analysis.pace import COMPILE_ANYWAY, Pace
 from hf_transfer.analysis.prices import Prices, read_prices
+from hf_transfer.config.arguments.adaptation import DANN, NONE
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.config.arguments.stopping import budget_seconds
 from hf_transfer.data.labels import Labels
@@ -25,6 +26,7 @@ from hf_transfer.models.source import read_config
 from hf_transfer.plan.make import make_plan
 from hf_transfer.plan.plan import Plan
 from hf_transfer.report.depth_map import DepthMap, depth_map
+from hf_transfer.runs import adaptation_choice, refitting
 from hf_transfer.runs.announce import Advice, advise, announce
 from hf_transfer.runs.budgeting import budget_of, budget_of_model
 from hf_transfer.runs.calibrating import choose as choose_calibration
@@ -149,6 +151,9 @@ def plan_only(config: Config, talks: bool = True, preview: str | None = None, pr
 
 def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Prices) -> Planned:
     """What `run` prepares, up to the first step."""
+    alone = None
+    if is_auto := adaptation_choice.is_asked(config):
+        alone, config = _alone(config), adaptation_choice.candidate(config, DANN)
     prepared = choose(prepare(config))
     config = prepared.config
     splits = prepare_splits(prepared)
@@ -172,10 +177,11 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         advice.rates.append(line)
         if talks:
             say(f"Warning: {line}")
+    several = adaptation_choice.cost(alone, here) if is_auto else ""
     searches = search_note(config, here)
-    if searches and talks:
-        say(searches)
-    if (line := choose_calibration(trainer, prepared.loaded.labels.problem_type).line()) and talks:
+    calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type).line()
+    refits = refitting.line(refitting.choose(prepared, trainer), prepared, trainer)
+    for line in filter(None, [searches, several, calibrates, refits]) if talks else ():
         say(line)
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
     if expected is not None and talks:
@@ -192,7 +198,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         depth_map=depth_map(trainer.plan, trainer.layer_groups, run_schedule(config.training, num_steps), num_steps),
         notes=[
             *prepared.notes,
-            *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits), searches]),
+            *filter(None, [trainer.choices["batchnorm"].line(), _contrast_note(config, splits), searches, several]),
         ],
         examples={name: len(split) for name, split in prepared.data.splits.items()},
         data_facts=prepared.facts.to_dict(),
@@ -205,6 +211,20 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
         rule=prepared.chosen.rule,
         domain_distance=domains.to_dict() if domains else None,
     )
+
+
+def _alone(config: Config) -> Pace | None:
+    """The pace of the candidate of `domain_adaptation: auto` that is trained on the source alone.
+
+    Raises:
+        UserError: the data has not one class per example.
+    """
+    prepared = choose(prepare(adaptation_choice.candidate(config, NONE), adaptation_choice.shared_by_candidates()))
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    trainer.boundary.decide()
+    trainer.resolve_plan()
+    return measure(prepared, trainer, splits)
 
 
 def _contrast_note(config: Config, splits: dict[str, Any]) -> str:

@@ -57,5 +57,8 @@ def _draw_batch(prepared: Prepared, trainer: TransferTrainer, train: Any, folder
     if isinstance(train, Stream):
         return
     beside, labels = folder / f".{TRAIN_BATCH_PNG}", prepared.loaded.labels
-    if draw_batch(beside, train, trainer.data_collator, prepared.processor, labels, prepared.chance):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of a label or token, drawn as a box
+        is_drawn = draw_batch(beside, train, trainer.data_collator, prepared.processor, labels, prepared.chance)
+    if is_drawn:
         beside.replace(folder / TRAIN_BATCH_PNG)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_transfer import run_folder
 from hf_transfer.data.locate import in_words
+from hf_transfer.data.record import Record
 from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.evaluation.mistakes import confusion_frame
@@ -17,6 +18,7 @@ from hf_transfer.plan.plan import Plan
 from hf_transfer.report import page
 from hf_transfer.report import result_figures as report
 from hf_transfer.report.run_files import RunFiles
+from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.saving import probe, save_model
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -40,6 +42,31 @@ class Result:
     trainer: TransferTrainer
     predictor: Predictor
     push_error: WorkFailed | None = None
+
+    @classmethod
+    def of(cls, prepared: Prepared, trainer: TransferTrainer, output_dir: Path, results: dict[str, Any]) -> Result:
+        """What a run that has written its files offers.
+
+        Args:
+            prepared: the run's data.
+            trainer: with the trained model.
+            output_dir: the run's folder.
+            results: what `results.json` holds.
+        """
+        config, args = prepared.config, prepared.config.training
+        predictor = Predictor(
+            task=prepared.task,
+            model=trainer.model,
+            processor=prepared.processor,
+            labels=prepared.loaded.labels,
+            data=config.data,
+            batch_size=args.per_device_eval_batch_size,
+            precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
+            seed=config.split_seed,
+            record=Record.load(output_dir / run_folder.EXAMPLES),
+            folder=output_dir,
+        )
+        return cls(output_dir, results, trainer.plan, trainer, predictor)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,30 +13,28 @@ from transformers import set_seed
 
 from hf_transfer.adapters.attach import is_adapted
 from hf_transfer.data.labels import MULTI_LABEL
-from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, WorkFailed
+from hf_transfer.errors import WorkFailed
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
-from hf_transfer.inference.predictor import Predictor
+from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.objectives.fisher import Fisher
-from hf_transfer.run_folder import EXAMPLES, FISHER, RESULTS, RUN_FILE
-from hf_transfer.runs import adjusting, saving
+from hf_transfer.run_folder import FISHER, RESULTS, RUN_FILE
+from hf_transfer.runs import adaptation_choice, adjusting, refitting, saving
+from hf_transfer.runs.adapted import adapted
 from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
 from hf_transfer.runs.calibrating import choose as choose_calibration
 from hf_transfer.runs.choosing import choose
-from hf_transfer.runs.conclusion import conclude
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.decisions import reasons, with_choices, with_decisions
-from hf_transfer.runs.domains import KEY as DOMAINS
 from hf_transfer.runs.domains import Domains, domains_of
 from hf_transfer.runs.earlier import add_fisher
 from hf_transfer.runs.errors import write_errors
 from hf_transfer.runs.expecting import expected_of
-from hf_transfer.runs.facts import base_of, facts_of, measured
+from hf_transfer.runs.facts import base_of, facts_of, measured, validated
 from hf_transfer.runs.finding_rate import Found, find_rate
 from hf_transfer.runs.forgetting import Watching, watch
 from hf_transfer.runs.label_issues import write_label_issues
@@ -55,6 +52,8 @@ from hf_transfer.runs.neighbors import Nearest, neighbors_of
 from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
+from hf_transfer.runs.publishing import publish
+from hf_transfer.runs.refitting import refit
 from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
@@ -107,13 +106,17 @@ def run(config: Config, among: Shared | None = None) -> Result:
         UserError: the keys, the model or the data are not right, before anything is trained.
         WorkFailed: training, or a check of what it left, failed.
     """
+    if adaptation_choice.is_asked(config):
+        return adaptation_choice.run_auto(config, run, among)
     with quiet_libraries(config.training), own_threads():
         ready = _prepare(config, among)
         _train(ready)
         result = _finish(ready)
         if among is None:
             write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
-    return _publish(ready, result)
+    if ready.trainer.is_world_process_zero():
+        publish(result, ready.prepared, ready.target, ready.talks)
+    return result
 
 
 @dataclass
@@ -130,11 +133,13 @@ class _Ready:
         talks: whether the run reports its progress.
         preflight: what was tried before training; None without `preflight`.
         calibrates: what `calibrate` came to.
+        refits: what `refit` came to.
         found: what the frozen features say of the labels and of the accuracy to expect, for `results.json`.
         watching: measures what the model forgets; None without `forgetting_dataset_name`.
         nearest: the training examples nearest to those that the run is measured on.
         domains: source and target before training; None without domain adaptation.
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
+        selection: what it was chosen from (`adaptation_choice`); None of a run that was not.
         fisher: information of `ewc_dataset_name`, for the run's folder.
     """
 
@@ -147,12 +152,14 @@ class _Ready:
     talks: bool
     preflight: Preflight | None = None
     calibrates: Choice = OFF
+    refits: Choice = OFF
     found: dict[str, Any] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
     domains: Domains | None = None
     range_test: Found | None = None
     fisher: Fisher | None = None
     watching: Watching | None = None
+    selection: dict[str, Any] | None = None
 
 
 def _prepare(config: Config, among: Shared | None) -> _Ready:
@@ -190,7 +197,10 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         talks=not is_silent(args),
         range_test=range_test,
         fisher=fisher,
+        selection=among.selection if among else None,
     )
+    if among is not None and among.keeps_last:
+        trainer.add_callback(adaptation_choice.KeepLast())
     replace_progress(trainer, output_dir, ready.talks)
     for watcher in among.watchers if among else ():
         trainer.add_callback(watcher)
@@ -204,7 +214,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     with removed_if_empty(output_dir, is_new):
         if checkpoint is None:
             check_compilation(prepared, trainer, splits)
-        _try(ready)
+        _try(ready, among)
     if trainer.is_world_process_zero():
         _open_folder(ready)
     issues = write_label_issues(ready.prepared, trainer, output_dir, checkpoint, ready.talks)
@@ -218,10 +228,11 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     return ready
 
 
-def _try(ready: _Ready) -> None:
-    """The preflight, and whether the model can be calibrated."""
+def _try(ready: _Ready, among: Shared | None) -> None:
+    """The preflight, and whether the model can be calibrated and its head solved for again."""
     prepared, trainer = ready.prepared, ready.trainer
     adjusting.check(trainer, prepared.loaded.labels.problem_type)
+    ready.refits = refitting.choose(prepared, trainer, is_one_of_several=among is not None)
     if trainer.args.preflight:
         ready.preflight = try_run(prepared, trainer, ready.splits, ready.output_dir)
     ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
@@ -239,22 +250,25 @@ def _open_folder(ready: _Ready) -> None:
     if ready.fisher is not None:
         ready.fisher.save(folder / FISHER)
     _write_run_file(ready)
-    saving.record_examples(prepared, folder, is_resumed=resumes)
+    saving.record_examples(prepared, folder, is_resumed=resumes, refits=ready.refits.value)
 
 
 def _write_run_file(ready: _Ready) -> None:
     prepared = ready.prepared
-    config = replace(prepared.config, values=prepared.config.values | {"calibrate": ready.calibrates.value})
+    asked = {"calibrate": ready.calibrates, refitting.KEY: ready.refits}
+    own = {name: choice.value for name, choice in asked.items()}
+    config = replace(prepared.config, values=prepared.config.values | own)
     ready.prepared = replace(prepared, config=config)
     chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
-    why = reasons(config, chosen, ready.trainer, ready.calibrates.why)
+    why = reasons(config, chosen, ready.trainer, {name: choice.why for name, choice in asked.items()})
     write_text(ready.output_dir / RUN_FILE, config.to_yaml(why))
 
 
 def _said_before(ready: _Ready) -> list[str]:
     """What is said after the preflight."""
+    refits = refitting.line(ready.refits, ready.prepared, ready.trainer)
     lines = ready.preflight.lines() if ready.preflight else []
-    return [*lines, *filter(None, [ready.calibrates.line()])]
+    return [*lines, *filter(None, [ready.calibrates.line(), refits])]
 
 
 def _train(ready: _Ready) -> None:
@@ -269,18 +283,16 @@ def _finish(ready: _Ready) -> Result:
     """Evaluate the saved model, check that it reloads, and write what is known about the run."""
     prepared, trainer, output_dir = ready.prepared, ready.trainer, ready.output_dir
     config, task, labels, args = prepared.config, prepared.task, prepared.loaded.labels, prepared.config.training
-    calibration = _calibrate(ready)
-    adjustment = adjusting.adjust(trainer, ready.splits["validation"], output_dir)
+    calibration, held_out = _calibrate(ready), ready.splits["validation"]
+    adjustment = adjusting.adjust(trainer, held_out, output_dir)
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
-        tune_thresholds(trainer, ready.splits["validation"])
-    results = measured(
-        trainer,
-        ready.splits,
-        prepared.data,
-        partial(write_errors, prepared, trainer, ready.nearest),
-        change_of(calibration, adjustment),
-    )
+        tune_thresholds(trainer, held_out)
+    validation = validated(trainer, labels.problem_type)
+    refitted = refit(trainer, held_out, output_dir, calibration, adjustment) if ready.refits.value else None
+    write, change = partial(write_errors, prepared, trainer, ready.nearest), change_of(calibration, adjustment)
+    results = measured(trainer, ready.splits, prepared.data, validation, write, change)
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
+    results[refitting.KEY] = refitting.results_of(ready.refits, refitted)
     results["calibrate"] = ready.calibrates.to_dict()
     results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
     results[adjusting.KEY] = {**adjustment.to_dict(), "split": "validation"} if adjustment else None
@@ -289,13 +301,11 @@ def _finish(ready: _Ready) -> Result:
     results["preflight"] = ready.preflight.to_dict() if ready.preflight else None
     forgotten = ready.watching.finish(output_dir) if ready.watching else None
     results |= ready.found | {NEAREST: ready.nearest.to_dict(), "forgetting": forgotten}
-    if ready.domains is not None:
-        results[DOMAINS] = {**(results.get(DOMAINS) or {}), "distance": ready.domains.finish(output_dir)}
-    base = base_of(config, trainer.model)
+    results[outcome.KEY] = adapted(prepared, trainer, ready.splits["validation"], ready.selection, ready.domains)
     results["card"] = card.facts(
         config.values,
         prepared.data,
-        base,
+        base_of(config, trainer.model),
         results["metrics_split"],
         model_origin=prepared.loaded.origin,
         data_origin=prepared.source.origin,
@@ -306,19 +316,7 @@ def _finish(ready: _Ready) -> Result:
         write_json(output_dir / RESULTS, results)
         card.write(output_dir)
         saving.forget_replaced(output_dir)
-    predictor = Predictor(
-        task=task,
-        model=trainer.model,
-        processor=prepared.processor,
-        labels=labels,
-        data=config.data,
-        batch_size=args.per_device_eval_batch_size,
-        precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,
-        seed=config.split_seed,
-        record=Record.load(output_dir / EXAMPLES),
-        folder=output_dir,
-    )
-    return Result(output_dir, results, trainer.plan, trainer, predictor)
+    return Result.of(prepared, trainer, output_dir, results)
 
 
 def _calibrate(ready: _Ready) -> Calibration | None:
@@ -334,26 +332,3 @@ def _calibrate(ready: _Ready) -> Calibration | None:
         if ready.trainer.is_world_process_zero():
             _write_run_file(ready)  # a run that repeats this one must not ask for it
         return None
-
-
-def _publish(ready: _Ready, result: Result) -> Result:
-    """Report the result, and push it if it was asked for."""
-    if ready.trainer.is_world_process_zero():
-        if ready.talks:
-            conclude(result, ready.prepared.task, ready.prepared.config, ready.prepared.inputs)
-        if ready.target:
-            result.push_error = _push(result, ready.target, ready.talks)
-    return result
-
-
-def _push(result: Result, target: push.Target, talks: bool) -> WorkFailed | None:
-    """Push a finished run; what went wrong, if anything."""
-    try:
-        with quiet_libraries(result.trainer.args):
-            done = push.push(result.output_dir, target, result.model)
-    except UserError as error:
-        warnings.warn(str(error), stacklevel=2)
-        return WorkFailed(error.message, error.fix)
-    if talks:
-        say("\n".join(done.lines()))
-    return None

@@ -41,9 +41,9 @@ from hf_transfer.training import checkpoints
 from hf_transfer.training.trainer import TransferTrainer
 
 
-def record_examples(prepared: Prepared, output_dir: Path, is_resumed: bool) -> None:
-    """Write what the examples are, before any of them is trained on."""
-    path, record = output_dir / EXAMPLES, Record.of(prepared.data, prepared.config.data)
+def record_examples(prepared: Prepared, output_dir: Path, is_resumed: bool, refits: bool = False) -> None:
+    """Write what the examples are, before any of them is trained on; `refits`: those of the validation split too."""
+    path, record = output_dir / EXAMPLES, Record.of(prepared.data, prepared.config.data, refits)
     earlier = Record.load(path) if is_resumed else None
     (record if earlier is None else record.including(earlier)).save(path)
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from hf_transfer.adapters.attach import is_adapted
-from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.forgetting import PENALTIES
 from hf_transfer.layers.architectures import HEAD
@@ -32,7 +31,7 @@ def begins(config: Config) -> str:
         "head_epochs": True,
         "head_init": values["head_init"] == "probe",
         "contrastive_epochs": values["contrastive_epochs"] > 0,
-        "domain_adaptation": values["domain_adaptation"] != NONE,
+        "domain_adaptation": config.data.target_dataset_name is not None,  # also where it is only looked at
     }
     return next((f"{name}: {values[name]}" for name in asks if asks[name] and name in config.given), "")
 

@@ -48,6 +48,12 @@ class Target:
     labeled: Dataset | None = None
     column: str = ""
 
+    def plain(self, task: Task, processor: Any, args: DataArguments, most: int | None = None) -> Dataset:
+        """The examples as the model takes them, not augmented; at most so many, evenly spread."""
+        count = len(self.examples)
+        some = self.examples if most is None or count <= most else self.examples.select(spread(count, most))
+        return task.prepare(some.remove_columns([ROW]), self.inputs, processor, args)
+
     def prepared(self, task: Task, processor: Any, args: DataArguments, chance: Chance) -> Dataset:
         """The examples as the model takes them, augmented like the source's."""
         return task.prepare_training(self.examples, self.inputs, processor, args, chance)
@@ -86,6 +92,18 @@ def balanced(classes: Sequence[int], count: int) -> list[int]:
     return chosen
 
 
+def drawn(target: Target | None, config: Config, task: Task, processor: Any, chance: Chance) -> Dataset | None:
+    """The target's examples as they are trained on; None where it is only looked at."""
+    if target is None or config.training.domain_adaptation == NONE:
+        return None
+    return target.prepared(task, processor, config.data, chance)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below `count`, evenly spread."""
+    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
+
+
 def read_target(
     config: Config,
     task: Task,
@@ -94,7 +112,7 @@ def read_target(
     labels: Labels,
     source: Dataset,
 ) -> Target | None:
-    """Read the target of a run; None without domain adaptation.
+    """Read the target of a run; None without one.
 
     Args:
         config: of the run.
@@ -107,7 +125,7 @@ def read_target(
     Raises:
         UserError: the target cannot be read, has no examples or other inputs than the source, or is the source.
     """
-    if config.training.domain_adaptation == NONE:
+    if config.data.target_dataset_name is None:
         return None
     keys = replace(
         config.data,

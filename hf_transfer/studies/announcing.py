@@ -8,11 +8,12 @@ from hf_transfer.studies.order import Fixed
 from hf_transfer.studies.question import Question
 from hf_transfer.studies.running import Runner, finished_of
 from hf_transfer.studies.searching import Search, space_rows
+from hf_transfer.studies.space import count_of
 
 
 def announce(order: Fixed | Search, question: Question, runner: Runner) -> Expectation:
     """Say what there is to do, and how long it takes."""
-    for line in _lines(order, question):
+    for line in lines_of(order, question):
         runner.tell(line)
     if len(question.seeds) == 1 and question.against:
         runner.tell("One seed gives no interval, and so no verdict: give several seeds.")
@@ -34,13 +35,15 @@ def announce(order: Fixed | Search, question: Question, runner: Runner) -> Expec
     return expected
 
 
-def _lines(order: Fixed | Search, question: Question) -> list[str]:
+def lines_of(order: Fixed | Search, question: Question) -> list[str]:
+    """What there is to do."""
     seeds = f"seed{'' if len(question.seeds) == 1 else 's'} {', '.join(map(str, question.seeds))}"
     if isinstance(order, Search):
         base = " next to the run as given" if order.first else ""
         earlier = f", {order.begun} of them begun earlier" if order.begun else ""
         more = f"; {', '.join(question.against)} for the best" if question.against else ""
-        lines = [f"Search: {order.trials} trials{base}, {seeds}{earlier}{more}."]
+        every = " (all combinations)" if order.trials == count_of(order.space) else ""
+        lines = [f"Search: {order.trials} trials{every}{base}, {seeds}{earlier}{more}."]
         return [*lines, *(f"  {name}: {one}" for name, one in order.space.items())]
     rows = {cell.row.name for cell in order.all}
     left = [cell for cell in order.all if finished_of(cell) is None]

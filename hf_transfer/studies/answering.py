@@ -93,7 +93,7 @@ def answer(question: Question, make: Make, talks: bool = True) -> Comparison:
             tell("No cell has a result.")
         else:
             _compare_with_references(comparison, runner, expected)
-            _combine(comparison)
+            _combine(comparison, make)
             _measure_test(comparison, make, tell)
     except (KeyboardInterrupt, SystemExit):
         tell(f"Interrupted. The same command goes on; what is finished is in {question.folder}.")
@@ -196,14 +196,17 @@ def _verdict(
     return transfer.judge(kind, line.metric, line.values, values, failed, rate)
 
 
-def _combine(comparison: Comparison) -> None:
+def _combine(comparison: Comparison, make: Make) -> None:
     """A soup or an ensemble of all runs, if it was asked for."""
     way, lines = comparison.question.combine, comparison.lines
     if way is None:
         return
-    folders = [one.cell.folder for line in lines for one in line.outcomes if one.results is not None]
+    ended = [one.cell for line in lines for one in line.outcomes if one.results is not None]
+    config = make({**ended[0].row.settings, "output_dir": str(ended[0].folder)}, ended[0].row.without)
     try:
-        comparison.combined = combine(way, folders, comparison.question.folder, lines[0].metric)
+        with quiet_libraries(config.training):
+            folders = [cell.folder for cell in ended]
+            comparison.combined = combine(way, folders, comparison.question.folder, lines[0].metric)
     except UserError as error:
         comparison.combined = {"way": way, "why_not": why(error)}
 

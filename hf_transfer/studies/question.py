@@ -110,7 +110,7 @@ def search_asked(question: Question, make: Make) -> Search:
     """
     against, seeds = _read(question)
     space = space_words.read_space(question.search, question.given)
-    trials = question.trials or space_words.TRIALS
+    trials = int(min(question.trials or space_words.TRIALS, space_words.count_of(space)))
     rows, _ = possible(space_rows(space), make, seeds[0], question.skips)
     first = base_rows(make, seeds[0], space)
     _check_references([*first, *rows], against, make, question)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_transfer.studies.space import Choices, Range, Space
+from hf_transfer.studies.space import Choices, Range, Space, count_of
 
 RANDOM = 5  # first trials, which are drawn at random
 JUDGES = 5  # trials that have ended before another is judged by them
@@ -130,10 +130,7 @@ def _value(one: Range | Choices, drawn: Any) -> Any:
 
 def _unseen(space: Space, seen: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any] | None:
     """Any combination that has not been tried; None if there is none, or they are too many to list."""
-    count = 1.0
-    for one in space.values():
-        count *= one.count
-    if count > _MOST_LISTED:
+    if count_of(space) > _MOST_LISTED:
         return None
     values = [
         one.values if isinstance(one, Choices) else range(int(one.low), int(one.high) + 1) for one in space.values()

@@ -194,6 +194,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def count_of(space: Space) -> float:
+    """Number of combinations; infinite where numbers are not whole."""
+    return math.prod(one.count for one in space.values())
+
+
 def automatic(given: Mapping[str, Any]) -> Space:
     """The few keys that matter for the strategy, without those that are given.
 

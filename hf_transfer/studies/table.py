@@ -32,6 +32,7 @@ _HEAD = (
     "trained",
     "cost",
 )
+_SMALL = 1e-3  # a share of which two decimals of a percentage say little
 # Columns of `Line.flat` whose values may not be known.
 NUMBERS = (
     "mean",
@@ -263,7 +264,7 @@ def _row(line: Line) -> tuple[str, ...]:
         "" if line.p_holm is None else f"{line.p_holm:.3g}",
         "" if line.gap is None else f"{line.gap:+.3f}",
         "" if seconds is None else exactly(seconds),
-        "" if share is None else f"{share:.2%}",
+        "" if share is None else f"{share:.2%}" if share >= _SMALL else f"{100 * share:.2g}%",
         "" if line.usd is None else f"${line.usd:.3g}",
     )
 

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_transfer.config.arguments.adaptation import METHODS, NONE, AdaptationArguments, aligns_frozen
+from hf_transfer.config.arguments.adaptation import (
+    AUTO,
+    METHODS,
+    NONE,
+    PSEUDO_LABEL,
+    AdaptationArguments,
+    aligns_frozen,
+)
 from hf_transfer.data.augment import Epochs
 from hf_transfer.data.pairs import DOMAIN, Partners, Targets, check_inputs
 from hf_transfer.errors import UserError, listed, nearest
@@ -22,6 +29,7 @@ from hf_transfer.layers.side_effects import untouched
 from hf_transfer.objectives.adaptation.layer import LayerFeatures
 from hf_transfer.objectives.adaptation.methods import Settings, penalty_of
 from hf_transfer.objectives.adaptation.schedule import weight_at
+from hf_transfer.training import self_training
 from hf_transfer.training.running import RunningTrainer
 
 _EXAMPLES = 4  # of the batch on which the layer is looked for
@@ -36,6 +44,16 @@ def wanted(args: object) -> bool:
     return isinstance(args, AdaptationArguments) and args.domain_adaptation != NONE
 
 
+def follow(trainer: RunningTrainer) -> None:
+    """Called when the number of steps is known.
+
+    Raises:
+        UserError: the run has too few epochs for the rounds of self-training.
+    """
+    if trainer.self_training is not None:
+        trainer.self_training.follow(self_training.epochs_of(trainer.num_steps, trainer.steps_per_epoch))
+
+
 def attach(trainer: RunningTrainer, target: object) -> None:
     """Give a trainer its target examples and its penalty, before the optimizer is made.
 
@@ -47,12 +65,16 @@ def attach(trainer: RunningTrainer, target: object) -> None:
         UserError: the trainer cannot adapt, or the target does not fit the source.
     """
     _check(trainer, target)
-    targets = _targets(trainer, target)
+    source, other = (Source.of(trainer, TRAINING, data) for data in (trainer.train_dataset, target))
+    check_inputs(source.dataset[0], other.dataset[0])
     if aligns_frozen(trainer.args):  # by `linear_probe.solve`
         return
-    trainer.targets = targets
-    trainer.add_callback(PairEpochs(trainer.targets.partners.chance))
     trainer.boundary.blocked.append("domain_adaptation draws other target examples in each epoch")
+    if trainer.args.domain_adaptation == PSEUDO_LABEL:
+        trainer.self_training = self_training.attach(trainer, other.dataset)
+        return
+    trainer.targets = Targets(other.dataset, Partners(len(source.dataset), len(other.dataset), _seed(trainer)))
+    trainer.add_callback(PairEpochs(trainer.targets.chance))
     args, place = trainer.args, _place(trainer)
     _check_trained(trainer, place)
     trainer.aligned = place
@@ -85,13 +107,16 @@ def note(trainer: RunningTrainer) -> str:
             f"Domain adaptation: {args.domain_adaptation} maps the frozen features of the source to the mean and "
             f"covariance of those of {len(trainer.target_dataset):,} target examples, and the head is solved for there."
         )
+    examples = f"{len(trainer.targets.dataset):,} target examples"
+    if trainer.self_training is not None:
+        return f"Domain adaptation: {args.domain_adaptation}, {trainer.self_training.in_words}; {examples}."
     what = in_words(trainer.aligned_layer)
     grows = ", growing from 0" if args.domain_adaptation_schedule == "ramp" else ""
     idle = [stage.name for stage in trainer.plan.stages if not _trains_below(trainer, stage, trainer.aligned)]
     nothing = f" In {listed(idle)} nothing below it trains, so there it changes nothing." if idle else ""
     return (
         f"Domain adaptation: {args.domain_adaptation} on {what}, weight {args.domain_adaptation_weight:g}{grows}; one "
-        f"of {len(trainer.targets.dataset):,} target examples next to each training example.{nothing}"
+        f"of {examples} next to each training example.{nothing}"
     )
 
 
@@ -103,6 +128,12 @@ def _check(trainer: RunningTrainer, target: object) -> None:
     UserError: the trainer cannot adapt.
     """
     args, key = trainer.args, "domain_adaptation"
+    if args.domain_adaptation == AUTO:
+        raise UserError(
+            "auto trains several models, and a trainer has one.",
+            f"Name one of {', '.join(METHODS)}; `hf-transfer train` and `fine_tune` take auto.",
+            key=key,
+        )
     if not wanted(args):
         raise UserError(
             "there are target examples, and no method that reads them.",
@@ -134,14 +165,10 @@ def _check(trainer: RunningTrainer, target: object) -> None:
         )
 
 
-def _targets(trainer: RunningTrainer, target: object) -> Targets:
-    """Raises:
-    UserError: its examples lack an input of the source's.
-    """
-    source, other = (Source.of(trainer, TRAINING, data) for data in (trainer.train_dataset, target))
-    check_inputs(source.dataset[0], other.dataset[0])
-    seed = trainer.args.seed if trainer.args.data_seed is None else trainer.args.data_seed
-    return Targets(other.dataset, Partners(len(source.dataset), len(other.dataset), seed))
+def _seed(trainer: RunningTrainer) -> int:
+    """Of the draws of target examples."""
+    args = trainer.args
+    return int(args.seed if args.data_seed is None else args.data_seed)
 
 
 # ---- the layer -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_transfer.config.arguments.adaptation import check as check_adaptation
+from hf_transfer.config.arguments.adaptation import weight_of
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.averaging import check as check_averaging
 from hf_transfer.config.arguments.bucketing import check as check_bucketing
@@ -46,11 +47,13 @@ class TransferArguments(TrainingKeys, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.adapter = with_adapter(self.strategy, self.adapter)
+        self.domain_adaptation_weight = weight_of(self.domain_adaptation_weight, self.domain_adaptation)
         rate = self.learning_rate
         self.learning_rate = learning_rate_of(self.learning_rate, self.strategy, self.adapter)
         words = {"true": True, "false": False}
         self.length_bucketing = words.get(str(self.length_bucketing).lower(), self.length_bucketing)
         self.calibrate = words.get(str(self.calibrate).lower(), self.calibrate)
+        self.refit = words.get(str(self.refit).lower(), self.refit)
         schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         problems = [f"learning_rate: {rate!r} is not a number. {_NOT_HERE}"] if isinstance(rate, str) else []
         problems += [*checks.check(self), *check_loss(self), *probe_checks.check(self), *check_bucketing(vars(self))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from hf_transfer.config.arguments.adaptation import aligns_frozen
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.data.labels import IGNORED
 from hf_transfer.errors import UserError
-from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
+from hf_transfer.features.averaged_head import AveragedProblem
+from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, Head
 from hf_transfer.models.heads import MLPHead
+from hf_transfer.models.pooled_head import PooledLinear
 from hf_transfer.objectives.adaptation.frozen import Alignment, align
 from hf_transfer.plan.probe_checks import NOT_CONVEX
 from hf_transfer.training.head import HeadLayers, head_layers, head_parameters
@@ -163,15 +166,85 @@ def solve(trainer: RunningTrainer) -> Solution:
         loss = trainer.objective.loss
         weights = None if loss is None else loss.weights
         measure = Measure(kind, layer.out_features, trainer.args.metric_for_best_model, weights)
-        answer = [choose(layer, train, folded, validation, measure, trainer.args.seed, feature_seconds)]
+        widths = _parts(trainer.model, layer)
+        answer = [choose(layer, train, folded, validation, measure, trainer.args.seed, feature_seconds, widths)]
     if trainer.args.world_size > 1:
         broadcast_object_list(answer)
     head, solution = answer[0]
-    with torch.no_grad():
-        layer.weight.copy_(head.weight)
-        if layer.bias is not None:
-            layer.bias.copy_(head.bias)
+    _write(head, layer)
+    trainer.solved_on = train if trainer.solves_again else None
     return solution
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The head that was solved for again, on the held-out examples too.
+
+    Attributes:
+        examples: number of all.
+        held_out: number of those that were held out before.
+        l2: the L2 strength, which stays.
+        loss: mean loss of all examples, without the penalty.
+        seconds: of computing the features of the held-out ones, and of solving.
+    """
+
+    examples: int
+    held_out: int
+    l2: float
+    loss: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `results.json`."""
+        return asdict(self)
+
+
+def solve_again(trainer: RunningTrainer, held_out: Any) -> Refit:
+    """Solve for the head on the training examples and others, at the L2 strength that was chosen before.
+
+    The mean loss is minimized, so the same strength weighs as much beside it. The features of the training examples are
+    those of the first solution: nothing below the head has changed.
+
+    Args:
+        trainer: whose head was solved for, when `solves_again` was set.
+        held_out: the other examples, prepared.
+    """
+    began, layer, loss = time.perf_counter(), find_head(trainer), trainer.objective.loss
+    train, solution = trainer.solved_on, trainer.solution
+    assert train is not None and solution is not None, "kept by `solve`"
+    x, y = features(trainer, layer, held_out)
+    x = x if trainer.alignment is None else trainer.alignment(x)
+    kind = _problem_type(getattr(trainer.model, "config", None), layer, y)
+    x, y = _labeled(kind, x, y)
+    answer: list[Any] = [None]
+    if trainer.is_world_process_zero():
+        every = torch.cat([train[0], x]), torch.cat([train[1], y])
+        weights, parts = None if loss is None else loss.weights, _parts(trainer.model, layer)
+        whole = AveragedProblem(parts, kind, *every, layer.out_features, weights, layer.bias is not None)
+        head = whole.exact(solution.l2)
+        seconds = time.perf_counter() - began
+        answer = [(head, Refit(len(every[0]), len(x), solution.l2, whole.loss(head, every[0]), seconds))]
+    if trainer.args.world_size > 1:
+        broadcast_object_list(answer)
+    head, refit = answer[0]
+    _write(head, layer)
+    trainer.solved_on = None
+    return refit
+
+
+def _parts(model: nn.Module, layer: nn.Linear) -> tuple[int, ...]:
+    """Widths of the vectors that the layer reads one after the other."""
+    heads = (module for module in model.modules() if isinstance(module, PooledLinear) and module.output is layer)
+    return next((head.parts for head in heads), (layer.in_features,))
+
+
+@torch.no_grad()
+def _write(head: Head, layer: nn.Linear) -> None:
+    """Write a solution into the model."""
+    layer.weight.copy_(head.weight)
+    if layer.bias is not None:
+        assert head.bias is not None
+        layer.bias.copy_(head.bias)
 
 
 def _aligned(trainer: RunningTrainer, layer: nn.Linear, source: torch.Tensor) -> Alignment | None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from hf_transfer.data.bucketing import LengthSampler, lengths_of
 from hf_transfer.data.bucketing_choice import Choice
-from hf_transfer.data.pairs import Pairs, PairsCollator, Targets
+from hf_transfer.data.pairs import Beside, Pairs, PairsCollator
 from hf_transfer.errors import UserError
 from hf_transfer.features.examples import SKIPPED, TRAINING, VALIDATION
 from hf_transfer.layers.architectures import HEAD
@@ -43,7 +43,7 @@ class Loading(Probing):
     """
 
     data_collator: Any
-    targets: Targets | None = None
+    targets: Beside | None = None
     aligned: Any = None
     aligned_layer: str = HEAD
     alignment: Any = None
@@ -126,7 +126,8 @@ class Loading(Probing):
         if self.targets is not None and name == TRAINING and self.boundary.sources.is_own(dataset, name):
             source = self.boundary.sources[TRAINING]
             sources = len(source.dataset) - self.labeled_targets
-            return Pairs(source.dataset, self.targets, sources), PairsCollator(source.collate)
+            collate = PairsCollator(source.collate, self.targets.labeled)
+            return Pairs(source.dataset, self.targets, sources), collate
         wrapped: tuple[Any, Any] | None = self.boundary.wrap(dataset, name)
         return wrapped
 

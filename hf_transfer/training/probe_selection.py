@@ -14,8 +14,9 @@ from torch import nn
 
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation import metric_table
-from hf_transfer.features.convex_head import MULTI, REGRESSION, STRENGTHS, Head, Problem
-from hf_transfer.features.cross_validation import Array, divisions, held_out_logits
+from hf_transfer.features.averaged_head import AveragedProblem, averaged_logits
+from hf_transfer.features.convex_head import MULTI, REGRESSION, STRENGTHS, Head
+from hf_transfer.features.cross_validation import Array, divisions
 
 # Weaker strengths take longest, and are not tried after so many without improvement of the metric or the loss.
 PATIENCE = 3
@@ -120,6 +121,7 @@ def choose(
     measure: Measure,
     seed: int,
     feature_seconds: float,
+    parts: Sequence[int],
 ) -> tuple[Head, Solution]:
     """The head at the strength with the best held-out score; among equal scores and losses the stronger.
 
@@ -131,20 +133,20 @@ def choose(
         measure: of a strength; its class weights are those of the head's loss.
         seed: of the folds.
         feature_seconds: that the features took.
+        parts: widths of the features' parts, on each of which a head is solved for; see `features.averaged_head`.
     """
     began, kind, weights = time.perf_counter(), measure.kind, measure.weights
 
-    whole = Problem(kind, *train, layer.out_features, weights, layer.bias is not None)
+    whole = AveragedProblem(parts, kind, *train, layer.out_features, weights, layer.bias is not None)
     if validation is not None:
         held_out, (x, labels) = "validation", validation
         paths: Iterable[torch.Tensor] = (one.logits(x) for one in whole.path(STRENGTHS))
     else:
         labels, draws = folded[1], _draw(kind, folded[1], seed)
         held_out = f"{len(np.unique(draws))}-fold cross-validation"
-        known = whole if len(folded[1]) == len(train[1]) else None  # the same examples
-        found = held_out_logits(
-            kind, *folded, layer.out_features, draws, STRENGTHS, weights, layer.bias is not None, known
-        )
+        problem = parts, kind, *folded, layer.out_features, draws
+        known = whole.problems if len(folded[1]) == len(train[1]) else None  # the same examples
+        found = averaged_logits(*problem, STRENGTHS, weights, layer.bias is not None, known)
         paths = (one[0] for one in found)
     scores, best = _scores(paths, labels, measure)
     head = whole.exact(STRENGTHS[best])

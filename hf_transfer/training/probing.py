@@ -23,7 +23,7 @@ from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import UserError, option
 from hf_transfer.training import contrastive, linear_probe, run_identity
 from hf_transfer.training.contrastive import Contrast
-from hf_transfer.training.probe_selection import Solution
+from hf_transfer.training.probe_selection import Examples, Solution
 from hf_transfer.training.resuming import Resumable
 
 
@@ -33,12 +33,16 @@ class Probing(Resumable):
     Attributes:
         contrast: the contrastive stage, if there was one.
         solution: of the head, if `probe_solver` or `head_init` asked for one.
+        solves_again: whether it will be solved for again on more examples; set before training (`refit`).
+        solved_on: then, the features and labels of the first solution, until that is done.
         below_solution: names of the head's parameters before its last layer, if that is solved for.
     """
 
     control: Any
     contrast: Contrast | None = None
     solution: Solution | None = None
+    solves_again: bool = False
+    solved_on: Examples | None = None
     below_solution: tuple[str, ...] = ()
 
     @property

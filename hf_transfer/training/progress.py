@@ -117,6 +117,8 @@ class Lines(TrainerCallback):
     def _line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         if "loss" in logs:
             return self._of_step(state, logs)
+        if "pseudo_labels/round" in logs:
+            return _of_round(logs)
         if "probe_l2" in logs:
             return str(self.trainer.solution)
         if f"{FORGETTING}loss" in logs:
@@ -146,6 +148,15 @@ class Lines(TrainerCallback):
             self.clock.left(),
         ]
         return "  ".join(filter(None, parts))
+
+
+def _of_round(logs: Mapping[str, Any]) -> str:
+    """A round of self-training."""
+    examples, labeled = int(logs["pseudo_labels/examples"]), int(logs["pseudo_labels/labeled"])
+    came_to = f"{labeled:,} of {examples:,} target examples labeled"
+    if logs["pseudo_labels/collapsed"]:
+        came_to = "the answers on the target fall into too few classes; training goes on with the source alone"
+    return f"  pseudo-labels, round {int(logs['pseudo_labels/round'])}: {came_to}"
 
 
 def shown_metrics(logs: Mapping[str, Any], args: Any) -> str:

@@ -42,6 +42,8 @@ class Restoring(Saving):
             if not self._load_renamed(resume_from_checkpoint, self.model if model is None else model):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
         penalty_state.restore(self.objective, resume_from_checkpoint)
+        if self.self_training is not None:
+            self.self_training.restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         with self._strictly(str(self.state.best_model_checkpoint)):

@@ -40,6 +40,7 @@ class RunningTrainer(Protocol):
     labeled_targets: int
     targets: Any
     aligned: Any
+    self_training: Any
     aligned_layer: str
     alignment: Any
     time_budget: Any
@@ -49,6 +50,9 @@ class RunningTrainer(Protocol):
     boundary: Any
     objective: Objective
     choices: Any
+    solution: Any
+    solved_on: Any
+    solves_again: bool
     guards: Any
     bucketing: Any
     clock: Any
@@ -57,6 +61,7 @@ class RunningTrainer(Protocol):
     _main_input: str
     _global_batch: int
 
+    def log(self, logs: dict[str, float]) -> None: ...
     def add_callback(self, callback: Any) -> None: ...
     def is_world_process_zero(self) -> bool: ...
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any: ...

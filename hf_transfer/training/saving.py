@@ -47,6 +47,7 @@ class Saving(Timed):
         chosen: keys that the run set itself, because they were not given. A resumed run goes on with them.
         backbone: identity of the backbone that the run starts from (`run_subject.backbone_facts`), if the caller that
             loaded it sets it; else that of what an adapter leaves frozen, for which no checkpoint has weights.
+        self_training: labels the target (`self_training.SelfTraining`); None without pseudo-labels.
         before_training: what the run found out before its first step and does not look for again when it is resumed.
     """
 
@@ -56,6 +57,7 @@ class Saving(Timed):
     unfreezing: Unfreezing | None = None
     boundary: BoundaryCache
     target_dataset: Any = None
+    self_training: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.objective = Objective()
@@ -121,6 +123,8 @@ class Saving(Timed):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             adapter_state.write(self.model, getattr(self, "trainable", ()), folder)
             penalty_state.write(self.objective, folder)
+            if self.self_training is not None:
+                self.self_training.write(folder)
         if self.unfreezing is not None and self.unfreezing.best is not None:
             save_file(self.unfreezing.best, folder / BEST_OF_STAGE)
         checkpoints.seal(folder)

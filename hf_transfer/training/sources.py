@@ -58,6 +58,6 @@ class Sources:
         """A batch of these examples, on the trainer's device."""
         examples, collate = [source.dataset[number] for number in numbers], source.collate
         if source.name == TRAINING and (targets := self.trainer.targets) is not None:
-            examples, collate = targets.beside(numbers, examples), PairsCollator(collate)
+            examples, collate = targets.full(numbers, examples), PairsCollator(collate, targets.labeled)
         batch = collate(examples)
         return dict(self.trainer._prepare_inputs(dict(batch)))

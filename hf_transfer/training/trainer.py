@@ -238,7 +238,8 @@ class TransferMixin(Minimizing):
                 )
             # Recreated: a hyperparameter search sets arguments between trials, and `max_steps` the length of the run.
             steps_per_epoch, max_steps = values[1], values[-1]
-            self.num_steps = max_steps
+            self.num_steps, self.steps_per_epoch = max_steps, steps_per_epoch
+            adapting.follow(self)
             num_epochs = max_steps / steps_per_epoch if args.max_steps > 0 else None
             new_plan = make_plan(self.args, self.layer_groups, num_train_epochs=num_epochs)
             self.plan = new_plan.resolve(steps_per_epoch, max_steps)

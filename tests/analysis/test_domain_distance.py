@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from hf_transfer.analysis.domain_distance import Distance, before_in_words, both_in_words, distance, plane
+from hf_transfer.analysis.domain_distance import Distance, distance, plane
+from hf_transfer.objectives.adaptation.distance_in_words import before_in_words, both_in_words
 from hf_transfer.objectives.adaptation.mmd import mmd
 from hf_transfer.report.domain_plot import draw
 

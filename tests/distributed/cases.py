@@ -27,14 +27,17 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from hf_transfer import TransferTrainer
 from hf_transfer.data.replay import Replay
 from hf_transfer.training.ddp import data_parallel, on_any_rank
+from hf_transfer.training.linear_probe import solve_again
 from tests import warm
 from tests.helpers import (
     CHECKPOINTING,
     arguments,
     copy_state,
     images,
+    knowing_bert,
     pad,
     ragged_texts,
+    separable_texts,
     soft_texts,
     texts,
     tiny_bert,
@@ -176,6 +179,16 @@ EXACT["dann"] = {
     "domain_adaptation": "dann",
     "discriminator_learning_rate": 0.1,
 }
+# Each rank labels its share of the target, and all train on the same labels. The last batch is short.
+EXACT["pseudo-label"] = {
+    "model": lambda: knowing_bert().double(),
+    "data": lambda: separable_texts(32),
+    **PLANS["gradual"],
+    "gradient_accumulation_steps": 2,
+    "target": lambda: separable_texts(11, seed=5),
+    "per_device_eval_batch_size": 3,
+    "domain_adaptation": "pseudo-label",
+}
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
 EXACT["average"] = {**TEXT, **PLANS["gradual"], "ema_decay": 0.8, "eval_strategy": "epoch"}
 # A term that depends on no example, one that does, and earlier examples in every batch.
@@ -290,11 +303,18 @@ SOLVED: dict[str, Any] = {"strategy": "linear-probe", "probe_solver": "lbfgs", "
 
 
 def solved(folder: Path) -> tuple[list[float], TransferTrainer]:
-    """The head of each rank, and the trainer."""
+    """The head of each rank, then the one that is solved for again on more examples, and the trainer."""
     data = {"train_dataset": texts(21), "eval_dataset": texts(10, seed=1)}
     trainer = TransferTrainer(tiny_bert(layers=2), arguments(folder, **SOLVED), **data)
+    trainer.solves_again = True
     trainer.train()
-    return torch.cat([p.detach().ravel() for p in trainer.model.classifier.parameters()]).tolist(), trainer
+    first = _head(trainer)
+    solve_again(trainer, data["eval_dataset"])
+    return first + _head(trainer), trainer
+
+
+def _head(trainer: TransferTrainer) -> list[float]:
+    return torch.cat([p.detach().ravel() for p in trainer.model.classifier.parameters()]).tolist()
 
 
 def double(examples: list[Any]) -> dict[str, Any]:

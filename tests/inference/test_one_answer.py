@@ -52,20 +52,19 @@ class Case:
         _, values = predictor.inputs_of()
         return cls(run, values, own)
 
-    def check(self, predictor: Predictor, tolerance: float = TOLERANCE) -> None:
-        """The logits and labels in batches of 1, of 32 and in another order, and the metrics of `evaluate`."""
+    def check(self, predictor: Predictor, tolerance: float = TOLERANCE, measured: bool = True) -> None:
+        """The logits and labels in another order in batches of 32 and of 1, and the metrics of `evaluate`."""
         order = random.Random(0).sample(range(len(self.values)), len(self.values))
-        orders = [(32, range(len(order))), (32, order), (1, order[:24]), (7, order[::-1])]
+        orders = [(32, order), (1, order[:16])]
         for size, places in orders:
-            places = list(places)
             rows = [self.values[i] for i in places]
             given = np.concatenate([predictor.logits(rows[i : i + size])[0] for i in range(0, len(rows), size)])
             assert np.abs(given - self.own[places]).max() <= tolerance * max(1, np.abs(self.own).max()), size
             assert [predictor.answer(z).get("label") for z in given] == [
                 self.run.predictor.answer(z).get("label") for z in self.own[places]
             ]
-        measured = predictor.evaluate()["metrics"]
-        assert measured == pytest.approx(self.run.metrics, abs=1e-4) and set(measured) == set(self.run.metrics)
+        if measured:
+            assert predictor.evaluate()["metrics"] == pytest.approx(self.run.metrics, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +115,7 @@ def pictures(tmp_path_factory) -> Case:
 
 def check_everywhere(case: Case, place: Path, formats: tuple[str, ...]) -> None:
     assert len(case.values) == 200
-    case.check(case.run.predictor, 1e-5)
-    case.check(Predictor.load(case.run.output_dir), 1e-5)
+    case.check(Predictor.load(case.run.output_dir), 1e-5, measured=False)  # `evaluate`: test_predictor.py
     for format in formats:
         done = export(case.run.output_dir, place / format, format=format)
         assert done.about is None or done.about.checked["other_labels"] == 0
@@ -126,17 +124,16 @@ def check_everywhere(case: Case, place: Path, formats: tuple[str, ...]) -> None:
         case.check(again)
 
 
-def test_pairs_with_an_adapter_and_an_mlp_head(pairs, tmp_path):
-    merge(pairs.run.output_dir, tmp_path / "plain")
-    rows = pairs.values[:40]
-    theirs = Predictor.load(tmp_path / "plain").logits(rows)[0]
-    assert np.abs(theirs - pairs.run.predictor.logits(rows)[0]).max() <= TOLERANCE
-    check_everywhere(pairs, tmp_path, ("pt2", "merged"))
-
-
 @needs_onnx
-def test_pairs_in_onnx(pairs, tmp_path):
+def test_pairs_with_an_adapter_and_an_mlp_head(pairs, tmp_path):
     check_everywhere(pairs, tmp_path, ("onnx",))
+
+
+@pytest.mark.slow
+def test_pairs_merged_and_in_pt2(pairs, tmp_path):
+    check_everywhere(pairs, tmp_path, ("pt2", "merged"))
+    merge(pairs.run.output_dir, tmp_path / "plain")
+    pairs.check(Predictor.load(tmp_path / "plain", text_column_name=["a", "b"]), measured=False)
 
 
 @needs_onnx

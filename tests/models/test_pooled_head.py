@@ -41,7 +41,7 @@ def texts() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": MASK}
 
 
-def change(model: Any, inputs: dict[str, torch.Tensor], layer: str, pooling: str) -> PooledChange:
+def change(model: Any, inputs: dict[str, torch.Tensor], layer: str | list[str], pooling: str) -> PooledChange:
     rows = [{name: value[i] for name, value in inputs.items()} for i in range(3)]
     groups = layer_groups(model)
 
@@ -123,6 +123,59 @@ def test_logits_of_texts_leave_out_padding(name: str, pooling: str):
         torch.testing.assert_close(model(**other).logits, expected, rtol=1e-4, atol=1e-5)
         short = {n: v[1:2, :4] for n, v in inputs.items()}
         torch.testing.assert_close(model(**short).logits, expected[1:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["timm resnet", "vit", "llama", "bert"])
+def test_several_layers_are_read_one_after_the_other(family: str, tmp_path):
+    """Each pooled as alone, standardized, and concatenated, whatever their widths; the mean leaves out padding."""
+    make, layers, paths = {
+        "timm resnet": (tiny_timm_resnet, ["layer2.0", "layer4.0"], ["timm_model.layer2.0", "timm_model.layer4.0"]),
+        "vit": (tiny_vit, ["layers.0", "layers.1"], ["vit.layers.0", "vit.layernorm"]),
+        "llama": (
+            lambda: build("LlamaForSequenceClassification"),
+            ["layers.0", "layers.1"],
+            ["model.layers.0", "model.layers.1"],
+        ),
+        "bert": (
+            lambda: build("BertForSequenceClassification"),
+            ["layer.0", "layer.2"],
+            ["bert.encoder.layer.0", "bert.encoder.layer.2"],
+        ),
+    }[family]
+    inputs = texts() if family in ("llama", "bert") else images(64 if family == "timm resnet" else PIXELS)
+    model = make().eval()
+    values = [output_of(model, inputs, path) for path in paths]
+    said = change(model, inputs, layers, "mean")
+    if family in ("llama", "bert"):
+        pooled = [torch.stack([v[m == 1].mean(0) for v, m in zip(one, MASK, strict=True)]) for one in values]
+    else:
+        pooled = [(one.flatten(2).mT if one.dim() == 4 else one[:, 1:]).mean(1) for one in values]
+    last = next(module for module in model.modules() if isinstance(module, PooledLinear))
+    assert last.parts == tuple(one.shape[1] for one in pooled)
+    last.standardize(torch.cat(pooled, 1))
+    sds = [one.double().std(0, correction=0) for one in pooled]
+    sds = [sd.clamp(min=0.1 * float(sd.median())) for sd in sds]
+    scaled = [(x - x.mean(0)) / torch.where(sd > 0, sd, 1.0) for x, sd in zip(pooled, sds, strict=True)]
+    with torch.no_grad():
+        expected = last.output(torch.cat(scaled, 1).float())
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+    assert said.layers == tuple(layers) and said.layer == layers[-1] and said.max_error < 1e-6
+    model(**inputs, labels=torch.tensor([0, 1, 0])).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+    model.save_pretrained(tmp_path)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert [one.layer for one in PoolingSpec.of(config).parts] == layers
+    loaded = class_with_head(type(model), config).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        other = copy.deepcopy(model)
+        model(**{name: value[:2] for name, value in inputs.items()})
+        assert torch.equal(other(**inputs).logits, loaded(**inputs).logits)
+    auto = transformers.AutoModelForImageClassification
+    auto = transformers.AutoModelForSequenceClassification if family in ("llama", "bert") else auto
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
+        auto.from_pretrained(tmp_path)
 
 
 def test_everything_below_trains_and_nothing_else_is_left():

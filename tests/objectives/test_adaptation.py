@@ -118,7 +118,12 @@ def test_a_discriminator_depends_on_its_seed_and_leaves_the_random_state():
     state = torch.random.get_rng_state()
     one, same, other = (discriminator(4, seed) for seed in (1, 1, 2))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert torch.equal(one[0].weight, same[0].weight) and not torch.equal(one[0].weight, other[0].weight)
+    assert torch.equal(one[1].weight, same[1].weight) and not torch.equal(one[1].weight, other[1].weight)
+
+
+def test_the_size_of_the_features_tells_a_discriminator_nothing():
+    critic, rows = discriminator(5, seed=0).double(), sample(6)
+    assert torch.allclose(critic(rows), critic(7 * rows + 2), atol=1e-3)
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0, 0.0), (0.1, 0.46211715726000973), (1, 0.9999092042625951)])

@@ -190,6 +190,38 @@ def test_an_interrupted_run_whose_log_was_cut(tmp_path):
     assert set(found.sections) == {"result", "curves", "layers", "mistakes", "labels", "environment", "loading"}
 
 
+def test_labels_of_pictures_are_shown_with_them_while_they_are_there(tmp_path):
+    folder, there = write_run(tmp_path / "out", has_pictures=True), tmp_path / "1.png"
+    Image.new("RGB", (200, 100), "red").save(there)
+    row = "out,wrong,positive,negative,0.0412,0.09,"
+    lines = ["place,verdict,given,suggested,probability,score,image", f"{row}{there}", f"{row}{tmp_path}/2.png", row]
+    (folder / "label_issues.csv").write_text("\n".join(lines))
+    (section,) = filled(RunFiles.read(folder), ["labels"])
+    first, second, third = section.blocks[1].cards
+    assert first.picture.startswith("data:image/jpeg") and (second.picture, third.picture) == (None, None)
+    assert second.place.endswith("2.png") and third.place == "out" and ("given", "positive") in first.lines
+
+
+def test_the_target_domain_and_the_old_task(tmp_path):
+    folder = write_run(tmp_path / "out")
+    run = RunFiles.read(folder)
+    measured = {"proxy_a_distance": 1.25, "error": 0.375, "mmd": 0.5}
+    more = {
+        "domain_adaptation": {"distance": {"layer": "layer.5", "examples": 30, "before": measured}},
+        "forgetting": {"metric": "accuracy", "before": 0.9, "after": 0.7125, "num_examples": 40, "split": "test",
+                       "dataset": NASTY[0], "curve": [{"step": 0, "accuracy": 0.9}, {"step": 9, "accuracy": 0.7125}]},
+    }  # fmt: skip
+    names = ["domains", "forgetting"]
+    assert not filled(run, names)
+    found = filled(RunFiles(folder, {**run.results, **more}), names)
+    distances, old = (section.blocks for section in found)
+    assert distances[0].rows[0] == ("proxy A-distance, 0 to 2", "1.2500", "–")
+    assert [tile.value for tile in old[0].tiles] == ["0.9000", "0.7125"] and NASTY[0] in old[1].text
+    assert "accuracy of the old task" in old[2].drawings[0]
+    more["domain_adaptation"]["distance"] = {"layer": "layer.5", "skipped": "too few"}
+    assert filled(RunFiles(folder, more), names)[0].blocks[0].text == "Not measured: too few."
+
+
 def test_a_picture_that_is_gone(tmp_path):
     folder = write_run(tmp_path / "out", has_pictures=True)
     mistakes = json.loads((folder / "mistakes.json").read_text())

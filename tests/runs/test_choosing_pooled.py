@@ -12,12 +12,16 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from hf_transfer import UserError, fine_tune
+from hf_transfer.features.convex_head import STRENGTHS, Problem
+from hf_transfer.features.cross_validation import divisions, held_out_logits
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.prepare import prepare
 from hf_transfer.settings import Config
+from hf_transfer.training.probe_features import features
 from tests.helpers import PIXELS, tiny_timm_resnet, tiny_vit
+from tests.runs.helpers import sentences, three_layers
 
 QUIET = dict(use_cpu=True, log_level="error", report_to="none", save_strategy="no", preflight=False, calibrate=False)
 
@@ -116,6 +120,69 @@ def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
     assert chosen.keys["pooling"].why.count("cross-validation") == 1
 
 
+@pytest.fixture(scope="module")
+def averaging(tmp_path_factory):
+    """A run on a small table whose head is the average of one on each layer of the upper half."""
+    folder = tmp_path_factory.mktemp("average")
+    file, model = sentences(folder / "train.csv"), three_layers(folder / "model")
+    keys = dict(pooling="mean", pooling_layer="average", strategy="linear-probe", probe_solver="lbfgs", refit=False)
+    return fine_tune(model, train_file=file, output_dir=str(folder / "out"), **keys, **QUIET), file
+
+
+def test_the_average_of_heads_on_the_upper_half(averaging):
+    result, _ = averaging
+    results, trainer = result.results, result.trainer
+    assert results["pooling"]["layers"] == ["layer.1", "layer.2"] == results["head"]["layers"]
+    head = trainer.model.classifier
+    x, y = features(trainer, head.output, trainer.train_dataset)
+    problems = [Problem(results["problem_type"], part, y, 2) for part in x.split(head.parts, 1)]
+    wanted = (
+        sum(
+            p.exact(results["probe"]["l2"]).logits(part)
+            for p, part in zip(problems, x.split(head.parts, 1), strict=True)
+        )
+        / 2
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(head.output(x).double(), wanted, rtol=0, atol=1e-3 * float(wanted.abs().max()))
+    draws = divisions(results["problem_type"], y, 1, trainer.args.seed)
+    held = [held_out_logits(results["problem_type"], part, y, 2, draws) for part in x.split(head.parts, 1)]
+    losses = [float(torch.nn.functional.cross_entropy(sum(one)[0] / 2, y)) for one in zip(*held, strict=True)]
+    best = losses.index(results["probe"]["score"]) if results["probe"]["score"] in losses else int(np.argmin(losses))
+    assert results["probe"]["l2"] == STRENGTHS[best] and results["probe"]["score"] == pytest.approx(losses[best], 1e-6)
+
+
+def test_the_average_loads_here_answers_alike_and_is_said(averaging):
+    result, file = averaging
+    out = result.output_dir
+    loaded, texts = Predictor.load(out), ["a a film fine", "film 3 dull", "good"]
+    together = loaded.predict(texts)
+    assert together == result.predict(texts)
+    assert [one["score"] for one in together] == pytest.approx([loaded.predict([t])[0]["score"] for t in texts], 1e-6)
+    assert loaded.evaluate()["metrics"] == result.metrics
+    card = (out / "README.md").read_text()
+    assert "the mean of `layer.1`, `layer.2`, and is the average of one linear head on each" in card
+    assert "stops with an error" in card
+    more = fine_tune(
+        str(out), train_file=file, output_dir=str(out) + "-more", strategy="full", num_train_epochs=1, **QUIET
+    )
+    assert more.results["head"] == result.results["head"]
+
+
+def test_the_average_is_trained_by_steps_and_resumed(averaging, tmp_path):
+    """Activations of the frozen layers are not stored: the head reads more than the last of them."""
+    first, file = averaging
+    keys = {**QUIET, "save_strategy": "epoch", "num_train_epochs": 2, "pooling": "mean", "pooling_layer": "average"}
+    keys |= {"strategy": "linear-probe", "boundary_cache": "memory", "learning_rate": 1e-2}
+    model = first.results["model"]
+    whole = fine_tune(model, train_file=file, output_dir=str(tmp_path / "out"), **keys)
+    begin = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda one: int(one.name.rpartition("-")[2]))[0]
+    again = fine_tune(model, train_file=file, output_dir=str(tmp_path / "b"), resume_from_checkpoint=str(begin), **keys)
+    assert "the head reads layer.1 too" in whole.results["stages"][0]["cache"]["why"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     ("model", "keys", "sentence"),
     [
@@ -123,6 +190,9 @@ def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
         ("vit", {"pooling": "mean", "adapter": "lora"}, "an adapter is saved without the backbone"),
         ("vit", {"pooling": "mean", "head": "mlp"}, "its head is an MLP"),
         ("resnet", {"pooling": "cls"}, "it has no cls token"),
+        ("vit", {"pooling": "auto", "pooling_layer": "average"}, "'average' is only for pooling: mean or max"),
+        ("vit", {"pooling_layer": "average"}, "'average' is only for pooling: mean or max"),
+        ("vit", {"pooling": "mean", "pooling_layer": "averge"}, "Did you mean 'average'"),
     ],
 )
 def test_keys_that_do_not_fit(model, keys, sentence, data, request):

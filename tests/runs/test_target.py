@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from transformers import AutoModelForSequenceClassification
@@ -78,14 +79,24 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     said = capsys.readouterr()
     told = said.out + said.err
     assert "Target: 9 examples of" in told and "Target: 'label' ignored, because only its inputs are used" in told
-    assert "Domain adaptation: dann on what the head reads, weight 1, growing from 0; one of 9 target examples" in told
+    assert (
+        "Domain adaptation: dann on what the head reads, weight 0.3, growing from 0; one of 9 target examples" in told
+    )
     assert "callback" not in told
     assert "accuracy" in result.metrics and result.results["metrics_split"] == "test"
     values = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
     assert (values["domain_adaptation"], values["target_dataset_name"]) == ("dann", target)
     total = sum(p.numel() for p in result.model.parameters())
     assert result.results["trainable_parameters"] == result.results["total_parameters"] == total
-    assert "domain_adaptation" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "domain_adaptation" in card
+    found = result.results["domain_adaptation"]
+    logged = [log["penalty/dann"] for log in result.trainer.state.log_history if "penalty/dann" in log]
+    assert found["target"] == {"name": target, "examples": 9} and found["layer"] == "head"
+    assert found["penalty"] == sum(logged) / len(logged)  # one epoch
+    ending = "Domain adaptation: dann on what the head reads, weight 0.3, grown from 0"
+    assert ending in told and ending in card and target not in card
+    assert "says nothing about the target" not in told  # the test file is of the target
     assert "Domain distance: not measured, because one of the domains has fewer than 10 examples." in told
     assert "domain_distance.png" not in told
 
@@ -110,6 +121,29 @@ def test_mixup_leaves_the_target_alone(photos, tiny_vit_folder, tmp_path):
     given = [trainer.target_dataset[i]["pixel_values"] for i in range(7)]
     for row in batch["pixel_values"][len(batch["labels"]) :]:
         assert any(row.equal(one) for one in given)
+
+
+def test_photos_are_labeled_as_they_are_and_trained_on_augmented(photos, tiny_vit_folder, tmp_path):
+    result = fine_tune(
+        tiny_vit_folder,
+        photos[0],
+        target_dataset_name=photos[1],
+        output_dir=tmp_path / "out",
+        **{**KEYS, "domain_adaptation": "pseudo-label", "num_train_epochs": 2},
+        augmentation="basic",
+        mixup_alpha=0.2,
+    )
+    trainer = result.trainer
+    plain = trainer.self_training.plain
+    assert len(plain) == 7 and torch.equal(plain[0]["pixel_values"], plain[0]["pixel_values"])
+    assert not torch.equal(trainer.target_dataset[0]["pixel_values"], plain[0]["pixel_values"])
+    found = result.results["domain_adaptation"]
+    (done,) = found["rounds"]
+    assert set(done["labeled"]) == {"cat", "dog"} and sum(done["answered"].values()) == 7
+    assert found["threshold"] == "per-class" and "weight" not in found
+    scores = found["validators"]
+    assert 0 <= scores["information"] <= np.log(2) and 0 <= scores["source_accuracy"] <= 1
+    assert scores["deep_embedded"] is not None and scores["neighborhood_density"] > 0
 
 
 def test_class_folders_of_a_target_are_ignored_with_a_notice(photos, tiny_vit_folder, tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from hf_transfer import UserError, compare, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.data import load
+from hf_transfer.inference.predictor import Predictor
 from hf_transfer.runs import run as runs
 from hf_transfer.runs import saving
 from hf_transfer.runs import shared as sharing
@@ -74,7 +75,7 @@ def test_the_test_split_is_measured_for_the_chosen_row_alone(done):
     test = frame.attrs["test"]
     assert test["row"] == frame.attrs["chosen"] == frame.loc[frame["mean"].idxmax(), "row"]
     for seed, key in test["cells"].items():
-        measured = runs.Predictor.load(folder / "cells" / key).evaluate(split="test")["metrics"]
+        measured = Predictor.load(folder / "cells" / key).evaluate(split="test")["metrics"]
         assert test["metrics"][seed] == measured
 
 
@@ -250,7 +251,7 @@ def test_runs_are_combined_on_validation(done, tiny_bert_folder, reviews):
     frame, folder = done
     cells = [Path(cell) for row in frame.attrs["cells"].values() for cell in row]
     ensemble = again(tiny_bert_folder, reviews, folder, combine="ensemble").attrs["combined"]
-    answers = [pd.DataFrame(runs.Predictor.load(c).predict(reviews["validation_file"]))["scores"] for c in cells]
+    answers = [pd.DataFrame(Predictor.load(c).predict(reviews["validation_file"]))["scores"] for c in cells]
     positive = sum(pd.Series([one["positive"] for one in own]) for own in answers) / len(cells)
     labels = pd.read_csv(reviews["validation_file"])["label"] == "positive"
     assert ensemble["value"] == pytest.approx(((positive > 0.5) == labels).mean())

@@ -13,8 +13,11 @@ import pytest
 from hf_transfer import UserError, compare
 from hf_transfer.cli.program import main
 from hf_transfer.runs import saving
+from hf_transfer.runs.configured import configured
 from hf_transfer.studies import running, sampling
+from hf_transfer.studies.announcing import lines_of
 from hf_transfer.studies.history import by_epoch, last_training_loss
+from hf_transfer.studies.question import Question, search_asked
 from hf_transfer.studies.sampling import Told, is_hopeless, propose
 from hf_transfer.studies.space import Choices, Range, automatic, read_space
 from tests.studies.conftest import QUICK
@@ -263,6 +266,18 @@ def test_a_search_without_an_answer_is_refused(tiny_bert_folder, reviews, tmp_pa
     with pytest.raises(UserError) as raised:
         search(tiny_bert_folder, reviews, tmp_path / "out", **changes)
     assert said in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_there_are_no_more_trials_than_combinations(tiny_bert_folder, reviews, tmp_path):
+    def make(changes, without=()):
+        return configured(tiny_bert_folder, None, {"output_dir": "out", **reviews, **changes})
+
+    question = Question({}, {}, [0], tmp_path, search={"strategy": ["full", "gradual"], "weight_decay": [0, 0.1, 0.2]})
+    order = search_asked(question, make)
+    assert order.trials == 6 and len(order.left) == 7
+    (first, *rest) = lines_of(order, question)
+    assert first.startswith("Search: 6 trials (all combinations) next to the run as given, seed 0.")
+    assert rest == ["  strategy: one of full, gradual", "  weight_decay: one of 0.0, 0.1, 0.2"]
 
 
 def test_a_search_has_no_numbered_cells(capsys, tmp_path):

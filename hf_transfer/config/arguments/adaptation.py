@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.config.fields import setting
+from hf_transfer.errors import listed
 
-NONE, MMD, CORAL, DANN = "none", "mmd", "coral", "dann"
+NONE, AUTO, MMD, CORAL, DANN, PSEUDO_LABEL = "none", "auto", "mmd", "coral", "dann", "pseudo-label"
 LINEAR_OT = "linear-ot"
-METHODS = (MMD, CORAL, DANN)
+PENALTIES = (MMD, CORAL, DANN)
+METHODS = (*PENALTIES, PSEUDO_LABEL)  # that a run trains with
 FROZEN = (CORAL, LINEAR_OT)  # methods on frozen features, before a head is solved for
 RAMP, CONSTANT = "ramp", "constant"
+PER_CLASS, QUANTILE = "per-class", "quantile"
+_WEIGHTS = {MMD: 1.0, CORAL: 1.0, DANN: 0.3}
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _KEY = "domain_adaptation"
 _DEFAULTS: dict[str, Any] = {
-    "domain_adaptation_weight": 1.0,
+    "domain_adaptation_weight": None,
     "domain_adaptation_layer": None,
     "domain_adaptation_schedule": RAMP,
     "discriminator_learning_rate": 1e-3,
+    "pseudo_label_threshold": None,
+    "pseudo_label_rounds": None,
 }
+_OF_DANN = ("discriminator_learning_rate",)
+_OF_PENALTIES = ("domain_adaptation_weight", "domain_adaptation_layer", "domain_adaptation_schedule")
+_OF_LABELS = ("pseudo_label_threshold", "pseudo_label_rounds")
 
 
 @dataclass
@@ -49,17 +58,18 @@ class AdaptationArguments:
 
     domain_adaptation: str = setting(
         NONE,
-        "penalty that draws the features of source and target together: mmd (kernel distance), coral (covariances) or "
-        "dann (a discriminator that the backbone learns to deceive); with probe_solver: lbfgs, the map of frozen "
-        "features from source to target: coral or linear-ot (optimal transport)",
-        choices=(NONE, *METHODS, LINEAR_OT),
+        "how the target is used: mmd (kernel distance), coral (covariances) or dann (a discriminator that the backbone "
+        "learns to deceive) draw its features to the source's, pseudo-label trains on the model's own answers; auto "
+        "trains with each and without, and keeps the best; with probe_solver: lbfgs, the map of frozen features from "
+        "source to target: coral or linear-ot (optimal transport)",
+        choices=(NONE, AUTO, *METHODS, LINEAR_OT),
         topic="domain adaptation",
         resume="fixed",
         card="changed",
     )
-    domain_adaptation_weight: float = setting(
-        1.0,
-        "weight of the penalty next to the loss of the source",
+    domain_adaptation_weight: float | None = setting(
+        None,
+        "weight of the penalty next to the loss of the source (default: 1; of dann 0.3)",
         minimum=0,
         topic="domain adaptation",
         resume="fixed",
@@ -83,6 +93,44 @@ class AdaptationArguments:
     discriminator_learning_rate: float = setting(
         1e-3, "learning rate of the discriminator of dann", above=0, topic="domain adaptation", resume="fixed"
     )
+    pseudo_label_threshold: float | str | None = setting(
+        None,
+        "which target examples pseudo-label trains on: a probability that the answer must have, or a fraction that "
+        "grows from round to round, of the examples of each class (per-class, the default) or of all (quantile)",
+        choices=(PER_CLASS, QUANTILE),
+        above=0,
+        below=1,
+        topic="domain adaptation",
+        resume="fixed",
+        card="changed",
+    )
+    pseudo_label_rounds: int | None = setting(
+        None,
+        "how often pseudo-label labels the target anew (default: 3, if there are as many epochs and one more)",
+        minimum=1,
+        topic="domain adaptation",
+        resume="fixed",
+        card="changed",
+    )
+
+
+def weight_of(given: float | None, method: str) -> float | None:
+    """`domain_adaptation_weight`: the one that was given, or else the method's; None for one without a penalty."""
+    return _WEIGHTS.get(method) if given is None else given
+
+
+def threshold_of(given: float | str | None) -> float | str:
+    """`pseudo_label_threshold`, or its default."""
+    return PER_CLASS if given is None else given
+
+
+def values_for(values: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The values of all keys with a method in place of `auto`, without those that it does not read."""
+    found = {**values, _KEY: method}
+    if method == NONE:
+        return found | _DEFAULTS | {"target_dataset_name": None}
+    found |= {name: _DEFAULTS[name] for name, _ in _unread(found)}
+    return found | {"domain_adaptation_weight": weight_of(None, method)}
 
 
 def aligns_frozen(args: Any) -> bool:
@@ -93,18 +141,20 @@ def aligns_frozen(args: Any) -> bool:
 def check(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys among themselves and with those of the training, one sentence each."""
     method = values[_KEY]
-    changed = {name: values[name] for name, default in _DEFAULTS.items() if values[name] != default}
+    changed = {
+        name: values[name]
+        for name, default in _DEFAULTS.items()
+        if values[name] != default and not (name == "domain_adaptation_weight" and values[name] == _WEIGHTS.get(method))
+    }
     if method == NONE:
         return [
-            f"{name}: {value!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."
+            f"{name}: {value!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."
             for name, value in changed.items()
         ]
-    named, problems = f"{_KEY}: {method}", list[str]()
+    named = f"{_KEY}: {method}"
     if values["probe_solver"] == "lbfgs":
         return _check_frozen(method, named, changed)
-    rate = values["discriminator_learning_rate"]
-    if method != DANN and rate != _DEFAULTS["discriminator_learning_rate"]:
-        problems.append(f"discriminator_learning_rate: {rate!r} has no effect with {named}; it belongs to {DANN}.")
+    problems = [f"{name}: {values[name]!r} has no effect with {named}; {of}." for name, of in _unread(values)]
     reasons = (
         (method == LINEAR_OT, "aligns frozen features; set strategy: linear-probe and probe_solver: lbfgs"),
         (values["strategy"] is None and values["stages"] is None, "needs a plan; set strategy: full or another one"),
@@ -128,8 +178,12 @@ def check(values: Mapping[str, Any]) -> list[str]:
             "draws other target examples in each epoch, which a boundary cache does not hold; leave boundary_cache out",
         ),
         (
-            values["torch_compile"],
+            values["torch_compile"] and method != PSEUDO_LABEL,
             "reads the features inside the model, where torch_compile leaves no place; leave torch_compile out",
+        ),
+        (
+            method in (PSEUDO_LABEL, AUTO) and _has_budget(values),
+            "divides the epochs into rounds, whose number max_hours and max_usd change; give num_train_epochs alone",
         ),
     )
     return [*problems, *(f"{named} {said}." for holds, said in reasons if holds)]
@@ -149,6 +203,25 @@ def _check_frozen(method: str, named: str, changed: Mapping[str, Any]) -> list[s
     ]
 
 
+def _has_budget(values: Mapping[str, Any]) -> bool:
+    return values["max_hours"] is not None or values["max_usd"] is not None
+
+
+def _unread(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, whose it is) of those that have a value of their own, which the method does not read."""
+    method = values[_KEY]
+    of = (
+        (_OF_DANN, (DANN, AUTO), "it belongs to dann"),
+        (_OF_PENALTIES, (*PENALTIES, AUTO), f"it belongs to {listed(PENALTIES)}"),
+        (_OF_LABELS, (PSEUDO_LABEL, AUTO), "it belongs to pseudo-label"),
+    )
+    for names, methods, said in of:
+        if method not in methods:
+            yield from ((name, said) for name in names if values[name] != _DEFAULTS[name])
+    if method == AUTO and values["domain_adaptation_weight"] is not None:
+        yield "domain_adaptation_weight", "each method has its own; name a method"
+
+
 def check_run(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys with those of a run's data, one sentence each."""
     method, target = values[_KEY], values["target_dataset_name"]
@@ -159,12 +232,16 @@ def check_run(values: Mapping[str, Any]) -> list[str]:
                 f"target_label_column_name: {labels!r} has no effect without target_dataset_name, whose column it is."
             )
             return [said] if labels is not None else []
-        return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: {DANN}, {MMD} or {CORAL}."]
+        return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."]
     problems = list[str]()
     if target is None:
         problems.append(f"{_KEY}: {method} needs target_dataset_name, the unlabeled data that the model must work on.")
     elif target != IN_MEMORY and target in (values["dataset_name"], values["train_file"]):
         problems.append(f"target_dataset_name: {target!r} is the source itself, so there is nothing to adapt to.")
+    if method == AUTO and values["target_label_column_name"] is not None:
+        problems.append(
+            f"{_KEY}: auto compares models without labels of the target; with target_label_column_name, name a method."
+        )
     if values["streaming"]:
         problems.append(
             f"{_KEY}: {method} pairs examples by number, which a stream does not have; leave out streaming."

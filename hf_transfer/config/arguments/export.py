@@ -58,7 +58,7 @@ class ExportArguments:
     half: bool = setting(False, "weights in 16-bit floats: half the size", resume="free")
     quantize: str | None = setting(
         None,
-        "onnx: int8 for weights in 8 bits: a quarter of the size, and on most CPUs faster",
+        "onnx: int8 for weights in 8 bits: about a quarter of the size, and on most CPUs faster",
         choices=("int8",),
         resume="free",
     )

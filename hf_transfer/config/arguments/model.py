@@ -80,7 +80,8 @@ class ModelArguments:
     pooling_layer: str | None = setting(
         None,
         "pooling: mean or max: name of the layer group that is pooled, last, or auto (by cross-validation); the layers "
-        "above it are left out",
+        "above it are left out; average: of the upper half of the layers, the average of one head on each (only this "
+        "package loads it)",
         resume="fixed",
         card="changed",
     )

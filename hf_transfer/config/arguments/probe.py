@@ -22,6 +22,15 @@ class ProbeArguments:
         resume="fixed",
         card="changed",
     )
+    refit: bool | str = setting(
+        False,
+        "with probe_solver: lbfgs, once the validation split is measured, solve for the head again on the training "
+        "examples and those held out from them, with the same L2 penalty, and save that one; auto: if that split was "
+        "drawn from the training data",
+        choices=("auto", "true", "false"),
+        resume="free",
+        card="changed",
+    )
     head_init: str = setting(
         "random",
         "with strategy: two-phase or gradual, initialize the head randomly, or with the lbfgs solution on the frozen "

@@ -34,11 +34,13 @@ def reverse(values: torch.Tensor, factor: float) -> torch.Tensor:
 def discriminator(width: int, seed: int) -> nn.Module:
     """A two-layer perceptron from features of so many numbers to one logit: positive for the target.
 
-    The global random state stays as it is.
+    It reads each example's features normalized to mean 0 and variance 1 (without parameters of its own): the backbone
+    cannot deceive it by their size alone. The global random state stays as it is.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+        normalized = nn.LayerNorm(width, elementwise_affine=False)
+        return nn.Sequential(normalized, nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
 
 
 def confusion(critic: nn.Module, features: torch.Tensor, domain: torch.Tensor, factor: float) -> torch.Tensor:
