@@ -33,7 +33,7 @@ def test_many_small_blocks_that_were_freed_are_counted_again():
     """They come from a heap that is not returned by itself."""
     before = resident()
     for _ in range(2):
-        assert peak_of(lambda: [torch.ones(5000) for _ in range(2000)]) > 35 * MB
+        assert peak_of(lambda: [torch.ones(5000) for _ in range(2000)]) > 20 * MB  # of 40; gaps in use are not returned
     assert resident() < before + 5 * MB
 
 
