@@ -1,8 +1,8 @@
 """Labels that look wrong: confident learning on out-of-fold probabilities of a linear head on frozen features.
 
-An example's score and whether its label counts as wrong are cleanlab's (`analysis.confident_learning`; with several
-labels per example, cleanlab itself). What is added is what the probabilities are made of: the two layers whose features
-predict held-out labels best, convex heads, and repeated folds.
+An example's score and whether its label counts as wrong come from cleanlab (Northcutt et al. 2021, "Confident learning:
+estimating uncertainty in dataset labels"). What is added is what the probabilities are made of: the two layers whose
+features predict held-out labels best, convex heads, and repeated folds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_transfer.analysis.confident_learning import margins, number_wrong
 from hf_transfer.analysis.out_of_fold import REPEATS, OutOfFold, out_of_fold
 from hf_transfer.errors import UserError
 from hf_transfer.features import FrozenFeatures
@@ -24,8 +23,8 @@ from hf_transfer.features.layouts import MEAN
 from hf_transfer.layers.architectures import HEAD
 
 # cleanlab's score of an example. Of its three, with and without the adjustment for the confidence in each class, this
-# one, with it, found most of the labels that were flipped on purpose (`benchmarks/label_issues.py`).
-METHOD = "normalized_margin"
+# one found most of the labels that were flipped on purpose (`benchmarks/label_issues.py`).
+METHOD, ADJUST = "normalized_margin", True
 # A label below this out-of-fold probability looks wrong. cleanlab's estimate of how many are wrong is far too high
 # where the head knows little (with 2% wrong labels, one in 20 of those it names): what only it names is doubtful.
 IMPROBABLE = 0.1
@@ -208,23 +207,26 @@ def _judgeable(labels: torch.Tensor) -> tuple[Array, Array, torch.Tensor]:
     return rows, classes, torch.from_numpy(encoded)
 
 
-# ---- scores and issues -----------------------------------------------------------------------------------------------
+# ---- cleanlab --------------------------------------------------------------------------------------------------------
 
 
 def _one_label(labels: Array, probabilities: Array) -> tuple[Array, dict[int, tuple[int, ...]], Array]:
     """((examples,) scores, {position of an issue: suggested class}, (examples,) probability of the label).
 
-    Issues are as many labels as confident learning counts, those with the lowest scores, and improbable labels; as far
-    as another class is more probable.
+    Issues are as many labels as cleanlab estimates to be wrong, those with the lowest scores, and improbable labels; as
+    far as another class is more probable.
 
     Args:
         labels: (examples,)
         probabilities: (examples, classes)
     """
-    scores = margins(labels, probabilities)
+    from cleanlab.count import num_label_issues  # slow to import, as all of cleanlab
+    from cleanlab.rank import get_label_quality_scores
+
+    scores = get_label_quality_scores(labels, probabilities, method=METHOD, adjust_pred_probs=ADJUST)
     likeliest, of_label = probabilities.argmax(1), probabilities[np.arange(len(labels)), labels]
     others = likeliest != labels
-    lowest = np.lexsort((np.arange(len(labels)), scores, ~others))[: number_wrong(labels, probabilities)]
+    lowest = np.lexsort((np.arange(len(labels)), scores, ~others))[: num_label_issues(labels, probabilities)]
     issues = others & (np.isin(np.arange(len(labels)), lowest) | (of_label < IMPROBABLE))
     return scores, {int(i): (int(likeliest[i]),) for i in np.flatnonzero(issues)}, of_label
 
@@ -234,7 +236,7 @@ def _several_labels(labels: Array, probabilities: Array) -> tuple[Array, dict[in
 
     The probability is the least one of what an example's label says about a class.
     """
-    from cleanlab.multilabel_classification import get_label_quality_scores  # slow to import, as all of cleanlab
+    from cleanlab.multilabel_classification import get_label_quality_scores
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     positive = labels.astype(bool)
