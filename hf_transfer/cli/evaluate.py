@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.config.arguments.examining import Examining
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_data, check_run, format_of
@@ -44,7 +45,13 @@ class EvaluateArguments:
     json: bool = setting(False, "print one JSON object instead of lines")
 
 
-SECTIONS = (("data", EvaluateArguments), ("inputs", InputArguments), ("run", RunArguments), ("views", Views))
+SECTIONS = (
+    ("data", EvaluateArguments),
+    ("examining", Examining),
+    ("inputs", InputArguments),
+    ("run", RunArguments),
+    ("views", Views),
+)
 
 
 def keys() -> dict[str, Key]:
@@ -84,6 +91,19 @@ def _check_errors_file(path: Path, values: dict[str, Any], run_folder: str) -> N
             raise UserError(f"errors_file: {str(path)!r} is {what}, and would be replaced.", "Name another file.")
 
 
+def _check_ood_data(values: dict[str, Any]) -> None:
+    """Raises:
+    UserError: there is no such data, or it is what is evaluated on.
+    """
+    word = values["ood_data"]
+    try:
+        check_data(word)
+    except UserError as error:
+        raise error.with_key("ood_data") from error
+    if word in (values["test_file"], values["dataset_name"]):
+        raise UserError(f"ood_data: {word!r} is the data to evaluate on.", "Name data from elsewhere.")
+
+
 def _check(words: list[str], values: dict[str, Any]) -> None:
     """Check what is typed, and take the second word as data.
 
@@ -102,9 +122,25 @@ def _check(words: list[str], values: dict[str, Any]) -> None:
     if values["dataset_config_name"] and not values["dataset_name"]:
         raise UserError("dataset_config_name: it belongs to a dataset_name, and none is given.")
 
+    if values["ood_data"]:
+        _check_ood_data(values)
     check_run(words[0])
     if values["errors_file"]:
         _check_errors_file(Path(values["errors_file"]), values, words[0])
+
+
+def _details(measured: dict[str, Any], problem_type: str) -> Iterator[str]:
+    """Lines about what was measured beyond the metrics."""
+    from hf_transfer.evaluation import tables
+
+    yield from tables.format_calibration(measured["calibration"])
+    yield from tables.format_classes(measured["per_class"])
+    for column, groups in measured.get("subgroups", {}).items():
+        yield from tables.format_groups(column, groups, problem_type)
+    if "robustness" in measured:
+        yield from tables.format_robustness(measured["robustness"])
+    if "ood" in measured:
+        yield from tables.format_separations(measured["ood"])
 
 
 def run(argv: Sequence[str]) -> int:
@@ -128,14 +164,15 @@ def run(argv: Sequence[str]) -> int:
     is_other = values["test_file"] or values["dataset_name"]
     data = predictor.other_data(**{name: values[name] for name in others}) if is_other else None
     wanted = (data, values["split"], values["max_predict_samples"])
+    more = {f.name: values[f.name] for f in fields(Examining)}
     if values["errors_file"]:
-        measured, frame = predictor.evaluate_with_errors(*wanted)
+        measured, frame = predictor.evaluate_with_errors(*wanted, **more)
         write_text(Path(values["errors_file"]), errors_csv(frame))
         what = "answers" if predictor.labels.problem_type == REGRESSION else "wrong answers"
         note = f"{len(frame):,} {what} written to {values['errors_file']}, without the nearest training examples"
         measured["notes"].append(f"{note}, which only the {ERRORS} of a run has.")
     else:
-        measured = predictor.evaluate(*wanted)
+        measured = predictor.evaluate(*wanted, **more)
     if values["json"]:
         print(json.dumps(as_json(measured)))
     else:
@@ -143,6 +180,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"{words[0]} on {split} ({measured['num_examples']:,} examples):")
         print("\n".join(f"  Note: {note}" for note in measured["notes"]), end="\n" if measured["notes"] else "")
         print("\n".join(format_metrics(measured["metrics"], measured["intervals"])))
+        for line in _details(measured, predictor.labels.problem_type):
+            print(line)
         if measured.get("clipped_images"):
             print(f"Images with values beyond the training range, which were clipped: {measured['clipped_images']:,}")
     return 0

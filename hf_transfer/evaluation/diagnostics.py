@@ -77,6 +77,30 @@ def diagnose(
     return found | {"coverage": coverage(*now)}
 
 
+def calibration_of(problem_type: str, logits: Array, labels: Array) -> dict[str, Any]:
+    """How far the probabilities match frequencies; empty for regression, and where a logit is NaN or infinite.
+
+    Args:
+        problem_type: as of `diagnose`, like the others.
+        logits: likewise.
+        labels: likewise.
+
+    Returns:
+        `confidence`, the mean probability of the answers, `accuracy`, the fraction of them that are right, the expected
+        calibration error `ece` and its bins, `reliability` (see there). With several labels, of all pairs of example
+        and label: the probability of the label, and how often it is there.
+    """
+    if problem_type == REGRESSION or not scores.all_finite(logits):
+        return {}
+    probability, correct = (_pairs if problem_type == MULTI_LABEL else _answers)(logits, labels, Change())
+    return {
+        "ece": float(scores.calibration_error(probability, correct)),
+        "confidence": float(probability.mean()),
+        "accuracy": float(correct.mean()),
+        "reliability": reliability(probability, correct),
+    }
+
+
 def _answers(logits: Array, labels: Array, change: Change) -> tuple[Array, Array]:
     """(confidence of each answer, whether it is right)."""
     confidence, correct = np.empty(len(labels)), np.empty(len(labels))

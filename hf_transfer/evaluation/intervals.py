@@ -61,6 +61,34 @@ def intervals(
     return bounds | {name: [float(low), float(high)] for name, (low, high) in quantiles.items()}
 
 
+def class_intervals(hits: int, true: int, predicted: int, count: int, seed: int = 0) -> dict[str, list[float]]:
+    """95% confidence intervals of a class's `precision`, `recall` and `f1`, as far as these are defined.
+
+    Wilson's of the two that are fractions, the percentile bootstrap of F1. Resampling examples is a multinomial draw of
+    four counts, so that a class takes no more memory than the resamples.
+
+    Args:
+        hits: examples of the class that are predicted as such.
+        true: examples of the class.
+        predicted: predictions of the class.
+        count: all examples.
+        seed: of the bootstrap.
+    """
+    bounds: dict[str, list[float]] = {}
+    if predicted:
+        bounds["precision"] = _wilson(hits, predicted)
+    if true:
+        bounds["recall"] = _wilson(hits, true)
+    if true or predicted:
+        cells = np.array([hits, true - hits, predicted - hits, count - true - predicted + hits])
+        drawn = np.random.default_rng(seed).multinomial(count, cells / count, BOOTSTRAP_SAMPLES)
+        either = 2.0 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2]
+        tail = 100 * (1 - CONFIDENCE) / 2
+        f1 = 2.0 * drawn[either > 0, 0] / either[either > 0]
+        bounds["f1"] = np.percentile(f1, [tail, 100 - tail]).tolist()
+    return bounds
+
+
 def _wilson(hits: Any, count: int) -> list[float]:
     z = float(ndtri((1 + CONFIDENCE) / 2))
     rate, total = int(hits) / count, count + z**2

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,32 +13,19 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_transfer.config.arguments.data import DataArguments
-from hf_transfer.config.arguments.views import Views
-from hf_transfer.data.draws import draw
-from hf_transfer.data.images import undecoded
-from hf_transfer.data.in_memory import splits_of
+from hf_transfer.config.arguments.examining import Examining
 from hf_transfer.data.labels import LABELS
-from hf_transfer.data.locate import IN_MEMORY
-from hf_transfer.data.record import Record
-from hf_transfer.errors import UserError, nearest
 from hf_transfer.evaluation import metrics
 from hf_transfer.evaluation.measure import held_out_metrics, measured, metrics_of
 from hf_transfer.evaluation.thresholds import thresholds_of
-from hf_transfer.inference.answering import Answering
-from hf_transfer.inference.held_out import HeldOut, Selection
-from hf_transfer.inference.inputs import example
+from hf_transfer.inference.examined import Examined
+from hf_transfer.inference.held_out import HeldOut
 from hf_transfer.objectives.losses import Loss
 
 
 @dataclass
-class Evaluating(Answering):
-    """A model that is measured on labeled data; see `Predictor`.
-
-    Attributes:
-        record: the examples that its run trained on and held out, by content; None if they are not known.
-    """
-
-    record: Record | None = field(default=None, repr=False)
+class Evaluating(Examined):
+    """A model that is measured on labeled data; see `Predictor`."""
 
     def evaluate(
         self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
@@ -52,13 +38,17 @@ class Evaluating(Answering):
             split: which of its splits (default: test, else validation, else the only one).
             max_examples: only so many of them, drawn by class.
             **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
-                `Views`.
+                `Views`; `by` and others as in `Examining`.
 
         Returns:
-            `{"metrics", "intervals", "metrics_split", "num_examples", "dataset", "notes", "left_out"}`; `notes` are
-            messages for the user, and `left_out` counts examples by the reason why they were not measured on:
-            `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have values beyond the
-            range of the training data.
+            `{"metrics", "intervals", "per_class", "calibration", "metrics_split", "num_examples", "dataset", "notes",
+            "left_out"}`; `notes` are messages for the user, and `left_out` counts examples by the reason why they were
+            not measured on: `trained_on`, `unusable`. For float and 32-bit images also `clipped_images`: how many have
+            values beyond the range of the training data. With `by` also `subgroups`: for each of its columns, the
+            entries of `evaluation.subgroups.measure_groups`. With `robustness` also that: see
+            `inference.robustness.measure_robustness`. With `ood_data` also `ood`: `data`, `split`, numbers of examples
+            `num_inside`, `num_outside` and `num_training`, and `scores`: by name, the
+            `evaluation.out_of_distribution.separation` of each.
 
         Raises:
             UserError: there is no such data or key, its labels are missing or not the model's, or nothing is left that
@@ -70,9 +60,11 @@ class Evaluating(Answering):
         self, given: Any, split: str | None, max_examples: int | None, keys: Mapping[str, Any]
     ) -> tuple[dict[str, Any], HeldOut, Any, Any]:
         """(what `evaluate` returns, the examples, their (examples, outputs) logits, their encoded labels)."""
-        model, data = self._on(given, keys)
+        examining = Examining.of(keys)
+        model, data = self._on(given, {k: v for k, v in keys.items() if k not in vars(examining)})
         held_out = model._held_out(data, split, max_examples)
         _, examples, inputs, notes, left_out = held_out
+        asked = model._asked(examining, examples, max_examples)
         clipped = model.task.clipped(examples, inputs, model.processor)
         if model.views.several:
             results, logits, labels = model._measure_looks(examples, inputs)
@@ -81,52 +73,8 @@ class Evaluating(Answering):
             results, logits, labels = model._measured(prepared)
         about = {"metrics_split": held_out.name, "dataset": _name_of(data or model.data)}
         results = {**results, **clipped, **about, "notes": list(notes), "left_out": dict(left_out)}
+        model._examine(asked, held_out, logits, labels, results)
         return results, held_out, logits, labels
-
-    def other_data(self, **keys: Any) -> DataArguments:
-        """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
-        nothing = dict.fromkeys(
-            ("in_memory", "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file")
-        )
-        return replace(self.data, **{**nothing, "max_predict_samples": None, "streaming": False, **keys})
-
-    def _on(self, given: Any, keys: Mapping[str, Any]) -> tuple[Evaluating, DataArguments | None]:
-        """(the model that looks and reads as the keys say, where the data is; None for the run's own).
-
-        Args:
-            given: hub id, path or `bundled:<name>`, data as of `fine_tune`, `DataArguments`, or None.
-            keys: data keys and those of `Views`.
-
-        Raises:
-            UserError: there is no such key, or it is no data.
-        """
-        views = {f.name: keys[f.name] for f in fields(Views) if f.name in keys}
-        model = replace(self, views=Views.of(views)) if views else self
-        keys, names = {k: v for k, v in keys.items() if k not in views}, [f.name for f in fields(DataArguments)]
-        for name in keys:
-            if name not in names:
-                raise UserError(f"{name} is no key of data.{nearest(name, names)}")
-        if isinstance(given, DataArguments):
-            return model, replace(given, **keys)
-        if given is None and not (keys.get("test_file") or keys.get("dataset_name")):
-            return replace(model, data=replace(model.data, **keys)), None
-        if given is None or isinstance(given, str | os.PathLike):
-            named = {} if given is None else {"dataset_name": os.fspath(given)}
-            return model, model.other_data(**{**keys, **named})
-        args = model.other_data(**keys)
-        return model, replace(args, dataset_name=IN_MEMORY, in_memory=splits_of(given, args, name="test"))
-
-    def _held_out(
-        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
-    ) -> HeldOut:
-        """The examples to measure on, with encoded labels."""
-        is_run = bool(self.data.dataset_name or self.data.train_file)
-        selection = Selection(self.task, self.labels, data or self.data, self.seed, self.record, is_run)
-        chosen = selection.of_run(split) if data is None else selection.of_other_data(split)
-        if max_examples is not None and max_examples < len(chosen.examples):
-            sample = draw(chosen.examples, max_examples, self.labels, self.seed).sample
-            return chosen._replace(examples=sample)
-        return chosen
 
     def inputs_of(
         self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any
@@ -164,36 +112,13 @@ class Evaluating(Answering):
         held_out = model._held_out(args, split, max_examples)
         return held_out, model._logits_of(held_out.examples, held_out.inputs), np.array(held_out.examples[LABELS][:])
 
-    def _logits_of(self, examples: Dataset, inputs: tuple[str, ...]) -> Any:
-        """(examples, outputs) logits, pooled over the looks at each example.
-
-        Raises:
-            UserError: an example is unusable.
-        """
-        return np.concatenate([self.logits(part)[0] for part in self._parts(examples, inputs)])
-
-    def _parts(self, examples: Dataset, inputs: tuple[str, ...]) -> Iterator[list[tuple[Any, ...]]]:
-        """Examples as `logits` takes them, batch by batch.
-
-        Raises:
-            UserError: an example is unusable.
-        """
-        count = 0
-        for batch in undecoded(examples, inputs).iter(batch_size=self.batch_size):
-            read = [example(self.task, None, row) for row in zip(*(batch[c] for c in inputs), strict=True)]
-            for i, item in enumerate(read):
-                if item.values is None:
-                    raise UserError(f"Example {count + i} of the data cannot be used: {item.error}.")
-            count += len(read)
-            yield [item.values for item in read if item.values is not None]
-
     def _measure_looks(self, examples: Dataset, inputs: tuple[str, ...]) -> tuple[dict[str, Any], Any, Any]:
         """As `_measured`, of logits that are pooled over the looks at each example; the loss is theirs too."""
         kind, pooled = self.labels.problem_type, self._logits_of(examples, inputs)
         labels = np.array(examples[LABELS][:])
         loss = Loss(kind).total(torch.tensor(pooled), torch.tensor(labels)) / len(labels)
         values = {"loss": float(loss), **metrics.compute(kind, pooled, labels)}
-        return measured(kind, values, pooled, labels, thresholds_of(self.model.config)), pooled, labels
+        return _about(measured(kind, values, pooled, labels, thresholds_of(self.model.config))), pooled, labels
 
     def measure(self, prepared: Dataset) -> dict[str, Any]:
         """Metrics and intervals on prepared examples, by Trainer's own evaluation loop."""
@@ -219,8 +144,11 @@ class Evaluating(Answering):
                 compute_metrics=lambda p: metrics_of(self.labels.problem_type, p),
             )
             results = held_out_metrics(trainer, prepared, self.labels.problem_type)
-        about = {name: results[name] for name in ("metrics", "intervals", "num_examples")}
-        return about, results["logits"], results["labels"]
+        return _about(results), results["logits"], results["labels"]
+
+
+def _about(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: results[name] for name in ("metrics", "intervals", "num_examples")}
 
 
 def _name_of(data: DataArguments) -> str | None:

@@ -4,7 +4,7 @@ on."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -121,6 +121,30 @@ class Selection:
                 self.notes.append(f"{len(bad):,} unusable examples are left out ({shown}).")
         is_asked_for = split is not None and name == "train"
         return self._without_trained(name, examples, inputs, is_asked_for)
+
+    def unlabeled(self) -> tuple[str, Dataset, tuple[str, ...]]:
+        """(name of the split, its examples, their input columns) of other data, whose labels are not read.
+
+        Columns that the run names and the data lacks are found as for any data, with a note.
+
+        Raises:
+            UserError: there is no such data, or it has no inputs for the model.
+        """
+        name, splits = load_held_out(self.args, None)
+        key = self.task.input_key
+        named = getattr(self.args, key) if key else None
+        wanted = [named] if isinstance(named, str) else list(named or ())
+        if wanted and not all(column in splits[name].features for column in wanted):
+            unnamed: dict[str, Any] = {key: None}
+            self.args = replace(self.args, **unnamed)
+            splits, inputs = self._with_inputs(splits, name)
+            images = [c for c, feature in splits[name].features.items() if isinstance(feature, Image)]
+            if images and not set(images) & set(inputs):
+                raise UserError(f"it holds images (column {images[0]!r}), and the model is one of {self.task.name}.")
+            self.notes.append(f"It has no {' and '.join(wanted)}; {' and '.join(inputs)} was read instead.")
+        else:
+            splits, inputs = self._with_inputs(splits, name)
+        return name, splits[name], inputs
 
     def _with_inputs(self, splits: RawSplits, name: str) -> tuple[RawSplits, tuple[str, ...]]:
         """(the splits with inputs of the right type, the input columns), as the split `name` shows them."""

@@ -108,7 +108,7 @@ class Result:
             split: which of its splits.
             max_examples: only so many of them, drawn by class.
             **keys: other data keys, for example `test_file` or `label_column_name`; `tta`, `stride` and `pool` as in
-                `Views`.
+                `Views`; `by` and others as in `Examining`.
 
         Raises:
             UserError: there is no such data or key, or the labels are not the model's.

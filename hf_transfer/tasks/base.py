@@ -18,6 +18,7 @@ from hf_transfer.data.facts import Misfit, PixelFacts
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation.corruptions import Corruption
 from hf_transfer.models.load import Loaded
 
 
@@ -35,6 +36,7 @@ class Task(ABC):
         input_key: key that names the input column; empty if there is none.
         suffixes: extensions of files that hold a single input.
         mixes: whether two inputs can be blended, as mixup does.
+        corruptions: what may happen to an input, by name, to measure how robust a model is; of `plain` inputs.
     """
 
     name: ClassVar[str]
@@ -42,6 +44,7 @@ class Task(ABC):
     input_key: ClassVar[str] = ""
     suffixes: ClassVar[frozenset[str]] = frozenset()
     mixes: ClassVar[bool] = False
+    corruptions: ClassVar[Mapping[str, Corruption]] = {}
 
     @abstractmethod
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
@@ -165,6 +168,10 @@ class Task(ABC):
         if views.several:
             raise UserError(f"tta, stride: not supported for {self.name}.", "Remove tta and stride.")
         return self.encode(columns, processor), list(range(len(columns[0])))
+
+    def plain(self, values: Sequence[Any], processor: Any) -> tuple[Any, ...]:
+        """An example, as `read` gave it, in the form that `corruptions` take."""
+        return tuple(values)
 
     def preprocessing(self, processor: Any) -> dict[str, Any]:
         """How inputs are prepared, in words and numbers, for the metadata of an exported model."""

@@ -37,6 +37,7 @@ from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.pixel_range import checked_range, decide_range, deep_extremes, num_clipped
 from hf_transfer.data.splits import Data
 from hf_transfer.errors import UserError, option
+from hf_transfer.evaluation.corruptions import IMAGES
 from hf_transfer.models.image_processors import channels_of, check_channels, complete_timm_config, load_processor
 from hf_transfer.models.image_size import own_size, with_image_size
 from hf_transfer.models.load import Loaded, load_config, load_model
@@ -53,6 +54,7 @@ class ImageClassification(Task):
     input_key = "image_column_name"
     suffixes = IMAGE_SUFFIXES
     mixes = True
+    corruptions = IMAGES
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.image_column_name:
@@ -209,6 +211,9 @@ class ImageClassification(Task):
             raise UserError(f"tta: {views.tta} exceeds the maximum of {most_looks(mirrored)} views per image{without}.")
         images = [view for image in columns[0] for view in looks(image, views.tta, mirrored)]
         return self.encode([images], processor), [i for i in range(len(columns[0])) for _ in range(views.tta)]
+
+    def plain(self, values: Sequence[Any], processor: Any) -> tuple[Any, ...]:
+        return tuple(_eight_bits(image, processor) for image in values)
 
     def preprocessing(self, processor: Any) -> dict[str, Any]:
         said = getattr(processor, "data_config", None) or processor.to_dict()

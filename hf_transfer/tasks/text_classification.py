@@ -23,6 +23,7 @@ from hf_transfer.data.header import check_column
 from hf_transfer.data.labels import LABELS, Labels
 from hf_transfer.data.splits import ROW
 from hf_transfer.errors import UserError, one_line
+from hf_transfer.evaluation.corruptions import TEXTS
 from hf_transfer.models.load import Loaded, load_config, load_model
 from hf_transfer.models.source import processor_source
 from hf_transfer.tasks import text_fit
@@ -52,6 +53,7 @@ class TextClassification(Task):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     input_key = "text_column_name"
+    corruptions = TEXTS
 
     def input_columns(self, features: Mapping[str, Any], args: DataArguments) -> tuple[str, ...]:
         if args.text_column_name:
