@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "text, full": {**TEXT, "strategy": "full", "per_device_train_batch_size": 16},
     "text, two-phase": {**TEXT, "strategy": "two-phase", "head_epochs": 0.3, "per_device_train_batch_size": 16},
     "text, lora": {**TEXT, "strategy": "lora", "per_device_train_batch_size": 16},
+    "text, probe": {**TEXT, "strategy": "linear-probe", "per_device_train_batch_size": 16},
     "image, full": {**IMAGE, "strategy": "full", "per_device_train_batch_size": 16},
     "image, partial": {**IMAGE, "strategy": "partial", "unfrozen_groups": 2, "per_device_train_batch_size": 16},
 }
@@ -73,13 +74,10 @@ def cell(asked: dict[str, Any]) -> dict[str, Any]:
         keys["max_train_samples"] = int(steps * keys["per_device_train_batch_size"] / 0.9) + 1
         keys["num_train_epochs"] = 1
         config = Config.from_sources({}, keys)
-        if asked["what"] == "plan":
-            budget = plan_only(config, talks=False).to_dict()["budget"]
-            return {
-                "seconds": budget["this_machine"]["seconds"],
-                "bytes": max(stage["total_bytes"] for stage in budget["stages"]),
-            }
         before = resident("VmRSS")
+        if asked["what"] == "plan":
+            here = plan_only(config, talks=False).to_dict()["budget"]["this_machine"]
+            return {"seconds": here["seconds"], "bytes": here["process_bytes"] - before}
         result = run(config)
         return {
             "seconds": result.results["train_seconds"],

@@ -49,13 +49,23 @@ def test_a_wrong_import_is_seen(tmp_path):
 
 
 def test_importing_is_light():
-    """Nothing beyond torch and transformers that a text user could be hurt by; `import hf_transfer` not even these."""
+    """Nothing beyond torch and transformers that a text user could be hurt by; `import hf_transfer` not even these.
+
+    Nor does a run wait for what it does not need: `evaluate` imports all pipelines of transformers.
+    """
     code = """
 import sys
 from transformers import Trainer
 theirs = set(sys.modules)
 from hf_transfer import TransferTrainer, TransferArguments, layer_groups
 print(*{m.split(".")[0] for m in set(sys.modules) - theirs} & {"timm", "torchvision", "gradio", "matplotlib"})
+import hf_transfer.cli.train, hf_transfer.runs.run
+from hf_transfer.evaluation import metrics
+import numpy as np
+metrics.compute("single_label_classification", np.eye(8), np.arange(8))
+metrics.intervals("single_label_classification", np.eye(8), np.arange(8))
+slow = {"timm", "matplotlib", "evaluate", "sklearn", "cleanlab", "scipy.stats", "transformers.pipelines"}
+print(*slow & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.split()

@@ -43,6 +43,24 @@ class Budget:
     notes: list[str] = field(default_factory=list)
     here: Pace | None = None
 
+    @property
+    def of_process(self) -> int | None:
+        """Most bytes of this process's memory, its libraries and all, from the measured steps; None if not known.
+
+        At the end, the model that was saved is loaded once more and compared.
+        """
+        if self.here is None or self.here.resident is None or not self.memory:
+            return None
+        most = 0
+        for stage, pace in zip(self.memory, self.here.stages, strict=True):
+            if pace.memory is None or stage.optimizer is None:
+                return None
+            step = pace.memory
+            if self.accumulation > 1 and stage.activations:  # gradients stay while the next batch is computed
+                step = max(step, stage.gradients + stage.activations.of_batch(stage.batch))
+            most = max(most, stage.optimizer + stage.boundary_cache + max(step, stage.parameters + stage.buffers))
+        return self.here.resident + most
+
     def to_dict(self) -> dict[str, Any]:
         best = {
             "cheapest": cheapest(self.offers),
@@ -60,7 +78,7 @@ class Budget:
             "prices_date": self.prices.date,
             "gpus": [{**offer.to_dict(), "is_estimate": True} for offer in self.offers],
             **{name: offer.gpu.name if offer else None for name, offer in best.items()},
-            "this_machine": self.here.to_dict() if self.here else None,
+            "this_machine": {**self.here.to_dict(), "process_bytes": self.of_process} if self.here else None,
             "notes": self.notes,
         }
 
@@ -77,8 +95,17 @@ class Budget:
         )
         if self.here:
             lines.append(self.here.line())
+            lines += self._process()
         lines += self._money()
         return [*lines, *(f"Budget: {note}." for note in self.notes)]
+
+    def _process(self) -> list[str]:
+        most = self.of_process
+        if most is None:
+            return []
+        assert self.here is not None and self.here.resident is not None, "else the most is not known"
+        now = in_bytes(self.here.resident)
+        return [f"The process will take about {in_bytes(most)} of memory at most ({now} before training, measured)."]
 
     def _money(self) -> list[str]:
         if not self.offers:

@@ -17,7 +17,8 @@ from scipy.optimize import nnls
 from torch.nn import functional
 
 from hf_transfer.features.convex_head import SINGLE, Problem
-from hf_transfer.features.cross_validation import strata, stratified_order
+from hf_transfer.features.cross_validation import Array, strata, stratified_order
+from hf_transfer.features.fold_heads import logits_of_parts
 
 # (fraction of the examples to solve with, number of draws); the rest of the examples is predicted.
 SIZES = ((1 / 8, 8), (1 / 4, 6), (1 / 2, 5), (4 / 5, 5))
@@ -69,22 +70,30 @@ def measure(
         strengths: from strong to weak.
         seed: of the subsets, which have the classes in their proportions.
     """
-    stratum, found = strata(SINGLE, labels), []
+    stratum, subsets, sizes = strata(SINGLE, labels), list[Array](), list[int]()
     for fraction, draws in SIZES:
         size = round(fraction * len(labels))
         if size < max(_LEAST, outputs):
             continue
-        losses, errors = np.empty((draws, len(strengths))), np.empty((draws, len(strengths)))
         for draw in range(draws):
-            order = torch.from_numpy(stratified_order(stratum, seed + draw))
-            own, rest = order[:size], order[size:]
-            heads = Problem(SINGLE, x[own], labels[own], outputs).path(strengths)
-            for i, head in enumerate(heads):
-                logits = head.logits(x[rest])
-                losses[draw, i] = functional.cross_entropy(logits, labels[rest])
-                errors[draw, i] = (logits.argmax(1) != labels[rest]).double().mean()
-        best = errors[:, losses.mean(0).argmin()]
-        found.append(Point(size, float(best.mean()), float(best.std(ddof=1) / np.sqrt(draws))))
+            subset = np.zeros(len(labels), dtype=bool)
+            subset[stratified_order(stratum, seed + draw)[:size]] = True
+            subsets.append(subset)
+            sizes.append(size)
+    if not subsets:
+        return ()
+    losses, errors = np.empty((len(subsets), len(strengths))), np.empty((len(subsets), len(strengths)))
+    paths = logits_of_parts(Problem(SINGLE, x, labels, outputs), np.stack(subsets), strengths)
+    for i, logits in enumerate(paths):
+        for j, (own, subset) in enumerate(zip(logits, subsets, strict=True)):
+            rest = torch.from_numpy(~subset)
+            losses[j, i] = functional.cross_entropy(own[rest], labels[rest])
+            errors[j, i] = (own[rest].argmax(1) != labels[rest]).double().mean()
+    found = []
+    for size in dict.fromkeys(sizes):
+        of_size = np.array(sizes) == size
+        best = errors[of_size, losses[of_size].mean(0).argmin()]
+        found.append(Point(size, float(best.mean()), float(best.std(ddof=1) / np.sqrt(len(best)))))
     return tuple(found)
 
 

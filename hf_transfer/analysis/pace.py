@@ -9,6 +9,9 @@ from typing import Any
 # many processes as there are cores. A stage that trains other parameters is compiled again.
 LEAST_COMPILATION = 20.0  # seconds for a model of a few layers; large ones take minutes
 BEST_GAIN = 2.0  # times: what compiled steps are quicker by, at best
+COMPILE_ANYWAY = (
+    "Leave torch_compile out, or name a backend as well (torch_compile_backend: inductor) to compile anyway."
+)
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,15 @@ class StagePace:
         steps: optimizer steps.
         seconds_per_step: of an optimizer step, with loading.
         measured: batches that were timed.
+        memory: bytes that a step on the largest batch takes of the process's memory: gradients, activations, their
+            gradients and workspaces, without the model and the optimizer's states; None where that is not known.
     """
 
     stage: str
     steps: int
     seconds_per_step: float
     measured: int
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,13 @@ class Pace:
         device: type of the device.
         threads: of torch on the CPU.
         stages: in order.
+        resident: bytes of the process's memory before the first step; None where that is not known.
     """
 
     device: str
     threads: int
     stages: tuple[StagePace, ...]
+    resident: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -51,7 +59,8 @@ class Pace:
             "device": self.device,
             "threads": self.threads,
             "seconds": self.seconds,
-            "stages": [asdict(stage) for stage in self.stages],
+            "resident_bytes": self.resident,
+            "stages": [_to_dict(stage) for stage in self.stages],
         }
 
     def line(self) -> str:
@@ -64,6 +73,10 @@ class Pace:
             f"On this machine ({where}): about {in_time(self.seconds)} of training steps ({by_stage}; {batches} "
             f"batches timed). Evaluation and saving are not in it."
         )
+
+
+def _to_dict(stage: StagePace) -> dict[str, Any]:
+    return {"memory_bytes" if name == "memory" else name: value for name, value in asdict(stage).items()}
 
 
 def in_time(seconds: float) -> str:
@@ -85,5 +98,5 @@ def compile_note(pace: Pace) -> str:
     return (
         f"torch_compile cannot pay back: the run takes about {in_time(pace.seconds)} of training steps without it, of "
         f"which it would save {in_time(saved)} at the very best ({BEST_GAIN:g} times quicker), and compiling takes "
-        f"{LEAST_COMPILATION:.0f} s or more{each}, unless torch's cache has it. Leave it out."
+        f"{LEAST_COMPILATION:.0f} s or more{each}, unless torch's cache has it."
     )

@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 Array = Any  # np.ndarray
 INFORMATION, DEEP_EMBEDDED, DENSITY = "information", "deep_embedded", "neighborhood_density"
@@ -134,6 +131,10 @@ def density_ratio(source: Array, target: Array, validation: Array, seed: int = 0
         validation: (examples, width) features of the source's validation split.
         seed: of the solver.
     """
+    from sklearn.linear_model import LogisticRegression  # slow to import, and every run imports this module
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     both = np.concatenate([source, target]).astype(np.float64)
     domain = np.repeat([0, 1], [len(source), len(target)])
     critic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed)).fit(both, domain)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_transfer.evaluation.metrics import (
+    from hf_transfer.evaluation.evaluate_metrics import (
         METRICS,
         MultiLabelMetrics,
         RegressionMetrics,
         SingleLabelMetrics,
-        compute,
     )
+    from hf_transfer.evaluation.metrics import compute
 
 __all__ = ["METRICS", "MultiLabelMetrics", "RegressionMetrics", "SingleLabelMetrics", "compute"]
 
@@ -22,4 +22,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.metrics"), name)
+    home = "metrics" if name == "compute" else "evaluate_metrics"
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import sparse
+from scipy.special import ndtri
 
 from hf_transfer.data.labels import MULTI_LABEL, SINGLE_LABEL
 from hf_transfer.evaluation import scores
@@ -89,8 +90,11 @@ def class_intervals(hits: int, true: int, predicted: int, count: int, seed: int 
 
 
 def _wilson(hits: Any, count: int) -> list[float]:
-    low, high = stats.binomtest(int(hits), count).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(low), float(high)]
+    z = float(ndtri((1 + CONFIDENCE) / 2))
+    rate, total = int(hits) / count, count + z**2
+    middle, half = (rate * count + z**2 / 2) / total, z * (rate * (1 - rate) * count + z**2 / 4) ** 0.5 / total
+    low = 0.0 if hits == 0 else middle - half
+    return [low, 1.0 if hits == count else middle + half]
 
 
 def _resamples(rng: np.random.Generator, count: int) -> Iterator[Array]:

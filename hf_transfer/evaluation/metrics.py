@@ -1,18 +1,13 @@
-"""Metrics of predictions.
+"""Metrics of predictions, from arrays.
 
-Each problem type has one `evaluate.Metric`. They are defined here because `evaluate.load` downloads metrics from the
-hub and runs code from the working directory. `compute` gives the same values from arrays without writing files, and is
-used during training. Their names and directions are in `metric_table`.
+Their names and directions are in `metric_table`; `evaluate_metrics` makes an `evaluate.Metric` of them.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
-import evaluate
 import numpy as np
-from datasets import Features, Sequence, Value
 from scipy.special import expit
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -22,11 +17,7 @@ from hf_transfer.evaluation.metric_table import METRIC_TABLE, names
 from hf_transfer.evaluation.scores import Array, calibration_error
 
 __all__ = [
-    "METRICS",
     "Array",
-    "MultiLabelMetrics",
-    "RegressionMetrics",
-    "SingleLabelMetrics",
     "baseline",
     "best_thresholds",
     "calibration_error",
@@ -39,76 +30,8 @@ __all__ = [
 MATRIX_CLASSES = 100  # above this, the pairs of classes that occur take less space than a matrix
 
 
-class _OfLogits(evaluate.Metric, ABC):
-    """All metrics of a problem type; `predictions` are logits, as required for ranking and calibration metrics."""
-
-    description: ClassVar[str]
-    references: ClassVar[Any]
-    predictions: ClassVar[Any] = Sequence(Value("float64"))
-
-    def __init__(self, *args: Any, keep_in_memory: bool = True, **kwargs: Any):
-        super().__init__(*args, keep_in_memory=keep_in_memory, **kwargs)
-
-    def _info(self) -> evaluate.EvaluationModuleInfo:
-        return evaluate.EvaluationModuleInfo(
-            description=self.description,
-            citation="",
-            inputs_description="predictions: logits; references: labels.",
-            features=Features({"predictions": self.predictions, "references": self.references}),
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        values = self.of(np.asarray(predictions), np.asarray(references))
-        return {k: float(v) for k, v in values.items()}
-
-    @staticmethod
-    @abstractmethod
-    def of(logits: Array, labels: Array) -> dict[str, Any]:
-        """The metrics by name, from arrays of logits and labels."""
-
-
-class SingleLabelMetrics(_OfLogits):
-    """Accuracy, macro F1, precision and recall, MCC, expected calibration error; top-5 accuracy with over five classes.
-
-    predictions: (examples, classes) logits. references: (examples,) class indices.
-    """
-
-    description = "Metrics of single-label classification."
-    references = Value("int64")
-    of = staticmethod(scores.single_label)
-
-
-class MultiLabelMetrics(_OfLogits):
-    """Macro and micro F1 and subset accuracy at a probability of 0.5, and mean average precision.
-
-    predictions: (examples, classes) logits. references: (examples, classes) of 0 and 1.
-    """
-
-    description = "Metrics of multi-label classification."
-    references = Sequence(Value("float64"))
-    of = staticmethod(scores.multi_label)
-
-
-class RegressionMetrics(_OfLogits):
-    """Mean absolute and root mean squared error; Pearson and Spearman correlation unless one side is constant.
-
-    predictions: (examples,) values. references: (examples,) values.
-    """
-
-    description = "Metrics of regression."
-    predictions = references = Value("float64")
-    of = staticmethod(scores.regression)
-
-
-METRICS: dict[str, type[_OfLogits]] = {
-    SINGLE_LABEL: SingleLabelMetrics,
-    MULTI_LABEL: MultiLabelMetrics,
-    REGRESSION: RegressionMetrics,
-}
-
-
 def compute(problem_type: str, logits: Array, labels: Array, limits: Array | float = 0.0) -> dict[str, float]:
-    """The same metrics as `METRICS[problem_type]().compute`.
+    """All metrics of a problem type, by name.
 
     Args:
         problem_type: as in `transformers` configurations.
@@ -119,7 +42,7 @@ def compute(problem_type: str, logits: Array, labels: Array, limits: Array | flo
     if problem_type == MULTI_LABEL:
         values = scores.multi_label(logits, labels, limits)
     else:
-        values = METRICS[problem_type].of(logits, labels)
+        values = (scores.single_label if problem_type == SINGLE_LABEL else scores.regression)(logits, labels)
     return {k: float(v) for k, v in values.items()}
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from hf_transfer.evaluation.metric_table import TOP
 
@@ -213,6 +212,8 @@ def regression(logits: Array, labels: Array) -> dict[str, Any]:
         "rmse": np.sqrt(np.square(values - labels).mean()),
     }
     if len(labels) > 1 and np.ptp(values) > 0 and np.ptp(labels) > 0:  # undefined for constants
+        from scipy import stats  # slow to import
+
         scores |= {
             "pearson": stats.pearsonr(values, labels).statistic,
             "spearman": stats.spearmanr(values, labels).statistic,

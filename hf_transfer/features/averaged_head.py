@@ -7,7 +7,6 @@ in all features together. That is not the head that would be solved for on all o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -70,10 +69,19 @@ def averaged_logits(
     outputs: int,
     draws: Sequence[Array],
     strengths: Sequence[float] = STRENGTHS,
-    *more: Any,
+    weights: torch.Tensor | None = None,
+    has_bias: bool = True,
+    wholes: Sequence[Problem] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """As `cross_validation.held_out_logits`, of averages of heads on parts of the features; `parts` as above."""
+    """As `cross_validation.held_out_logits`, of averages of heads on parts of the features; `parts` as above.
+
+    `wholes` are the problems of all examples, by part, if they are there already.
+    """
     split = features.split(tuple(parts), 1)
-    paths = [held_out_logits(kind, x, labels, outputs, draws, strengths, *more) for x in split]
+    known: Sequence[Problem | None] = wholes or [None] * len(split)
+    paths = [
+        held_out_logits(kind, x, labels, outputs, draws, strengths, weights, has_bias, whole)
+        for x, whole in zip(split, known, strict=True)
+    ]
     for logits in zip(*paths, strict=True):
         yield torch.stack(logits).mean(0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,10 @@ _CONSTANT = 1e-6  # a feature with a smaller standard deviation, relative to its
 _LEAST = 0.1  # of the median standard deviation, which features are divided by at least
 _NULL = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors
 _MANY_PRODUCTS = 1e9  # of a matrix multiplication, from which several threads may pay
+PATH = {"gtol": 1e-4, "ftol": 1e-7}  # tolerances of a path, which predictions do not notice
 _LIMITS = {"maxcor": 20, "maxiter": 2000, "maxfun": 4000}  # of L-BFGS
 _SQRT_2 = 2**0.5
-_CURVATURE = 0.5  # upper bound of the Hessian with respect to the logits (Böhning 1992, theorem 2)
+CURVATURE = 0.5  # upper bound of the Hessian with respect to the logits (Böhning 1992, theorem 2)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ class Problem:
         x = (x - self.mean) / self.scale
         # In the eigenvectors of the features' covariance, the variables of L-BFGS can be scaled by the known curvature.
         with one_thread(x.numel() * min(x.shape)):
-            self.variances, self.axes = _axes(x)
-            self.rotated = x @ self.axes
+            self.variances, self.rotated, self._axes = _in_axes(x)
         self._solved: dict[float, Point] = {}  # by strength
         self._prepare_loss()
 
@@ -96,7 +96,7 @@ class Problem:
         point = self._origin
         for strength in strengths:
             with self._threads():
-                point = self._solved[strength] = self._solve(strength, point, {"gtol": 1e-4, "ftol": 1e-7})
+                point = self._solved[strength] = self._solve(strength, point, PATH)
                 head = self._head(*point)
             yield head
 
@@ -125,13 +125,13 @@ class Problem:
 
     def _head(self, inner: torch.Tensor, bias: torch.Tensor) -> Head:
         """The head for features that are not standardized, from weights in the eigenvector basis."""
-        weight = (self.axes @ inner).T / self.scale
+        weight = self._axes(inner).T / self.scale
         return Head(weight, bias - weight @ self.mean if self.has_bias else None)
 
     def _minimize(self, strength: float, begin: Point, tolerances: dict[str, float]) -> Point:
         from scipy.optimize import minimize  # slow to import
 
-        steps = (_CURVATURE * self.variances + strength).rsqrt()[:, None]
+        steps = (CURVATURE * self.variances + strength).rsqrt()[:, None]
         start = torch.cat([begin[0] / steps, begin[1][None]])
         shape, factors, moments = tuple(start.shape), steps.numpy(), self.rotated.T
 
@@ -158,7 +158,7 @@ class Problem:
         from scipy.optimize import minimize  # slow to import
         from scipy.special import expit
 
-        steps = (_CURVATURE * self.variances + strength).rsqrt().numpy()
+        steps = (CURVATURE * self.variances + strength).rsqrt().numpy()
         rotated, signs = self.rotated.numpy(), 2.0 * self.labels.numpy() - 1
         share = self._share[:, 0].numpy()
         start = np.append(begin[0][:, 1].numpy() / steps, float(begin[1][1])) * _SQRT_2
@@ -239,15 +239,22 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def _axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(eigenvalues (axes,), eigenvectors (width, axes)) of the covariance of x (examples, width), without null ones."""
+def _in_axes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Features in the eigenvectors of their covariance, without null ones.
+
+    Args:
+        x: (examples, width).
+
+    Returns:
+        (variances (axes,), features (examples, axes), function of weights (axes, outputs) to weights (width, outputs)).
+    """
     count, width = x.shape
-    if count >= width:
-        variances, axes = torch.linalg.eigh(x.T @ x / count)
-    else:
-        variances, left = torch.linalg.eigh(x @ x.T / count)
+    is_wide = count < width
+    variances, vectors = torch.linalg.eigh((x @ x.T if is_wide else x.T @ x) / count)
     kept = variances > _NULL * variances[-1].clamp(min=1e-300)
-    variances = variances[kept]
-    if count >= width:
-        return variances, axes[:, kept]
-    return variances, x.T @ left[:, kept] / (variances * count).sqrt()
+    variances, vectors = variances[kept], vectors[:, kept]
+    if not is_wide:
+        return variances, x @ vectors, lambda inner: vectors @ inner
+    # With the singular value decomposition x = left · sizes · right, right is left out: it has the most numbers.
+    sizes = (variances * count).sqrt()
+    return variances, vectors * sizes, lambda inner: x.T @ (vectors @ (inner / sizes[:, None]))

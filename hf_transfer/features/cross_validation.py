@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_transfer.features.convex_head import MULTI, SINGLE, STRENGTHS, Problem, one_thread
+from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE, STRENGTHS, Problem, one_thread
+from hf_transfer.features.fold_heads import logits_of_parts
 
 FOLDS = 5
 
@@ -86,11 +87,12 @@ def held_out_logits(
     strengths: Sequence[float] = STRENGTHS,
     weights: torch.Tensor | None = None,
     has_bias: bool = True,
+    whole: Problem | None = None,
 ) -> Iterator[torch.Tensor]:
     """For each L2 strength, (draws, examples, outputs) logits in float64 by heads that were solved for on other folds.
 
     Args:
-        kind: of the `features.convex_head.Problem`, like the next three and the last two.
+        kind: of the `features.convex_head.Problem`, like the next three and the last three.
         features: (examples, width).
         labels: of the examples.
         outputs: of the head.
@@ -98,18 +100,42 @@ def held_out_logits(
         strengths: from strong to weak.
         weights: of the classes.
         has_bias: whether the head has a bias.
+        whole: the problem of all examples, if it is there already.
     """
     held_out = [(i, np.flatnonzero(draw == fold)) for i, draw in enumerate(draws) for fold in np.unique(draw)]
+    if kind == REGRESSION:
+        paths = _regressions(features, labels, outputs, [rows for _, rows in held_out], strengths, has_bias)
+    else:
+        learned_from = np.ones((len(held_out), len(labels)), dtype=bool)
+        for part, (_, rows) in zip(learned_from, held_out, strict=True):
+            part[rows] = False
+        whole = whole or Problem(kind, features, labels, outputs, weights, has_bias)
+        every = logits_of_parts(whole, learned_from, strengths)
+        paths = ([one[rows] for one, (_, rows) in zip(parts, held_out, strict=True)] for parts in every)
+    for parts in paths:
+        logits = torch.empty(len(draws), len(labels), outputs, dtype=torch.float64)
+        for (i, rows), own in zip(held_out, parts, strict=True):
+            logits[i, rows] = own
+        yield logits
+
+
+def _regressions(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    outputs: int,
+    held_out: Sequence[Array],
+    strengths: Sequence[float],
+    has_bias: bool,
+) -> Iterator[list[torch.Tensor]]:
+    """For each L2 strength predictions of the held-out rows of each fold."""
     every = np.arange(len(labels))
-    rest = [np.setdiff1d(every, rows) for _, rows in held_out]
     products = features.numel() * max(outputs, min(features.shape))
     with one_thread(products):
-        problems = [Problem(kind, features[rows], labels[rows], outputs, weights, has_bias) for rows in rest]
-        held = [features[rows].double() for _, rows in held_out]
+        rest = [np.setdiff1d(every, rows) for rows in held_out]
+        problems = [Problem(REGRESSION, features[rows], labels[rows], outputs, None, has_bias) for rows in rest]
+        held = [features[rows].double() for rows in held_out]
     paths = [problem.path(strengths) for problem in problems]
     for _ in strengths:
         with one_thread(products):  # not around `yield`: what the caller does is its own
-            logits = torch.empty(len(draws), len(labels), outputs, dtype=torch.float64)
-            for (i, rows), x, path in zip(held_out, held, paths, strict=True):
-                logits[i, rows] = next(path).logits(x)
-        yield logits
+            predicted = [next(path).logits(x) for x, path in zip(held, paths, strict=True)]
+        yield predicted

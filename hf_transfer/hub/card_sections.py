@@ -12,6 +12,7 @@ from hf_transfer.evaluation import logit_adjustment, standing
 from hf_transfer.evaluation.by_class import most_confused, pairs
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.metric_table import LEADING
+from hf_transfer.hub import card_head
 from hf_transfer.hub.card_markdown import escape, link, plain, table
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.run_folder import refitted
@@ -263,41 +264,12 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         rows.append((escape(stage["name"]), _epochs(stage, results), escape(trained), size, span))
     columns = ("stage", "epochs", "trained groups", "trainable parameters", "learning rate")
     lines = table(columns, rows) if rows else []
-    if probe := results.get("probe"):
-        lines += [""] if lines else []
-        lines.append(
-            f"The head {'was fitted' if solves else 'was initialized by fitting it'} to the frozen features with an L2 "
-            f"penalty of {probe['l2']:.2g} (for features of variance 1), which has the best {escape(probe['measure'])} "
-            f"in {probe['held_out']} among {probe['l2_grid'][-1]:.2g} to {probe['l2_grid'][0]:.2g}: "
-            f"{probe['score']:.4f}."
-        )
-        if again := refitted(results):
-            lines[-1] += (
-                f" After the validation split was measured, it was fitted again with the same penalty to all "
-                f"{again['examples']:,} examples, the {again['held_out']:,} held out for validation too."
-            )
-    if change := results.get("pooling"):
-        lines += ["", _pooling(change, results)]
+    for paragraph in card_head.paragraphs(results, solves):
+        lines += [*([""] if lines else []), paragraph]
     if adaptation := [f"- {escape(line.strip())}." for line in outcome.lines(results)]:
         lines += ["", *adaptation]
     values = [(n, v) for n, v in _hyperparameters(keys) if not solves or n not in _OF_STEPS]
     return [*lines, "", *table(("hyperparameter", "value"), [(f"`{n}`", escape(v)) for n, v in values])]
-
-
-def _pooling(change: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """What the head reads instead of the architecture's own state."""
-    chosen = " (chosen by cross-validation on the training data)" if results.get("pooling_candidates") else ""
-    if "layer" in change:
-        what = {"cls": "the class token", "mean": "the mean", "max": "the maximum"}[change["pooling"]]
-        dropped = f" The layers above it were left out ({', '.join(change['dropped'])})." if change["dropped"] else ""
-        if layers := change.get("layers"):  # of an earlier version there are none
-            how = "and is the average of one linear head on each, as one layer" if results.get("probe") else "together"
-            return f"The head reads {what} of {', '.join(f'`{name}`' for name in layers)}, {how}.{dropped}"
-        return f"The head reads {what} of `{change['layer']}`{chosen}.{dropped}"
-    layer = f"layer {change['kept']}" if change["kept"] else "the embeddings"
-    how = f", computed by an added layer, `{change['added']}`, which trains like the others" if change["added"] else ""
-    dropped = f" The {change['dropped']} layers above it were left out." if change["dropped"] else ""
-    return f"The head reads the mean over the tokens of {layer}{chosen}{how}.{dropped}"
 
 
 def _epochs(stage: Mapping[str, Any], results: Mapping[str, Any]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
 
 def draw(
     places: Sequence[float],
@@ -24,6 +22,8 @@ def draw(
         metric: name of the vertical axis.
         mark: a place to mark.
     """
+    import matplotlib  # slow to import, and every run imports this module
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -154,14 +154,23 @@ def facts_of(config: Config, task: Task, data: Data, trainer: TransferTrainer) -
         "train_seconds": seconds,
         "time_budget": trainer.time_budget.to_dict(),
         "train_samples_per_second": seen / max(seconds, 1e-9),
-        "trainable_parameters": sum(p.numel() for g in trainer.optimizer.param_groups for p in g["params"])
-        - sum(p.numel() for p in trainer.objective.named_parameters().values()),
+        "trainable_parameters": _trained(trainer),
         "total_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seed": args.seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
         "device": device_name(args.device.type),
         "cost": _cost(args, seconds * args.world_size / 3600),
     }
+
+
+def _trained(trainer: TransferTrainer) -> int:
+    """Parameters that trained: where plateaus end stages, the last ones may never have begun."""
+    stages = trainer.plan.stages if trainer.plan is not None else ()
+    ran = stages[: len(trainer.stage_records)]
+    if ran and len(ran) < len(stages):
+        return max(stage.num_trainable for stage in ran)
+    known = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
+    return known - sum(p.numel() for p in trainer.objective.named_parameters().values())
 
 
 def base_of(config: Config, model: Any) -> str | None:

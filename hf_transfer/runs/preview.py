@@ -11,7 +11,7 @@ from hf_transfer.adapters.attach import attach
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.budget_report import Budget
 from hf_transfer.analysis.expected import Expected
-from hf_transfer.analysis.pace import Pace, compile_note
+from hf_transfer.analysis.pace import COMPILE_ANYWAY, Pace
 from hf_transfer.analysis.prices import Prices, read_prices
 from hf_transfer.config.arguments.adaptation import DANN, NONE
 from hf_transfer.config.arguments.plan import is_wanted
@@ -38,7 +38,7 @@ from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.threads import choose_threads
-from hf_transfer.runs.timing import measure, search_note
+from hf_transfer.runs.timing import compilation, measure, search_note
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
 from hf_transfer.training import contrastive, time_budget
@@ -172,7 +172,8 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     for line in preflight.lines() if preflight and talks else ():
         say(line)
     here = measure(prepared, trainer, splits)
-    if here is not None and config.training.torch_compile and (line := compile_note(here)):
+    if reason := compilation(config, here):
+        line = f"{reason} {COMPILE_ANYWAY}"
         advice.rates.append(line)
         if talks:
             say(f"Warning: {line}")

@@ -59,7 +59,7 @@ from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.threads import choose_threads
-from hf_transfer.runs.timing import say_of_compilation
+from hf_transfer.runs.timing import check_compilation
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.trainer import TransferTrainer
@@ -209,10 +209,11 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))
-            say_of_compilation(prepared, trainer, splits)
         if doubt:
             sys.stderr.write(f"{doubt}\n")
     with removed_if_empty(output_dir, is_new):
+        if checkpoint is None:
+            check_compilation(prepared, trainer, splits)
         _try(ready, among)
     if trainer.is_world_process_zero():
         _open_folder(ready)

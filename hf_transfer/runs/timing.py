@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher
 
-from hf_transfer.analysis.pace import Pace, StagePace, compile_note, in_time
+from hf_transfer.analysis.pace import COMPILE_ANYWAY, Pace, StagePace, compile_note, in_time
+from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import is_numbered
-from hf_transfer.files import say
 from hf_transfer.runs.dry_run import spread
 from hf_transfer.runs.preflight import without_trace
 from hf_transfer.runs.preflight_examples import Examples, examples_of
 from hf_transfer.runs.preflight_stages import Step, batch_sizes_and_steps
 from hf_transfer.runs.prepare import Prepared
+from hf_transfer.runs.process_memory import peak_of, resident
 from hf_transfer.runs.range_testing import Sweep
 from hf_transfer.runs.room import room
 from hf_transfer.settings import Config
@@ -60,33 +62,71 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
         return None
     _, steps = batch_sizes_and_steps(trainer)
     ends = [*(stage.start for stage in plan.stages[1:]), trainer.num_steps]
+    occupied = _resident(trainer) if args.device.type == "cpu" else None
     tried = _tried(trainer, train, steps, batches)
     stages = []
     for i, (stage, end) in enumerate(zip(plan.stages, ends, strict=True)):
-        seconds, optimizer, count = tried[i]
-        seconds = seconds * args.gradient_accumulation_steps / _gain(trainer.boundary.entries, i) + optimizer
-        stages.append(StagePace(stage.name, (end or 0) - (stage.start or 0), seconds, count))
-    return Pace(args.device.type, torch.get_num_threads(), tuple(stages))
+        one = tried[i]
+        seconds = one.seconds * args.gradient_accumulation_steps / _gain(trainer.boundary.entries, i) + one.optimizer
+        stages.append(StagePace(stage.name, (end or 0) - (stage.start or 0), seconds, one.count, one.memory))
+    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What the steps of a stage showed.
+
+    Attributes:
+        seconds: of a batch.
+        optimizer: seconds of a step of the optimizer.
+        count: batches that were timed.
+        memory: bytes of the process's memory that a step on the largest batch took; None where that is not known.
+    """
+
+    seconds: float
+    optimizer: float
+    count: int
+    memory: int | None
 
 
 def _tried(
     trainer: TransferTrainer, train: Examples, steps: Sequence[Step], batches: Sequence[Sequence[int]]
-) -> list[tuple[float, float, int]]:
-    """(seconds of a batch, of the optimizer, batches timed) by stage; after `LIMIT`, those of one that trains more."""
-    tried: dict[frozenset[str], tuple[float, float, int]] = {}
-    found: dict[int, tuple[float, float, int]] = {}
+) -> list[_Tried]:
+    """By stage; after `LIMIT`, a stage counts as one that trains more."""
+    tried: dict[frozenset[str], _Tried] = {}
+    found: dict[int, _Tried] = {}
+    largest = max(batches, key=lambda numbers: _size(train, numbers))
     began = time.perf_counter()
     for i in spread(sorted(range(len(steps)), key=lambda i: -len(steps[i].parameters))):
         names = steps[i].parameters
         wider = [others for others in tried if others >= names]
         if names not in tried and wider and time.perf_counter() - began > LIMIT:
-            found[i] = (*tried[min(wider, key=len)][:2], 0)
+            found[i] = replace(tried[min(wider, key=len)], count=0)
             continue
         if names not in tried:
+            memory = _memory(trainer, train.batch(largest), steps[i])
             seconds, count = _seconds(trainer, train, steps[i], batches)
-            tried[names] = seconds, _of_optimizer(trainer, steps[i]), count
+            tried[names] = _Tried(seconds, _of_optimizer(trainer, steps[i]), count, memory)
         found[i] = tried[names]
     return [found[i] for i in range(len(steps))]
+
+
+def _resident(trainer: TransferTrainer) -> int | None:
+    """Bytes of the process in memory, with all of the model: of a file that is memory-mapped, it holds what was read.
+
+    Tables of embeddings are read row by row, until the optimizer or the checkpoint reads all of them.
+    """
+    for parameter in trainer.model.parameters():
+        parameter.detach().sum()
+    return resident()
+
+
+def _memory(trainer: TransferTrainer, batch: Batch, step: Step) -> int | None:
+    """Bytes of the process's memory that a step takes; None on a GPU, whose memory is its own."""
+    if trainer.args.device.type != "cpu":
+        return None
+    with step.training():
+        return peak_of(lambda: seconds_of_step(trainer, batch))
 
 
 def batches_of(trainer: TransferTrainer) -> list[list[int]] | None:
@@ -157,12 +197,24 @@ def _of_optimizer(trainer: TransferTrainer, step: Step) -> float:
     return seconds
 
 
-def say_of_compilation(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any]) -> None:
-    """Say so where `torch_compile` cannot pay back; the steps are timed for it, in a run of one process."""
-    if trainer.args.torch_compile and trainer.args.world_size == 1:
-        pace = measure(prepared, trainer, splits)
-        if pace is not None and (line := compile_note(pace)):
-            say(f"Warning: {line}")
+def compilation(config: Config, pace: Pace | None) -> str:
+    """Why `torch_compile` cannot pay back; empty if it may, or if a backend was named: that is asked for on purpose."""
+    if pace is None or not config.training.torch_compile or "torch_compile_backend" in config.given:
+        return ""
+    return compile_note(pace)
+
+
+def check_compilation(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any]) -> None:
+    """Check that compiling can pay back, in a run of one process, by timed steps.
+
+    Raises:
+        UserError: it cannot.
+    """
+    config = prepared.config
+    if trainer.args.world_size > 1 or not config.training.torch_compile or "torch_compile_backend" in config.given:
+        return
+    if line := compilation(config, measure(prepared, trainer, splits)):
+        raise UserError(line, COMPILE_ANYWAY, key="torch_compile")
 
 
 def search_note(config: Config, pace: Pace | None) -> str:

@@ -145,7 +145,8 @@ def choose(
         labels, draws = folded[1], _draw(kind, folded[1], seed)
         held_out = f"{len(np.unique(draws))}-fold cross-validation"
         problem = parts, kind, *folded, layer.out_features, draws
-        found = averaged_logits(*problem, STRENGTHS, weights, layer.bias is not None)
+        known = whole.problems if len(folded[1]) == len(train[1]) else None  # the same examples
+        found = averaged_logits(*problem, STRENGTHS, weights, layer.bias is not None, known)
         paths = (one[0] for one in found)
     scores, best = _scores(paths, labels, measure)
     head = whole.exact(STRENGTHS[best])

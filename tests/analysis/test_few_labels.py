@@ -196,13 +196,13 @@ def test_the_informative_layer_is_chosen_and_beats_the_own_one():
 
 
 def test_the_held_out_loss_is_that_of_a_logistic_regression():
-    """scikit-learn as the oracle: C = 1 / (n * strength), on standardized features."""
+    """scikit-learn as the oracle: C = 1 / (n * strength), on features scaled by all examples."""
     x, y = blobs(40, 3, 0.5)
     draws = divisions(SINGLE, y, 1, 0)
     losses, l2 = held_out_losses(SINGLE, x, y, 2, draws)
+    scaler = StandardScaler().fit(x)
     for fold in range(5):
         rows, held = draws[0] != fold, draws[0] == fold
-        scaler = StandardScaler().fit(x[rows])
         model = LogisticRegression(C=1 / (rows.sum() * l2 / 2), tol=1e-8).fit(scaler.transform(x[rows]), y[rows])
         expected = -torch.tensor(model.predict_log_proba(scaler.transform(x[held])))[range(held.sum()), y[held]]
         torch.testing.assert_close(losses[held], expected, rtol=2e-3, atol=2e-3)

@@ -147,6 +147,7 @@ def test_the_facts_of_digits_are_told_by_plan(tiny_vit_folder, capsys):
     assert not facts["leaks"] and facts["splits"]["train"]["duplicates"] == {"exact": 0, "near": 0}
 
 
+@pytest.mark.slow
 def test_the_reviews_that_imdb_holds_twice():
     """96 of the 25,000, as its own page says."""
     from hf_transfer.data import bundled

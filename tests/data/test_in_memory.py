@@ -109,7 +109,7 @@ def test_a_frame_of_bytes_and_a_parquet_file_of_bytes_train_alike(images, tiny_v
     """Examined before training; the run reads such a file again."""
     frame = with_labels(FORMS["bytes"](images))
     frame.to_parquet(tmp_path / "d.parquet")
-    keys = dict(num_train_epochs=1, save_strategy="no", log_level="error", on_bad_example="skip")
+    keys = dict(num_train_epochs=1, refit=False, save_strategy="no", log_level="error", on_bad_example="skip")
     run = fine_tune(tiny_vit_folder, frame, output_dir=str(tmp_path / "a"), **keys)
     same = fine_tune(tiny_vit_folder, train_file=str(tmp_path / "d.parquet"), output_dir=str(tmp_path / "b"), **keys)
     assert run.metrics == same.metrics and same.evaluate()["metrics"] == same.metrics

@@ -323,7 +323,7 @@ def test_several_processes_read_a_stream_as_one_does(workers, tiny_bert_folder, 
     assert len(passed) >= 32 and (workers or np.array_equal(passed, again)), "workers read ahead as far as they get"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_stream_of_images_with_everything(workers, tiny_vit_folder, tmp_path):
     rng = np.random.default_rng(0)
     features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from datasets import disable_progress_bars
 from scipy.special import softmax
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 from transformers import EvalPrediction
 
-from hf_transfer.evaluation import metric_table, metrics
+from hf_transfer.evaluation import evaluate_metrics, metric_table, metrics
 from hf_transfer.evaluation.measure import metrics_of
 from hf_transfer.evaluation.scores import from_counts
 
@@ -192,7 +193,7 @@ def test_they_are_metrics_of_evaluate_with_the_same_numbers(monkeypatch):
         "regression": (rng.normal(size=40), rng.normal(size=40)),
     }
     for kind, (logits, labels) in cases.items():
-        metric = metrics.METRICS[kind]()
+        metric = evaluate_metrics.METRICS[kind]()
         assert isinstance(metric, evaluate.Metric)
         expected = metrics.compute(kind, logits, labels)
         assert metric.compute(predictions=logits, references=labels) == expected
@@ -200,7 +201,7 @@ def test_they_are_metrics_of_evaluate_with_the_same_numbers(monkeypatch):
             metric.add_batch(predictions=logits[part : part + 8], references=labels[part : part + 8])
         assert metric.compute() == expected
         assert set(metrics.names(kind, 7 if kind == SINGLE else 3)) == set(expected)
-    both = evaluate.combine([metrics.RegressionMetrics()])
+    both = evaluate.combine([evaluate_metrics.RegressionMetrics()])
     assert both.compute(predictions=[1.0, 2.0], references=[1.0, 3.0])["mae"] == 0.5
 
 
@@ -250,3 +251,14 @@ def test_a_metric_that_decides_is_always_there():
     assert np.isnan(metrics_of("regression", constant, "eval_pearson")["pearson"])
     assert metrics_of("regression", constant, "loss") == metrics_of("regression", constant, "mine")
     assert metrics_of("regression", constant, "mae")["mae"] == 1.0
+
+
+@pytest.mark.parametrize("count", [1, 7, 400])
+def test_the_interval_of_an_accuracy_is_wilsons(count):
+    """Against scipy, at its ends too."""
+    for hits in {0, 1, count // 3, count}:
+        labels = np.zeros(count, dtype=int)
+        logits = np.stack([np.arange(count) < hits, np.full(count, 0.5)], 1).astype(float)
+        low, high = metrics.intervals(SINGLE, logits, labels)["accuracy"]
+        expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)

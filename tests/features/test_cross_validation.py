@@ -7,7 +7,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from hf_transfer.features import convex_head
+from hf_transfer.features import convex_head, fold_heads
 from hf_transfer.features.convex_head import MULTI, REGRESSION, SINGLE
 from hf_transfer.features.cross_validation import divisions, held_out_logits
 
@@ -64,21 +64,26 @@ def test_two_classes_are_solved_in_half_the_variables_with_the_same_result(weigh
     assert len(calls) == len(convex_head.STRENGTHS) + 1 and not halved.isnan().any() and halved.abs().max() > 1
 
 
-def test_small_problems_are_solved_in_one_thread_and_the_caller_keeps_its_own(monkeypatch):
-    """Also by scipy's BLAS, which torch does not set."""
-    limits, solve, threads = [], convex_head.Problem._solve, torch.get_num_threads()
+@pytest.mark.parametrize("kind", [SINGLE, REGRESSION])
+def test_small_problems_are_solved_in_one_thread_and_the_caller_keeps_its_own(kind, monkeypatch):
+    """Also by the BLAS of numpy and scipy, which torch does not set."""
+    limits, threads = [], torch.get_num_threads()
+    home, name = (convex_head.Problem, "_solve") if kind == REGRESSION else (fold_heads._Heads, "_minimize")
+    solve = getattr(home, name)
 
     def counted(*args):
         pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
         limits.append({torch.get_num_threads(), *pools})
         return solve(*args)
 
-    monkeypatch.setattr(convex_head.Problem, "_solve", counted)
+    monkeypatch.setattr(home, name, counted)
     torch.set_num_threads(2)
     try:
         x, y = torch.randn(30, 4), torch.arange(30) % 2
-        for logits in held_out_logits(SINGLE, x, y, 2, divisions(SINGLE, y, 1, 0), (1.0, 0.1)):
-            assert logits.shape == (1, 30, 2) and torch.get_num_threads() == 2
-        assert len(limits) == 10 and set().union(*limits) == {1}
+        y = y[:, None].double() if kind == REGRESSION else y
+        outputs = 1 if kind == REGRESSION else 2
+        for logits in held_out_logits(kind, x, y, outputs, divisions(kind, y, 1, 0), (1.0, 0.1)):
+            assert logits.shape == (1, 30, outputs) and torch.get_num_threads() == 2
+        assert len(limits) == (10 if kind == REGRESSION else 2) and set().union(*limits) == {1}
     finally:
         torch.set_num_threads(threads)

@@ -648,7 +648,9 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("kind", [{"status": 500}, {"drop": True}], ids=["500", "dropped"])
+@pytest.mark.parametrize(
+    "kind", [{"status": 500}, pytest.param({"drop": True}, marks=pytest.mark.slow)], ids=["500", "dropped"]
+)
 def test_a_fault_that_passes_is_not_seen(kind, hub, lfs, run):
     """Once, at every step in turn."""
     for i, step in enumerate(STEPS):

@@ -187,7 +187,8 @@ def test_what_cannot_be_in_a_bank_is_refused(bank, base, runs, tmp_path):
     assert set(bank.list()) == set(TASKS)
 
 
-@pytest.mark.parametrize("kind", ["image", pytest.param("text", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "text"])
 def test_three_data_sets_on_one_backbone(kind, tmp_path, monkeypatch, capsys):
     """The recipes, on a few examples: each task is as good in the bank as alone, and costs its file's bytes."""
     monkeypatch.chdir(tmp_path)

@@ -494,7 +494,7 @@ def test_every_held_out_example_counts(tmp_path):
     rows = ["text,label", *(f"t {i},{'ab'[i % 2]}" for i in range(30))]
     (tmp_path / "x.csv").write_text("\n".join(rows))
     keys = dict(output_dir=str(tmp_path / "o"), dataloader_drop_last=True, per_device_eval_batch_size=8, data_seed=0)
-    run = fine_tune(str(tmp_path / "base"), str(tmp_path / "x.csv"), **keys, train_val_split=0.4, **HUSH)
+    run = fine_tune(str(tmp_path / "base"), str(tmp_path / "x.csv"), **keys, train_val_split=0.4, refit=False, **HUSH)
     assert run.predictor.seed == 0 and run.evaluate()["metrics"] == run.metrics
     assert run.evaluate()["num_examples"] == 12
     assert run.results["intervals"]["accuracy"][1] < 1

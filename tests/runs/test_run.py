@@ -476,6 +476,15 @@ def test_random_weights_of_a_timm_architecture(tmp_path):
     assert AutoModelForImageClassification.from_pretrained(run.output_dir).config.architecture == "resnet10t"
 
 
+def test_parameters_of_a_stage_that_never_began_did_not_train(tiny_bert_folder, tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(20)))
+    waits = dict(strategy="gradual", unfreeze_trigger="plateau", unfreeze_patience=5, num_train_epochs=1)
+    quiet = dict(save_strategy="no", log_level="error", preflight=False, calibrate=False)
+    run = fine_tune(tiny_bert_folder, str(tmp_path / "x.csv"), output_dir=str(tmp_path / "o"), **waits, **quiet)
+    assert len(run.plan.stages) > len(run.results["stages"]) == 1
+    assert run.results["trainable_parameters"] == run.plan.stages[0].num_trainable
+
+
 # ---- bundled files -------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -59,11 +60,15 @@ def test_what_has_no_pace(bert, tmp_path):
 
 
 def test_the_plan_says_it(bert, tmp_path, monkeypatch):
-    pace = Pace("cpu", 2, (StagePace("head", 10, 0.5, 6), StagePace("all groups", 20, 4.0, 6)))
+    stages = StagePace("head", 10, 0.5, 6, memory=3_000_000), StagePace("all groups", 20, 4.0, 6, memory=40_000_000)
+    pace = Pace("cpu", 2, stages, resident=500_000_000)
     monkeypatch.setattr("hf_transfer.runs.preview.measure", lambda *_: pace)
     data = table(tmp_path / "a.csv")
     found = plan_only(configured(bert, data, tmp_path, **TWO, learning_rate="auto", torch_compile=True), talks=False)
-    assert found.to_dict()["budget"]["this_machine"]["seconds"] == 85.0
+    here, (_, memory) = found.to_dict()["budget"]["this_machine"], found.budget.memory
+    assert here["seconds"] == 85.0 and here["stages"][1]["memory_bytes"] == 40_000_000
+    assert here["process_bytes"] == 540_000_000 + memory.optimizer
+    assert any(line.startswith("The process will take about 54") for line in found.budget.lines())
     assert any(line.startswith("On this machine (cpu, 2 threads): about 85 s") for line in found.budget.lines())
     assert any("a range test of at most 100 steps comes before training, about 6.7 min" in note for note in found.notes)
     assert found.to_dict()["warnings"] == []  # 42.5 s could be saved, and two stages compile in 40
@@ -76,13 +81,22 @@ def test_when_compiling_cannot_pay(seconds, stages, speaks):
     assert not speaks or f"about {in_time(seconds)} of training steps" in compile_note(pace)
 
 
-def test_a_run_that_is_compiled_for_nothing_is_told_so(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("keys", "stops"),
+    [
+        ({"torch_compile": True}, True),
+        ({"torch_compile": True, "torch_compile_backend": "inductor"}, False),
+        ({}, False),
+    ],
+)
+def test_a_run_that_would_be_compiled_for_nothing_stops(keys, stops, bert, tmp_path, monkeypatch):
+    """Unless a backend is named as well."""
     pace = Pace("cpu", 1, (StagePace("all", 10, 0.1, 1),))
     monkeypatch.setattr(timing, "measure", lambda *_: pace)
-    for compiles, said in ((True, 1), (False, 0)):
-        trainer = SimpleNamespace(args=SimpleNamespace(torch_compile=compiles, world_size=1))
-        timing.say_of_compilation(None, trainer, {})
-        assert capsys.readouterr().out.count("torch_compile cannot pay back") == said
+    config = configured(bert, table(tmp_path / "a.csv"), tmp_path, **TWO, **keys)
+    prepared, trainer = SimpleNamespace(config=config), SimpleNamespace(args=config.training)
+    with pytest.raises(UserError, match="torch_compile cannot pay back") if stops else nullcontext():
+        timing.check_compilation(prepared, trainer, {})
 
 
 # ---- threads -------------------------------------------------------------------------------------------------------

@@ -310,6 +310,7 @@ def _plain(args):
 # ---- compiled ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_at_most_one_recompile_per_stage(tmp_path):
     """Graphs that dynamo makes: a change of what trains costs one, each step after it none."""
     torch._dynamo.reset()

@@ -1,0 +1,75 @@
+"""Memory of the process: what is measured of it, and what the budget makes of it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hf_transfer.analysis.budget import Activations, StageMemory
+from hf_transfer.analysis.budget_report import Budget
+from hf_transfer.analysis.gpus import Work
+from hf_transfer.analysis.pace import Pace, StagePace
+from hf_transfer.analysis.prices import read_prices
+from hf_transfer.runs import process_memory
+from hf_transfer.runs.process_memory import peak_of, resident
+
+MB = 1_000_000
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux counts it")
+
+
+@linux
+def test_the_peak_of_an_action_is_what_it_takes_in_between():
+    """Also after others of its kind, whose memory the allocator keeps."""
+    for size in (40, 40, 10):
+        taken = peak_of(lambda size=size: [torch.ones(size * MB // 4).sum() for _ in range(2)])
+        assert abs(taken - size * MB) < 3 * MB  # the kernel adds up in portions
+
+
+@linux
+def test_many_small_blocks_that_were_freed_are_counted_again():
+    """They come from a heap that is not returned by itself."""
+    before = resident()
+    for _ in range(2):
+        assert peak_of(lambda: [torch.ones(5000) for _ in range(2000)]) > 20 * MB  # of 40; gaps in use are not returned
+    assert resident() < before + 5 * MB
+
+
+def test_where_the_system_does_not_say_nothing_is_done(tmp_path, monkeypatch):
+    for name in ("RESET", "STATUS"):
+        monkeypatch.setattr(process_memory, name, tmp_path / "no folder" / "file")
+        assert peak_of(lambda: pytest.fail("for nothing")) is None
+    assert resident() is None
+
+
+def stage(name, **bytes_of):
+    own = {"parameters": 100, "adapter": 0, "buffers": 10, "gradients": 90, "optimizer": 200}
+    return StageMemory(name, **{**own, **bytes_of}, activations=Activations(0, 7), batch=10)
+
+
+def budget(memory, steps, accumulation=1, resident=1000):
+    here = Pace(
+        "cpu", 1, tuple(StagePace(m.stage, 1, 1.0, 1, step) for m, step in zip(memory, steps, strict=True)), resident
+    )
+    return Budget(tuple(memory), accumulation, "cpu", Work(None, False, False), read_prices(), (), here=here)
+
+
+def test_the_most_that_a_process_takes():
+    head, everything = stage("head", gradients=1, optimizer=2), stage("all groups")
+    assert budget([head], [50]).of_process == 1000 + 2 + 110, "the second model at the end"
+    assert budget([head, everything], [50, 150]).of_process == 1000 + 200 + 150
+    assert budget([everything], [150], accumulation=2).of_process == 1000 + 200 + 90 + 70, "gradients stay"
+    assert budget([everything], [170], accumulation=2).of_process == 1000 + 200 + 170
+    assert budget([stage("head", boundary_cache=30)], [150]).of_process == 1000 + 200 + 150 + 30
+
+
+def test_what_is_not_known_is_not_said():
+    for one in (
+        budget([stage("head")], [None]),
+        budget([stage("head", optimizer=None)], [50]),
+        replace(budget([stage("head")], [5]), here=None),
+    ):
+        assert one.of_process is None and not any("process" in line for line in one.lines())
+    assert budget([stage("head")], [5], resident=None).of_process is None
