@@ -60,24 +60,35 @@ def load_unlabeled(args: DataArguments, classes: Collection[str] = ()) -> RawSpl
     if source.kind is not Kind.IMAGE_FOLDER:
         splits = load_splits(args, source)
     else:
-        with folder_errors(source.path):
-            splits = read_image_folder(source.path, args, False, classes)
-        splits = splits.but({standard_name(name): split for name, split in splits.items()})
+        splits = _unlabeled_folder(source, args, classes)
         if "train" not in splits:
             raise UserError(f"{args.dataset_name!r} has no train split; its splits are {', '.join(splits)}.")
         _check_rows(splits)
     return splits.but({"train": splits["train"]})
 
 
-def load_held_out(args: DataArguments, split: str | None) -> tuple[str, RawSplits]:
+def _unlabeled_folder(source: Source, args: DataArguments, classes: Collection[str] = ()) -> RawSplits:
+    with folder_errors(source.path):
+        splits = read_image_folder(source.path, args, False, classes)
+    return splits.but({standard_name(name): split for name, split in splits.items()})
+
+
+def load_held_out(args: DataArguments, split: str | None, is_labeled: bool = True) -> tuple[str, RawSplits]:
     """(name, that split alone) of the split to evaluate on: the given one, else test, else validation, else the only.
+
+    Args:
+        args: data keys.
+        split: its name.
+        is_labeled: whether labels are wanted; if not, an image folder need not have class folders.
 
     Raises:
         UserError: the data or the split does not exist, or the split is empty.
     """
     assert args.test_file or args.dataset_name, "checked by the caller"
     name = None if args.test_file else args.dataset_name
-    splits = _read(locate(replace(args, dataset_name=name, train_file=None, validation_file=None)), args)
+    source = locate(replace(args, dataset_name=name, train_file=None, validation_file=None))
+    has_classes = is_labeled or source.kind is not Kind.IMAGE_FOLDER
+    splits = _read(source, args) if has_classes else _unlabeled_folder(source, args)
     available = f"Its splits are {', '.join(splits)}."
     if split is not None and standard_name(split) not in splits:
         raise UserError(f"split: the data has no split {split!r}.", f"{available}{nearest(split, splits)}")

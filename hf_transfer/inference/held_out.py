@@ -130,17 +130,17 @@ class Selection:
         Raises:
             UserError: there is no such data, or it has no inputs for the model.
         """
-        name, splits = load_held_out(self.args, None)
+        name, splits = load_held_out(self.args, None, is_labeled=False)
         key = self.task.input_key
         named = getattr(self.args, key) if key else None
         wanted = [named] if isinstance(named, str) else list(named or ())
         if wanted and not all(column in splits[name].features for column in wanted):
             unnamed: dict[str, Any] = {key: None}
             self.args = replace(self.args, **unnamed)
-            splits, inputs = self._with_inputs(splits, name)
             images = [c for c, feature in splits[name].features.items() if isinstance(feature, Image)]
-            if images and not set(images) & set(inputs):
-                raise UserError(f"it holds images (column {images[0]!r}), and the model is one of {self.task.name}.")
+            if images and not self.task.suffixes:
+                raise UserError(f"it holds images (column {images[0]!r}), and the model reads text.")
+            splits, inputs = self._with_inputs(splits, name)
             self.notes.append(f"It has no {' and '.join(wanted)}; {' and '.join(inputs)} was read instead.")
         else:
             splits, inputs = self._with_inputs(splits, name)

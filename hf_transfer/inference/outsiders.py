@@ -94,7 +94,8 @@ def read_outside(
     try:
         split, examples, inputs = selection.unlabeled()
     except UserError as error:
-        raise UserError(error.message, error.fix, key=KEY) from error
+        own = error.key in ("", "dataset_name", "test_file", KEY)
+        raise UserError(error.problem if own else error.message, error.fix, key=KEY) from error
     if most is not None and most < len(examples):
         rows = np.random.default_rng(model.seed).choice(len(examples), most, replace=False)
         examples = examples.select(np.sort(rows))

@@ -158,3 +158,12 @@ def test_data_from_elsewhere_of_another_kind(texts, pictures, place, capsys):
     assert "ood_data: file or folder" in said and "is the data to evaluate on" in said
     far = pictures.evaluate(ood_data={"image": [Pixels.new("RGB", (9, 9), (0, 250, 0))] * 3})["ood"]
     assert far["num_outside"] == 3 and far["scores"]["neighbors"]["auroc"] > 0.5
+
+
+def test_a_folder_without_classes(pictures, place):
+    (place / "flat").mkdir()
+    for i in range(3):
+        Pixels.new("RGB", (9, 9), (0, 80 * i, 0)).save(place / "flat" / f"{i}.png")
+    (place / "flat" / "broken.png").write_text("no image")
+    found = pictures.evaluate(ood_data=str(place / "flat"))
+    assert found["ood"]["num_outside"] == 3 and any("1 unusable" in note for note in found["notes"])
