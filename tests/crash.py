@@ -275,6 +275,7 @@ MORE: Strikes = {
     ("average", 2): [[At("step", 7, rank=1)]],
     ("domain adaptation", 1): [[At("substep", 7)]],
     ("domain adaptation", 2): [[At("epoch", 1, rank=1)]],
+    ("self-training", 2): [[At("evaluation", 1)]],
     ("contrastive stage", 2): [[At("contrast", 1, rank=1), At("step", 3)]],
     ("no plan", 2): [[At("step", 4, rank=1)]],
     ("plateau", 2): [[At("step", 8, rank=1)], [At("publish", 2)], [At("step", 7, rank=1, sends=TERM)]],

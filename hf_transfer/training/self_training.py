@@ -104,7 +104,10 @@ class SelfTraining(TrainerCallback):
         )
         self.rounds.append(done)
         self.targets.set_labels(torch.full_like(self.targets.labels, IGNORED) if done.collapsed else labels)
-        self.trainer.log({f"pseudo_labels/{name}": value for name, value in _logged(done).items()})
+        logs = {f"pseudo_labels/{name}": value for name, value in _logged(done).items()}
+        if (plan := self.trainer.plan) is not None:  # the epoch's stage, which a resumed run is in and this one not yet
+            logs["stage"] = plan.at(self.trainer.state.global_step)
+        self.trainer.log(logs)
 
     # ---- checkpoints ----
 

@@ -297,7 +297,7 @@ class TransferMixin(Minimizing):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.unfreezing is not None and self.unfreezing.stage is not None and self.is_in_train:
-            logs["stage"] = self.unfreezing.stage
+            logs.setdefault("stage", self.unfreezing.stage)
             rates = self.unfreezing.rates
             if "loss" in logs and rates:
                 if (gain := self.boundary.gain) is not None:

@@ -25,7 +25,7 @@ def test_the_peak_of_an_action_is_what_it_takes_in_between():
     """Also after others of its kind, whose memory the allocator keeps."""
     for size in (40, 40, 10):
         taken = peak_of(lambda size=size: [torch.ones(size * MB // 4).sum() for _ in range(2)])
-        assert abs(taken - size * MB) < 3 * MB  # the kernel adds up in portions
+        assert abs(taken - size * MB) < 8 * MB  # the kernel adds up in portions
 
 
 @linux
