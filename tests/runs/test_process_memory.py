@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import replace
 
@@ -23,9 +24,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux 
 @linux
 def test_the_peak_of_an_action_is_what_it_takes_in_between():
     """Also after others of its kind, whose memory the allocator keeps."""
-    for size in (40, 40, 10):
+    gc.collect()  # what other tests left would be freed in between
+    for size in (200, 200, 100):
         taken = peak_of(lambda size=size: [torch.ones(size * MB // 4).sum() for _ in range(2)])
-        assert abs(taken - size * MB) < 8 * MB  # the kernel adds up in portions
+        assert (
+            abs(taken - size * MB) < 25 * MB
+        )  # the kernel adds up in portions, and the process is that of other tests
 
 
 @linux
