@@ -15,6 +15,7 @@ from typing import Any
 
 from hf_transfer.cli.listening import listening, url
 from hf_transfer.cli.words import RunArguments, UseArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.config.arguments.export import check_new
 from hf_transfer.config.arguments.serving import ListenArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.extras import check_extra
@@ -31,6 +32,7 @@ HELP = (
 )
 PORT = 7860
 TERMINATED = 143
+_EXAMPLES = 8
 
 
 @dataclass
@@ -38,8 +40,11 @@ class DemoArguments:
     """What the page shows."""
 
     title: str | None = setting(None, "heading of the page (default: the names of the tasks)")
-    examples: int = setting(
-        8, "examples of each run's validation split to click on; 0 for none, and for a Space none", minimum=0
+    examples: int | None = setting(
+        None, "examples of each run's validation split to click on (default: 8, in a Space none)", minimum=0
+    )
+    space: str | None = setting(
+        None, "new folder to write the page to as a Space, with the model, ready to be uploaded; shows nothing"
     )
 
 
@@ -72,6 +77,13 @@ def _check(words: list[str], values: dict[str, Any]) -> None:
         for problem in wrong_values(values, settings_of(cls)):
             raise UserError(problem)
     check_extra("demo")
+    if values["space"] is not None:
+        if not values["space"]:
+            raise UserError("space: it is empty.", "Name a new folder.")
+        check_new(Path(values["space"]), "space")
+        values["examples"] = values["examples"] or 0
+        return
+    values["examples"] = _EXAMPLES if values["examples"] is None else values["examples"]
     values["port"] = PORT if values["port"] is None else values["port"]
     listening(values["host"], values["port"]).close()  # before the model is loaded
 
@@ -86,9 +98,20 @@ def run(argv: Sequence[str]) -> int:
         from hf_transfer.inference.page import Page
         from hf_transfer.inference.served import Served
 
-        used = {f.name: values[f.name] for f in (*fields(UseArguments), *fields(Views))}
-        served = Served.load(words, model_revision=values["revision"], allow_pickle=values["allow_pickle"], **used)
-        page = Page(served, _samples(served, values, Path(folder)), values["title"] or named(served.names))
+        names = [f.name for f in (*fields(UseArguments), *fields(Views), *fields(RunArguments))]
+        given = {name: values[name] for name in names if values[name] != keys()[name].default}
+        used = {"model_revision" if name == "revision" else name: value for name, value in given.items()}
+        served = Served.load(words, **used)
+        title = values["title"] or named(served.names)
+        samples = _samples(served, values, Path(folder))
+        if values["space"]:
+            from hf_transfer.inference.space import write_space
+
+            write_space(Path(values["space"]), words, served, samples, title, **used)
+            if not values["quiet"]:
+                say(f"{values['space']} is a Space. Next: hf upload OWNER/NAME {values['space']} --repo-type space")
+            return 0
+        page = Page(served, samples, title)
         with listening(values["host"], values["port"]) as bound:
             port, address = bound.getsockname()[1], url(values["host"], bound)
         shown = page.launch(server_name=values["host"], server_port=port, prevent_thread_lock=True)

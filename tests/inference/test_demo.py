@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 from PIL import Image
 
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.config.extras import EXTRAS, missing_of
-from hf_transfer.inference.samples import samples_of
+from hf_transfer.inference import space
+from hf_transfer.inference.samples import Sample, load_samples, samples_of, save_samples
 from hf_transfer.inference.served import Served
 from tests.inference.test_serving import save, started
 
@@ -138,6 +147,113 @@ def test_the_page_answers_as_predict_does(run, tmp_path, tiny_vit_folder):
     expected = images.served["shape"].predict(tmp_path / "a.png")[0]
     assert images._answer("shape", str(tmp_path / "a.png"), OFF)[1] == expected["scores"]
     assert images._answer("shape", str(tmp_path / "b.png"), OFF)[0].startswith("The image: it is not an image")
+
+
+# ---- a Space ---------------------------------------------------------------------------------------------------------
+
+
+def texts_of(folder: Path) -> str:
+    """All text files of a Space but the package's."""
+    files = (p for p in folder.rglob("*") if p.is_file() and "hf_transfer" not in p.relative_to(folder).parts)
+    return "\n".join(p.read_text() for p in files if p.suffix in (".py", ".json", ".yaml", ".txt", ".md", ""))
+
+
+@needs_gradio
+def test_a_space_holds_all_that_it_needs_and_nothing_of_the_data(run, tiny_bert_folder, tmp_path, capsys):
+    """An adapter with its backbone, and a whole model; both answer as before, bit for bit."""
+    expected = Predictor.load(run).predict("a film")
+    assert main(["demo", str(run), "--space", str(tmp_path / "space"), "--stride", "3", "--title", "Topics'"]) == 0
+    said = capsys.readouterr()
+    assert (
+        said.out
+        == f"{tmp_path / 'space'} is a Space. Next: hf upload OWNER/NAME {tmp_path / 'space'} --repo-type space\n"
+    )
+    names = {".gitattributes", "README.md", "app.py", "hf_transfer", "model", "requirements.txt"}
+    assert {p.name for p in (tmp_path / "space").iterdir()} == names
+    (tmp_path / "space").rename(tmp_path / "moved")
+    assert Served.load([str(tmp_path / "moved" / "model")])["topic"].predict("a film") == expected
+    written = texts_of(tmp_path / "moved")
+    assert str(run.parent.parent) not in written and tiny_bert_folder not in written and "a.csv" not in written
+    assert not list((tmp_path / "moved").rglob("examples.npz")) and not list((tmp_path / "moved").rglob("__pycache__"))
+    app = (tmp_path / "moved" / "app.py").read_text()
+    assert "Served.load([str(HERE / run) for run in RUNS], stride=3)" in app and '"Topics\'"' in app
+    head = yaml.safe_load((tmp_path / "moved" / "README.md").read_text().split("---")[1])
+    assert head["sdk"] == "gradio" and head["app_file"] == "app.py" and head["title"] == "Topics'"
+    lines = (tmp_path / "moved" / "requirements.txt").read_text().splitlines()
+    assert f"transformers=={version('transformers')}" in lines and "torch>=2.11" in lines
+    assert not [line for line in lines if line.startswith(("timm", "pytest", "gradio"))]
+    assert main(["demo", str(run), "--space", str(tmp_path / "moved")]) == 2
+    assert "space: " in capsys.readouterr().err
+
+    whole = save(tmp_path / "tone", ("bad", "good"), 1)
+    assert main(["demo", str(tmp_path / "tone"), "--space", str(tmp_path / "other"), "--quiet"]) == 0
+    assert Predictor.load(tmp_path / "other" / "model").predict("a film") == whole.predict("a film")
+    assert str(tmp_path) not in texts_of(tmp_path / "other")
+
+
+@needs_gradio
+def test_a_version_that_gradio_refuses_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(space.metadata, "requires", lambda name: ["pyyaml<6", "numpy>=1"])
+    assert space._pinned(Requirement("pyyaml>=5")) == "pyyaml>=5"
+    assert space._pinned(Requirement("numpy>=2")) == f"numpy=={version('numpy')}"
+
+
+def test_the_app_of_a_model_on_a_hub_loads_it_from_there():
+    written = space._app(["me/topic@v2"], False, 'It\'s "it"', {"stride": 3, "pixel_range": [0.0, 1.0]})
+    compile(written, "app.py", "exec")
+    assert "RUNS = ['me/topic@v2']\n" in written
+    assert "Served.load([run for run in RUNS], stride=3, pixel_range=[0.0, 1.0])" in written
+    local = space._app(["model"], True, "It", {"model_revision": "v2"})
+    assert "Served.load([str(HERE / run) for run in RUNS])" in local
+
+
+def test_samples_are_read_as_they_were_saved(tmp_path):
+    (tmp_path / "0.png").write_bytes(png("red"))
+    samples = {"a": [Sample(("text", "pair"), "x")], "b": [Sample((str(tmp_path / "0.png"),), "y", is_file=True)]}
+    (tmp_path / "space").mkdir()
+    save_samples(samples, tmp_path / "space")
+    (tmp_path / "space").rename(tmp_path / "moved")
+    again = load_samples(tmp_path / "moved")
+    assert again["a"] == samples["a"] and load_samples(tmp_path) == {}
+    (image,) = again["b"][0].values
+    assert Path(image).read_bytes() == png("red") and Path(image).is_relative_to(tmp_path / "moved")
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_a_space_runs_by_itself(run, tiny_bert_folder, tmp_path):
+    """With its own copy of the package, without the run or its backbone, and from another folder."""
+    from gradio_client import Client
+
+    (expected,) = Predictor.load(run).predict("a film")
+    shutil.copytree(run, tmp_path / "topic")
+    backbone = shutil.copytree(tiny_bert_folder, tmp_path / "backbone")
+    path = tmp_path / "topic" / "adapter_config.json"
+    path.write_text(path.read_text().replace(tiny_bert_folder, str(backbone)))
+    made = ["demo", str(tmp_path / "topic"), "--space", str(tmp_path / "space"), "--examples", "2", "--quiet"]
+    assert main(made) == 0
+    shutil.rmtree(tmp_path / "topic")
+    shutil.rmtree(backbone)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    command = [sys.executable, str(tmp_path / "space" / "app.py")]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                assert process.poll() is None
+                time.sleep(0.1)
+            client = Client(f"http://127.0.0.1:{port}", verbose=False)
+            said, scores = client.predict("topic", "a film", "off", api_name="/answer")
+        finally:
+            process.terminate()
+    assert said == f"{expected['label']} ({expected['score']:.1%})"
+    assert {one["label"]: one["confidence"] for one in scores["confidences"]} == expected["scores"]
+    entries = json.loads((tmp_path / "space" / "examples.json").read_text())
+    assert len(entries["topic"]) == 2
 
 
 # ---- a browser -------------------------------------------------------------------------------------------------------
