@@ -1,7 +1,7 @@
 """A folder that is a Space: the page of `demo` with everything that it needs, ready to be uploaded.
 
     app.py             starts the page
-    requirements.txt   what is installed here, in these versions; torch, and what Gradio wants older, as the package allows
+    requirements.txt   what is installed here, in these versions; torch and what Gradio refuses as the package allows
     README.md          the Space's card
     hf_transfer/       this package, which wins over another one of that name on the machine
     model/             the model, or a bank with its backbone; not for models of a hub, which are loaded from there

@@ -149,6 +149,26 @@ def test_the_page_answers_as_predict_does(run, tmp_path, tiny_vit_folder):
     assert images._answer("shape", str(tmp_path / "b.png"), OFF)[0].startswith("The image: it is not an image")
 
 
+@needs_gradio
+def test_pairs_several_labels_and_numbers_are_shown(run, tmp_path):
+    from hf_transfer.inference.page import OFF, Page, in_words
+
+    single = Predictor.load(run)
+    pair = replace(single, data=replace(single.data, text_column_name=["premise", "claim"]))
+    page = Page(Served({"pair": pair, "single": single}), {"pair": [Sample(("a film", "it"), "art")]}, "Pairs")
+    (expected,) = pair.predict([("a film", "it")])
+    assert page._answer("pair", "a film", "it", OFF)[1] == expected["scores"]
+    assert page._answer("single", "a film", "it", OFF)[1] == single.predict("a film")[0]["scores"]
+    assert page._chosen("pair", 0) == ["a film", "it"]
+    second, *_ = page._switched("single")
+    assert second["visible"] is False and page._switched("pair")[0]["label"] == "claim"
+    assert in_words({"labels": ["a", "b"]}, "multi_label_classification", OFF) == "a, b"
+    assert in_words({"labels": []}, "multi_label_classification", OFF) == "none of the labels"
+    assert in_words({"value": 1.5}, "regression", OFF) == "1.5"
+    empty = {"set": [], "abstains": True}
+    assert in_words(empty, "single_label_classification", "80%") == "abstains: no label is likely enough (80% coverage)"
+
+
 # ---- a Space ---------------------------------------------------------------------------------------------------------
 
 
