@@ -29,7 +29,7 @@ from hf_transfer.report.curve_plot import draw
 from hf_transfer.run_folder import EXAMPLES, RESULTS, RUN_FILE, read_results, refuse_model
 from hf_transfer.runs.calibrating import forget
 from hf_transfer.runs.candidates import Candidate, Judge, candidate_of, candidates_of
-from hf_transfer.runs.forgetting import OldTask
+from hf_transfer.runs.own_task import OwnTask
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS
 
@@ -235,19 +235,19 @@ def with_pretrained(
     return done
 
 
-def _old_task(one: Candidate, dataset: str | None, judge: Judge, **changes: Any) -> OldTask | None:
+def _old_task(one: Candidate, dataset: str | None, judge: Judge, **changes: Any) -> OwnTask | None:
     """The task of the checkpoint that a run started from; None if no data of it is named."""
     values = load_yaml((one.run / RUN_FILE).read_text(encoding="utf-8"))
     dataset = dataset or values.get("forgetting_dataset_name")
     if dataset is None:
         return None
     revision = {"model_revision": values.get("model_revision")}
-    old = OldTask(values["model_name_or_path"], dataset, values.get("max_forgetting_samples"), **changes, **revision)
+    old = OwnTask(values["model_name_or_path"], dataset, values.get("max_forgetting_samples"), **changes, **revision)
     old.check(judge.predictor.model)
     return old
 
 
-def _best_for_both(judge: Judge, old: OldTask, curve: Sequence[dict[str, Any]], best: int) -> int:
+def _best_for_both(judge: Judge, old: OwnTask, curve: Sequence[dict[str, Any]], best: int) -> int:
     """Number of the point that is best for the old task, among those almost as good as the best for the new one."""
     limit, greater = curve[best]["metrics"][judge.metric], METRIC_TABLE[old.metric].greater_is_better
     near = [i for i, p in enumerate(curve) if i == best or abs(p["metrics"][judge.metric] - limit) <= TOLERANCE + 1e-12]
