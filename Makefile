@@ -75,7 +75,7 @@ bench: $(VENV)/.installed-bench
 	@set -e; for script in benchmarks/*.py; do $(OFFLINE) $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 # The sdist, the wheel from it, an environment with nothing but the wheel and what it asks for, and every verb there.
 wheel: $(VENV)/.installed-test
