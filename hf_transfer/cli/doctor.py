@@ -44,6 +44,7 @@ EXTRAS = {
     "demo": ("gradio",),
     "track": ("tensorboard", "trackio"),
     "hpo": ("optuna",),
+    "explain": ("captum",),
 }
 NEEDED_FOR = {
     "vision": "image models",
@@ -53,6 +54,7 @@ NEEDED_FOR = {
     "demo": "demo",
     "track": "report_to tensorboard or trackio",
     "hpo": "hyperparameter search",
+    "explain": "predict --explain, and why in reports",
 }
 
 
