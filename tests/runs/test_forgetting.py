@@ -226,6 +226,9 @@ def test_an_interpolation_shows_both_tasks_and_keeps_the_old_one(tasks, tmp_path
     found = with_pretrained(tmp_path / "out", tmp_path / "wise", [0, 0.3, 0.6, 1]).results["interpolation"]
     assert found["alpha"] == 0.3 and "within 0.01" in found["rule"]
     assert [p["old_metrics"]["accuracy"] for p in found["curve"]] == [0.9, 0.8, 0.7, 0.8]
+    card = (tmp_path / "wise" / "README.md").read_text()
+    assert "| alpha | validation `accuracy` | `accuracy` of the old task, old-test.csv |" in card
+    assert "| **0.3** | **0.6950** | **0.8000** |" in card and str(tasks) not in card
 
 
 @pytest.mark.slow
