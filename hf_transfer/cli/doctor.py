@@ -44,6 +44,7 @@ NEEDED_FOR = {
     "demo": "demo",
     "track": "report_to tensorboard or trackio",
     "hpo": "hyperparameter search",
+    "explain": "predict --explain, and why in reports",
 }
 
 

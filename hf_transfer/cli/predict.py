@@ -25,6 +25,7 @@ from hf_transfer.cli.words import (
     read_words,
     words_parser,
 )
+from hf_transfer.config.arguments.explaining import Explaining
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_input, check_run
@@ -58,6 +59,7 @@ FORMATS = (".csv", LINES, ".parquet")  # of --output
 SECTIONS = (
     ("answers", PredictArguments),
     ("answers", AbstainArguments),
+    ("why", Explaining),
     ("inputs", InputArguments),
     ("run", RunArguments),
     ("views", Views),
@@ -87,6 +89,11 @@ def _check(words: list[str], values: dict[str, Any]) -> None:
     _check_coverage(values, inputs)
     if values["output"]:
         _check_output(Path(values["output"]))
+    _explaining(values).check(looks_often=Views.of(values).several)
+
+
+def _explaining(values: dict[str, Any]) -> Explaining:
+    return Explaining(**{f.name: values[f.name] for f in fields(Explaining)})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -110,7 +117,12 @@ def run(argv: Sequence[str]) -> int:
     if values["abstain"]:
         predictor = predictor.abstaining(values["coverage"] or COVERAGE)
     waits = not arrive_slowly(inputs)
-    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"], waits)
+    more = None
+    if values["explain"]:
+        from hf_transfer.inference.explanation_files import Writer
+
+        more = Writer(predictor.explainer(values["explain_label"]), Path(values["explain"]))
+    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"], waits, more)
     bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
     with _writer(values["output"], predictor.labels.names) as write, bar:
         for answer in bar:
@@ -125,6 +137,8 @@ def run(argv: Sequence[str]) -> int:
         )
     if values["output"] and not values["quiet"] and not _is_special(Path(values["output"])):
         sys.stderr.write(f"{count:,} answer{'' if count == 1 else 's'} written to {values['output']}.\n")
+    if more and not values["quiet"]:
+        sys.stderr.write(f"{more.count:,} explanation{'' if more.count == 1 else 's'} in {values['explain']}.\n")
     return 0
 
 

@@ -17,6 +17,7 @@ EXTRAS = {
     "demo": ("gradio",),
     "track": ("tensorboard", "trackio"),
     "hpo": ("optuna",),
+    "explain": ("captum",),
 }
 
 
