@@ -9,7 +9,7 @@ LAUNCH := $(BIN)/accelerate launch --config_file accelerate_configs/single.yaml 
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-latest test-oldest mutants check bench docs architectures constraints clean
+.PHONY: help quickstart test test-slow test-latest test-oldest mutants check bench docs wheel architectures constraints clean
 
 help:
 	@echo "make quickstart   install, then fine-tune a real text and a real image model, offline (about 2 minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make check        ruff, import-linter and mypy"
 	@echo "make bench        the benchmarks (hours)"
 	@echo "make docs         the documentation as a site"
+	@echo "make wheel        build/dist, and every verb from an empty environment with the wheel"
 	@echo "make constraints  writes constraints.txt from what is installed"
 	@echo "make architectures  writes docs/architectures.md"
 
@@ -74,7 +75,18 @@ bench: $(VENV)/.installed-bench
 	@set -e; for script in benchmarks/*.py; do $(OFFLINE) $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
+# The sdist, the wheel from it, an environment with nothing but the wheel and what it asks for, and every verb there.
+wheel: $(VENV)/.installed-test
+	rm -rf build/dist build/empty build/smoke
+	$(BIN)/python -m build --outdir build/dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAIN) torch torchvision \
+		"$$(echo build/dist/*.whl)[vision,onnx]"
+	build/empty/bin/python -m pip check
+	$(OFFLINE) build/empty/bin/python -I tests/smoke.py build/smoke
+
 architectures: $(VENV)/.installed-test
 	$(OFFLINE) $(BIN)/python -m tests.architectures
 

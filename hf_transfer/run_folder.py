@@ -22,6 +22,7 @@ LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training exam
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
 FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
+INTERPOLATION_PNG = "interpolation.png"  # metrics between the pretrained and the fine-tuned weights
 REPORT = "report.html"  # holds examples
 MISTAKES = "mistakes.json"  # small pictures, and the nearest training examples, of the first rows of `ERRORS`
 EXPLANATIONS = "explanations.json"  # what the first of these rest on
@@ -110,6 +111,7 @@ OF_ONE_RUN = (
     RANGE_TEST_CSV,
     RANGE_TEST_PNG,
     FORGETTING_PNG,
+    INTERPOLATION_PNG,
     REPORT,
     MISTAKES,
     EXPLANATIONS,

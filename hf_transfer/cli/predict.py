@@ -15,10 +15,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.cli.words import (
+    AbstainArguments,
+    InputArguments,
+    RunArguments,
+    check_coverage,
+    help_of,
+    keys_with,
+    read_words,
+    words_parser,
+)
 from hf_transfer.config.arguments.explaining import Explaining
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import Key, setting, settings_of, wrong_values
+from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_input, check_run
 from hf_transfer.errors import UserError, WorkFailed
 
@@ -42,12 +51,6 @@ class PredictArguments:
         None, "only so many scores, the highest first (default: all, in the order of the labels)"
     )
     features: bool = setting(False, "add the pooled feature vector that the head receives")
-    abstain: bool = setting(
-        False,
-        "add the set of labels that contains the true one with the probability --coverage; label and score are null "
-        "unless it has exactly one",
-    )
-    coverage: float | None = setting(None, "of --abstain, above 0 and below 1 (default: 0.9)", above=0, below=1)
 
 
 LINES = ".jsonl"
@@ -55,6 +58,7 @@ FORMATS = (".csv", LINES, ".parquet")  # of --output
 
 SECTIONS = (
     ("answers", PredictArguments),
+    ("answers", AbstainArguments),
     ("why", Explaining),
     ("inputs", InputArguments),
     ("run", RunArguments),
@@ -142,10 +146,7 @@ def _check_coverage(values: dict[str, Any], inputs: Sequence[str]) -> None:
     """Raises:
     UserError: `coverage` is out of range, stands without `abstain`, or as a word.
     """
-    for problem in wrong_values(values, settings_of(PredictArguments)):
-        raise UserError(problem)
-    if values["coverage"] is not None and not values["abstain"]:
-        raise UserError("coverage: it has no effect without --abstain.", "Add --abstain.")
+    check_coverage(values)
     number = next((word for word in inputs if re.fullmatch(r"0?\.\d+", word)), None)
     if values["abstain"] and number and not Path(number).exists():
         raise UserError(

@@ -67,12 +67,16 @@ class Selecting(Answering):
         return model, replace(args, dataset_name=IN_MEMORY, in_memory=splits_of(given, args, name="test"))
 
     def _held_out(
-        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+        self,
+        data: DataArguments | None = None,
+        split: str | None = None,
+        max_examples: int | None = None,
+        finds_columns: bool = False,
     ) -> HeldOut:
-        """The examples to measure on, with encoded labels."""
+        """The examples to measure on, with encoded labels; see `Selection`."""
         is_run = bool(self.data.dataset_name or self.data.train_file)
         selection = Selection(self.task, self.labels, data or self.data, self.seed, self.record, is_run)
-        chosen = selection.of_run(split) if data is None else selection.of_other_data(split)
+        chosen = selection.of_run(split) if data is None else selection.of_other_data(split, finds_columns)
         if max_examples is not None and max_examples < len(chosen.examples):
             sample = draw(chosen.examples, max_examples, self.labels, self.seed).sample
             return chosen._replace(examples=sample)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.adapters.files import merged
+from hf_transfer.config.values import load_yaml
 from hf_transfer.data.record import Record, content_of
 from hf_transfer.errors import UserError, named
 from hf_transfer.evaluation.metric_table import LEADING, LOSS, METRIC_TABLE, names
@@ -18,6 +19,7 @@ from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.identity import OF_A_TASK
 from hf_transfer.models.averaging import State, recompute_statistics
 from hf_transfer.run_folder import EXAMPLES, RESULTS, RUN_FILE
+from hf_transfer.settings import keys
 from hf_transfer.training import checkpoints
 from hf_transfer.training.checkpoint_contents import WEIGHTS_ONLY
 
@@ -97,6 +99,18 @@ def candidate_of(word: str) -> Candidate:
         f"RUN: {word!r} {what}; the validation split that weights are judged on stands there.",
         "Name the output folder of a run, or a checkpoint in one.",
     )
+
+
+def differences(candidates: Sequence[Candidate]) -> tuple[list[str], list[dict[str, Any]]]:
+    """(the adapter of each, `none` without; the keys of each that are not the same in all of their runs).
+
+    Only keys that model cards show are compared.
+    """
+    values = [load_yaml((one.run / RUN_FILE).read_text(encoding="utf-8")) for one in candidates]
+    names = [name for name, key in keys().items() if key.about.card != "never"]
+    varied = [name for name in names if any(own.get(name) != values[0].get(name) for own in values)]
+    adapters = [str(one.results().get("adapter", "none")) for one in candidates]
+    return adapters, [{name: own.get(name) for name in varied} for own in values]
 
 
 class Judge:
