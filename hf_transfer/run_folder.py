@@ -25,6 +25,7 @@ FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
 INTERPOLATION_PNG = "interpolation.png"  # metrics between the pretrained and the fine-tuned weights
 REPORT = "report.html"  # holds examples
 MISTAKES = "mistakes.json"  # small pictures, and the nearest training examples, of the first rows of `ERRORS`
+EXPLANATIONS = "explanations.json"  # what the first of these rest on
 TRAIN_BATCH_PNG = "train_batch.png"  # training examples as the model saw them
 CONFUSION_PNG, CURVES_PNG = "confusion_matrix.png", "curves.png"
 SHOWING = (REPORT, ERRORS, LABEL_ISSUES, TRAIN_BATCH_PNG, CONFUSION_PNG, CURVES_PNG)  # pushed with `with_report` only
@@ -113,6 +114,7 @@ OF_ONE_RUN = (
     INTERPOLATION_PNG,
     REPORT,
     MISTAKES,
+    EXPLANATIONS,
     TRAIN_BATCH_PNG,
     CONFUSION_PNG,
     CURVES_PNG,

@@ -113,7 +113,7 @@ def run(config: Config, among: Shared | None = None) -> Result:
         _train(ready)
         result = _finish(ready)
         if among is None:
-            write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
+            write_report(ready.prepared, ready.trainer, result.predictor, ready.splits["train"], ready.output_dir)
     if ready.trainer.is_world_process_zero():
         publish(result, ready.prepared, ready.target, ready.talks)
     return result
