@@ -9,13 +9,16 @@ it wrote in FOLDER. Nothing is downloaded: models are random, and the hub is one
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.client import HTTPConnection
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -33,12 +36,16 @@ class Step:
         says: what its output must contain.
         writes: files and folders that must be there afterwards.
         hub: whether the hub of this machine is reachable.
+        extra: that it needs; where it is not installed, the command has to say so.
+        serves: page that it answers, until it is interrupted.
     """
 
     words: str
     says: str = ""
     writes: tuple[str, ...] = ()
     hub: bool = False
+    extra: str = ""
+    serves: str = ""
 
     @property
     def verb(self) -> str:
@@ -73,6 +80,8 @@ STEPS = (
     Step("benchmark all --forms onnx,pt2 --seconds 0.1 --max_predict_samples 8", "onnx"),
     Step("find-lr tiny reviews.csv rate --strategy full", "", ("rate/find_lr.csv", "rate/find_lr.png")),
     Step(f"compare tiny reviews.csv grid {SHORT} --grid '{{strategy: [linear-probe, full]}}' --seeds 0", "full"),
+    Step("serve lora --port 0", '"bad"', extra="serve", serves="/tasks"),
+    Step("demo lora --space page", "is a Space", ("page/app.py", "page/model/bank.json"), extra="demo"),
     Step("push all --hub_model_id alice/all", "alice/all", hub=True),
     Step("predict alice/all 'a good film'", '"label"', hub=True),
 )
@@ -125,16 +134,42 @@ def local_hub(folder: Path) -> Iterator[dict[str, str]]:
             server.terminate()
 
 
+def ended(command: list[str], folder: Path, environment: dict[str, str], _: str) -> tuple[int, str]:
+    """(exit code, what was said) of a command that ends by itself."""
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def served(command: list[str], folder: Path, environment: dict[str, str], page: str) -> tuple[int, str]:
+    """(exit code, what was said and served) of a command that says where it serves, and is then interrupted."""
+    to = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=to, stderr=subprocess.STDOUT, text=True) as done:
+        assert done.stdout
+        said = []
+        for line in done.stdout:
+            said.append(line)
+            if address := re.search(r"http://(127\.0\.0\.1:\d+)", line):
+                connection = HTTPConnection(address[1])
+                connection.request("GET", page)
+                said.append(connection.getresponse().read().decode())
+                connection.close()
+                done.send_signal(signal.SIGINT)
+    return done.returncode, "\n".join(said)
+
+
 def run(step: Step, folder: Path, environment: dict[str, str]) -> str:
     """What is wrong with a step; empty if nothing is."""
-    done = subprocess.run(
-        [str(PROGRAM), *shlex.split(step.words)], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    said = done.stdout + done.stderr
+    from hf_transfer.config.extras import missing_of
+
+    if step.extra and missing_of(step.extra):
+        step = replace(step, says=f"[{step.extra}]", writes=(), serves="")
+    command = [str(PROGRAM), *shlex.split(step.words)]
+    code, said = (served if step.serves else ended)(command, folder, environment, step.serves)
+    expected = 130 if step.serves else 2 if step.says == f"[{step.extra}]" else 0
     missing = [name for name in step.writes if not (folder / name).exists()]
-    if done.returncode == 0 and step.says in said and not missing and "Traceback" not in said:
+    if code == expected and step.says in said and not missing and "Traceback" not in said:
         return ""
-    return f"exit code {done.returncode}, not written: {missing}, expected to say {step.says!r}\n{said}"
+    return f"exit code {code}, not written: {missing}, expected to say {step.says!r}\n{said}"
 
 
 def unknown_verbs() -> set[str]:
