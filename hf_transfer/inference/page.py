@@ -10,9 +10,11 @@ from typing import Any
 
 import gradio as gr
 
+from hf_transfer.config.arguments.explaining import is_installed
 from hf_transfer.config.arguments.serving import MEGABYTE, Limits
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
 from hf_transfer.errors import UserError
+from hf_transfer.inference.explanations import ImageExplanation, TextExplanation, overlay
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.inference.questions import Refused, check_image, examples, raw_text
 from hf_transfer.inference.samples import Sample
@@ -77,21 +79,29 @@ class Page:
                 with gr.Column():
                     inputs = self._inputs(first)
                     coverage = self._coverage(first)
-                    ask = gr.Button("Predict", variant="primary", elem_id="predict")
+                    with gr.Row():
+                        ask = gr.Button("Predict", variant="primary", elem_id="predict")
+                        why = gr.Button("Explain", visible=is_installed(), elem_id="explain")
                 with gr.Column():
                     note = gr.Textbox(label="Answer", interactive=False, elem_id="answer")
                     scores = gr.Label(
                         label="Probabilities", num_top_classes=_SHOWN, show_heading=False, elem_id="probabilities"
                     )
+                    explanation = self._explanation()
             shown = self._examples(first)
-            given, answered = [task, *inputs, coverage], [note, scores]
+            given, answered = [task, *inputs, coverage], [note, scores, explanation]
             lock = threading.Lock()  # a tokenizer serves one thread at a time
 
-            def answer(*words: Any) -> tuple[str, Any]:
+            def answer(*words: Any) -> tuple[str, Any, Any]:
                 with lock:
-                    return self._answer(*words)
+                    return (*self._answer(*words), gr.update(value=None, visible=False))
+
+            def explain(*words: Any) -> tuple[str, Any, Any]:
+                with lock:
+                    return (*self._answer(*words), self._explained(*words))
 
             gr.on([ask.click, *(one.submit for one in inputs if hasattr(one, "submit"))], answer, given, answered)
+            why.click(explain, given, answered)
             coverage.input(answer, given, answered)
             if several:
                 second, setting, table = inputs[-1], coverage, shown
@@ -139,6 +149,18 @@ class Page:
             visible=bool(choices),
             elem_id="abstain",
         )
+
+    def _explanation(self) -> Any:
+        if self.reads_images:
+            return gr.Image(
+                label="What it rests on",
+                visible=False,
+                interactive=False,
+                height=240,
+                buttons=[],
+                elem_id="explanation",
+            )
+        return gr.HTML(visible=False, elem_id="explanation")
 
     def _examples(self, name: str) -> Any:
         some = self.samples.get(name, ())
@@ -190,6 +212,24 @@ class Page:
         if "error" in answer:
             return f"It cannot be read: {answer['error'].rstrip('.')}.", nothing
         return in_words(answer, predictor.labels.problem_type, coverage), answer.get("scores", nothing)
+
+    def _explained(self, name: str, *given: Any) -> Any:
+        """An update of the explanation: a marked text, or a heatmap over the image; of what has no answer, none."""
+        *values, _ = given
+        predictor = self.served[name]
+        try:
+            (read,) = examples(predictor, [self._read(predictor, values)]) if any(values) else (None,)
+            if read is None or "error" in next(iter(predictor.stream([read]))):
+                return gr.update(value=None, visible=False)
+            (found,) = predictor.explanations([read])
+        except Refused:  # which the answer says
+            return gr.update(value=None, visible=False)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        if isinstance(found, ImageExplanation):
+            return gr.update(value=overlay(found.view, found.heatmap), visible=True)
+        assert isinstance(found, TextExplanation)
+        return gr.update(value=found._repr_html_(), visible=True)
 
     def _read(self, predictor: Predictor, values: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Raises:

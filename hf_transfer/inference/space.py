@@ -28,6 +28,7 @@ from packaging.requirements import Requirement
 
 import hf_transfer
 from hf_transfer.adapters.attach import is_adapted
+from hf_transfer.config.arguments.explaining import is_installed
 from hf_transfer.config.arguments.export import check_new
 from hf_transfer.config.extras import DISTRIBUTION
 from hf_transfer.errors import UserError
@@ -170,7 +171,8 @@ def _requirements(served: Served) -> list[str]:
             "Install it, for example with `pip install --editable .`.",
             key="space",
         ) from error
-    extras = {"vision"} if any(p.task.suffixes for p in served.predictors.values()) else set()
+    reads_images = any(p.task.suffixes for p in served.predictors.values())
+    extras = {name for name, has in (("vision", reads_images), ("explain", is_installed())) if has}
     exports = [p.model.about.format for p in served.predictors.values() if isinstance(p.model, ExportedModel)]
     wanted = [r for r in declared if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
     runtimes = {"onnx": "onnxruntime", "openvino": "openvino"}

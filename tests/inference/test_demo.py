@@ -27,6 +27,7 @@ from PIL import Image
 
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune
 from hf_transfer.cli.program import main
+from hf_transfer.config.arguments.explaining import is_installed
 from hf_transfer.config.extras import EXTRAS, missing_of
 from hf_transfer.inference import space
 from hf_transfer.inference.samples import Sample, load_samples, samples_of, save_samples
@@ -169,6 +170,26 @@ def test_pairs_several_labels_and_numbers_are_shown(run, tmp_path):
     assert in_words(empty, "single_label_classification", "80%") == "abstains: no label is likely enough (80% coverage)"
 
 
+@needs_gradio
+@pytest.mark.skipif(not is_installed(), reason='needs pip install "hf-transfer-toolkit[explain]"')
+def test_the_page_explains_an_answer(run, tiny_vit_folder, tmp_path):
+    """As `explain` does; a text that names a file is a text, and what has no answer has no explanation."""
+    from hf_transfer.inference.page import OFF, Page
+
+    page = Page(Served({"topic": Predictor.load(run)}), {}, "A title")
+    (tmp_path / "a.txt").write_text("line\n" * 3)
+    for text in ("a film <b>", str(tmp_path / "a.txt")):
+        update = page._explained("topic", text, OFF)
+        assert update["visible"] and "<mark" in update["value"] and "<b>" not in update["value"]
+    (expected,) = page.served["topic"].explain("a film <b>")
+    assert page._explained("topic", "a film <b>", OFF)["value"] == expected._repr_html_()
+    for nothing in ("", "  ", "a" * 100_001):
+        assert page._explained("topic", nothing, OFF) == {"__type__": "update", "value": None, "visible": False}
+    (tmp_path / "a.png").write_bytes(png("red"))
+    images = Page(Served({"shape": Predictor.load(tiny_vit_folder)}), {}, "Shapes")
+    assert images._explained("shape", str(tmp_path / "a.png"), OFF)["value"].size == (32, 32)
+
+
 # ---- a Space ---------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +288,7 @@ def test_a_space_runs_by_itself(run, tiny_bert_folder, tmp_path):
                 assert process.poll() is None
                 time.sleep(0.1)
             client = Client(f"http://127.0.0.1:{port}", verbose=False)
-            said, scores = client.predict("topic", "a film", "off", api_name="/answer")
+            said, scores, _ = client.predict("topic", "a film", "off", api_name="/answer")
         finally:
             process.terminate()
     assert said == f"{expected['label']} ({expected['score']:.1%})"
@@ -294,7 +315,8 @@ def browsing(*words: Any, log: Path) -> Iterator[Any]:
             page.on("request", lambda request: asked.append(request.url))
             page.goto(address)
             yield page
-            page.screenshot(path=os.environ.get("DEMO_SCREENSHOT", log.with_suffix(".png")), full_page=True)
+            if folder := os.environ.get("DEMO_SCREENSHOTS"):
+                page.screenshot(path=f"{folder}/{page.title()}.png", full_page=True)
             browser.close()
         finally:
             process.send_signal(signal.SIGTERM)
@@ -341,6 +363,9 @@ def test_a_browser_types_switches_tasks_and_clicks_an_example(run, tiny_bert_fol
         (expected,) = bank.predict(text.strip(), task="topic")
         check(page, expected)
         assert page.input_value("#text textarea") == text.strip()
+        if is_installed():
+            page.click("#explain")
+            page.wait_for_selector("#explanation .words mark")
         page.locator("#abstain label", has_text="80%").click()
         (sets,) = bank.predictors["topic"].abstaining(0.8).predict(text.strip())
         among = f"abstains: one of {', '.join(sets['set'])} (80% coverage)"
@@ -365,6 +390,9 @@ def test_a_browser_uploads_an_image_and_clicks_an_example(tiny_vit_folder, tmp_p
         page.wait_for_selector("#image img")
         page.click("#predict")
         check(page, expected)
+        if is_installed():
+            page.click("#explain")
+            page.wait_for_selector("#explanation img")
         page.wait_for_selector("#examples img")
         before = page.locator("#image img").get_attribute("src")
         page.locator("#examples tbody tr").first.click()
