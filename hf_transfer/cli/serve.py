@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
-import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from ipaddress import ip_address
 from typing import Any
 
+from hf_transfer.cli.listening import listening, url
 from hf_transfer.cli.words import (
     AbstainArguments,
     RunArguments,
@@ -22,7 +18,7 @@ from hf_transfer.cli.words import (
     read_words,
     words_parser,
 )
-from hf_transfer.config.arguments.serving import Limits, ServeArguments
+from hf_transfer.config.arguments.serving import Limits, ListenArguments, ServeArguments
 from hf_transfer.config.arguments.views import Views
 from hf_transfer.config.extras import check_extra
 from hf_transfer.config.fields import Key, settings_of, wrong_values
@@ -36,9 +32,11 @@ HELP = (
     "HeadBank, of a run or of any saved model, or a hub id; several runs with adapters on one backbone share it. "
     "Ctrl+C stops it."
 )
+PORT = 8000
 _BACKLOG = 2048  # connections that wait to be accepted
 
 SECTIONS = (
+    ("serve", ListenArguments),
     ("serve", ServeArguments),
     ("limits", Limits),
     ("answers", AbstainArguments),
@@ -65,10 +63,12 @@ def _check(words: list[str], values: dict[str, Any]) -> None:
     for word in words:
         check_run(word)
     check_coverage(values)
-    for problem in wrong_values(values, {**settings_of(ServeArguments), **settings_of(Limits)}):
-        raise UserError(problem)
+    for cls in (ListenArguments, ServeArguments, Limits):
+        for problem in wrong_values(values, settings_of(cls)):
+            raise UserError(problem)
     check_extra("serve")
-    _listening(values["host"], values["port"]).close()  # before the model is loaded
+    values["port"] = PORT if values["port"] is None else values["port"]
+    listening(values["host"], values["port"]).close()  # before the model is loaded
 
 
 def run(argv: Sequence[str]) -> int:
@@ -86,54 +86,15 @@ def run(argv: Sequence[str]) -> int:
     )
     limits = Limits(**{f.name: values[f.name] for f in fields(Limits)})
     app = make_app(served, limits, values["batch_wait"])
-    with _listening(values["host"], values["port"]) as listening:
-        listening.listen(_BACKLOG)
+    with listening(values["host"], values["port"]) as bound:
+        bound.listen(_BACKLOG)
+        address = url(values["host"], bound)
         if not values["quiet"]:
-            say(_serving(served.names, values["host"], listening.getsockname()[1]))
-        if not _is_loopback(listening.getsockname()[0]):
-            sys.stderr.write("Anyone who reaches this address can send requests: there is no password.\n")
-        serve(app, listening, values["verbose"])
+            say(_serving(served.names, address))
+        serve(app, bound, values["verbose"])
     return 0
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address.
-
-    Raises:
-        UserError: it cannot be, because it is in use, is not this machine's, or needs other rights.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"host: {host!r} is not an address of this machine.", "Leave it out for 127.0.0.1.") from error
-    bound = socket.socket(family, kind)
-    try:
-        if os.name == "posix":  # a port that was in use a moment ago; elsewhere it would take one that is in use
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise _not_bound(error, host, port) from error
-    return bound
-
-
-def _not_bound(error: OSError, host: str, port: int) -> UserError:
-    if error.errno == errno.EADDRINUSE:
-        return UserError(
-            f"port: {port} is in use on {host}.", "Stop what uses it, or choose another: --port 0 takes a free one."
-        )
-    if error.errno == errno.EACCES:
-        return UserError(f"port: {port} needs administrator rights.", "Choose one from 1024 on.")
-    return UserError(
-        f"host: {host!r} is not an address of this machine ({error.strerror}).", "Leave it out for 127.0.0.1."
-    )
-
-
-def _serving(names: Sequence[str], host: str, port: int) -> str:
-    shown = f"[{host}]" if ":" in host else host
+def _serving(names: Sequence[str], url: str) -> str:
     tasks = f"{len(names)} tasks ({named(names)})" if len(names) > 1 else names[0]
-    return f"Serving {tasks} at http://{shown}:{port}: POST /predict, GET /tasks, GET /health. Ctrl+C stops it."
-
-
-def _is_loopback(address: str) -> bool:
-    return ip_address(address.partition("%")[0]).is_loopback
+    return f"Serving {tasks} at {url}: POST /predict, GET /tasks, GET /health. Ctrl+C stops it."

@@ -84,7 +84,9 @@ def of_json(body: bytes, served: Served, limits: Limits) -> Question:
     given = asked["inputs"]
     items = given if isinstance(given, list) else [given]
     _check_count(len(items), len(tasks), limits)
-    inputs = {name: [_raw(item, i, served[name], limits) for i, item in enumerate(items)] for name in tasks}
+    inputs = {
+        name: [raw_text(item, f"inputs[{i}]", served[name], limits) for i, item in enumerate(items)] for name in tasks
+    }
     return Question(tasks, several, _top_k(asked.get("top_k")), inputs)
 
 
@@ -118,7 +120,7 @@ def of_form(
         raise Refused(INVALID, "inputs is missing.", "Upload a file: curl -F inputs=@photo.jpg")
     _check_count(len(files), len(tasks), limits)
     for i, (name, content) in enumerate(files):
-        _check_image(f"inputs[{i}] ({shortened(name, _SHOWN)})", content, limits)
+        check_image(f"inputs[{i}] ({shortened(name, _SHOWN)})", content, limits)
     if len(named.get("top_k", ())) > 1:
         raise Refused(INVALID, "top_k was given twice.")
     said = next(iter(named.get("top_k", ())), None)
@@ -130,6 +132,68 @@ def of_form(
 def examples(predictor: Answering, inputs: Iterable[tuple[Any, list[Any]]]) -> Iterable[Example]:
     """The examples of a task's inputs, read when they are asked for: images are large once decoded."""
     return (example(predictor.task, shown, raw) for shown, raw in inputs)
+
+
+def raw_text(item: Any, place: str, predictor: Answering, limits: Limits) -> tuple[Any, list[Any]]:
+    """(what is shown of an input, its raw values): a text, a pair as a list of two, or an object by column.
+
+    Args:
+        item: as it was given.
+        place: what to call it in an error.
+        predictor: of the task.
+        limits: what it may hold.
+
+    Raises:
+        Refused: it is none of them, or too long.
+    """
+    columns = predictor.columns
+    if isinstance(item, dict):
+        if lacking := [name for name in columns if name not in item]:
+            raise Refused(INVALID, f"{place}: it has no {' and no '.join(lacking)}.", f"Columns: {', '.join(columns)}.")
+        if not columns and len(item) != 1:
+            raise Refused(INVALID, f"{place}: the model does not know its columns.", "Send a text, or a list of two.")
+        item = [item[name] for name in columns] if columns else list(item.values())
+        item = item[0] if len(item) == 1 else item
+    raw = item if isinstance(item, list) else [item]
+    if not 1 <= len(raw) <= 2 or not all(isinstance(text, str) for text in raw):
+        raise Refused(
+            INVALID, f"{place}: it is not a text.", "An input is a text, a pair [text, text], or {column: text}."
+        )
+    if (longest := max(map(len, raw))) > limits.max_characters:
+        raise Refused(
+            TOO_LARGE, f"{place}: {longest:,} characters exceed the limit of {limits.max_characters:,} per text."
+        )
+    return (raw if len(raw) > 1 else raw[0]), raw
+
+
+def check_image(place: str, content: bytes, limits: Limits) -> None:
+    """Check what the header of an image says, before it is decoded.
+
+    Args:
+        place: what to call it in an error.
+        content: of its file.
+        limits: what it may hold.
+
+    Raises:
+        Refused: it is no image of a supported format, or has too many pixels.
+    """
+    from PIL import Image as Pixels
+
+    Pixels.init()
+    try:
+        image = Pixels.open(BytesIO(content), formats=[name for name in IMAGES if name in Pixels.OPEN])
+    except Pixels.DecompressionBombError as error:
+        raise Refused(TOO_LARGE, f"{place}: {one_line(error, 100)}") from error
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
+        said = "the file is empty" if not content else "it is not an image of a supported format"
+        raise Refused(WRONG_TYPE, f"{place}: {said}.", f"Supported: {', '.join(IMAGES)}.") from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise Refused(
+            TOO_LARGE,
+            f"{place}: {width:,} × {height:,} pixels exceed the limit of {limits.max_pixels:,}.",
+            "Send a smaller image.",
+        )
 
 
 # ---- details ----
@@ -187,47 +251,4 @@ def _check_count(count: int, tasks: int, limits: Limits) -> None:
             TOO_LARGE,
             f"{count:,} inputs{each} exceed the limit of {limits.max_inputs:,} per request.",
             "Send several requests.",
-        )
-
-
-def _raw(item: Any, number: int, predictor: Answering, limits: Limits) -> tuple[Any, list[Any]]:
-    """(what is shown of an input, its raw values): a text, a pair as a list of two, or an object by column."""
-    place, columns = f"inputs[{number}]", predictor.columns
-    if isinstance(item, dict):
-        if lacking := [name for name in columns if name not in item]:
-            raise Refused(INVALID, f"{place}: it has no {' and no '.join(lacking)}.", f"Columns: {', '.join(columns)}.")
-        if not columns and len(item) != 1:
-            raise Refused(INVALID, f"{place}: the model does not know its columns.", "Send a text, or a list of two.")
-        item = [item[name] for name in columns] if columns else list(item.values())
-        item = item[0] if len(item) == 1 else item
-    raw = item if isinstance(item, list) else [item]
-    if not 1 <= len(raw) <= 2 or not all(isinstance(text, str) for text in raw):
-        raise Refused(
-            INVALID, f"{place}: it is not a text.", "An input is a text, a pair [text, text], or {column: text}."
-        )
-    if (longest := max(map(len, raw))) > limits.max_characters:
-        raise Refused(
-            TOO_LARGE, f"{place}: {longest:,} characters exceed the limit of {limits.max_characters:,} per text."
-        )
-    return (raw if len(raw) > 1 else raw[0]), raw
-
-
-def _check_image(place: str, content: bytes, limits: Limits) -> None:
-    """What the header of an image says, before it is decoded."""
-    from PIL import Image as Pixels
-
-    Pixels.init()
-    try:
-        image = Pixels.open(BytesIO(content), formats=[name for name in IMAGES if name in Pixels.OPEN])
-    except Pixels.DecompressionBombError as error:
-        raise Refused(TOO_LARGE, f"{place}: {one_line(error, 100)}") from error
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error) as error:
-        said = "the file is empty" if not content else "it is not an image of a supported format"
-        raise Refused(WRONG_TYPE, f"{place}: {said}.", f"Supported: {', '.join(IMAGES)}.") from error
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        raise Refused(
-            TOO_LARGE,
-            f"{place}: {width:,} × {height:,} pixels exceed the limit of {limits.max_pixels:,}.",
-            "Send a smaller image.",
         )

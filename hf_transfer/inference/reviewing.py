@@ -115,9 +115,20 @@ class Reviewing(Evaluating):
         Raises:
             UserError: as of `predict`; captum is missing, there is no such class, or the model cannot be explained.
         """
+        return self.explanations(list(self._checked(inputs)), label)
+
+    def explanations(self, examples: Sequence[Example], label: str | None = None) -> list[Explanation]:
+        """As `explain`, of examples that have been read.
+
+        Args:
+            examples: that can be answered.
+            label: as of `explain`.
+
+        Raises:
+            UserError: captum is missing, there is no such class, or the model cannot be explained.
+        """
         Explaining(explain=".", explain_label=label).check_package(looks_often=self.views.several)
         explain = self.explainer(label)
-        examples = list(self._checked(inputs))
         answers = [self.window_logits([read.values])[0][0] for read in examples if read.values]
         return [explain(read, logits) for read, logits in zip(examples, answers, strict=True)]
 

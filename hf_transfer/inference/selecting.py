@@ -15,6 +15,7 @@ from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.draws import draw
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.in_memory import splits_of
+from hf_transfer.data.labels import LABELS
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, nearest
@@ -81,6 +82,22 @@ class Selecting(Answering):
             sample = draw(chosen.examples, max_examples, self.labels, self.seed).sample
             return chosen._replace(examples=sample)
         return chosen
+
+    def samples(self, split: str, count: int) -> list[tuple[tuple[Any, ...], str]]:
+        """(raw input columns, the label in words) of examples of the run's own data, drawn by class.
+
+        Args:
+            split: its name.
+            count: how many at most. An image is its path or its file's bytes, as `data.images` takes them.
+
+        Raises:
+            UserError: the data is not known or gone, or has no such split.
+        """
+        held_out = self._held_out(None, split, count)
+        raw = undecoded(held_out.examples, held_out.inputs)
+        columns = [raw[column][:] for column in held_out.inputs]
+        labels = (self.labels.in_words(label) for label in held_out.examples[LABELS][:])
+        return list(zip(zip(*columns, strict=True), labels, strict=True))
 
     def _logits_of(self, examples: Dataset, inputs: tuple[str, ...]) -> Any:
         """(examples, outputs) logits, pooled over the looks at each example.

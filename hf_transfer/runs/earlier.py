@@ -173,7 +173,10 @@ def _replayed(config: Config, task: Task, data: Data, labels: Labels, notes: lis
     except UserError as error:
         if "unknown label" not in error.problem:
             raise
-        fix = f"{error.fix} Only labels of this run can be replayed: a second head for other labels is not supported."
+        fix = (
+            f"{error.fix} Only labels of this run can be replayed: a second head for other labels is not supported. "
+            "ewc_dataset_name takes earlier data with the checkpoint's own labels."
+        )
         raise UserError(error.problem, fix, _REPLAY) from error
     if len(inputs) != len(data.inputs):
         raise UserError(

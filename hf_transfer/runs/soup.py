@@ -70,7 +70,7 @@ def soup(
         raise UserError(f"{method!r} is not one of {GREEDY}, {UNIFORM}.", key="method")
     candidates = candidates_of([str(run) for run in runs])
     judge = Judge(candidates[0], metric, **changes)
-    judge.check(candidates, **changes)
+    judge.check(candidates, split, **changes)
 
     def load(one: Candidate) -> State:
         return _state(one.load(**changes))

@@ -25,7 +25,7 @@ from PIL import Image
 
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune
 from hf_transfer.cli.program import main
-from hf_transfer.config.arguments.serving import Limits, ServeArguments
+from hf_transfer.config.arguments.serving import Limits, ListenArguments, ServeArguments
 from hf_transfer.config.extras import EXTRAS, missing_of
 from hf_transfer.inference.questions import Refused, of_form, of_json
 from hf_transfer.inference.served import Served, task_names
@@ -181,7 +181,7 @@ def test_the_documents_name_every_limit_with_its_default():
     for name, default in vars(Limits()).items():
         (row,) = (line for line in text.splitlines() if line.startswith(f"| `--{name}`"))
         assert float(row.split("|")[2].replace(",", "")) == default
-    assert all(f"`--{name}" in text for name in ServeArguments.__dataclass_fields__)
+    assert all(f"`--{name}" in text for cls in (ServeArguments, ListenArguments) for name in cls.__dataclass_fields__)
 
 
 def ragged(draw: random.Random) -> list[str]:
@@ -342,13 +342,13 @@ def test_a_text_that_names_a_file_is_a_text(served, tmp_path):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def started(process: Any, said: Callable[[], str], name: str) -> Server:
-    """A server that was started as a command, as soon as it says where it is."""
+def started(process: Any, said: Callable[[], str], beginning: str) -> Server:
+    """A server that was started as a command, as soon as it says where it is, after a beginning."""
     for _ in range(6000):
         if (line := said()) or process.poll() is not None:
             break
         time.sleep(0.02)
-    found = re.fullmatch(rf"Serving {name} at http://127\.0\.0\.1:(\d+): POST /predict, .*\n", line)
+    found = re.fullmatch(rf"{beginning} http://127\.0\.0\.1:(\d+)[.:] .*\n", line)
     assert found, line
     return Server(process, int(found[1]))
 
@@ -357,7 +357,7 @@ def started(process: Any, said: Callable[[], str], name: str) -> Server:
 def test_the_command_serves_until_it_is_interrupted(served):
     process = warm.start("serve", served["mood"].folder, "--port", 0)
     try:
-        server = started(process, lambda: os.pread(process.said[0].fileno(), 10_000, 0).decode(), "mood")
+        server = started(process, lambda: os.pread(process.said[0].fileno(), 10_000, 0).decode(), "Serving mood at")
         assert server.predict(inputs=["a film"]) == (200, {"answers": served["mood"].predict(["a film"])})
         assert main(["serve", str(served["mood"].folder), "--port", str(server.port)]) == 2
     finally:
@@ -381,7 +381,7 @@ def test_eight_clients_of_a_bank_on_real_weights(tmp_path):
     command = [sys.executable, "-m", "hf_transfer", "serve", str(tmp_path / "bank"), "--port", "0"]
     log = tmp_path / "log"
     with log.open("w") as file, subprocess.Popen(command, stdout=file) as process:
-        server = started(process, log.read_text, r"2 tasks \(mood, topic\)")
+        server = started(process, log.read_text, r"Serving 2 tasks \(mood, topic\) at")
         assert load(server, Served(bank.predictors), clients=8, requests=40) > 8 * 40
         with ThreadPoolExecutor(1) as pool:
             last = pool.submit(server.predict, inputs=[f"{' '.join(WORDS)} {i}" for i in range(200)], task="mood")

@@ -228,14 +228,15 @@ def test_what_does_not_belong_together_is_refused(runs, tmp_path, change, senten
     assert not (tmp_path / "soup").exists()
 
 
-def test_a_run_that_trained_on_the_validation_examples_is_refused(runs, tmp_path):
-    def trained_on_validation(run):
+@pytest.mark.parametrize(("split", "what"), [("validation", "judged"), ("test", "measured")])
+def test_a_run_that_trained_on_what_is_held_out_is_refused(runs, tmp_path, split, what):
+    def trained_on_it(run):
         record = Record.load(run / EXAMPLES)
-        splits = {**record.splits, "train": record.splits["validation"]}
-        replace(record, splits={**splits, "validation": record.splits["train"]}).save(run / EXAMPLES)
+        splits = {**record.splits, "train": record.splits[split], split: record.splits["train"]}
+        replace(record, splits=splits).save(run / EXAMPLES)
 
-    copy = edited(runs, tmp_path, trained_on_validation)
-    with pytest.raises(UserError, match="trained on 20 of the 20 validation examples"):
+    copy = edited(runs, tmp_path, trained_on_it)
+    with pytest.raises(UserError, match=f"trained on 20 of the 20 {split} examples that the average is {what} on"):
         soup([runs / "0", copy], tmp_path / "soup")
 
 

@@ -1,4 +1,4 @@
-"""Keys of `serve`: where it listens, how requests share batches, and how large they may be."""
+"""Keys of `serve` and `demo`: where they listen, how requests share batches, and how large they may be."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
-class ServeArguments:
-    """Where it listens, and how requests share batches."""
+class ListenArguments:
+    """Where it listens."""
 
     host: str = setting(
         "127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from any other"
     )
-    port: int = setting(8000, "port to listen on; 0 takes a free one", minimum=0, maximum=65535)
+    port: int | None = setting(
+        None, "port to listen on; 0 takes a free one (default: 8000 for serve, 7860 for demo)", minimum=0, maximum=65535
+    )
+
+
+@dataclass(frozen=True)
+class ServeArguments:
+    """How requests share batches."""
+
     batch_wait: float = setting(
         0.005, "seconds that a request waits for others to share its batch", minimum=0, maximum=10
     )
