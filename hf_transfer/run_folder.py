@@ -25,6 +25,7 @@ FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
 INTERPOLATION_PNG = "interpolation.png"  # metrics between the pretrained and the fine-tuned weights
 REPORT = "report.html"  # holds examples
 MISTAKES = "mistakes.json"  # small pictures, and the nearest training examples, of the first rows of `ERRORS`
+COMPARISON = "compare.json"  # of several runs, with the folders of all of them
 EXPLANATIONS = "explanations.json"  # what the first of these rest on
 TRAIN_BATCH_PNG = "train_batch.png"  # training examples as the model saw them
 CONFUSION_PNG, CURVES_PNG = "confusion_matrix.png", "curves.png"

@@ -13,7 +13,8 @@ from hf_transfer.errors import UserError
 
 HELP = (
     "Write the report of a run again, from the files in its folder: report.html, and the pictures of its curves and "
-    "confusion matrix. Nothing is computed by the model. RUN is the folder of a run, finished or not."
+    "confusion matrix. Nothing is computed by the model. RUN is the folder of a run, finished or not, or of a "
+    "comparison."
 )
 
 
@@ -39,13 +40,13 @@ def run(argv: Sequence[str]) -> int:
     """Write reports."""
     words, values = read_words(parser(), argv, keys(), _check)
 
-    from hf_transfer.report.page import write
+    from hf_transfer.report import comparison, page
     from hf_transfer.report.run_files import RunFiles
 
     for word in words:
-        RunFiles.read(word)  # of all of them, before the first is written
+        (comparison.ComparisonFiles if comparison.is_comparison(word) else RunFiles).read(word)  # before any is written
     for word in words:
-        path = write(word)
+        path = comparison.write(word) if comparison.is_comparison(word) else page.write(word)
         if not values["quiet"]:
             print(path)
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hf_transfer.report.course import frame, stages_of
 from hf_transfer.report.figures import png
 from hf_transfer.report.result_figures import confusion_figure
 from hf_transfer.report.run_files import RunFiles
-from hf_transfer.report.sections import filled
+from hf_transfer.report.sections import Filled, filled
 from hf_transfer.run_folder import CONFUSION_PNG, CURVES_PNG, REPORT
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -40,7 +40,13 @@ def write(folder: str | Path) -> Path:
 
 def html(run: RunFiles) -> str:
     """The whole page."""
-    return _environment().get_template("page.html.j2").render(title=_title(run), sections=filled(run), run=run)
+    return render(_title(run), filled(run))
+
+
+def render(title: str, sections: Sequence[Filled]) -> str:
+    """A page of sections."""
+    found: str = _environment().get_template("page.html.j2").render(title=title, sections=sections)
+    return found
 
 
 def fragment(run: RunFiles) -> str:
@@ -53,10 +59,10 @@ def _title(run: RunFiles) -> str:
     """Model and data."""
     model = run.results.get("model") or run.keys.get("model_name_or_path") or "a model"
     data = run.results.get("dataset") or run.keys.get("dataset_name") or run.keys.get("train_file") or "data"
-    return f"{_short(model)} on {_short(data)}"
+    return f"{short(model)} on {short(data)}"
 
 
-def _short(name: Any) -> str:
+def short(name: Any) -> str:
     """The last part of a path; the whole of a hub id."""
     text = str(name)
     return Path(text).name if text.startswith(("/", ".", "~")) or text.count("/") > 1 else text

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
-
 _WIDE = 10  # a range over which the largest number is so many times the smallest is drawn logarithmically
 
 
@@ -37,16 +35,26 @@ def draw(dots: Sequence[Dot], metric: str) -> bytes:
         dots: of the trials, at least one, with the same keys.
         metric: name of the vertical axis.
     """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    file = io.BytesIO()
+    figure(dots, metric).savefig(file, dpi=150, format="png")
+    return file.getvalue()
+
+
+def figure(dots: Sequence[Dot], metric: str) -> Any:
+    """The figure.
+
+    Args:
+        dots: as of `draw`.
+        metric: likewise.
+    """
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     names = list(dots[0].settings)
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(4 * columns, 3.2 * rows), layout="constrained", sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, name in zip(panels.flat, names, strict=False):
         values = [dot.settings[name] for dot in dots]
         places, labels = _places(values)
@@ -64,6 +72,7 @@ def draw(dots: Sequence[Dot], metric: str) -> bytes:
             axes.margins(x=0.2)
         elif min(places) > 0 and max(places) > _WIDE * min(places):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
         elif all(isinstance(value, int) for value in values):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -76,10 +85,7 @@ def draw(dots: Sequence[Dot], metric: str) -> bytes:
         axes.set_ylabel(metric)
     if any(dot.is_stopped for dot in dots):
         figure.suptitle("hollow: stopped early, at what it had reached", fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
-    return file.getvalue()
+    return figure
 
 
 def _places(values: Sequence[Any]) -> tuple[list[float], list[str]]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_transfer.files import write_bytes, write_json, write_text
+from hf_transfer.report import comparison as page
 from hf_transfer.report import row_curves, search_plot
 from hf_transfer.report.cost_plot import Point, draw
 from hf_transfer.report.search_plot import Dot
+from hf_transfer.run_folder import REPORT
 from hf_transfer.studies import table, transfer
 from hf_transfer.studies.question import CURVES, DOTS, PICTURE, SHEET, TABLE, WHOLE, Question
 from hf_transfer.studies.running import Outcome
@@ -85,6 +87,7 @@ class Comparison:
         """For JSON."""
         return {
             "metric": self.lines[0].metric if self.lines else None,
+            "is_search": self.question.search is not None,
             "seeds": list(self.question.seeds),
             "rows": [line.to_dict() for line in self.lines],
             "chosen": self.chosen and self.chosen.row.name,
@@ -104,7 +107,7 @@ class Comparison:
 
 
 def write(comparison: Comparison) -> None:
-    """The table, the sheet, the picture and everything as JSON."""
+    """The table, the sheet, the pictures, everything as JSON, and the page that is made of it."""
     folder, lines = comparison.question.folder, comparison.lines
     write_json(folder / WHOLE, comparison.to_dict())
     write_text(folder / SHEET, table.as_csv(lines))
@@ -122,6 +125,7 @@ def write(comparison: Comparison) -> None:
             write_bytes(folder / CURVES, row_curves.draw(curves, lines[0].metric, mark))
     if comparison.question.search is not None and (dots := [dot for line in lines if (dot := _dot(line)) is not None]):
         write_bytes(folder / DOTS, search_plot.draw(dots, lines[0].metric))
+    page.write(folder)
 
 
 def _dot(line: Line) -> Dot | None:
@@ -142,7 +146,9 @@ def _point(line: Line, is_paid: bool) -> Point:
 def lines_of(comparison: Comparison) -> list[str]:
     """For a terminal."""
     folder = comparison.question.folder
-    files = ", ".join(name for name in (TABLE, SHEET, WHOLE, PICTURE, CURVES, DOTS) if (folder / name).is_file())
+    files = ", ".join(
+        name for name in (REPORT, TABLE, SHEET, WHOLE, PICTURE, CURVES, DOTS) if (folder / name).is_file()
+    )
     return ["", *table.as_text(comparison.lines), "", *_said_after(comparison), f"Files in {folder}: {files}, cells/"]
 
 

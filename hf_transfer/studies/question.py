@@ -13,7 +13,7 @@ import yaml
 from hf_transfer.config.values import load_yaml
 from hf_transfer.errors import UserError, option
 from hf_transfer.files import as_json, write_text
-from hf_transfer.run_folder import refuse_model
+from hf_transfer.run_folder import COMPARISON, REPORT, refuse_model
 from hf_transfer.runs.shared import Shared
 from hf_transfer.studies import space as space_words
 from hf_transfer.studies import transfer
@@ -33,7 +33,7 @@ from hf_transfer.studies.running import check_metric
 from hf_transfer.studies.searching import TRIALS, Search, base_rows, space_rows
 
 MAX_CELLS = 200
-RECIPE, TABLE, SHEET, PICTURE, WHOLE = "compare.yaml", "compare.md", "compare.csv", "compare.png", "compare.json"
+RECIPE, TABLE, SHEET, PICTURE, WHOLE = "compare.yaml", "compare.md", "compare.csv", "compare.png", COMPARISON
 CURVES, DOTS = "curves.png", "search.png"
 _OWN = ("grid", "seeds", "against", "trials")  # of the recipe: may change when a comparison goes on
 
@@ -187,7 +187,7 @@ def open_folder(question: Question) -> None:
         recipe |= as_json({"search": question.search, "trials": trials, "prune": question.prunes})
     if path.is_file() and question.starts_over:
         shutil.rmtree(folder / "cells", ignore_errors=True)
-        for name in (RECIPE, TABLE, SHEET, PICTURE, CURVES, DOTS, WHOLE, TRIALS):
+        for name in (RECIPE, TABLE, SHEET, PICTURE, CURVES, DOTS, WHOLE, TRIALS, REPORT):
             (folder / name).unlink(missing_ok=True)
     if path.is_file():
         before = load_yaml(path.read_text(encoding="utf-8"))

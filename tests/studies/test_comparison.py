@@ -68,6 +68,8 @@ def test_the_table_holds_means_pairs_and_costs(done):
     assert [row["strategy"] for row in rows] == GRID["strategy"] and float(rows[1]["mean"]) == second["mean"]
     assert "| strategy=full |" in (folder / "compare.md").read_text()
     assert (folder / "compare.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "report.html").read_text()
+    assert f"{second['mean']:.4f}" in page and 'id="loading"' in page and f"cells/{first['cells']['0']}" in page
 
 
 def test_the_test_split_is_measured_for_the_chosen_row_alone(done):
