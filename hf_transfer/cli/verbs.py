@@ -49,6 +49,8 @@ VERBS = {
     "soup": Verb("soup", "average the weights of runs or checkpoints, or of a run and what it started from"),
     "export": Verb("export", "write a trained model as ONNX, checked against PyTorch; or for torch.export, OpenVINO"),
     "benchmark": Verb("benchmark", "size, latency, throughput and accuracy of a trained model's exported forms"),
+    "serve": Verb("serve", "answer HTTP requests with a trained model, or a bank of tasks on one backbone"),
+    "demo": Verb("demo", "a web page to try a trained model on, or the tasks of a bank"),
     "push": Verb("push", "push a run's model or adapter, labels and card to a hub"),
     "doctor": Verb("doctor", "check the installation: what is wrong, and how to fix it"),
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_transfer.config.command_line import NotAKey, add_keys, make_parser, parse_run, parse_words
-from hf_transfer.config.fields import Key, keys_of, setting, wrong_values
+from hf_transfer.config.fields import Key, keys_of, setting, settings_of, wrong_values
 from hf_transfer.config.places import check_places, installed_model, kind_of_data
 from hf_transfer.config.values import coerce, read_config_file
 from hf_transfer.data.header import check_header
@@ -27,8 +27,8 @@ class OutputArguments:
 
 
 @dataclass
-class InputArguments:
-    """How inputs are read."""
+class ColumnArguments:
+    """Which columns of a table are read."""
 
     text_column_name: str | list[str] | None = setting(
         None, "text column of a table, or two for a pair (default: the run's)"
@@ -36,11 +36,44 @@ class InputArguments:
     image_column_name: str | None = setting(
         None, "column of a table that holds images or their paths (default: the run's)"
     )
+
+
+@dataclass
+class UseArguments:
+    """How a trained model is used."""
+
     pixel_range: list[float] | None = setting(
         None, "lowest and highest value of float and 32-bit images (default: the run's)"
     )
     per_device_eval_batch_size: int | None = setting(None, "examples per forward pass (default: the run's)")
     trust_remote_code: bool = setting(False, "run code from the model's repository")
+
+
+@dataclass
+class InputArguments(UseArguments, ColumnArguments):
+    """How inputs are read."""
+
+
+@dataclass
+class AbstainArguments:
+    """Sets of labels."""
+
+    abstain: bool = setting(
+        False,
+        "add the set of labels that contains the true one with the probability --coverage; label and score are null "
+        "unless it has exactly one",
+    )
+    coverage: float | None = setting(None, "of --abstain, above 0 and below 1 (default: 0.9)", above=0, below=1)
+
+
+def check_coverage(values: Mapping[str, Any]) -> None:
+    """Raises:
+    UserError: `coverage` is out of range, or stands without `abstain`.
+    """
+    for problem in wrong_values(values, settings_of(AbstainArguments)):
+        raise UserError(problem)
+    if values["coverage"] is not None and not values["abstain"]:
+        raise UserError("coverage: it has no effect without --abstain.", "Add --abstain.")
 
 
 def keys_with(*sections: tuple[str, type]) -> dict[str, Key]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.config.arguments import tracking
 from hf_transfer.config.arguments.adaptation import NONE
 from hf_transfer.config.arguments.adapter import with_adapter
 from hf_transfer.config.arguments.plan import AUTO
@@ -82,7 +83,7 @@ def contradictions(values: Mapping[str, Any], chosen: Mapping[str, Any]) -> list
         problems.append(
             "on_nonfinite: rollback returns to the optimizer of a checkpoint, and save_only_model: true saves none."
         )
-    return [*problems, *_auto_rate(values, chosen), *_lengths(chosen)]
+    return [*problems, *tracking.check(values), *_auto_rate(values, chosen), *_lengths(chosen)]
 
 
 def _streaming(values: Mapping[str, Any]) -> list[str]:

@@ -147,6 +147,26 @@ def wrong_values(values: Mapping[str, Any], declared: Mapping[str, Setting]) -> 
             yield f"{name}: expected {about.range}, got {value:.10g}."
 
 
+def wrong_kinds(values: Mapping[str, Any], cls: type) -> Iterator[str]:
+    """A sentence for each value of a declared field that is a list, a mapping or neither where another is expected.
+
+    Values of files and commands have their type; from Python anything may come.
+    """
+    declared = settings_of(cls)
+    for key in keys_of(cls, "").values():
+        value = values.get(key.name)
+        if key.name not in declared or value is None or Any in key.types:
+            continue
+        kinds = [said for kind, said in ((list, "a list"), (dict, "a mapping")) if kind in key.types]
+        is_list, is_mapping = isinstance(value, list | tuple), isinstance(value, Mapping)
+        if is_list or is_mapping:
+            wrong = ("a list" if is_list else "a mapping") not in kinds
+        else:
+            wrong = bool(kinds) and not any(kind in key.types for kind in (str, bool, int, float))
+        if wrong:
+            yield f"{key.name}: expected {' or '.join(kinds) or 'one value'}, got {value!r}."
+
+
 def unused(
     values: Mapping[str, Any], defaults: Mapping[str, Any], declared: Mapping[str, Setting], chosen: str | None
 ) -> Iterable[tuple[str, tuple[str, ...]]]:

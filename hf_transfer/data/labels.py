@@ -294,6 +294,14 @@ class Labels:
             "problem_type": self.problem_type,
         }
 
+    def in_words(self, label: Any) -> str:
+        """An encoded label as text: a class's name, the names of several, or a number."""
+        if self.problem_type == REGRESSION:
+            return f"{float(label):g}"
+        if self.problem_type == MULTI_LABEL:
+            return ", ".join(name for name, has in zip(self.names, label, strict=True) if has > 0.5)
+        return self.names[int(label)]
+
     def in_order_of(self, config: PreTrainedConfig) -> Labels:
         """The labels in the checkpoint's order if it has the same ones, so that its head can be kept."""
         own = tuple(str(config.id2label[i]) for i in sorted(config.id2label)) if config.id2label else ()

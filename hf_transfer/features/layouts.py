@@ -100,12 +100,14 @@ def token_of(value: torch.Tensor, which: str, mask: torch.Tensor | None) -> torc
     return value[torch.arange(len(value), device=value.device), place]
 
 
-def grid(positions: int, height: int, width: int) -> bool:
-    """Whether so many positions can be a grid of patches, of equal size in both directions, of an image."""
+def sides(positions: int, height: int, width: int) -> tuple[int, int] | None:
+    """(rows, columns) of so many positions as a grid of patches, of equal size in both directions, of an image.
+
+    None if they are no such grid.
+    """
     for rows in range(1, positions + 1):
         if positions % rows == 0:
             columns = positions // rows
-            sides = {math.ceil(height / rows), height // rows} & {math.ceil(width / columns), width // columns}
-            if sides:
-                return True
-    return False
+            if {math.ceil(height / rows), height // rows} & {math.ceil(width / columns), width // columns}:
+                return rows, columns
+    return None

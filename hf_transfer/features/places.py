@@ -31,7 +31,7 @@ from hf_transfer.features.calls import (
     watch,
 )
 from hf_transfer.features.cut import Dimension, Refused
-from hf_transfer.features.layouts import HEAD_INPUT, MAX, MEAN, POOLINGS, HeadInput, Layout, grid
+from hf_transfer.features.layouts import HEAD_INPUT, MAX, MEAN, POOLINGS, HeadInput, Layout, sides
 from hf_transfer.features.tokens import Rows
 from hf_transfer.features.trace import dimension
 from hf_transfer.layers.architectures import HEAD
@@ -253,7 +253,7 @@ class _Search:
         if self.is_text or tensor.value.dim() != 3:
             return layout
         positions = tensor.value.numel() // tensor.value.shape[layout.batch] // layout.width
-        if self.image and not grid(positions - len(skipped), *self.image):
+        if self.image and not sides(positions - len(skipped), *self.image):
             raise Refused(f"its {positions} positions are not {len(skipped)} tokens and a grid of patches of the image")
         return layout.without(skipped)
 

@@ -18,7 +18,7 @@ from hf_transfer.data import bundled
 from hf_transfer.data.labels import LABELS
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.splits import Data
-from hf_transfer.hub import card_sections
+from hf_transfer.hub import card_average, card_sections
 from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, is_hub_id, loading, plain
 from hf_transfer.hub.card_metadata import metadata
 from hf_transfer.models import bundled as bundled_models
@@ -65,6 +65,11 @@ def facts(
         or model_origin.get("language"),
         "examples": _examples(held_out, data.inputs, values["card_examples"]) if is_text else [],
     }
+
+
+def shown_data(dataset: Any) -> str:
+    """The name of a dataset as a card shows it: of a local one, the last part of its path."""
+    return Path(str(dataset)).name if _is_local(dataset) else str(dataset)
 
 
 def hub_name(model: str | None) -> str | None:
@@ -143,6 +148,7 @@ def text(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool = Fal
     sections = {
         "": card_sections.head(results, merged),
         "Results": card_sections.results_table(results),
+        "Averaged weights": card_average.section(results),
         "Transfer": card_sections.transfer(results),
         "How to use": loading(results, keys, merged),
         "Labels": card_sections.labels_table(results),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_transfer.models.heads import MLP, POOLED
@@ -30,6 +31,13 @@ def escape(text: Any, longest: int = _LONGEST) -> str:
     """`text` escaped so that Markdown renders it literally anywhere, including in table cells."""
     shown = re.sub(r"([\\`*_{}\[\]#!|~$^]|:(?=//)|(?<=www)\.)", r"\\\1", plain(text, longest))
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def key_value(value: Any) -> Any:
+    """The value of a key as the card shows it: of a path on this machine, its last part."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def is_hub_id(name: str | None) -> bool:

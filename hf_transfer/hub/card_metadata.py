@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_transfer.hub import card_average
 from hf_transfer.hub.card_markdown import EXAMPLE_LENGTH, has_mlp_head, has_pooled_head, is_hub_id, plain
 from hf_transfer.hub.card_sections import title
 
@@ -27,7 +28,14 @@ def metadata(results: Mapping[str, Any], keys: Mapping[str, Any], merged: bool =
     """The YAML header of the card; see `hf_transfer.hub.card.text` for the arguments."""
     own, adapter = results["card"], "none" if merged else results["adapter"]
     base = own["base_model"] if is_hub_id(own["base_model"]) or _is_bare(own["base_model"]) else None
-    tags = ["hf_transfer", "transfer-learning", results["task"], results["strategy"], adapter]
+    tags = [
+        "hf_transfer",
+        "transfer-learning",
+        results["task"],
+        results["strategy"],
+        adapter,
+        card_average.tag(results),
+    ]
     values = {k: v for k, v in results["metrics"].items() if v is not None}
     more: dict[str, Any] = {"base_model_relation": "adapter" if adapter != "none" else "finetune"} if base else {}
     if own["examples"]:

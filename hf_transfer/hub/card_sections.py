@@ -12,8 +12,8 @@ from hf_transfer.evaluation import logit_adjustment, standing
 from hf_transfer.evaluation.by_class import most_confused, pairs
 from hf_transfer.evaluation.calibration import describe
 from hf_transfer.evaluation.metric_table import LEADING
-from hf_transfer.hub import card_head
-from hf_transfer.hub.card_markdown import escape, link, plain, table
+from hf_transfer.hub import card_average, card_head
+from hf_transfer.hub.card_markdown import escape, key_value, link, plain, table
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.run_folder import refitted
 from hf_transfer.settings import keys as all_keys
@@ -48,12 +48,10 @@ def head(results: Mapping[str, Any], merged: bool) -> list[str]:
     model = link(base, base) if base else "A local checkpoint"
     if results["strategy"] == "scratch":
         model, how = "A model", "trained from scratch"
-    return [
-        f"# {escape(title(results))}",
-        "",
-        f"{model} {how} for {results['task'].replace('-', ' ')} on {_dataset(results)} with `hf_transfer`, strategy "
-        f"`{results['strategy']}`.",
-    ]
+    what = f"{model} {how} for {results['task'].replace('-', ' ')} on {_dataset(results)} with `hf_transfer`"
+    is_average = card_average.is_average(results)
+    line = f"{what}. {card_average.summary(results)}" if is_average else f"{what}, strategy `{results['strategy']}`."
+    return [f"# {escape(title(results))}", "", line]
 
 
 def _dataset(results: Mapping[str, Any]) -> str:
@@ -77,7 +75,7 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
         )
         for name, value in results["metrics"].items()
     ]
-    count = results["data_facts"]["splits"][split]["examples"]
+    count = results.get("num_examples") or results["data_facts"]["splits"][split]["examples"]
     return [
         f"Evaluated on the {count:,} examples of the {split} split. The 95% confidence intervals account for the "
         "sampling of these examples, not for the variation between training seeds. The baseline ignores the input.",
@@ -248,10 +246,10 @@ def data(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
 
 
 def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
-    """Stages, solver and hyperparameters."""
+    """Stages, solver and hyperparameters; of averaged weights the hyperparameters of the first model."""
     rows = []
-    solves = keys.get("probe_solver") == "lbfgs"
-    for stage in [] if solves else results["plan"]:
+    solves, is_average = keys.get("probe_solver") == "lbfgs", card_average.is_average(results)
+    for stage in [] if solves or is_average else results["plan"]:
         rates = [r for r in stage["learning_rates"].values() if r]
         span = (
             f"{min(rates):.3g} to {max(rates):.3g}"
@@ -264,6 +262,8 @@ def training(results: Mapping[str, Any], keys: Mapping[str, Any]) -> list[str]:
         rows.append((escape(stage["name"]), _epochs(stage, results), escape(trained), size, span))
     columns = ("stage", "epochs", "trained groups", "trainable parameters", "learning rate")
     lines = table(columns, rows) if rows else []
+    if is_average:
+        lines = ["Of the first of the models above:" if results.get("soup") else "Of the fine-tuned model:"]
     for paragraph in card_head.paragraphs(results, solves):
         lines += [*([""] if lines else []), paragraph]
     if adaptation := [f"- {escape(line.strip())}." for line in outcome.lines(results)]:
@@ -287,11 +287,13 @@ def _hyperparameters(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             is_default = value == getattr(entry.default, "value", entry.default)
             declined = entry.default == "auto" and value == _WITHOUT_RUN.get(name)
             if entry.about.card == "always" or not (is_default or declined):
-                yield name, str(value).lower() if isinstance(value, bool) else value
+                yield name, key_value(value)
 
 
 def cost(results: Mapping[str, Any]) -> list[str]:
-    """Time, hardware and throughput."""
+    """Time, hardware and throughput; nothing of averaged weights, which were not trained."""
+    if card_average.is_average(results):
+        return []
     trained, total = results["trainable_parameters"], results["total_parameters"]
     return [
         f"{results['train_seconds']:,.0f} s of training on {escape(results['device'])}, "
@@ -303,7 +305,10 @@ def cost(results: Mapping[str, Any]) -> list[str]:
 def limitations(results: Mapping[str, Any]) -> Iterator[str]:
     """What to know before relying on the model."""
     data_facts, split = results["data_facts"], results["metrics_split"]
-    yield f"The results are from a single run with seed {results['seed']}; other seeds give different results."
+    if card_average.is_average(results):
+        yield card_average.limitation(results)
+    else:
+        yield f"The results are from a single run with seed {results['seed']}; other seeds give different results."
     if results["problem_type"] != REGRESSION:
         yield (
             "The model always predicts among its labels, even if none of them applies, and was only evaluated on data "

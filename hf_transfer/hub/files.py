@@ -19,14 +19,15 @@ from hf_transfer.adapters import backbone
 from hf_transfer.adapters.files import check_reload, logits_of
 from hf_transfer.errors import UserError, WorkFailed, one_line, option
 from hf_transfer.hub import card
+from hf_transfer.hub.card_average import INTERPOLATION, is_average
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.forward_pass import example
-from hf_transfer.run_folder import ADAPTER, MODEL_FILES, PROCESSOR, RUN_FILE, SHOWING, WHOLE
+from hf_transfer.run_folder import ADAPTER, INTERPOLATION_PNG, MODEL_FILES, PROCESSOR, RUN_FILE, SHOWING, WHOLE
 
 _LOCAL_PATHS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file")
 _LOCAL_OPTIONS = ("is_local", "local_files_only")  # how a tokenizer was loaded on this machine
 TOLERANCE = 1e-4  # relative difference of logits if weights were merged or come from other files
-KNOWN = (*MODEL_FILES, *SHOWING)
+KNOWN = (*MODEL_FILES, *SHOWING, INTERPOLATION_PNG)
 
 
 def refuse_local(base: str) -> None:
@@ -59,9 +60,11 @@ def results_of(folder: Path) -> dict[str, Any]:
     try:
         results, _ = run_folder.read_results(folder)
         if "card" not in results:
-            raise ValueError("written by an older version without model cards")
-        if "soup" in results or "interpolation" in results:
-            raise ValueError("an average of weights has no model card yet, which would say what it is made of")
+            raise ValueError(
+                "the run that it was made from was not finished, and left nothing for a model card"
+                if is_average(results)
+                else "written by an older version without model cards"
+            )
     except ValueError as error:
         raise UserError(f"RUN: the results in {str(folder)!r} cannot be read ({one_line(error)}).") from error
     return results
@@ -92,7 +95,8 @@ def stage(folder: Path, staged: Path, results: dict[str, Any], name: str, merged
             if not any(fnmatch(path.name, pattern) for pattern in MODEL_FILES):
                 path.unlink()
     else:
-        wanted = (*(ADAPTER if is_adapter else WHOLE), *PROCESSOR)
+        shown = [INTERPOLATION_PNG] if results.get(INTERPOLATION) else []  # in the card
+        wanted = (*(ADAPTER if is_adapter else WHOLE), *PROCESSOR, *shown)
         for path in sorted(folder.iterdir()):
             if path.is_file() and any(fnmatch(path.name, pattern) for pattern in wanted):
                 shutil.copyfile(path, staged / path.name)

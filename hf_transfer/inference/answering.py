@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +141,7 @@ class Answering:
         top_k: int | None = None,
         features: bool = False,
         waits: bool = True,
+        more: Callable[[Example, Any], dict[str, Any]] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """An answer per example, in order, as soon as a window is full or the source pauses (None).
 
@@ -152,6 +153,7 @@ class Answering:
             features: likewise.
             waits: whether a window is that of `data.length_windows`, where texts of like length share a batch; if not,
                 it is a batch.
+            more: from an example and its (outputs,) logits to what else its answer says; called when that is due.
         """
         most = self._window if waits else self.batch_size
         window: list[Example] = []
@@ -159,22 +161,28 @@ class Answering:
         for item in examples:
             if item is not None:
                 if window and len(item.values or ()) != len(window[-1].values or item.values or ()):
-                    yield from self._answers(window, top_k, features)  # texts and pairs do not share a batch
+                    yield from self._answers(window, top_k, features, more)  # texts and pairs do not share a batch
                     window, usable = [], 0
                 window.append(item)
                 usable += not self._wrong(item)
             if window and (item is None or usable == most or len(window) == 2 * most):
-                yield from self._answers(window, top_k, features)
+                yield from self._answers(window, top_k, features, more)
                 window, usable = [], 0
         if window:
-            yield from self._answers(window, top_k, features)
+            yield from self._answers(window, top_k, features, more)
 
     @property
     def _window(self) -> int:
         """Examples that are read before the first of them is answered."""
         return self.batch_size * (WINDOW if self.task.pads and not self.views.several else 1)
 
-    def _answers(self, window: list[Example], top_k: int | None, features: bool) -> Iterator[dict[str, Any]]:
+    def _answers(
+        self,
+        window: list[Example],
+        top_k: int | None,
+        features: bool,
+        more: Callable[[Example, Any], dict[str, Any]] | None,
+    ) -> Iterator[dict[str, Any]]:
         whole = [e for e in window if not self._wrong(e)]
         logits, vectors = self.window_logits([e.values for e in whole if e.values], features) if whole else ([], None)
         answers = {
@@ -184,8 +192,10 @@ class Answering:
         if vectors is not None:
             for e, vector in zip(whole, vectors, strict=True):
                 answers[id(e)]["features"] = vector.tolist()
+        own = {id(e): z for e, z in zip(whole, logits, strict=True)}
         for e in window:
-            yield {"input": e.shown, **answers.get(id(e), {"error": self._wrong(e)})}
+            answer = {"input": e.shown, **answers.get(id(e), {"error": self._wrong(e)})}
+            yield answer | (more(e, own[id(e)]) if more is not None and id(e) in own else {})
 
     def answer(self, logits: Any, top_k: int | None = None) -> dict[str, Any]:
         """The answer that one example's logits (labels,) stand for."""
@@ -258,7 +268,7 @@ class Answering:
         batch = {k: v.to(device) for k, v in self.task.collator(self.processor)(rows).items()}
         self.model.eval()
         seen = _Features(self.model) if features else None
-        with _autocast(self.precision, device), seen or contextlib.nullcontext():
+        with autocast(self.precision, device), seen or contextlib.nullcontext():
             output = self.model(**batch).logits
         vectors = seen.pooled(batch).float().cpu().numpy() if seen else None
         return output.float().cpu().numpy(), vectors
@@ -296,7 +306,8 @@ class _Features:
         return self.seen.flatten(1)
 
 
-def _autocast(precision: str | None, device: torch.device) -> Any:
+def autocast(precision: str | None, device: torch.device) -> Any:
+    """The context in which a model computes that was trained under autocast; none without a `precision`."""
     if precision is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])

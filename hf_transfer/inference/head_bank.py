@@ -78,7 +78,12 @@ class HeadBank:
 
     def list(self) -> dict[str, tuple[str, ...]]:
         """The labels of each task, in the order of the outputs."""
-        return {name: predictor.labels.names for name, (predictor, _) in self._tasks.items()}
+        return {name: predictor.labels.names for name, predictor in self.predictors.items()}
+
+    @property
+    def predictors(self) -> dict[str, Predictor]:
+        """The model of each task. A tokenizer serves one thread at a time: call them from one, or use `predict`."""
+        return {name: predictor for name, (predictor, _) in self._tasks.items()}
 
     def predict(
         self,
@@ -191,7 +196,7 @@ class HeadBank:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, shared ones counted once."""
-        models = [predictor.model for predictor, _ in self._tasks.values()]
+        models = [predictor.model for predictor in self.predictors.values()]
         tensors = [t for m in models for t in (*m.parameters(), *m.buffers())]
         storages: dict[int, torch.UntypedStorage] = {}
         for tensor in tensors:

@@ -100,17 +100,24 @@ class Selection:
         asks = ("train", "validation") if self.record is not None and self.record.refitted else ("train",)
         return self._without_trained(name, data.splits[name], inputs, is_asked_for=name in asks)
 
-    def of_other_data(self, split: str | None) -> HeldOut:
+    def of_other_data(self, split: str | None, finds_columns: bool = False) -> HeldOut:
         """A split of other data: the given one, else test, else validation, else the only one.
+
+        Args:
+            split: its name.
+            finds_columns: whether columns that the run names and the data lacks are found as for any data, with a note.
 
         Raises:
             UserError: there is no such data or split, it is unlabeled, its labels are not the model's, or all of it was
                 trained on.
         """
         name, splits = load_held_out(self.args, split)
+        absent = self._absent_columns(splits[name]) if finds_columns else []
         splits, inputs = self._with_inputs(splits, name)
         self._check_labeled(name, splits[name])
         found = find_labels(splits, inputs, self.args, self.labels)
+        if absent:
+            self.notes.append(f"It has no {' and no '.join(absent)}; {' and '.join((*inputs, found.name))} was read.")
         examples, skipped = encode_split(found.splits[name], name, found.name, self.labels, self.args)
         skipped = [*(bad for bad in found.splits.bad if bad.split == name), *skipped]
         if self.args.on_bad_example == "skip" or self.args.data_facts:
@@ -145,6 +152,17 @@ class Selection:
         else:
             splits, inputs = self._with_inputs(splits, name)
         return name, splits[name], inputs
+
+    def _absent_columns(self, examples: Dataset) -> list[str]:
+        """Columns that the run names and the examples lack; they are not looked for any more."""
+        absent = list[str]()
+        for key in filter(None, (self.task.input_key, "label_column_name")):
+            named = getattr(self.args, key)
+            wanted = [named] if isinstance(named, str) else list(named or ())
+            if lacking := [column for column in wanted if column not in examples.features]:
+                unnamed: dict[str, Any] = {key: None}
+                self.args, absent = replace(self.args, **unnamed), [*absent, *lacking]
+        return absent
 
     def _with_inputs(self, splits: RawSplits, name: str) -> tuple[RawSplits, tuple[str, ...]]:
         """(the splits with inputs of the right type, the input columns), as the split `name` shows them."""

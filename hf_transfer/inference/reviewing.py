@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from hf_transfer.config.arguments.explaining import Explaining
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.labels import SINGLE_LABEL, Labels
 from hf_transfer.data.splits import ROW
@@ -18,7 +19,11 @@ from hf_transfer.evaluation import metrics
 from hf_transfer.evaluation.curves import draw_curves
 from hf_transfer.evaluation.mistakes import confusion_frame, mistakes
 from hf_transfer.evaluation.thresholds import thresholds_of
+from hf_transfer.inference.answering import autocast
 from hf_transfer.inference.evaluating import Evaluating
+from hf_transfer.inference.explaining import Explainer, index_of
+from hf_transfer.inference.explanations import Explanation
+from hf_transfer.inference.inputs import Example
 from hf_transfer.run_folder import HISTORY
 
 
@@ -96,6 +101,55 @@ class Reviewing(Evaluating):
         thresholds = thresholds_of(self.model.config)
         frame, _ = errors_frame(held_out.examples, held_out.inputs, self.labels, logits, labels, thresholds)
         return results, frame
+
+    def explain(self, inputs: Any, label: str | None = None) -> list[Explanation]:
+        """What each answer rests on, in order: the words of a text, or the parts of an image. Needs the package captum.
+
+        Args:
+            inputs: as of `predict`.
+            label: class to explain instead of the predicted one; of several labels the most probable one is explained.
+
+        Returns:
+            `TextExplanation`s or `ImageExplanation`s, each with `save(path)`; a notebook shows them.
+
+        Raises:
+            UserError: as of `predict`; captum is missing, there is no such class, or the model cannot be explained.
+        """
+        return self.explanations(list(self._checked(inputs)), label)
+
+    def explanations(self, examples: Sequence[Example], label: str | None = None) -> list[Explanation]:
+        """As `explain`, of examples that have been read.
+
+        Args:
+            examples: that can be answered.
+            label: as of `explain`.
+
+        Raises:
+            UserError: captum is missing, there is no such class, or the model cannot be explained.
+        """
+        Explaining(explain=".", explain_label=label).check_package(looks_often=self.views.several)
+        explain = self.explainer(label)
+        answers = [self.window_logits([read.values])[0][0] for read in examples if read.values]
+        return [explain(read, logits) for read, logits in zip(examples, answers, strict=True)]
+
+    def explainer(self, label: str | None = None) -> Callable[[Example, Any], Explanation]:
+        """A function from an example and its (outputs,) logits to an explanation.
+
+        Args:
+            label: as of `explain`.
+
+        Raises:
+            UserError: there is no such class, or the model cannot be explained.
+        """
+        if label is not None:
+            index_of(label, self.labels)
+        explainer = Explainer(self.task, self.model, self.processor, self.labels)
+
+        def explain(read: Example, logits: Any) -> Explanation:
+            with autocast(self.precision, self.model.device):
+                return explainer.explain(read.shown, read.values or (), logits, label)
+
+        return explain
 
     @property
     def history(self) -> Any:

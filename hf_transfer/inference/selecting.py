@@ -15,6 +15,7 @@ from hf_transfer.config.arguments.views import Views
 from hf_transfer.data.draws import draw
 from hf_transfer.data.images import undecoded
 from hf_transfer.data.in_memory import splits_of
+from hf_transfer.data.labels import LABELS
 from hf_transfer.data.locate import IN_MEMORY
 from hf_transfer.data.record import Record
 from hf_transfer.errors import UserError, nearest
@@ -67,16 +68,36 @@ class Selecting(Answering):
         return model, replace(args, dataset_name=IN_MEMORY, in_memory=splits_of(given, args, name="test"))
 
     def _held_out(
-        self, data: DataArguments | None = None, split: str | None = None, max_examples: int | None = None
+        self,
+        data: DataArguments | None = None,
+        split: str | None = None,
+        max_examples: int | None = None,
+        finds_columns: bool = False,
     ) -> HeldOut:
-        """The examples to measure on, with encoded labels."""
+        """The examples to measure on, with encoded labels; see `Selection`."""
         is_run = bool(self.data.dataset_name or self.data.train_file)
         selection = Selection(self.task, self.labels, data or self.data, self.seed, self.record, is_run)
-        chosen = selection.of_run(split) if data is None else selection.of_other_data(split)
+        chosen = selection.of_run(split) if data is None else selection.of_other_data(split, finds_columns)
         if max_examples is not None and max_examples < len(chosen.examples):
             sample = draw(chosen.examples, max_examples, self.labels, self.seed).sample
             return chosen._replace(examples=sample)
         return chosen
+
+    def samples(self, split: str, count: int) -> list[tuple[tuple[Any, ...], str]]:
+        """(raw input columns, the label in words) of examples of the run's own data, drawn by class.
+
+        Args:
+            split: its name.
+            count: how many at most. An image is its path or its file's bytes, as `data.images` takes them.
+
+        Raises:
+            UserError: the data is not known or gone, or has no such split.
+        """
+        held_out = self._held_out(None, split, count)
+        raw = undecoded(held_out.examples, held_out.inputs)
+        columns = [raw[column][:] for column in held_out.inputs]
+        labels = (self.labels.in_words(label) for label in held_out.examples[LABELS][:])
+        return list(zip(zip(*columns, strict=True), labels, strict=True))
 
     def _logits_of(self, examples: Dataset, inputs: tuple[str, ...]) -> Any:
         """(examples, outputs) logits, pooled over the looks at each example.

@@ -113,6 +113,7 @@ class Card:
         picture: a data URL; None without one.
         text: of the example.
         near: training examples like it.
+        words: its texts with marked words, escaped, instead of `text`.
     """
 
     place: str
@@ -120,6 +121,7 @@ class Card:
     picture: str | None = None
     text: str = ""
     near: Sequence[Near] = ()
+    words: Sequence[Markup] = ()
 
 
 @dataclass(frozen=True)

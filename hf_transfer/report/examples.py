@@ -50,7 +50,7 @@ def _card(run: RunFiles, row: Mapping[str, str], more: Mapping[str, Any]) -> Car
     is_picture = has_picture or run.results.get("task") == "image-classification"
     text = "" if is_picture else " / ".join(filter(None, [own, row.get("input_pair") or ""]))
     place = f"row {row.get('row', '')}" if not (is_picture and own) else f"{own}, row {row.get('row', '')}"
-    lines = [("true", _answer(run, row["true"])), ("predicted", _answer(run, row["predicted"]))]
+    lines = [("true", answer(run, row["true"])), ("predicted", answer(run, row["predicted"]))]
     if row.get("probability"):
         lines.append(("probability", percent(_float(row["probability"]))))
     loss = "squared error" if run.problem_type == REGRESSION else "loss"
@@ -58,13 +58,13 @@ def _card(run: RunFiles, row: Mapping[str, str], more: Mapping[str, Any]) -> Car
     near = [
         Near(
             str(one["place"]),
-            f"{_answer(run, str(one['label']))}, similarity {number(one['cosine'], '.2f')}",
-            _picture(one.get("picture")),
+            f"{answer(run, str(one['label']))}, similarity {number(one['cosine'], '.2f')}",
+            picture(one.get("picture")),
             shortened(one.get("text") or "", 160),
         )
         for one in more.get("nearest") or ()
     ]
-    return Card(place, lines, _picture(more.get("picture")), shortened(text, _LENGTH), near)
+    return Card(place, lines, picture(more.get("picture")), shortened(text, _LENGTH), near)
 
 
 def _float(text: Any) -> float | None:
@@ -74,12 +74,12 @@ def _float(text: Any) -> float | None:
         return None
 
 
-def _picture(source: Any) -> str | None:
+def picture(source: Any) -> str | None:
     """A data URL; None for anything else, which the page would have to load."""
     return source if isinstance(source, str) and source.startswith("data:image/") else None
 
 
-def _answer(run: RunFiles, cell: str) -> str:
+def answer(run: RunFiles, cell: str) -> str:
     """A cell of `errors.csv` for display; several labels are JSON there."""
     if run.problem_type == MULTI_LABEL:
         try:

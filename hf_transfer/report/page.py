@@ -10,6 +10,7 @@ from typing import Any
 from hf_transfer.data.labels import SINGLE_LABEL
 from hf_transfer.evaluation.curves import draw_curves
 from hf_transfer.files import write_bytes, write_text
+from hf_transfer.inference.explanations import TEMPLATES as WORDS
 from hf_transfer.report.course import frame, stages_of
 from hf_transfer.report.figures import png
 from hf_transfer.report.result_figures import confusion_figure
@@ -77,7 +78,7 @@ def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader([_TEMPLATES, WORDS]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

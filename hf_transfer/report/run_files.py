@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_transfer.config.values import load_yaml
 from hf_transfer.errors import UserError
-from hf_transfer.run_folder import ERRORS, HISTORY, LABEL_ISSUES, MISTAKES, RESULTS, RUN_FILE
+from hf_transfer.run_folder import ERRORS, EXPLANATIONS, HISTORY, LABEL_ISSUES, MISTAKES, RESULTS, RUN_FILE
 
 MOST_ROWS = 24  # of `errors.csv` and `label_issues.csv`
 
@@ -31,6 +31,7 @@ class RunFiles:
         errors: the first rows of `errors.csv`.
         mistakes: of `mistakes.json`, an entry for each of these rows.
         label_issues: the first rows of `label_issues.csv`.
+        explanations: of `explanations.json`.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class RunFiles:
     errors: tuple[Mapping[str, str], ...] = ()
     mistakes: tuple[Mapping[str, Any], ...] = ()
     label_issues: tuple[Mapping[str, str], ...] = ()
+    explanations: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> RunFiles:
@@ -61,6 +63,7 @@ class RunFiles:
             results = json.loads(_text(folder / RESULTS) or "{}")
             history = _lines(_text(folder / HISTORY))
             mistakes = json.loads(_text(folder / MISTAKES) or "[]")
+            explanations = json.loads(_text(folder / EXPLANATIONS) or "{}")
         except ValueError as error:
             raise UserError(f"the files in {str(folder)!r} cannot be read: {error}.", key="RUN") from error
         return cls(
@@ -71,6 +74,7 @@ class RunFiles:
             errors=tuple(_rows(folder / ERRORS)),
             mistakes=tuple(mistakes),
             label_issues=tuple(_rows(folder / LABEL_ISSUES)),
+            explanations=explanations,
         )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hf_transfer.errors import one_line
-from hf_transfer.report import about, answers, course, examples, other_data, probabilities
+from hf_transfer.report import about, answers, course, examples, other_data, probabilities, why
 from hf_transfer.report.blocks import Block, Text
 from hf_transfer.report.run_files import RunFiles
 
@@ -38,6 +38,7 @@ SECTIONS = (
     Section("abstaining", "Accuracy if unsure answers are withheld", probabilities.abstaining),
     Section("thresholds", "Thresholds", probabilities.thresholds),
     Section("mistakes", "Mistakes", examples.mistakes),
+    Section("why", "What the worst mistakes rest on", why.explanations),
     Section("labels", "Labels that look wrong", examples.label_issues),
     Section("domains", "Distance to the target domain", other_data.domains),
     Section("forgetting", "What became of the old task", other_data.forgetting),

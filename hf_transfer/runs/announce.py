@@ -10,7 +10,9 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModelForImageClassification, PrinterCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
+from transformers.utils import is_in_notebook
 
 from hf_transfer.adapters.attach import is_adapted, summary
 from hf_transfer.analysis import hints
@@ -23,7 +25,7 @@ from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.room import too_large
 from hf_transfer.training import adapting, contrastive, precision, time_budget
 from hf_transfer.training.linear_probe import note
-from hf_transfer.training.progress import Bars, Clock, History, Lines
+from hf_transfer.training.progress import Bars, Clock, History, Lines, Meter
 from hf_transfer.training.trainer import TransferTrainer
 
 
@@ -127,12 +129,13 @@ def announce(prepared: Prepared, trainer: TransferTrainer, advice: Advice) -> No
 def replace_progress(trainer: TransferTrainer, output_dir: Path, talks: bool) -> None:
     """Let a run report its progress in its own way, and write its history."""
     trainer.shows_plan = False  # `announce` has printed it
-    for default in (ProgressCallback, PrinterCallback):
+    for default in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):  # notebooks have another first
         trainer.remove_callback(default)
+    trainer.callback_handler.callbacks.insert(0, Meter(trainer))
     if talks:
         clock = Clock(trainer)
         trainer.add_callback(clock)
-        if sys.stderr.isatty():
+        if (sys.stderr.isatty() or is_in_notebook()) and not trainer.args.disable_tqdm:
             trainer.add_callback(Bars(clock))
         trainer.add_callback(Lines(clock))
     trainer.add_callback(History(trainer, output_dir / HISTORY))

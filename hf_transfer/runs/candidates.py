@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.adapters.files import merged
+from hf_transfer.config.values import load_yaml
 from hf_transfer.data.record import Record, content_of
 from hf_transfer.errors import UserError, named
 from hf_transfer.evaluation.metric_table import LEADING, LOSS, METRIC_TABLE, names
+from hf_transfer.inference.held_out import HeldOut
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.identity import OF_A_TASK
 from hf_transfer.models.averaging import State, recompute_statistics
 from hf_transfer.run_folder import EXAMPLES, RESULTS, RUN_FILE
+from hf_transfer.settings import keys
 from hf_transfer.training import checkpoints
 from hf_transfer.training.checkpoint_contents import WEIGHTS_ONLY
 
@@ -99,6 +102,18 @@ def candidate_of(word: str) -> Candidate:
     )
 
 
+def differences(candidates: Sequence[Candidate]) -> tuple[list[str], list[dict[str, Any]]]:
+    """(the adapter of each, `none` without; the keys of each that are not the same in all of their runs).
+
+    Only keys that model cards show are compared.
+    """
+    values = [load_yaml((one.run / RUN_FILE).read_text(encoding="utf-8")) for one in candidates]
+    names = [name for name, key in keys().items() if key.about.card != "never"]
+    varied = [name for name in names if any(own.get(name) != values[0].get(name) for own in values)]
+    adapters = [str(one.results().get("adapter", "none")) for one in candidates]
+    return adapters, [{name: own.get(name) for name in varied} for own in values]
+
+
 class Judge:
     """Measures weights on the validation split of a run.
 
@@ -157,9 +172,17 @@ class Judge:
 
     # ---- do they belong together? ----
 
-    def check(self, candidates: Sequence[Candidate], **changes: Any) -> None:
-        """Raises:
-        UserError: architectures, labels or backbones differ, or one was trained on what the weights are judged on.
+    def check(self, candidates: Sequence[Candidate], split: str | None = None, **changes: Any) -> None:
+        """Check that the weights belong together.
+
+        Args:
+            candidates: the first is that of the judge.
+            split: that is measured at the end, as of `soup`.
+            **changes: as of `Predictor.load`.
+
+        Raises:
+            UserError: architectures, labels or backbones differ, or one was trained on what the weights are judged or
+                measured on.
         """
         first, backbones = candidates[0], dict[str, Candidate]()
         for one in candidates:
@@ -174,7 +197,11 @@ class Judge:
                 "Average runs that start from the same pretrained weights.",
             )
         for run in {one.run for one in candidates}:
-            self._check_held_out(run)
+            self._check_held_out(run, self.held_out, "judged")
+        if others := {one.run for one in candidates} - {first.run}:
+            measured = self.predictor._held_out(None, split)
+            for run in others:
+                self._check_held_out(run, measured, "measured")
 
     def _compare(self, first: Candidate, one: Candidate, loaded: Predictor) -> None:
         own, labels = self.predictor, loaded.labels
@@ -197,16 +224,17 @@ class Judge:
             if keys:
                 raise UserError(f"{both} read inputs differently ({', '.join(keys)} differ).", "Train them alike.")
 
-    def _check_held_out(self, run: Path) -> None:
+    def _check_held_out(self, run: Path, held_out: HeldOut, what: str) -> None:
         record = Record.load(run / EXAMPLES)
-        if record is None or not record.has_train or record.inputs != self.held_out.inputs:
+        if record is None or not record.has_train or record.inputs != held_out.inputs:
             return
-        seen = int(np.isin(content_of(self.held_out.examples, self.held_out.inputs), record.trained).sum())
+        seen = int(np.isin(content_of(held_out.examples, held_out.inputs), record.trained).sum())
         if seen:
+            split = held_out.name
             raise UserError(
-                f"RUN: {run.as_posix()!r} trained on {seen:,} of the {len(self.held_out.examples):,} validation "
-                "examples that the average is judged on.",
+                f"RUN: {run.as_posix()!r} trained on {seen:,} of the {len(held_out.examples):,} {split} examples that "
+                f"the average is {what} on.",
                 "Train the runs with refit: false."
                 if record.refitted
-                else "Train all runs with the same validation split: the same data_seed, or validation_file.",
+                else f"Train all runs with the same {split} split: the same data_seed, or {split}_file.",
             )

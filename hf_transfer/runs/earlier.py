@@ -1,4 +1,5 @@
-"""What a run reads of an earlier task, against forgetting: data to replay, data for the Fisher information, a teacher.
+"""What a run reads of an earlier task, against forgetting: data to replay, data for the Fisher information, a teacher,
+data to watch what is forgotten.
 
 All of it is read and checked before the trainer is made. The Fisher information is computed once the run is known to be
 possible, and kept in the run's folder, where a resumed run finds it.
@@ -27,6 +28,7 @@ from hf_transfer.models.load import Loaded
 from hf_transfer.objectives.fisher import Fisher
 from hf_transfer.runs.earlier_data import read_examples
 from hf_transfer.runs.fisher import OldTask, consolidate, old_task
+from hf_transfer.runs.own_task import OwnTask
 from hf_transfer.runs.teacher import load_teacher
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
@@ -46,6 +48,7 @@ class Earlier:
         old_task: for the Fisher information; None without `ewc_dataset_name`, and once it is computed.
         teacher: a model with the labels of the run; None without `teacher_model_name_or_path`.
         order: of the teacher's outputs, as the run's labels are ordered.
+        watched: the checkpoint's own task; None without `forgetting_dataset_name`.
         notes: messages for the user.
     """
 
@@ -53,6 +56,7 @@ class Earlier:
     old_task: OldTask | None
     teacher: torch.nn.Module | None
     order: tuple[int, ...]
+    watched: OwnTask | None
     notes: tuple[str, ...]
 
 
@@ -70,7 +74,7 @@ def read_earlier(config: Config, task: Task, data: Data, loaded: Loaded, process
         UserError: it does not exist, or does not fit the run.
     """
     args, notes = config.training, list[str]()
-    replay, old, teacher, order = None, None, None, tuple[int, ...]()
+    replay, old, teacher, order, watched = None, None, None, tuple[int, ...](), None
     if args.replay_dataset_name:
         replay = _replayed(config, task, data, loaded.labels, notes)
     if args.ewc_dataset_name:
@@ -79,7 +83,10 @@ def read_earlier(config: Config, task: Task, data: Data, loaded: Loaded, process
     if args.teacher_model_name_or_path:
         with torch.random.fork_rng(devices=[]):
             teacher, order = load_teacher(config, task, data, loaded.labels, processor)
-    return Earlier(replay, old, teacher, order, tuple(notes))
+    if args.forgetting_dataset_name:
+        watched = _watched(config)
+        notes += watched.notes
+    return Earlier(replay, old, teacher, order, watched, tuple(notes))
 
 
 def equip(
@@ -109,6 +116,9 @@ def equip(
     if earlier.teacher is not None:
         trainer.data_keys["the teacher's weights"] = identity_of(earlier.teacher)["weights"]
         keeping.teach(trainer, earlier.teacher, loaded.labels.problem_type, earlier.order)
+    if earlier.watched is not None:
+        earlier.watched.check(trainer.model)
+        trainer.data_keys["the examples of forgetting_dataset_name"] = earlier.watched.digest
     if earlier.replay is None:
         return
     if args.probe_solver == "lbfgs":
@@ -122,6 +132,28 @@ def add_fisher(trainer: TransferTrainer, earlier: Earlier, config: Config, task:
     """Compute the Fisher information, or find it in the run's folder, and let its data go; None if none is wanted."""
     old, earlier.old_task = earlier.old_task, None
     return None if old is None else consolidate(trainer, old, config, task, folder)
+
+
+def _watched(config: Config) -> OwnTask:
+    """The checkpoint's own task, on the CPU until it is watched.
+
+    Raises:
+        UserError: see `OwnTask`.
+    """
+    args, model = config.training, config.model
+    assert args.forgetting_dataset_name is not None
+    with args.main_process_first(desc="forgetting_dataset_name"), torch.random.fork_rng(devices=[]):
+        task = OwnTask(
+            str(model.model_name_or_path),
+            args.forgetting_dataset_name,
+            args.max_forgetting_samples,
+            trust_remote_code=model.trust_remote_code,
+            allow_pickle=model.allow_pickle,
+            model_revision=model.model_revision,
+            per_device_eval_batch_size=args.per_device_eval_batch_size,
+        )
+    task.predictor.model.to("cpu")
+    return task
 
 
 # ---- replay ----------------------------------------------------------------------------------------------------------
@@ -141,7 +173,10 @@ def _replayed(config: Config, task: Task, data: Data, labels: Labels, notes: lis
     except UserError as error:
         if "unknown label" not in error.problem:
             raise
-        fix = f"{error.fix} Only labels of this run can be replayed: a second head for other labels is not supported."
+        fix = (
+            f"{error.fix} Only labels of this run can be replayed: a second head for other labels is not supported. "
+            "ewc_dataset_name takes earlier data with the checkpoint's own labels."
+        )
         raise UserError(error.problem, fix, _REPLAY) from error
     if len(inputs) != len(data.inputs):
         raise UserError(

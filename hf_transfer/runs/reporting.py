@@ -14,8 +14,10 @@ from hf_transfer.errors import one_line
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.diagnostics import Change
 from hf_transfer.evaluation.logit_adjustment import LogitAdjustment
+from hf_transfer.inference.predictor import Predictor
 from hf_transfer.report import page
-from hf_transfer.run_folder import REPORT, TRAIN_BATCH_PNG
+from hf_transfer.run_folder import EXPLANATIONS, REPORT, TRAIN_BATCH_PNG
+from hf_transfer.runs.explaining import write_explanations
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -28,7 +30,7 @@ def change_of(calibration: Calibration | None, adjustment: LogitAdjustment | Non
     return Change(calibration.temperature if calibration is not None else 1.0, offsets)
 
 
-def write_report(prepared: Prepared, trainer: TransferTrainer, train: Any, folder: Path) -> None:
+def write_report(prepared: Prepared, trainer: TransferTrainer, predictor: Predictor, train: Any, folder: Path) -> None:
     """Write the report of a finished run and the pictures next to it; called by all processes.
 
     A failure is a warning: the run is whole all the same.
@@ -36,12 +38,16 @@ def write_report(prepared: Prepared, trainer: TransferTrainer, train: Any, folde
     Args:
         prepared: the run's data.
         trainer: with the trained model.
+        predictor: this model at work.
         train: the prepared training split.
         folder: of the run.
     """
     if not trainer.is_world_process_zero():
         return
+    is_whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)  # else all processes would have to compute
+    explained = {EXPLANATIONS: partial(write_explanations, prepared, predictor, folder)} if is_whole else {}
     parts: dict[str, Callable[[], object]] = {
+        **explained,
         TRAIN_BATCH_PNG: partial(_draw_batch, prepared, trainer, train, folder),
         REPORT: partial(page.write, folder),
     }

@@ -113,7 +113,7 @@ def run(config: Config, among: Shared | None = None) -> Result:
         _train(ready)
         result = _finish(ready)
         if among is None:
-            write_report(ready.prepared, ready.trainer, ready.splits["train"], ready.output_dir)
+            write_report(ready.prepared, ready.trainer, result.predictor, ready.splits["train"], ready.output_dir)
     if ready.trainer.is_world_process_zero():
         publish(result, ready.prepared, ready.target, ready.talks)
     return result
@@ -204,8 +204,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     replace_progress(trainer, output_dir, ready.talks)
     for watcher in among.watchers if among else ():
         trainer.add_callback(watcher)
-    with removed_if_empty(output_dir, is_new):
-        ready.watching = watch(prepared, trainer)  # after what writes its logs
+    ready.watching = watch(prepared, trainer)  # after what writes its logs
     if trainer.is_world_process_zero():
         if ready.talks:
             announce(prepared, trainer, advise(prepared, trainer))

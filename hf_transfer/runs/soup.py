@@ -10,9 +10,7 @@ Everything is chosen on the validation split; the test split is measured once, a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +18,27 @@ from hf_transfer.config.arguments.model import ModelArguments
 from hf_transfer.config.values import load_yaml
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.metric_table import METRIC_TABLE
-from hf_transfer.evaluation.standing import verdict
-from hf_transfer.files import say, write_bytes, write_json
+from hf_transfer.files import say, write_bytes
+from hf_transfer.hub.card import shown_data
 from hf_transfer.inference.predictor import Predictor
 from hf_transfer.layers.identity import identity_of
 from hf_transfer.models.averaging import Mean, State, interpolate, moved_statistics
 from hf_transfer.report.curve_plot import draw
-from hf_transfer.run_folder import EXAMPLES, RESULTS, RUN_FILE, read_results, refuse_model
-from hf_transfer.runs.calibrating import forget
-from hf_transfer.runs.candidates import Candidate, Judge, candidate_of, candidates_of
-from hf_transfer.runs.forgetting import OldTask
+from hf_transfer.run_folder import INTERPOLATION_PNG, RESULTS, RUN_FILE, read_results
+from hf_transfer.runs.averaged import Souped, new_folder, written
+from hf_transfer.runs.candidates import Candidate, Judge, candidate_of, candidates_of, differences
+from hf_transfer.runs.own_task import OwnTask
 from hf_transfer.settings import keys
 from hf_transfer.tasks import TASKS
 
 GREEDY, UNIFORM = "greedy", "uniform"
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-CURVE = "interpolation.png"
 TOLERANCE = 0.01  # of the validation metric, that is given up for the old task
 _RULE = "the best validation metric; the smallest alpha in a tie"
 _RULE_FOR_BOTH = (
     f"the best metric of the old task, among alphas whose validation metric is within {TOLERANCE:g} of the best; the "
     "smallest alpha in a tie"
 )
-
-
-@dataclass
-class Souped:
-    """An average that was written.
-
-    Attributes:
-        folder: of the model, as of a run.
-        results: what its `results.json` holds.
-        lines: what there is to say.
-    """
-
-    folder: Path
-    results: dict[str, Any]
-    lines: list[str] = field(default_factory=list)
 
 
 def soup(
@@ -83,12 +65,12 @@ def soup(
         UserError: they do not belong together (architecture, labels, backbone, validation split), or `output_dir` holds
             a model.
     """
-    folder = _checked(output_dir)
+    folder = new_folder(output_dir)
     if method not in (GREEDY, UNIFORM):
         raise UserError(f"{method!r} is not one of {GREEDY}, {UNIFORM}.", key="method")
     candidates = candidates_of([str(run) for run in runs])
     judge = Judge(candidates[0], metric, **changes)
-    judge.check(candidates, **changes)
+    judge.check(candidates, split, **changes)
 
     def load(one: Candidate) -> State:
         return _state(one.load(**changes))
@@ -116,11 +98,12 @@ def soup(
         "best_single": measured[best][judge.metric],
         "recomputed_batchnorm": len(statistics),
         "candidates": [
-            {"name": one.name, "chosen": i in chosen, "metrics": measured[i]} for i, one in enumerate(candidates)
+            {"name": one.name, "chosen": i in chosen, "metrics": measured[i], "adapter": adapter, "keys": own}
+            for i, (one, adapter, own) in enumerate(zip(candidates, *differences(candidates), strict=True))
         ],
     }
     judge.put(state, statistics)
-    return _written(judge, candidates[0], folder, {"soup": about}, lines, split)
+    return written(judge, candidates[0], folder, {"soup": about}, lines, split)
 
 
 def _greedy(
@@ -186,7 +169,7 @@ def with_pretrained(
         UserError: the weights that the run started from are not there or not the same any more, or an alpha is not
             between 0 and 1.
     """
-    folder = _checked(output_dir)
+    folder = new_folder(output_dir)
     if not alphas or not all(0 <= alpha <= 1 for alpha in alphas):
         raise UserError(f"{list(alphas)}: expected numbers from 0 to 1.", "Write --alphas 0,0.5,1.", key="alphas")
     one = candidate_of(str(run))
@@ -221,33 +204,37 @@ def with_pretrained(
         "alpha": alpha,
         "value": value,
         "rule": _RULE if old is None else _RULE_FOR_BOTH,
-        "old_task": None if old is None else {"dataset": old.dataset, "split": old.split, "metric": old.metric},
+        "old_task": None if old is None else _about(old),
         "fine_tuned_only": sorted(fresh),
         "recomputed_batchnorm": len(statistics),
         "curve": curve,
     }
     lines = [f"Kept alpha {alpha:g}, {judge.metric} {value:.4f} on validation (0: pretrained, 1: fine-tuned)."]
-    done = _written(judge, one, folder, {"interpolation": about}, lines)
+    done = written(judge, one, folder, {"interpolation": about}, lines)
     series = {f"new task, {judge.metric}": [point["metrics"][judge.metric] for point in curve]}
     if old is not None:
         series[f"old task, {old.metric}"] = [point["old_metrics"][old.metric] for point in curve]
-    write_bytes(folder / CURVE, draw([p["alpha"] for p in curve], series, "alpha", "metric", mark=alpha))
+    write_bytes(folder / INTERPOLATION_PNG, draw([p["alpha"] for p in curve], series, "alpha", "metric", mark=alpha))
     return done
 
 
-def _old_task(one: Candidate, dataset: str | None, judge: Judge, **changes: Any) -> OldTask | None:
+def _old_task(one: Candidate, dataset: str | None, judge: Judge, **changes: Any) -> OwnTask | None:
     """The task of the checkpoint that a run started from; None if no data of it is named."""
     values = load_yaml((one.run / RUN_FILE).read_text(encoding="utf-8"))
     dataset = dataset or values.get("forgetting_dataset_name")
     if dataset is None:
         return None
     revision = {"model_revision": values.get("model_revision")}
-    old = OldTask(values["model_name_or_path"], dataset, values.get("max_forgetting_samples"), **changes, **revision)
+    old = OwnTask(values["model_name_or_path"], dataset, values.get("max_forgetting_samples"), **changes, **revision)
     old.check(judge.predictor.model)
     return old
 
 
-def _best_for_both(judge: Judge, old: OldTask, curve: Sequence[dict[str, Any]], best: int) -> int:
+def _about(old: OwnTask) -> dict[str, str]:
+    return {"dataset": old.dataset, "shown": shown_data(old.dataset), "split": old.split, "metric": old.metric}
+
+
+def _best_for_both(judge: Judge, old: OwnTask, curve: Sequence[dict[str, Any]], best: int) -> int:
     """Number of the point that is best for the old task, among those almost as good as the best for the new one."""
     limit, greater = curve[best]["metrics"][judge.metric], METRIC_TABLE[old.metric].greater_is_better
     near = [i for i, p in enumerate(curve) if i == best or abs(p["metrics"][judge.metric] - limit) <= TOLERANCE + 1e-12]
@@ -297,49 +284,3 @@ def _best(judge: Judge, values: Sequence[float]) -> int:
 
 def _silent(text: str = "") -> None:
     """Say nothing."""
-
-
-# ---- the folder ----
-
-
-def _checked(output_dir: str | Path) -> Path:
-    folder = Path(output_dir)
-    refuse_model(folder, "output_dir")
-    return folder
-
-
-def _written(
-    judge: Judge, first: Candidate, folder: Path, about: dict[str, Any], lines: list[str], split: str | None = None
-) -> Souped:
-    """Write the model of the judge as a run's folder; `results.json` last."""
-    predictor = judge.predictor
-    forget(predictor.model)  # thresholds and scores of other weights
-    folder.mkdir(parents=True, exist_ok=True)
-    predictor.model.save_pretrained(folder)
-    predictor.processor.save_pretrained(folder)
-    for name in (RUN_FILE, EXAMPLES):
-        if (first.run / name).is_file():
-            shutil.copyfile(first.run / name, folder / name)
-    again = Predictor.load(folder)
-    validation = again.evaluate(split="validation")["metrics"]
-    measured = again.evaluate(split=split)
-    results, metrics = first.results(), measured["metrics"]
-    kept = ("task", "problem_type", "model", "backbone", "strategy", "head", "dataset", "labels", "num_train_examples")
-    others = ("pooling", "data_facts", "versions", "seed", "card")
-    facts = {name: results[name] for name in (*kept, *others) if name in results}
-    baseline = results.get("baseline")
-    if baseline is not None:
-        name = baseline["compared_by"]
-        baseline = {**baseline, "verdict": verdict(name, baseline["metrics"], measured["intervals"])}
-    results = {
-        **{n: measured[n] for n in ("metrics", "intervals", "metrics_split", "num_examples")},
-        "validation_metrics": validation,
-        "baseline": baseline,
-        **facts,
-        "adapter": "none",
-        **about,
-    }
-    write_json(folder / RESULTS, results)
-    shown = ", ".join(f"{n} {metrics[n]:.4f}" for n in ("loss", judge.metric) if n in metrics)
-    lines.append(f"{measured['metrics_split']}: {shown}. Written to {folder}.")
-    return Souped(folder, results, lines)

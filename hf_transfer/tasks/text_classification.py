@@ -164,7 +164,7 @@ class TextClassification(Task):
 
     def cut(self, sample: Dataset, inputs: tuple[str, ...], processor: Any) -> tuple[float, int]:
         limit = processor.model_max_length
-        columns = [[_readable_part(text, processor) for text in sample[c]] for c in inputs]
+        columns = [[readable_part(text, processor) for text in sample[c]] for c in inputs]
         lengths = [len(ids) for ids in processor(*columns, verbose=False)["input_ids"]]
         return sum(length > limit for length in lengths) / max(1, len(lengths)), limit
 
@@ -173,7 +173,7 @@ class TextClassification(Task):
         return text_fit.misfits([sample[c][:] for c in inputs], processor)
 
     def encode(self, columns: Sequence[Sequence[Any]], processor: Any) -> Any:
-        return processor(*([_readable_part(text, processor) for text in c] for c in columns), truncation=True)
+        return processor(*([readable_part(text, processor) for text in c] for c in columns), truncation=True)
 
     def look(
         self, columns: Sequence[Sequence[Any]], processor: Any, views: Views, args: DataArguments
@@ -278,7 +278,7 @@ def windows(columns: Sequence[Sequence[str]], tokenizer: Any, stride: int) -> tu
     return encoded, owners
 
 
-def _readable_part(text: str, tokenizer: Any) -> str:
+def readable_part(text: str, tokenizer: Any) -> str:
     """The part of a text that can fit into the maximum length, from the end that truncation keeps."""
     most = tokenizer.model_max_length * _CHARACTERS
     return text[-most:] if tokenizer.truncation_side == "left" else text[:most]

@@ -19,7 +19,7 @@ from hf_transfer.config.arguments.loss import check as check_loss
 from hf_transfer.config.arguments.plan import PlanArguments, learning_rate_of
 from hf_transfer.config.arguments.schedule import check as check_schedule
 from hf_transfer.config.arguments.training import TrainingKeys
-from hf_transfer.config.fields import settings_of, wrong_values
+from hf_transfer.config.fields import settings_of, wrong_kinds, wrong_values
 from hf_transfer.errors import UserErrors
 from hf_transfer.evaluation.metric_table import LOSS
 from hf_transfer.plan import checks, probe_checks
@@ -46,6 +46,9 @@ class TransferArguments(TrainingKeys, TrainingArguments):
     """
 
     def __post_init__(self) -> None:
+        given = {**vars(self), "freeze": [self.freeze] if isinstance(self.freeze, str) else self.freeze}
+        if wrong := list(wrong_kinds(given, TrainingKeys)):  # the other checks go through them
+            raise UserErrors(wrong)
         self.adapter = with_adapter(self.strategy, self.adapter)
         self.domain_adaptation_weight = weight_of(self.domain_adaptation_weight, self.domain_adaptation)
         rate = self.learning_rate

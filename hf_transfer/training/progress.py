@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.files import say
+from hf_transfer.training.cache_stage import format_bytes
 from hf_transfer.training.console import RATE, rates_in_words
 from hf_transfer.training.pace import Pace, spell
 from hf_transfer.training.trainer import TransferTrainer
 
 _WORTH_SAYING = 10  # seconds left
 
+THROUGHPUT, MEMORY = "samples_per_second", "memory_bytes"
 FORGETTING = "forgetting_"  # begins the names of what is logged of the checkpoint's own task
 
 
@@ -42,6 +44,11 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.pace.note(self._stage(), state.global_step)
 
+    def stage_in_words(self) -> str:
+        """The stage that trains, for a bar; empty without a plan."""
+        plan, stage = self.trainer.plan, self._stage()
+        return "" if plan is None or stage is None else f"{plan.stages[stage].name} {stage + 1}/{len(plan.stages)}"
+
     def left(self) -> str:
         """The time left in words, of the current stage where another follows; empty if it is not known or short."""
         plan, stage, end, where = self.trainer.plan, self._stage(), self.trainer.state.max_steps, ""
@@ -54,8 +61,53 @@ class Clock(TrainerCallback):
         return "" if seconds is None or seconds < _WORTH_SAYING else f"about {spell(seconds)}{where} left"
 
 
+class Meter(TrainerCallback):
+    """Adds to each log of a loss how many examples per second were trained on, and the memory, in bytes.
+
+    Examples are those since the last log of a loss, evaluations included in the time. Memory is the peak allocated on
+    the GPU, or the resident memory of the process on a CPU. To be the first callback: whoever is told of a log after it
+    (trackers, `history.jsonl`, the console) has both.
+    """
+
+    def __init__(self, trainer: TransferTrainer, clock: Callable[[], float] = time.perf_counter):
+        self.trainer, self.clock = trainer, clock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = (state.global_step, self.clock())
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs or not self.trainer.is_in_train:
+            return
+        step, since = self._last
+        self._last = (state.global_step, self.clock())
+        examples = (
+            (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        )
+        on_device = torch.cuda.is_available()
+        memory = torch.cuda.max_memory_allocated() if on_device else psutil.Process().memory_info().rss
+        logs[THROUGHPUT] = examples / max(self._last[1] - since, 1e-9)
+        logs[MEMORY] = float(memory)
+
+
+def _throughput(logs: Mapping[str, Any], unit: str = " examples/s") -> str:
+    """In words; empty where it was not measured."""
+    rate = logs.get(THROUGHPUT)
+    return "" if rate is None else f"{rate:,.0f}{unit}" if rate >= 10 else f"{rate:.1f}{unit}"
+
+
+def _memory(logs: Mapping[str, Any]) -> str:
+    return format_bytes(logs[MEMORY]) if MEMORY in logs else ""
+
+
 class Bars(ProgressCallback):
-    """transformers' progress bars, with the time left instead of the speed, and without its log lines."""
+    """transformers' progress bars, with the stage, the time left, and what was logged last, without its log lines."""
 
     def __init__(self, clock: Clock):
         super().__init__()
@@ -65,7 +117,9 @@ class Bars(ProgressCallback):
         self.current_step = state.global_step
         if state.is_world_process_zero:
             layout = "{desc}{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}, {elapsed}{postfix}"
+            self._logged = ""
             self.training_bar = tqdm(
+                desc=f"{stage}: " if (stage := self.clock.stage_in_words()) else None,
                 total=state.max_steps,
                 initial=state.global_step,
                 dynamic_ncols=True,
@@ -75,7 +129,9 @@ class Bars(ProgressCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.training_bar is not None:
             self.training_bar.total = state.max_steps  # a budget changes it
-            self.training_bar.set_postfix_str(self.clock.left(), refresh=False)
+            self.training_bar.set_description(self.clock.stage_in_words(), refresh=False)
+            shown = ", ".join(filter(None, [self.clock.left(), self._logged]))  # what matters most is cut off last
+            self.training_bar.set_postfix_str(shown, refresh=False)
         super().on_step_end(args, state, control)
 
     def on_prediction_step(
@@ -91,8 +147,25 @@ class Bars(ProgressCallback):
         if is_new and self.prediction_bar is not None:
             self.prediction_bar.leave = False  # also after training
 
-    def on_log(self, *_: Any, **__: Any) -> None:
-        pass
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:
+            rate = f"lr {max(self._rates(logs)):.1e}"
+            self._logged = ", ".join(
+                filter(None, [f"loss {logs['loss']:.4f}", rate, _throughput(logs, "/s"), _memory(logs)])
+            )
+
+    @staticmethod
+    def _rates(logs: Mapping[str, Any]) -> list[float]:
+        """The learning rates of all groups, or the one of a run without a plan."""
+        own = [rate for name, rate in logs.items() if name.startswith(RATE)]
+        return own or [logs.get("learning_rate") or 0.0]
 
 
 class Lines(TrainerCallback):
@@ -145,6 +218,8 @@ class Lines(TrainerCallback):
             f"grad norm {logs['grad_norm']:.3g}" if "grad_norm" in logs else "",
             f"learning rate {rates_in_words(logs)}",
             f"cache {logs['cache_gain']:.1f}x" if "cache_gain" in logs else "",
+            _throughput(logs),
+            _memory(logs),
             self.clock.left(),
         ]
         return "  ".join(filter(None, parts))
@@ -180,7 +255,6 @@ class History(TrainerCallback):
         self.trainer, self.path = trainer, path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last = (state.global_step, time.perf_counter())
         if not state.is_world_process_zero:
             return
         kept = []
@@ -211,20 +285,5 @@ class History(TrainerCallback):
         entry = {"step": state.global_step, **{k: v for k, v in logs.items() if not k.startswith(RATE)}}
         if "loss" in logs:
             entry["learning_rate"] = rates or logs.get("learning_rate")
-            entry |= self._throughput(args, state)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-
-    def _throughput(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        """Examples per second since the last logged loss, evaluations included, and memory in bytes.
-
-        Memory is the peak allocated on the GPU, or the resident memory of the process on a CPU.
-        """
-        step, now = self._last
-        self._last = (state.global_step, time.perf_counter())
-        examples = (
-            (state.global_step - step) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        )
-        on_device = torch.cuda.is_available()
-        memory = torch.cuda.max_memory_allocated() if on_device else psutil.Process().memory_info().rss
-        return {"samples_per_second": examples / max(self._last[1] - now, 1e-9), "memory_bytes": float(memory)}

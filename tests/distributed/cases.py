@@ -26,6 +26,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 
 from hf_transfer import TransferTrainer
 from hf_transfer.data.replay import Replay
+from hf_transfer.layers.identity import identity_of
+from hf_transfer.objectives.fisher import Fisher, estimate
 from hf_transfer.training.ddp import data_parallel, on_any_rank
 from hf_transfer.training.linear_probe import solve_again
 from tests import warm
@@ -191,7 +193,16 @@ EXACT["pseudo-label"] = {
 }
 EXACT["adapter"] = {**TEXT, **PLANS["gradual"], "adapter": "lora", "lora_plus_ratio": 4}
 EXACT["average"] = {**TEXT, **PLANS["gradual"], "ema_decay": 0.8, "eval_strategy": "epoch"}
-# A term that depends on no example, one that does, and earlier examples in every batch.
+
+
+def fisher_of(model: Any) -> Fisher:
+    """As each process of a run computes it."""
+    examples = [{name: torch.tensor([values]) for name, values in row.items()} for row in texts(6, seed=7)]
+    values = estimate(model, examples, "true", "single_label_classification", 0)
+    return Fisher(values, identity_of(model)["tensors"], {"kind": "true", "examples": 6})
+
+
+# Terms that depend on no example, one that does, and earlier examples in every batch.
 EXACT["against forgetting"] = {
     **TEXT,
     **PLANS["gradual"],
@@ -199,6 +210,8 @@ EXACT["against forgetting"] = {
     "replay": lambda: Replay(texts(6, seed=7), 0.3),
     "gradient_accumulation_steps": 2,
     "l2_sp_alpha": 0.5,
+    "fisher": fisher_of,
+    "ewc_lambda": 1e4,  # the gradients of a random model are small
     "distillation_alpha": 0.5,
 }
 EXACT["a parameter that nothing reaches"] = {**TEXT, "model": with_idle, **PLANS["gradual"]}
@@ -326,7 +339,10 @@ def run(case: str, folder: Path) -> tuple[dict[str, Any], TransferTrainer]:
     """The same global batch of 8 whatever the number of processes."""
     keys = dict((EXACT | LOOSE)[case])
     model, data, metrics = keys.pop("model")(), keys.pop("data")(), keys.pop("compute_metrics", None)
-    clock, replay = keys.pop("clock", None), keys.pop("replay", None)
+    clock, replay, fisher = keys.pop("clock", None), keys.pop("replay", None), keys.pop("fisher", None)
+    if fisher is not None:
+        keys["ewc_fisher_file"] = str(folder / f"fisher-{os.environ.get('RANK', '0')}.safetensors")
+        fisher(model).save(Path(keys["ewc_fisher_file"]))
     target = keys.pop("target", lambda: None)()
     collator = keys.pop("collator", lambda: double if model.dtype == torch.float64 else default_data_collator)()
     if "WORLD_SIZE" not in os.environ:

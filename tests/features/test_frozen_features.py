@@ -18,7 +18,7 @@ from torch import nn
 from hf_transfer import UserError, layer_groups
 from hf_transfer.errors import WorkFailed
 from hf_transfer.features import FeatureStore, FrozenFeatures, frozen_features
-from hf_transfer.features.layouts import grid
+from hf_transfer.features.layouts import sides
 from tests import warm
 from tests.architectures import hugging_face
 from tests.helpers import (
@@ -319,12 +319,10 @@ def test_where_the_channels_cannot_be_told_they_are_not_guessed():
         found.matrix(groups[0].name, "mean")
 
 
-@pytest.mark.parametrize(
-    ("positions", "expected"), [(16, True), (17, False), (1, True), (2, False), (50, False), (64, True)]
-)
-def test_grids_of_patches(positions, expected):
-    assert grid(positions, 32, 32) is expected
-    assert grid(2 * positions, 32, 64) is expected
+@pytest.mark.parametrize(("positions", "rows"), [(16, 4), (17, None), (1, 1), (2, None), (50, None), (64, 8)])
+def test_grids_of_patches(positions, rows):
+    assert sides(positions, 32, 32) == (None if rows is None else (rows, rows))
+    assert sides(2 * positions, 32, 64) == (None if rows is None else (rows, 2 * rows))
 
 
 # ---- frozen ----------------------------------------------------------------------------------------------------------

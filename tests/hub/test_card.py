@@ -209,6 +209,13 @@ def test_a_model_that_is_no_better_than_the_baseline_is_called_so(made):
     assert "Not significantly better" not in card.text(results, keys)
 
 
+def test_paths_of_keys_are_left_out(made):
+    results, keys = made
+    text = card.text(results, {**keys, "replay_dataset_name": "/home/me/secret/old.csv", "replay_fraction": 0.2})
+    assert "| `replay_dataset_name` | old.csv |" in text and "secret" not in text
+    assert "| `replay_dataset_name` | me/old |" in card.text(results, {**keys, "replay_dataset_name": "me/old"})
+
+
 def test_what_bundled_names_are_on_the_hub():
     assert card.hub_name("bundled:minilm-l6") == "sentence-transformers/all-MiniLM-L6-v2"
     for name in ("bundled:minilm-l6", "bundled:efficientnet-lite0"):

@@ -21,6 +21,7 @@ from hf_transfer.data import bundled
 from hf_transfer.models import bundled as bundled_models
 from hf_transfer.report import page
 from hf_transfer.run_folder import EXAMPLES, SHOWING
+from hf_transfer.runs.soup import with_pretrained
 from tests.hub_client import READER, ROOT, TOKEN, Client, Hub, XetClient
 
 COMMON = {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
@@ -213,6 +214,21 @@ def test_public_and_private(hub, lfs, whole):
     assert code == 2 and "already exists and is public" in err
     assert "(public)" in lfs.run("push", whole, "--hub_model_id", "alice/open")[1]
     assert lfs.run("push", whole, "--hub_model_id", "alice/open", "--public", "--private")[0] == 2
+
+
+def test_an_interpolation_is_pushed_with_its_curve(hub, lfs, whole, place):
+    """And what is pushed in its place afterwards has none."""
+    with_pretrained(whole, place / "between", [0, 0.5, 1])
+    code, out, err = lfs.run("push", place / "between", "--hub_model_id", "alice/between")
+    assert (code, err) == (0, "") and f"Pushed {len(WHOLE_FILES) + 1} files" in out
+    files = hub.files("alice/between")
+    assert set(files) == WHOLE_FILES | {"interpolation.png"}
+    assert files["interpolation.png"] == (place / "between" / "interpolation.png").read_bytes()
+    text = files["README.md"].decode()
+    assert "![Metrics by alpha](interpolation.png)" in text and 'model_id = "alice/between"' in text
+    assert "weight-interpolation" in ModelCard(text).data.tags and str(place) not in text
+    assert lfs.run("push", whole, "--hub_model_id", "alice/between")[0] == 0
+    assert set(hub.files("alice/between")) == WHOLE_FILES
 
 
 def test_what_its_owner_wrote_into_the_card_stays(hub, lfs, whole):

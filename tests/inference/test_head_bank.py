@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import runpy
+import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
 from hf_transfer import HeadBank, Predictor, UserError, fine_tune
+from hf_transfer.inference.served import Served
 from tests.helpers import TOKENS, small_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -201,3 +203,20 @@ def test_three_data_sets_on_one_backbone(kind, tmp_path, monkeypatch, capsys):
     assert all(row[2] == row[3] for row in rows)
     for _, _, _, _, file, memory in rows[1:]:
         assert float(memory) == pytest.approx(float(file), abs=0.05)
+
+
+def test_a_bank_or_its_runs_are_served(bank, runs, tmp_path):
+    """The tasks of a saved bank, or of runs, by the names of their folders; a bank alone."""
+    saved = HeadBank().add("mood", runs["tone"]).add("topic", runs["topic"]).save(tmp_path / "bank")
+    folders = [Path(shutil.copytree(runs[name], tmp_path / name)) for name in ("tone", "topic")]
+    text = ["a word", "and a longer line of words"]
+    for served, names in ((Served.load([str(saved)]), ("mood", "topic")), (Served.load(folders), ("tone", "topic"))):
+        assert served.names == names
+        for name, task in zip(names, ("tone", "topic"), strict=True):
+            assert served[name].predict(text) == bank.predict(text, task=task)
+    assert Served.load([str(folders[1])])["topic"].predict(text) == bank.predict(text, task="topic")
+    assert served["tone"].model.get_input_embeddings().weight is served["topic"].model.get_input_embeddings().weight
+    with pytest.raises(UserError, match="is a bank, and other words are given with it"):
+        Served.load([str(saved), *folders])
+    with pytest.raises(UserError, match=r"^coverage: task 'mood': 0\.999 needs at least 999 validation examples"):
+        Served.load([str(saved)], coverage=0.999)

@@ -105,7 +105,10 @@ def test_nothing_from_the_data_is_markup(tmp_path):
     mistakes[0]["picture"] = "https://example.org/x.png"
     mistakes[1]["nearest"][0]["place"] = NASTY[1]
     (folder / "mistakes.json").write_text(json.dumps(mistakes))
+    about = {"label": NASTY[0], "probability": 0.9, "value": None, "method": "m", "words": [[[t, 0.5] for t in NASTY]]}
+    (folder / "explanations.json").write_text(json.dumps({"of": 8, "examples": [about, {}]}))
     found = read(folder)
+    assert "1 of 8 were explained" in found.text and sum(tag == "mark" for tag, _ in found.tags) == len(NASTY)
     assert "script" not in {tag for tag, _ in found.tags} and not any("onerror" in a for _, a in found.tags)
     assert all(a["src"].startswith("data:") for tag, a in found.tags if tag == "img")
     for text in NASTY:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 
 import pytest
 from PIL import Image
 
 from hf_transfer import UserError, fine_tune
+from hf_transfer.config.arguments.explaining import is_installed
 from hf_transfer.report import page
-from hf_transfer.runs import label_issues, reporting, run
+from hf_transfer.report.run_files import RunFiles
+from hf_transfer.report.sections import filled
+from hf_transfer.runs import explaining, label_issues, reporting, run
 from tests.helpers import tiny_timm_resnet, with_statistics
 from tests.runs.helpers import sentences, three_layers
 from tests.runs.test_preflight import QUIET, pictures, saved
@@ -63,6 +67,31 @@ def test_mistakes_have_their_pictures_and_neighbors(texts, images):
         for entry in entries:
             assert (entry["picture"] is not None) == (kind == "picture")
             assert len(entry["nearest"]) == 3 and all(near[kind] for near in entry["nearest"])
+
+
+def test_the_worst_mistakes_are_explained_where_captum_is_installed(texts, images, tmp_path, monkeypatch):
+    for result in (texts, images):
+        found = json.loads((result.output_dir / "explanations.json").read_text())
+        (section,) = filled(RunFiles.read(result.output_dir), ["why"])
+        if not is_installed():
+            assert set(found) == {"skipped"} and "needs captum" in section.blocks[0].text
+            continue
+        cards, entries = section.blocks[1].cards, found["examples"]
+        rows = RunFiles.read(result.output_dir).errors
+        assert len(cards) == len(entries) == found["of"] == min(8, len(result.errors()))
+        assert [entry["label"] for entry in entries] == [row["predicted"] for row in rows[: len(entries)]]
+        if result is images:
+            assert all(card.picture.startswith("data:image/") and not card.words for card in cards)
+            assert "HiResCAM" in section.blocks[0].text
+            continue
+        for entry, row in zip(entries, rows, strict=False):
+            assert "".join(text for words in entry["words"] for text, _ in words) == row["input"]
+        assert all("<mark" in card.words[0] for card in cards)
+    monkeypatch.setattr(explaining, "is_installed", lambda: False)
+    shutil.copytree(texts.output_dir, tmp_path / "out")
+    explaining.write_explanations(None, texts.predictor, tmp_path / "out")
+    (section,) = filled(RunFiles.read(tmp_path / "out"), ["why"])
+    assert section.blocks[0].text == 'Not explained: it needs captum (pip install "hf-transfer-toolkit[explain]").'
 
 
 def test_figures_and_cells_of_a_notebook(texts, images, tmp_path):

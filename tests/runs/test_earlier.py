@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.objectives.fisher import Fisher
+from tests import warm
 from tests.helpers import copy_state
 
 WORDS = {"good": ["fine", "great", "nice", "sweet"], "bad": ["poor", "awful", "dull", "sad"]}
@@ -153,6 +155,41 @@ def test_the_fisher_information_is_kept_and_reused(tmp_path, old_run):
         source(**tokenizer(row["text"][i], return_tensors="pt"), labels=torch.tensor([row["label"][i]])).loss.backward()
         expected += source.classifier.bias.grad.square() / 10
     assert torch.allclose(fisher.values["classifier.bias"], expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_hold_the_same_weights_as_one(tmp_path, old_run):
+    """Each computes the information of all examples, and a resumed run reads it; the watched task is shared by both."""
+    new, old = table(tmp_path / "new.csv", ("good", "bad", "other"), rows=40, salt="new"), str(old_run / "old.csv")
+    shown = table(tmp_path / "shown.csv", rows=12, salt="shown")
+    keys = {"ewc_lambda": 1e5, "ewc_dataset_name": old, "ewc_fisher": "true", "forgetting_dataset_name": shown}
+    keys |= {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 2, "save_strategy": "epoch", "seed": 3}
+    model = str(old_run / "run")
+
+    def in_two(folder, **more):
+        def as_rank():
+            run(model, new, folder, per_device_train_batch_size=4, **keys, **more)
+
+        assert warm.ranks(2, as_rank, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()[-3000:]
+        return load_file(folder / "model.safetensors"), json.loads((folder / "results.json").read_text())
+
+    two, results = in_two(tmp_path / "two")
+    one = run(model, new, tmp_path / "one", **keys)
+    files = [Fisher.load(tmp_path / name / "fisher.safetensors") for name in ("one", "two")]
+    assert files[0].about == files[1].about and files[0].about["kind"] == "true"
+    assert all(torch.equal(value, files[1].values[name]) for name, value in files[0].values.items())
+    assert all(torch.allclose(tensor, two[name], rtol=0, atol=1e-5) for name, tensor in one.model.state_dict().items())
+    losses = [found["forgetting"]["metrics"]["loss"] for found in (results, one.results)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+    saved = sorted((tmp_path / "two").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert len(saved) == 2
+    shutil.rmtree(saved[1])
+    for name in ("results.json", "model.safetensors"):
+        (tmp_path / "two" / name).unlink()
+    again, resumed = in_two(tmp_path / "two", resume_from_checkpoint="auto")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in again.items())
+    assert resumed["forgetting"] == results["forgetting"]
 
 
 def test_a_checkpoint_without_a_head_has_no_fisher_information(tmp_path, old_run):

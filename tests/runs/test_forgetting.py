@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,10 +14,12 @@ import yaml
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.adapters.files import merged
+from hf_transfer.cli.program import main
 from hf_transfer.data.bundled import load_dataset
 from hf_transfer.inference.predictor import Predictor
+from hf_transfer.runs import run
 from hf_transfer.runs.candidates import Judge
-from hf_transfer.runs.forgetting import OldTask
+from hf_transfer.runs.own_task import OwnTask
 from hf_transfer.runs.soup import with_pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -104,16 +107,98 @@ def test_a_checkpoint_without_a_head_is_refused(tasks, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_labels_that_are_not_the_heads_are_refused(tasks):
-    with pytest.raises(UserError) as error:
-        OldTask(str(tasks / "model"), str(tasks / "new-test.csv"))
-    assert "forgetting_dataset_name" in str(error.value) and "unknown label" in str(error.value)
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.assign(label="long"), "unknown label 'long'. Use labeled examples of the task .*labels bad, good"),
+        (lambda t: t.assign(label=range(len(t))), "unknown labels '0', '1'"),
+        (lambda t: t[["text"]], "the data has no label column"),
+        (lambda t: t[["label"]], "no input column for text-classification. Use labeled"),
+        (lambda t: t[:0], "has no examples"),
+        (None, "does not exist"),
+    ],
+)
+def test_data_that_is_not_of_the_heads_task_is_refused(tasks, tmp_path, change, sentence):
+    path = tmp_path / "old.csv"
+    if change is not None:
+        change(pd.read_csv(tasks / "old-test.csv")).to_csv(path, index=False)
+    with pytest.raises(UserError, match=sentence) as error:
+        OwnTask(str(tasks / "model"), str(path))
+    said = str(error.value)
+    assert said.startswith("forgetting_dataset_name: ")
+    assert not any(key in said for key in ("text_column_name", "label_column_name", "on_bad_example", " split="))
+
+
+def test_it_is_refused_before_anything_is_computed(tasks, tmp_path, monkeypatch, capsys):
+    """By a run and by its plan."""
+    monkeypatch.setattr(run, "choose", lambda *_: pytest.fail("the data had not been read"))
+    with pytest.raises(UserError, match="unknown labels"):
+        learnt(tasks, tmp_path / "out", forgetting_dataset_name=str(tasks / "new-test.csv"))
+    assert not (tmp_path / "out").exists()
+    words = [f"--{name}={path}" for name, path in files(tasks, "new").items()]
+    watched = f"--forgetting_dataset_name={tasks / 'new-test.csv'}"
+    assert main(["plan", str(tasks / "model"), *words, "--strategy=full", watched]) == 2
+    assert "forgetting_dataset_name: " in capsys.readouterr().err
+
+
+def test_columns_with_other_names_are_found(tasks, tmp_path):
+    table = pd.read_csv(tasks / "old-test.csv").rename(columns={"text": "sentence", "label": "class"})
+    table.to_csv(tmp_path / "old.csv", index=False)
+    own, other = (OwnTask(str(tasks / "model"), str(p)) for p in (tasks / "old-test.csv", tmp_path / "old.csv"))
+    state = Predictor.load(tasks / "model").model.state_dict()
+    assert other.measure(state) == own.measure(state)
+    assert "Watched: It has no text and no label; sentence and class was read." in other.notes
+
+
+def test_examples_that_the_head_was_trained_on_are_left_out(tasks, tmp_path):
+    parts = [pd.read_csv(tasks / f"old-{split}.csv") for split in ("test", "train")]
+    pd.concat([parts[0], parts[1][:5]]).to_csv(tmp_path / "old.csv", index=False)
+    task = OwnTask(str(tasks / "model"), str(tmp_path / "old.csv"))
+    assert len(task) == 20
+    assert "5 of 25 examples were trained on and are left out" in " ".join(task.notes)
+    with pytest.raises(UserError, match=r"All 32 examples .* were trained on .*other than its training examples"):
+        OwnTask(str(tasks / "model"), str(tasks / "old-train.csv"))
 
 
 def test_unnamed_labels_that_cannot_be_matched_are_refused(tasks, tiny_bert_folder):
     with pytest.raises(UserError) as error:
-        OldTask(tiny_bert_folder, str(tasks / "old-test.csv"))
+        OwnTask(tiny_bert_folder, str(tasks / "old-test.csv"))
     assert "forgetting_dataset_name" in str(error.value) and "LABEL_0" in str(error.value)
+
+
+def interrupted(folder, copy):
+    """A copy of a finished run, as if it had been killed after its first checkpoint."""
+    shutil.copytree(folder, copy)
+    for path in (copy / "results.json", copy / "model.safetensors"):
+        path.unlink()
+    saved = sorted(copy.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert len(saved) == 2
+    shutil.rmtree(saved[1])
+    return copy
+
+
+SAVED = {"save_strategy": "epoch", "save_total_limit": 3}
+
+
+def test_a_resumed_run_has_the_same_curve(tasks, tmp_path):
+    whole = learnt(tasks, tmp_path / "whole", **SAVED)
+    copy = interrupted(tmp_path / "whole", tmp_path / "copy")
+    with pytest.raises(UserError, match=r"the examples of forgetting_dataset_name: '20 .* then, '5 .* now"):
+        learnt(tasks, copy, resume_from_checkpoint="auto", max_forgetting_samples=5, **SAVED)
+    resumed = learnt(tasks, copy, resume_from_checkpoint="auto", **SAVED)
+    assert resumed.trainer.resumed_at == 4
+    found = resumed.results["forgetting"]
+    assert found == whole.results["forgetting"] and [point["step"] for point in found["curve"]] == [0, 4, 8]
+    one, other = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(one[n], t) for n, t in other.items())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_watched_from_a_checkpoint_on_knows_what_was_before(tasks, tmp_path):
+    whole = learnt(tasks, tmp_path / "whole").results["forgetting"]
+    learnt(tasks, tmp_path / "alone", forgetting_dataset_name=None, **SAVED)
+    late = learnt(tasks, interrupted(tmp_path / "alone", tmp_path / "late"), resume_from_checkpoint="auto", **SAVED)
+    assert late.results["forgetting"] == {**whole, "curve": [whole["curve"][0], whole["curve"][2]]}
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused(tasks, tmp_path):
@@ -137,10 +222,13 @@ def test_an_interpolation_shows_both_tasks_and_keeps_the_old_one(tasks, tmp_path
     learnt(tasks, tmp_path / "out")
     new, old = iter([0.5, 0.695, 0.7, 0.69]), iter([0.9, 0.8, 0.7, 0.8])
     monkeypatch.setattr(Judge, "measure", lambda self, state, statistics=(): {"accuracy": next(new)})
-    monkeypatch.setattr(OldTask, "measure", lambda self, state, trainer=None: {"accuracy": next(old)})
+    monkeypatch.setattr(OwnTask, "measure", lambda self, state, trainer=None: {"accuracy": next(old)})
     found = with_pretrained(tmp_path / "out", tmp_path / "wise", [0, 0.3, 0.6, 1]).results["interpolation"]
     assert found["alpha"] == 0.3 and "within 0.01" in found["rule"]
     assert [p["old_metrics"]["accuracy"] for p in found["curve"]] == [0.9, 0.8, 0.7, 0.8]
+    card = (tmp_path / "wise" / "README.md").read_text()
+    assert "| alpha | validation `accuracy` | `accuracy` of the old task, old-test.csv |" in card
+    assert "| **0.3** | **0.6950** | **0.8000** |" in card and str(tasks) not in card
 
 
 @pytest.mark.slow
@@ -166,7 +254,7 @@ def test_tasks_in_sequence_are_measured_after_each_step(recipes, tmp_path, tasks
     rows = recipes(tmp_path, ["--quiet"], later)
     first, second = tmp_path / "out" / "continual" / "0-old", tmp_path / "out" / "continual" / "1-new"
     own = [json.loads((run / "results.json").read_text())["metrics"]["accuracy"] for run in (first, second)]
-    task = OldTask(str(first), str(tasks / "old-test.csv"))
+    task = OwnTask(str(first), str(tasks / "old-test.csv"))
     after = task.measure(Predictor.load(second).model.state_dict())["accuracy"]
     assert rows == [[own[0]], [after, own[1]]] and after != own[0]
     assert yaml.safe_load((second / "run.yaml").read_text())["ewc_dataset_name"] == str(tasks / "old-train.csv")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -19,8 +20,7 @@ from hf_transfer.data.bundled import load_dataset
 from hf_transfer.data.record import Record
 from hf_transfer.hub.files import results_of
 from hf_transfer.inference.predictor import Predictor
-from hf_transfer.run_folder import EXAMPLES
-from hf_transfer.runs import soup as soups
+from hf_transfer.run_folder import EXAMPLES, INTERPOLATION_PNG
 from hf_transfer.runs.candidates import Judge
 from hf_transfer.runs.soup import soup, with_pretrained
 
@@ -81,6 +81,12 @@ def test_a_uniform_soup_is_the_mean_and_a_folder_as_of_a_run(runs, tmp_path):
     assert results["soup"]["value"] == results["validation_metrics"]["accuracy"]
     assert results["metrics"] == Predictor.load(tmp_path / "soup").evaluate()["metrics"] == done.results["metrics"]
     assert [c["chosen"] for c in results["soup"]["candidates"]] == [True, True]
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "mean of those of 2 of 2 models (uniform soup)" in card and "all of them (uniform)" in card
+    for seed, one in zip("01", results["soup"]["candidates"], strict=True):
+        assert f"| {seed} | {one['metrics']['accuracy']:.4f} | yes | `seed` {seed} |" in card
+    assert str(tmp_path) not in card and str(runs) not in card and "model-soup" in ModelCard(card).data.tags
+    assert not any(f"## {title}" in card for title in ("Training cost", "Confusion matrix"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +123,8 @@ def test_adapters_are_averaged_by_their_updates(runs, tmp_path):
     for name, tensor in weights(tmp_path / "soup").items():
         torch.testing.assert_close(tensor, (one[name] + other[name]) / 2)
     assert not (tmp_path / "soup" / "adapter_config.json").exists()
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert "Adapters were merged into the weights first" in card and "`adapter` lora" in card
 
 
 def test_an_interpolation_keeps_the_best_alpha_and_the_new_head(runs, tmp_path, tiny_bert_folder, monkeypatch):
@@ -134,7 +142,13 @@ def test_an_interpolation_keeps_the_best_alpha_and_the_new_head(runs, tmp_path, 
     for name, tensor in mixed.items():
         expected = end[name] if name in fresh else 0.75 * start[name] + 0.25 * end[name]
         torch.testing.assert_close(tensor, expected)
-    assert (tmp_path / "wise" / soups.CURVE).stat().st_size > 1000
+    assert (tmp_path / "wise" / INTERPOLATION_PNG).stat().st_size > 1000
+    card = (tmp_path / "wise" / "README.md").read_text()
+    assert (
+        "0.75 · pretrained + 0.25 · fine-tuned." in card and "Alpha 0.25 was kept: the best validation metric" in card
+    )
+    assert "| 0 | 0.5000 |\n| **0.25** | **0.7000** |\n| 0.5 | 0.7000 |\n| 1 | 0.6000 |" in card
+    assert "the same for every alpha: `classifier.bias`, `classifier.weight`." in card
 
 
 @pytest.mark.slow
@@ -214,21 +228,24 @@ def test_what_does_not_belong_together_is_refused(runs, tmp_path, change, senten
     assert not (tmp_path / "soup").exists()
 
 
-def test_a_run_that_trained_on_the_validation_examples_is_refused(runs, tmp_path):
-    def trained_on_validation(run):
+@pytest.mark.parametrize(("split", "what"), [("validation", "judged"), ("test", "measured")])
+def test_a_run_that_trained_on_what_is_held_out_is_refused(runs, tmp_path, split, what):
+    def trained_on_it(run):
         record = Record.load(run / EXAMPLES)
-        splits = {**record.splits, "train": record.splits["validation"]}
-        replace(record, splits={**splits, "validation": record.splits["train"]}).save(run / EXAMPLES)
+        splits = {**record.splits, "train": record.splits[split], split: record.splits["train"]}
+        replace(record, splits=splits).save(run / EXAMPLES)
 
-    copy = edited(runs, tmp_path, trained_on_validation)
-    with pytest.raises(UserError, match="trained on 20 of the 20 validation examples"):
+    copy = edited(runs, tmp_path, trained_on_it)
+    with pytest.raises(UserError, match=f"trained on 20 of the 20 {split} examples that the average is {what} on"):
         soup([runs / "0", copy], tmp_path / "soup")
 
 
-def test_a_soup_is_not_pushed(runs, tmp_path):
-    copy = edited(runs, tmp_path, lambda r: set_json(r / "results.json", lambda c: c.update(soup={})))
-    with pytest.raises(UserError, match="an average of weights has no model card yet"):
-        results_of(copy)
+def test_an_average_of_an_unfinished_run_has_no_card(runs, tmp_path):
+    copy = edited(runs, tmp_path, lambda r: (r / "results.json").unlink())
+    soup([copy / "checkpoint-4", runs / "0"], tmp_path / "soup", method="uniform")
+    assert not (tmp_path / "soup" / "README.md").exists()
+    with pytest.raises(UserError, match="the run that it was made from was not finished"):
+        results_of(tmp_path / "soup")
 
 
 def test_other_weights_than_the_run_started_from_are_refused(runs, tmp_path):

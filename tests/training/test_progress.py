@@ -11,7 +11,7 @@ from transformers import TrainerState
 from hf_transfer import TransferTrainer
 from hf_transfer.training.console import rates_in_words
 from hf_transfer.training.pace import Pace, log_interval, spell
-from hf_transfer.training.progress import Bars, Clock, Lines, shown_metrics
+from hf_transfer.training.progress import Bars, Clock, Lines, Meter, shown_metrics
 from tests.helpers import arguments, texts, tiny_bert
 
 
@@ -83,6 +83,8 @@ def test_lines_and_bar_of_a_run(tmp_path, capsys):
     trainer = TransferTrainer(tiny_bert(), arguments(tmp_path, **keys), train_dataset=texts(16), eval_dataset=texts(8))
     clock = Clock(trainer)
     clock.pace.clock = iter(range(0, 10_000, 60)).__next__  # a minute whenever it is read
+    meter = Meter(trainer, iter(range(0, 10_000, 2)).__next__)
+    trainer.callback_handler.callbacks.insert(0, meter)
     for callback in (clock, Bars(clock), Lines(clock)):
         trainer.add_callback(callback)
     trainer.train()
@@ -90,11 +92,14 @@ def test_lines_and_bar_of_a_run(tmp_path, capsys):
     lines = [line for line in out.splitlines() if line.startswith("step ")]
     assert [re.match(r"step (\d+)/8", line)[1] for line in lines] == ["2", "4", "6", "8"]
     assert "learning rate head 4.38e-02" in lines[0] and "left" not in lines[0]  # of a stage's first steps
-    assert lines[-1].endswith("learning rate 1.25e-03, head 6.25e-03")
+    rest = r"  4\.0 examples/s  [\d.]+ [MG]B"  # 2 steps of 4 examples in the 2 s that the clock is read
+    assert re.search(rf"learning rate 1\.25e-03, head 6\.25e-03{rest}$", lines[-1])
+    assert re.search(r"stage 1/\d \(head\)  loss \d\.\d{4}  grad norm", lines[0])
     evaluations = [line.partition(": ") for line in out.splitlines() if line[:2] == "  "]
     assert [e[0] for e in evaluations] == ["  validation at epoch 1.00", "  validation at epoch 2.00"]
     assert all(re.fullmatch(r"loss \d\.\d{4}", e[2]) for e in evaluations)
-    assert "100%|██████████| step 8/8, 00:0" in bar
+    assert "100%|██████████| step 8/8, 00:0" in bar and "head 1/2:   0%|" in bar
+    assert re.search(r"step 4/8, [\d:]+, loss \d\.\d{4}, lr 4\.4e-02, 4\.0/s, [\d.]+ [MG]B", bar)
 
 
 def test_a_plateau_has_no_known_end(tmp_path):

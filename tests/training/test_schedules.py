@@ -210,3 +210,20 @@ def test_messages_name_a_schedule_as_the_user_writes_it(tmp_path):
 def test_a_schedule_that_follows_evaluations_needs_some(name, tmp_path):
     with pytest.raises(UserErrors, match=f"lr_scheduler_type: {name} follows the evaluations.*set eval_strategy"):
         arguments(tmp_path, lr_scheduler_type=name, eval_strategy="no")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"layer_rules": "^embed"}, "layer_rules: expected a list, got '\\^embed'"),
+        ({"stages": {"epochs": 1}}, "stages: expected a list, got"),
+        ({"layer_learning_rates": "bn"}, "layer_learning_rates: expected a mapping, got 'bn'"),
+        ({"freeze": 3}, "freeze: expected a list, got 3"),
+        ({"strategy": ["full"]}, "strategy: expected one value, got"),
+        ({"class_weights": ["a"]}, "class_weights: expected a mapping, got"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_sentence(tmp_path, keys, said):
+    with pytest.raises(UserErrors, match=f"(?s)1 problem found:.*{said}"):
+        arguments(tmp_path, **keys)
+    assert arguments(tmp_path, strategy="full", freeze="embeddings").freeze == "embeddings"

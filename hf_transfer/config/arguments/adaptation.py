@@ -16,7 +16,7 @@ METHODS = (*PENALTIES, PSEUDO_LABEL)  # that a run trains with
 FROZEN = (CORAL, LINEAR_OT)  # methods on frozen features, before a head is solved for
 RAMP, CONSTANT = "ramp", "constant"
 PER_CLASS, QUANTILE = "per-class", "quantile"
-_WEIGHTS = {MMD: 1.0, CORAL: 1.0, DANN: 0.3}
+_WEIGHT = 1.0  # of a penalty
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
 _KEY = "domain_adaptation"
 _DEFAULTS: dict[str, Any] = {
@@ -69,7 +69,7 @@ class AdaptationArguments:
     )
     domain_adaptation_weight: float | None = setting(
         None,
-        "weight of the penalty next to the loss of the source (default: 1; of dann 0.3)",
+        "weight of the penalty next to the loss of the source (default: 1)",
         minimum=0,
         topic="domain adaptation",
         resume="fixed",
@@ -116,7 +116,7 @@ class AdaptationArguments:
 
 def weight_of(given: float | None, method: str) -> float | None:
     """`domain_adaptation_weight`: the one that was given, or else the method's; None for one without a penalty."""
-    return _WEIGHTS.get(method) if given is None else given
+    return (_WEIGHT if method in PENALTIES else None) if given is None else given
 
 
 def threshold_of(given: float | str | None) -> float | str:
@@ -144,7 +144,8 @@ def check(values: Mapping[str, Any]) -> list[str]:
     changed = {
         name: values[name]
         for name, default in _DEFAULTS.items()
-        if values[name] != default and not (name == "domain_adaptation_weight" and values[name] == _WEIGHTS.get(method))
+        if values[name] != default
+        and not (name == "domain_adaptation_weight" and values[name] == weight_of(None, method))
     }
     if method == NONE:
         return [

@@ -102,12 +102,12 @@ class ExportArguments:
         check_installed(self.format, PACKAGES[self.format].writes)
 
 
-def check_new(folder: Path) -> None:
+def check_new(folder: Path, key: str = "output_dir") -> None:
     """Raises:
     UserError: it exists, and is not an empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{str(folder)!r} exists already.", "Choose another folder, or remove it.", key="output_dir")
+        raise UserError(f"{str(folder)!r} exists already.", "Choose another folder, or remove it.", key=key)
 
 
 def check_installed(format: str, packages: Collection[str]) -> None:

@@ -62,7 +62,7 @@ _FREE = """
     bf16_full_eval fp16_full_eval tf32 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
     gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode use_liger_kernel
     liger_kernel_config use_cache torch_empty_cache_steps auto_find_batch_size logging_strategy logging_first_step
-    log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level_replica disable_tqdm report_to
+    log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen log_level_replica disable_tqdm
     run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy prediction_loss_only
     eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics
     batch_eval_metrics save_only_model save_strategy save_on_each_node enable_jit_checkpoint hub_token hub_strategy
@@ -78,6 +78,11 @@ INHERITED |= {name: Setting(resume="free") for name in _FREE.split()}
 INHERITED |= {
     "bf16": Setting("bfloat16 mixed precision, on hardware that has it", "plan", card="changed"),
     "fp16": Setting("float16 mixed precision with loss scaling", "plan", card="changed"),
+    "report_to": Setting(
+        "trackers that get losses, metrics, the learning rate of every layer group, throughput and memory: "
+        "tensorboard, trackio, wandb, or others of transformers (default: none)",
+        "free",
+    ),
     "load_best_model_at_end": Setting("keep the weights of the best evaluation, by metric_for_best_model", "free"),
     "metric_for_best_model": Setting(
         "metric that says which evaluation is best, such as accuracy (default: loss)", "free"
