@@ -260,7 +260,7 @@ def test_halves_of_the_classes_are_learned_one_after_the_other(tmp_path, monkeyp
     made = script("forgetting")
     monkeypatch.setattr(made, "CHAINS", {"halves": ("digits animals", "digits others")})
     monkeypatch.setattr(made, "ANIMALS", ("0", "1", "2", "3", "4"))
-    monkeypatch.setattr(made, "EPOCHS", 1)
+    monkeypatch.setitem(made.KEYS["image"], "num_train_epochs", 1)
     words = ["--chains", "halves", "--seeds", "0", "--train", "40", "--held_out", "40", "--results", str(tmp_path)]
     made.main([*words, "--sides", "head,replay,interpolation"])
     cells = {k.split()[1]: c for k, c in json.loads((tmp_path / "forgetting.json").read_text())["cells"].items()}
