@@ -83,9 +83,9 @@ wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build --outdir build/dist .
 	$(PYTHON) -m venv build/empty
 	build/empty/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAIN) torch torchvision \
-		"$$(echo build/dist/*.whl)[vision,onnx]"
+		"$$(echo build/dist/*.whl)[vision,onnx,serve,demo]"
 	build/empty/bin/python -m pip check
-	$(OFFLINE) build/empty/bin/python -I tests/smoke.py build/smoke
+	$(OFFLINE) build/empty/bin/python -I tests/smoke.py build/smoke --all
 
 architectures: $(VENV)/.installed-test
 	$(OFFLINE) $(BIN)/python -m tests.architectures

@@ -1,18 +1,23 @@
 """Every verb of an installed `hf-transfer`, from an empty folder, with tiny models: does the package work as installed?
 
-    python -I tests/smoke.py FOLDER
+    python -I tests/smoke.py FOLDER [--all]
 
 runs with the Python that the package was installed into, from a wheel and not from this source tree, and leaves what
-it wrote in FOLDER. Nothing is downloaded: models are random, and the hub is one of this machine.
+it wrote in FOLDER. Nothing is downloaded: models are random, and the hub is one of this machine. Verbs whose extra is
+not installed are left out, unless all are asked for.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+import urllib.request as web
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +25,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PROGRAM = Path(sys.executable).parent / "hf-transfer"
+DIRECT = web.build_opener(web.ProxyHandler({}))
+INTERRUPTED = 130
 TOKEN = "hf_smokewritesTHISisNOTaREALtoken"
 SHORT = "--num_train_epochs 1 --per_device_train_batch_size 8"
 
@@ -33,12 +40,16 @@ class Step:
         says: what its output must contain.
         writes: files and folders that must be there afterwards.
         hub: whether the hub of this machine is reachable.
+        extra: of the package, that the verb needs.
+        serves: whether it runs until it is stopped, and answers requests.
     """
 
     words: str
     says: str = ""
     writes: tuple[str, ...] = ()
     hub: bool = False
+    extra: str = ""
+    serves: bool = False
 
     @property
     def verb(self) -> str:
@@ -71,6 +82,8 @@ STEPS = (
     Step("predict onnx 'a bad film'", '"label"'),
     Step("evaluate onnx", "accuracy"),
     Step("benchmark all --forms onnx,pt2 --seconds 0.1 --max_predict_samples 8", "onnx"),
+    Step("serve lora --port 0", '"label"', extra="serve", serves=True),
+    Step("demo lora --space space", "", ("space/app.py", "space/requirements.txt"), extra="demo"),
     Step("find-lr tiny reviews.csv rate --strategy full", "", ("rate/find_lr.csv", "rate/find_lr.png")),
     Step(f"compare tiny reviews.csv grid {SHORT} --grid '{{strategy: [linear-probe, full]}}' --seeds 0", "full"),
     Step("push all --hub_model_id alice/all", "alice/all", hub=True),
@@ -127,14 +140,37 @@ def local_hub(folder: Path) -> Iterator[dict[str, str]]:
 
 def run(step: Step, folder: Path, environment: dict[str, str]) -> str:
     """What is wrong with a step; empty if nothing is."""
-    done = subprocess.run(
-        [str(PROGRAM), *shlex.split(step.words)], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    said = done.stdout + done.stderr
+    command = [str(PROGRAM), *shlex.split(step.words)]
+    if step.serves:
+        code, said = ask(command, folder, environment)
+    else:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        code, said = done.returncode, done.stdout + done.stderr
     missing = [name for name in step.writes if not (folder / name).exists()]
-    if done.returncode == 0 and step.says in said and not missing and "Traceback" not in said:
+    if code == 0 and step.says in said and not missing and "Traceback" not in said:
         return ""
-    return f"exit code {done.returncode}, not written: {missing}, expected to say {step.says!r}\n{said}"
+    return f"exit code {code}, not written: {missing}, expected to say {step.says!r}\n{said}"
+
+
+def ask(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """(exit code, what was said) of a service that is asked once and stopped as by Ctrl+C."""
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as service:
+        assert service.stdout
+        said = ""
+        try:
+            for line in service.stdout:
+                said += line
+                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    body = json.dumps({"inputs": ["a good film"]}).encode()
+                    request = web.Request(f"{found[0]}/predict", body, {"Content-Type": "application/json"})
+                    said += DIRECT.open(request, timeout=60).read().decode()
+                    break
+        finally:
+            service.send_signal(signal.SIGINT)
+        said += service.stdout.read()
+    return 0 if service.returncode in (0, INTERRUPTED) else service.returncode, said
 
 
 def unknown_verbs() -> set[str]:
@@ -144,22 +180,27 @@ def unknown_verbs() -> set[str]:
     return set(VERBS) - {step.verb for step in STEPS}
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, needs_all: bool = False) -> int:
     import hf_transfer
+    from hf_transfer.config.extras import missing_of
 
     home = Path(hf_transfer.__file__).parent
     if TESTS.parent in home.parents and "site-packages" not in home.parts:
         sys.exit(f"{home} is the source tree: run this with the Python of an environment that has the wheel.")
-    if left_out := unknown_verbs():
-        sys.exit(f"no step of {Path(__file__).name} runs {', '.join(sorted(left_out))}")
+    if unknown := unknown_verbs():
+        sys.exit(f"no step of {Path(__file__).name} runs {', '.join(sorted(unknown))}")
     folder.mkdir(parents=True)
     make_inputs(folder)
     # Nothing of the user's or of the source tree is seen.
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    left_out = [step for step in STEPS if step.extra and missing_of(step.extra)]
+    if left_out and needs_all:
+        sys.exit(f"not installed: the extras {', '.join(step.extra for step in left_out)}")
+    steps = [step for step in STEPS if step not in left_out]
     failed = 0
     with local_hub(folder / "hub") as hub:
-        for step in STEPS:
+        for step in steps:
             began = time.monotonic()
             wrong = run(step, folder, environment | hub if step.hub else environment)
             failed += bool(wrong)
@@ -169,9 +210,11 @@ def main(folder: Path) -> int:
             )
             if wrong:
                 print(wrong, flush=True)
-    print(f"{len(STEPS) - failed} of {len(STEPS)} commands work ({home})")
+    for step in left_out:
+        print(f"left out: hf-transfer {step.words} (the extra {step.extra} is not installed)")
+    print(f"{len(steps) - failed} of {len(steps)} commands work ({home})")
     return bool(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).absolute()))
+    sys.exit(main(Path(sys.argv[1]).absolute(), "--all" in sys.argv))

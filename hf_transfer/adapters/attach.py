@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedTokenizerBase
 
 from hf_transfer.adapters.configuration import (
     configuration,
@@ -253,3 +254,33 @@ def spare_tokens(keys: AdapterArguments, model: Any) -> int:
         own = written(keys) if keys.is_adapted else {}
         kind, tokens = own.get("peft_type", ""), own.get("num_virtual_tokens")
     return 0 if kind in _KEYS_AND_VALUES else int(tokens or 0)
+
+
+def make_room(processor: Any, keys: AdapterArguments, model: Any) -> None:
+    """Shorten the texts that a tokenizer makes by the positions that a prompt takes.
+
+    Args:
+        processor: tokenizer or image processor.
+        keys: adapter keys.
+        model: with or without an adapter.
+
+    Raises:
+        UserError: the inputs are images, or no position is left for a text.
+    """
+    spare = spare_tokens(keys, model)
+    if not spare:
+        return
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        raise UserError(
+            "a prompt stands before the tokens of a text, and the inputs are images.",
+            "Use lora or another adapter.",
+            key="adapter",
+        )
+    whole = processor.model_max_length
+    if whole - spare <= processor.num_special_tokens_to_add():
+        raise UserError(
+            f"the prompt of {spare} tokens leaves no room for a text: the model reads {whole} tokens in all.",
+            f"Write {{peft_type: PROMPT_TUNING, num_virtual_tokens: {max(1, whole // 4)}}}, or use another adapter.",
+            key="adapter",
+        )
+    processor.model_max_length = whole - spare

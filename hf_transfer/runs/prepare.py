@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.adapters.attach import is_adapted, spare_tokens
+from hf_transfer.adapters.attach import is_adapted, make_room
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.few_labels import Chosen
 from hf_transfer.config.arguments.data import DataArguments
@@ -133,8 +133,7 @@ def prepare(config: Config, among: Shared | None = None) -> Prepared:
     target = read_target(config, task, inputs, keys.label_column_name or found.name, labels, splits["train"])
     loaded, processor = task.load(config.model, keys, labels)
     check_grown(loaded, args)
-    if spare := spare_tokens(args, loaded.model):
-        processor.model_max_length -= spare
+    make_room(processor, args, loaded.model)
     data = make_data(found.splits, inputs, found.name, labels=loaded.labels, args=keys, seed=config.split_seed)
     data, facts = know(task, data, keys, processor, config.split_seed)
     if keys.split_group_column_name:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import ViTImageProcessor
 
 from hf_transfer import Predictor, TransferArguments, UserError, fine_tune
-from hf_transfer.adapters.attach import attach
+from hf_transfer.adapters.attach import attach, make_room
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.config.arguments.plan import PlanArguments
 from hf_transfer.layers.wrappers import plain_names
@@ -19,7 +20,7 @@ from hf_transfer.runs import preflight_saving
 from hf_transfer.training import adalora, adapter_state
 from hf_transfer.training.trainer import TransferTrainer
 from tests.adapters.test_adapter_runs import QUICK, STILL, base, data, table
-from tests.helpers import tiny_bert
+from tests.helpers import small_tokenizer, tiny_bert, tiny_vit
 
 __all__ = ["base", "data"]
 P_TUNING = {"peft_type": "P_TUNING", "num_virtual_tokens": 3, "encoder_hidden_size": 8}
@@ -217,6 +218,23 @@ def test_targets_of_a_mapping_and_of_the_key():
     model = attach(tiny_bert(), PlanArguments(adapter={"peft_type": "LORA", "rank_pattern": {"layer.0.*query": 2}}))
     ranks = {m.r["default"] for n, m in model.named_modules() if n.endswith("layer.0.attention.self.query")}
     assert ranks == {2}
+
+
+def test_a_prompt_takes_its_place_from_the_text_or_is_refused(tiny_vit_folder):
+    """20 of 16 positions leave a negative number; images have no tokens to stand before."""
+    for tokens, read, left in ((4, 16, 12), (13, 16, 3), (20, 16, None), (14, 16, None)):
+        tokenizer = small_tokenizer(read)
+        keys = PlanArguments(adapter={"peft_type": "PROMPT_TUNING", "num_virtual_tokens": tokens})
+        if left is None:
+            with pytest.raises(UserError, match=rf"prompt of {tokens} tokens leaves no room .* 16 tokens in all"):
+                make_room(tokenizer, keys, tiny_bert())
+            continue
+        make_room(tokenizer, keys, tiny_bert())
+        assert tokenizer.model_max_length == left
+        make_room(tokenizer, PlanArguments(adapter="lora"), tiny_bert())
+        assert tokenizer.model_max_length == left
+    with pytest.raises(UserError, match="a prompt stands before the tokens of a text, and the inputs are images"):
+        make_room(ViTImageProcessor.from_pretrained(tiny_vit_folder), PlanArguments(adapter="prompt"), tiny_vit())
 
 
 @pytest.mark.parametrize(
