@@ -36,6 +36,7 @@ from hf_transfer.features.stand_ins import patched
 from hf_transfer.inference.exported import check_weights
 from hf_transfer.layers.forward_pass import REFUSALS
 from hf_transfer.layers.groups import layer_groups
+from hf_transfer.layers.side_effects import untouched
 
 STEPS = 16  # of the integral, by Gauss-Legendre quadrature
 _ROWS = 16  # examples in a forward pass
@@ -75,7 +76,8 @@ class Attribution:
         self.model, self.problem_type = model, problem_type
         groups = layer_groups(model)
         try:
-            found = find_places(model, groups, batch)
+            with untouched(model):  # which is tried with other sizes; Swin keeps the smallest that it has seen
+                found = find_places(model, groups, batch)
         except (Refused, *REFUSALS) as error:
             raise self._impossible(str(error)) from error
         places = [found.by_group.get(group.name) for group in groups[:-1]]

@@ -15,6 +15,7 @@ from PIL import Image
 from hf_transfer import UserError, fine_tune
 from hf_transfer.cli.program import main
 from hf_transfer.config.arguments import explaining
+from hf_transfer.config.arguments.data import DataArguments
 from hf_transfer.data import bundled
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Labels
 from hf_transfer.inference.attribution import Attribution
@@ -138,6 +139,16 @@ def test_a_model_is_afterwards_as_before_and_answers_the_same(tmp_path, capsys):
 
 
 @needs_captum
+def test_pairs_have_words_of_both_texts():
+    predictor = of_texts(data=DataArguments(text_column_name=["one", "two"]))
+    (found,) = predictor.explain([("the man", "it was not")])
+    assert [[word.text for word in words] for words in found.words] == [["the", " man"], ["it", " was", " not"]]
+    assert all(word.value is not None for words in found.words for word in words) and found.html().count("<p>") == 2
+    with pytest.raises(UserError, match="give both"):
+        predictor.explain(["the man"])
+
+
+@needs_captum
 def test_which_class_is_explained():
     predictor = of_texts(MULTI_LABEL, ("sad", "long", "loud"))
     (found,), (answer,) = predictor.explain(["the man"]), predictor.predict(["the man"])
@@ -164,6 +175,18 @@ def test_architectures_without_a_line_of_their_own():
         assert spots.values.shape == (8,) and float(spots.values.sum()) == pytest.approx(
             spots.score - spots.blank, abs=0.01
         )
+    swin = transformers.SwinForImageClassification(
+        transformers.SwinConfig(
+            embed_dim=4, depths=[1, 1], num_heads=[1, 2], window_size=4, image_size=32, patch_size=4, num_labels=2
+        )
+    )
+    pixels = {"pixel_values": torch.randn(3, 3, 32, 32)}
+    with torch.no_grad():
+        before = swin.eval()(**pixels).logits
+        spots = Attribution(swin, SINGLE_LABEL, pixels).of(
+            {"pixel_values": pixels["pixel_values"][:1]}, {"pixel_values": torch.zeros(1, 3, 32, 32)}, 0
+        )
+        assert spots.values.shape == (8, 8) and torch.equal(swin(**pixels).logits, before)
     convnext = transformers.ConvNextForImageClassification(
         transformers.ConvNextConfig(hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1], num_labels=2)
     )
