@@ -56,6 +56,7 @@ RATES = {"text": 5e-5, "image": 5e-4}
 VALIDATION = 200  # examples of each task
 KEPT, LOST = 95.0, 1.0  # the aim: percent of the old accuracy that is kept, points of the new one that may be lost
 REPLAY, WISE = "replay", "interpolation"
+SOLVED = {"head_init": "probe", "warmup_steps": 0.1}
 # Keys by side. LoRA is merged, and those marked by a constant do something besides, see `step`.
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full fine-tuning", {}),
@@ -72,6 +73,15 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora-distill": (
         "LoRA, merged, `distillation_alpha: 1`",
         {"strategy": "lora", "times_rate": 10, "distillation_alpha": 1.0},
+    ),
+    "lp-ft": ("a head that is solved for, then everything", {"strategy": "two-phase", "head_epochs": 0, **SOLVED}),
+    "lp-ft-distill": (
+        "the same, `distillation_alpha: 1`",
+        {"strategy": "two-phase", "head_epochs": 0, **SOLVED, "distillation_alpha": 1.0},
+    ),
+    "lora-lp-distill": (
+        "LoRA from a head that is solved for, merged, `distillation_alpha: 1`",
+        {"strategy": "lora", "times_rate": 10, **SOLVED, "distillation_alpha": 1.0},
     ),
     "gradual": ("gradual unfreezing", {"strategy": "gradual"}),
     "head": ("head alone", {"strategy": "linear-probe", "times_rate": 10}),
