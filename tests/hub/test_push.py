@@ -233,7 +233,7 @@ def test_an_interpolation_is_pushed_with_its_curve(hub, lfs, whole, place):
 
 def test_what_its_owner_wrote_into_the_card_stays(hub, lfs, whole):
     card, before = whole / "README.md", (whole / "README.md").read_text()
-    assert 'model_id = "alice/open"' in before or 'model_id = "."' in before
+    assert "model_id = " in before and "alice/edited" not in before
     try:
         card.write_text(before.replace("## Limitations\n", "## Limitations\n- Not for birds.\n"))
         assert lfs.run("push", whole, "--hub_model_id", "alice/edited")[0] == 0
