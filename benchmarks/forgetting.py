@@ -79,10 +79,6 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
         "the same, `distillation_alpha: 1`",
         {"strategy": "two-phase", "head_epochs": 0, **SOLVED, "distillation_alpha": 1.0},
     ),
-    "lora-lp-distill": (
-        "LoRA from a head that is solved for, merged, `distillation_alpha: 1`",
-        {"strategy": "lora", "times_rate": 10, **SOLVED, "distillation_alpha": 1.0},
-    ),
     "gradual": ("gradual unfreezing", {"strategy": "gradual"}),
     "head": ("head alone", {"strategy": "linear-probe", "times_rate": 10}),
     "ema": ("`ema_decay: 0.98`", {"ema_decay": 0.98}),

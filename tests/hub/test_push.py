@@ -802,4 +802,4 @@ def test_documents_name_what_there_is():
     text = (ROOT / "docs" / "hub.md").read_text()
     for word in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "push_to_hub", "--merged", "--revision", "card_examples"):
         assert word in text, word
-    assert "hub.md" in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert "hub.md" in str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
