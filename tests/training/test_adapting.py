@@ -449,7 +449,7 @@ def test_features_and_penalty_are_in_fp32_under_bf16(tmp_path, monkeypatch):
 
 def test_a_head_that_trains_alone_first_is_named_where_nothing_changes(tmp_path):
     trainer = trainer_of(tmp_path, strategy="two-phase", head_epochs=1.0)
-    assert "Domain adaptation: dann on what the head reads, weight 0.3" in adapting.note(trainer)
+    assert "Domain adaptation: dann on what the head reads, weight 1; " in adapting.note(trainer)
     assert "In head nothing below it trains" in adapting.note(trainer)
     assert "nothing below" not in adapting.note(trainer_of(tmp_path))
 
