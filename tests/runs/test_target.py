@@ -80,7 +80,7 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     told = said.out + said.err
     assert "Target: 9 examples of" in told and "Target: 'label' ignored, because only its inputs are used" in told
     assert (
-        "Domain adaptation: dann on what the head reads, weight 0.3, growing from 0; one of 9 target examples" in told
+        "Domain adaptation: dann on what the head reads, weight 1, growing from 0; one of 9 target examples" in told
     )
     assert "callback" not in told
     assert "accuracy" in result.metrics and result.results["metrics_split"] == "test"
@@ -94,7 +94,7 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     logged = [log["penalty/dann"] for log in result.trainer.state.log_history if "penalty/dann" in log]
     assert found["target"] == {"name": target, "examples": 9} and found["layer"] == "head"
     assert found["penalty"] == sum(logged) / len(logged)  # one epoch
-    ending = "Domain adaptation: dann on what the head reads, weight 0.3, grown from 0"
+    ending = "Domain adaptation: dann on what the head reads, weight 1, grown from 0"
     assert ending in told and ending in card and target not in card
     assert "says nothing about the target" not in told  # the test file is of the target
     assert "Domain distance: not measured, because one of the domains has fewer than 10 examples." in told
