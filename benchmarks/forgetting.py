@@ -74,7 +74,10 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
         "LoRA, merged, `distillation_alpha: 1`",
         {"strategy": "lora", "times_rate": 10, "distillation_alpha": 1.0},
     ),
-    "lp-ft": ("a head that is solved for, then everything", {"strategy": "two-phase", "head_epochs": 0, **SOLVED}),
+    "lp-ft": (
+        "a head that is solved for, then everything with warm-up",
+        {"strategy": "two-phase", "head_epochs": 0, **SOLVED},
+    ),
     "lp-ft-distill": (
         "the same, `distillation_alpha: 1`",
         {"strategy": "two-phase", "head_epochs": 0, **SOLVED, "distillation_alpha": 1.0},

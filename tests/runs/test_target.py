@@ -79,9 +79,7 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     said = capsys.readouterr()
     told = said.out + said.err
     assert "Target: 9 examples of" in told and "Target: 'label' ignored, because only its inputs are used" in told
-    assert (
-        "Domain adaptation: dann on what the head reads, weight 1, growing from 0; one of 9 target examples" in told
-    )
+    assert "Domain adaptation: dann on what the head reads, weight 1, growing from 0; one of 9 target examples" in told
     assert "callback" not in told
     assert "accuracy" in result.metrics and result.results["metrics_split"] == "test"
     values = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
