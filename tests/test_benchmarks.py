@@ -182,7 +182,7 @@ def test_what_is_forgotten_is_judged_against_full_fine_tuning(tmp_path, capsys):
     ewc = {"learned": [0.8, 0.8, 0.79], "ended": [0.8, 0.76, 0.79], "seconds": 20}
     low = {"learned": [0.8, 0.7, 0.7], "ended": [0.8, 0.7, 0.7], "seconds": 30}
     cells = {
-        f"three {side} {seed} train 600 test 1000": cell
+        f"three {side} {seed} train 400 test 500": cell
         for side, cell in (("full", full), ("ewc", ewc), ("low", low))
         for seed in (0, 1)
     }
