@@ -87,6 +87,8 @@ def _be_child(files: Any, run: Callable[[], int | None], first: Callable[[], obj
     try:
         for number, file in enumerate(files):
             os.dup2(file.fileno(), number)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # tests that run in the background of a shell
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         first()
         sys.stdin = os.fdopen(0, "r", closefd=False)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
