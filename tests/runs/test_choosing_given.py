@@ -74,6 +74,34 @@ def test_a_schedule_of_its_own_warm_up(files, schedule):
     assert "warmup_steps" not in prepared(files, "bert", "enough", pooling="cls", lr_scheduler_type=schedule)[1]
 
 
+@pytest.mark.parametrize(
+    ("keys", "warms_up"),
+    [
+        ({"strategy": "two-phase"}, True),
+        ({"strategy": "gradual"}, True),
+        ({"strategy": "auto"}, True),
+        ({"strategy": "two-phase", "head_init": "random"}, False),
+        ({"strategy": "two-phase", "warmup_steps": 0.0}, False),
+        ({"strategy": "two-phase", "warmup_steps": 3.0}, False),
+        ({"strategy": "two-phase", "unfreeze_warmup_steps": 1}, False),
+        ({"strategy": "two-phase", "lr_scheduler_type": "one_cycle"}, False),
+        (
+            {
+                "strategy": "two-phase",
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "num_stable_steps": 11},
+            },
+            False,
+        ),
+    ],
+)
+def test_fine_tuning_from_a_solved_head_warms_up_whoever_chose_it(files, keys, warms_up):
+    chosen, found = prepared(files, "bert", "enough", pooling="cls", **{"head_init": "probe", **keys})
+    assert found.get("warmup_steps") == (0.1 if warms_up else None)
+    if warms_up:
+        assert "a head that is solved for" in chosen["warmup_steps"]["why"]
+
+
 def test_steps_of_accumulated_batches_and_a_given_number(files):
     """35 of 44 examples train: 3 steps per epoch, or 1 of 64."""
     _, values = prepared(files, "bert", "enough", pooling="cls", gradient_accumulation_steps=4)
