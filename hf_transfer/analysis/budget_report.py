@@ -47,18 +47,20 @@ class Budget:
     def of_process(self) -> int | None:
         """Most bytes of this process's memory, its libraries and all, from the measured steps; None if not known.
 
-        At the end, the model that was saved is loaded once more and compared.
+        At the end, the model that was saved is loaded once more and compared: its file is mapped into memory while it
+        is copied, and the process still holds what the C library kept of the steps.
         """
         if self.here is None or self.here.resident is None or not self.memory:
             return None
         most = 0
         for stage, pace in zip(self.memory, self.here.stages, strict=True):
-            if pace.memory is None or stage.optimizer is None:
+            if pace.memory is None or pace.kept is None or stage.optimizer is None:
                 return None
             step = pace.memory
             if self.accumulation > 1 and stage.activations:  # gradients stay while the next batch is computed
                 step = max(step, stage.gradients + stage.activations.of_batch(stage.batch))
-            most = max(most, stage.optimizer + stage.boundary_cache + max(step, stage.parameters + stage.buffers))
+            at_end = pace.kept + 2 * (stage.parameters + stage.buffers)
+            most = max(most, stage.optimizer + stage.boundary_cache + max(step, at_end))
         return self.here.resident + most
 
     def to_dict(self) -> dict[str, Any]:

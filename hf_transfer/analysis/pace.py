@@ -9,6 +9,7 @@ from typing import Any
 # many processes as there are cores. A stage that trains other parameters is compiled again.
 LEAST_COMPILATION = 20.0  # seconds for a model of a few layers; large ones take minutes
 BEST_GAIN = 2.0  # times: what compiled steps are quicker by, at best
+_BYTES = {"memory": "memory_bytes", "kept": "kept_bytes"}
 COMPILE_ANYWAY = (
     "Leave torch_compile out, or name a backend as well (torch_compile_backend: inductor) to compile anyway."
 )
@@ -25,6 +26,7 @@ class StagePace:
         measured: batches that were timed.
         memory: bytes that a step on the largest batch takes of the process's memory: gradients, activations, their
             gradients and workspaces, without the model and the optimizer's states; None where that is not known.
+        kept: bytes of these that the C library keeps for itself after the step; None likewise.
     """
 
     stage: str
@@ -32,6 +34,7 @@ class StagePace:
     seconds_per_step: float
     measured: int
     memory: int | None = None
+    kept: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Pace:
 
 
 def _to_dict(stage: StagePace) -> dict[str, Any]:
-    return {"memory_bytes" if name == "memory" else name: value for name, value in asdict(stage).items()}
+    return {_BYTES.get(name, name): value for name, value in asdict(stage).items()}
 
 
 def in_time(seconds: float) -> str:
