@@ -115,6 +115,9 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
+        solves = found is not None and _now(config, chosen)["probe_solver"] == "lbfgs"
+        if config.data.effort == "best" and solves and choosing_layers.can_average(prepared):
+            chosen |= effort.averaged(chosen)
     elif model.pooling in BY_HAND and found is not None:
         chosen["pooling_layer"] = Choice(found.best.group, "the lowest loss in cross-validation")
     elif model.pooling_layer == "auto":
@@ -148,8 +151,7 @@ def _rate_of_a_probe(config: Config, chosen: Mapping[str, Choice]) -> dict[str, 
 def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) -> dict[str, Choice]:
     """A warm-up where fine-tuning begins with a trained head, whether that was chosen or given."""
     given, values = _given(config), config.values
-    now = {**values, **{name: choice.value for name, choice in chosen.items() if name not in given}}
-    is_solved = now["head_init"] == "probe"
+    is_solved = _now(config, chosen)["head_init"] == "probe"
     keeps = seen is not None and not seen.is_new_head and "head_learning_rate" in chosen
     schedule = getattr(values["lr_scheduler_type"], "value", values["lr_scheduler_type"])
     adds_up = "num_stable_steps" in (values["lr_scheduler_kwargs"] or {})  # with the other parts of the schedule
@@ -157,11 +159,16 @@ def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) ->
     return few_labels.warm_up(is_solved) if (is_solved or keeps) and not is_refused else {}
 
 
+def _now(config: Config, chosen: Mapping[str, Choice]) -> dict[str, Any]:
+    """Every key with the value that was given, or else was chosen."""
+    given = _given(config)
+    return {**config.values, **{name: choice.value for name, choice in chosen.items() if name not in given}}
+
+
 def _strategy(prepared: Prepared, seen: Seen) -> dict[str, Choice]:
     """What `strategy: auto` chooses; the plain strategy where the checks that given keys meet refuse its values."""
-    values, given = prepared.config.values, _given(prepared.config)
     chosen = rules.choose(seen)
-    problem = problems_of({**values, **{name: choice.value for name, choice in chosen.items() if name not in given}})
+    problem = problems_of(_now(prepared.config, chosen))
     return {"strategy": Choice("two-phase", problem)} if problem else chosen
 
 

@@ -69,6 +69,25 @@ def test_few_examples_per_class(files, keys, expected):
     assert (values["strategy"], values.get("probe_solver"), values.get("learning_rate")) == expected
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "keys", "averages"),
+    [
+        ("bert", "few", {}, True),
+        ("bert", "few", {"pooling": "auto", "max_steps": 5}, True),
+        ("bert", "few", {"effort": "normal"}, False),
+        ("bert", "few", {"pooling_layer": "layer.1"}, False),
+        ("bert", "few", {"pooling": "mean"}, False),  # asks for one layer
+        ("bert", "enough", {}, False),  # everything trains
+        ("modern", "few", {}, False),  # two layers read what is pooled
+    ],
+)
+def test_best_averages_layers_where_only_the_head_is_fitted(files, model, data, keys, averages):
+    chosen, found = prepared(files, model, data, **{"effort": "best", **keys})
+    assert (found.get("pooling_layer") == "average") == averages
+    if averages:
+        assert found["pooling"] == "mean" and chosen["pooling_layer"]["why"].startswith("effort: best")
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "slanted_triangular", "constant"])
 def test_a_schedule_of_its_own_warm_up(files, schedule):
     assert "warmup_steps" not in prepared(files, "bert", "enough", pooling="cls", lr_scheduler_type=schedule)[1]
