@@ -60,6 +60,7 @@ from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.threads import choose_threads
 from hf_transfer.runs.timing import check_compilation
+from hf_transfer.runs.workers import choose_workers
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.trainer import TransferTrainer
@@ -182,6 +183,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         prepared = choose_threads(prepared, trainer, splits)
         fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
+        prepared = choose_workers(prepared, trainer, splits)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(base_of(prepared.config, trainer.model)))

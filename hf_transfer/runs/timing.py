@@ -11,6 +11,7 @@ import torch
 from accelerate.data_loader import DataLoaderDispatcher
 
 from hf_transfer.analysis.pace import COMPILE_ANYWAY, Pace, StagePace, compile_note, in_time
+from hf_transfer.analysis.range_test import Sweep
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import is_numbered
@@ -20,7 +21,6 @@ from hf_transfer.runs.preflight_examples import Examples, examples_of
 from hf_transfer.runs.preflight_stages import Step, batch_sizes_and_steps
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.runs.process_memory import Taken, resident, taken_by
-from hf_transfer.runs.range_testing import Sweep
 from hf_transfer.runs.room import room
 from hf_transfer.settings import Config
 from hf_transfer.training.cache_stage import CachedStage
