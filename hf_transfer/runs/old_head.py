@@ -82,7 +82,8 @@ class OldHead:
         """Its parameters by plain name."""
         model = self.loaded.model
         names, own = plain_names(model), dict(model.named_parameters())
-        return {names[n]: own[n].detach() for n in layer_groups(model)[-1].parameters}
+        head = layer_groups(model)[-1].parameters
+        return {names[n]: own[n].detach() for n in head if ".original_module." not in n}  # what peft put aside
 
     def refused(self, error: UserError) -> UserError:
         """The error of examples that have labels neither of the run nor of this head."""
