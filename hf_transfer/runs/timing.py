@@ -63,6 +63,7 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
     _, steps = batch_sizes_and_steps(trainer)
     ends = [*(stage.start for stage in plan.stages[1:]), trainer.num_steps]
     occupied = _resident(trainer) if args.device.type == "cpu" else None
+    free = None if occupied is None else room(args).free
     tried = _tried(trainer, train, steps, batches)
     stages = []
     for i, (stage, end) in enumerate(zip(plan.stages, ends, strict=True)):
@@ -70,7 +71,7 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
         seconds = one.seconds * args.gradient_accumulation_steps / _gain(trainer.boundary.entries, i) + one.optimizer
         most, kept = (one.memory.most, one.memory.kept) if one.memory else (None, None)
         stages.append(StagePace(stage.name, (end or 0) - (stage.start or 0), seconds, one.count, most, kept))
-    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied)
+    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied, free)
 
 
 @dataclass(frozen=True)
