@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.launching import LaunchArguments, start_if_asked
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
@@ -55,8 +56,9 @@ def run(argv: Sequence[str]) -> int:
     if (code := start_if_asked("find-lr", argv, values, file, given)) is not None:
         return code
 
-    from hf_transfer.runs.finding_rate import find_lr
-    from hf_transfer.settings import Config
+    with quick_imports():
+        from hf_transfer.runs.finding_rate import find_lr
+        from hf_transfer.settings import Config
 
     find_lr(Config.from_sources(file, given), sweep, talks=not values["quiet"])
     return 0

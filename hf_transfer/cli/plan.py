@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_model
@@ -50,8 +51,9 @@ def run(argv: Sequence[str]) -> int:
 
     prices = read_prices({**file, **given}.get("prices_file"), values["gpus"])
 
-    from hf_transfer.report.depth_map import check_picture
-    from hf_transfer.settings import Config
+    with quick_imports():
+        from hf_transfer.report.depth_map import check_picture
+        from hf_transfer.settings import Config
 
     if values["depth_map"]:
         check_picture(values["depth_map"])

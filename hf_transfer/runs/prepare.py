@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from hf_transfer.adapters.attach import is_adapted, make_room
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.few_labels import Chosen
@@ -74,6 +76,8 @@ class Prepared:
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
+        code_below: `FrozenFeatures.code` of the model before `pooling` changed its upper layers, if those below compute
+            what they did; None if nothing was changed, or compared.
         frozen: features of the training examples while layers are compared; then, from the search for wrong labels
             until training begins, also of the validation examples that were drawn from them.
     """
@@ -95,6 +99,7 @@ class Prepared:
     measured: str = "validation"
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
+    code_below: str | None = None
     frozen: FrozenFeatures | None = None
 
     @property
@@ -239,11 +244,14 @@ def prepare_splits(prepared: Prepared) -> dict[str, Any]:
     rest = {k: task.prepare(v, inputs, prepared.processor, args) for k, v in named if k not in skipped}
     if args.streaming:
         return {"train": training_stream(prepared), **rest}
-    train = prepared.data.train
-    if prepared.target is not None:
-        train = prepared.target.joined(train, prepared.loaded.labels)
-    train = task.prepare_training(train, inputs, prepared.processor, args, prepared.chance)
+    train = task.prepare_training(_training(prepared), inputs, prepared.processor, args, prepared.chance)
     return {"train": train, **rest}
+
+
+def _training(prepared: Prepared) -> Dataset:
+    """The training split, and after it the labeled examples of a target."""
+    train, target = prepared.data.train, prepared.target
+    return train if target is None else target.joined(train, prepared.loaded.labels)
 
 
 def training_stream(prepared: Prepared) -> Stream:
@@ -310,7 +318,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         )
         trainer.boundary.blocked += live_changes(prepared.config.data)
         if prepared.chance.views is not None:
-            trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
+            trainer.boundary.views = Views(prepared.chance, _training(prepared).with_format(None)[EXAMPLE][:])
         steps = trainer.resolve_plan()
         adalora.check_schedule(trainer.model, steps)
         if "logging_steps" not in prepared.config.given:
