@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.values import coerce
@@ -105,9 +106,10 @@ def run(argv: Sequence[str]) -> int:
         given["model_name_or_path"] = checked["model_name_or_path"]  # that suits the data
     seeds = _seeds(values["seeds"], file, given)
 
-    from hf_transfer.settings import Config
-    from hf_transfer.studies.answering import answer, run_one
-    from hf_transfer.studies.question import Question
+    with quick_imports():
+        from hf_transfer.settings import Config
+        from hf_transfer.studies.answering import answer, run_one
+        from hf_transfer.studies.question import Question
 
     base = {name: value for name, value in {**file, **given}.items() if name != "output_dir"}
     quiet = {} if "log_level" in base else {"log_level": "error"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import InputArguments, RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.examining import Examining
 from hf_transfer.config.arguments.views import Views
@@ -147,11 +148,12 @@ def run(argv: Sequence[str]) -> int:
     """Measure a trained model."""
     words, values = read_words(parser(), argv, keys(), _check)
 
-    from hf_transfer.data.labels import REGRESSION
-    from hf_transfer.evaluation.measure import format_metrics
-    from hf_transfer.files import as_json, write_text
-    from hf_transfer.inference.predictor import Predictor
-    from hf_transfer.inference.reviewing import errors_csv
+    with quick_imports():
+        from hf_transfer.data.labels import REGRESSION
+        from hf_transfer.evaluation.measure import format_metrics
+        from hf_transfer.files import as_json, write_text
+        from hf_transfer.inference.predictor import Predictor
+        from hf_transfer.inference.reviewing import errors_csv
 
     own = ("label_column_name", *(f.name for f in (*fields(InputArguments), *fields(Views))))
     predictor = Predictor.load(

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.config.places import check_model
@@ -47,10 +48,13 @@ def run(argv: Sequence[str]) -> int:
     check_run(file, given, problems, needs, talks=not values["json"])
 
     from hf_transfer.analysis.prices import read_prices
-    from hf_transfer.report.depth_map import check_picture
-    from hf_transfer.settings import Config
 
     prices = read_prices({**file, **given}.get("prices_file"), values["gpus"])
+
+    with quick_imports():
+        from hf_transfer.report.depth_map import check_picture
+        from hf_transfer.settings import Config
+
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:

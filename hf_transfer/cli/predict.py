@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import (
     AbstainArguments,
     InputArguments,
@@ -101,12 +102,13 @@ def run(argv: Sequence[str]) -> int:
     words, values = read_words(parser(), argv, keys(), _check)
     folder, *inputs = words
 
-    from tqdm.auto import tqdm
+    with quick_imports():
+        from tqdm.auto import tqdm
 
-    from hf_transfer.evaluation.conformal import COVERAGE
-    from hf_transfer.files import as_json
-    from hf_transfer.inference.inputs import arrive_slowly
-    from hf_transfer.inference.predictor import Predictor
+        from hf_transfer.evaluation.conformal import COVERAGE
+        from hf_transfer.files import as_json
+        from hf_transfer.inference.inputs import arrive_slowly
+        from hf_transfer.inference.predictor import Predictor
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal's own

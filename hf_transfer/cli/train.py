@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.launching import LaunchArguments, start_if_asked
 from hf_transfer.cli.words import check_run, read_run, run_keys, run_parser
 from hf_transfer.config.fields import Key, setting
@@ -43,10 +44,11 @@ def run(argv: Sequence[str]) -> int:
     if (code := start_if_asked("train", argv, values, file, given)) is not None:
         return code
 
-    import torch
+    with quick_imports():
+        import torch
 
-    from hf_transfer.runs.run import run as run_config
-    from hf_transfer.settings import Config
+        from hf_transfer.runs.run import run as run_config
+        from hf_transfer.settings import Config
 
     config = Config.from_sources(file, given)
     with warnings.catch_warnings():

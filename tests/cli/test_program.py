@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from hf_transfer.cli.help import example
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.program import SHELLS, main
 from hf_transfer.cli.verbs import VERBS
 from hf_transfer.config.arguments.short_help import SHORT
@@ -191,6 +193,9 @@ def test_what_needs_no_model_imports_no_torch(words):
         ("evaluate me/run review.csv", "'review.csv' does not exist. Did you mean 'reviews.csv'?"),
         ("evaluate me/run reviews.csv --errors_file no/x.csv", "errors_file: there is no folder 'no'"),
         ("predict ./rnu reviews.csv", "RUN: './rnu' does not exist. Did you mean 'run'?"),
+        ("plan bundled:minilm-l6 --gpus H10", "'H10' is not in the price table. Did you mean 'H100'?"),
+        ("find-lr bundled:minilm-l6 reviews.csv --num_steps 5", "num_steps: a range test of 5 steps is too short"),
+        ("train bundled:minilm-l6 reviews.csv --prices_file no.yaml", "prices_file: 'no.yaml' cannot be read"),
         ("predict me/run review.csv", "INPUT: there is no file or folder 'review.csv'. Did you mean 'reviews.csv'?"),
     ],
 )
@@ -268,3 +273,19 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     code = f"{sys.executable} -m hf_transfer --help {tail}"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "" and done.stdout.splitlines()[0].startswith("usage:")
+
+
+def test_what_a_verb_imports_is_left_to_no_collector(monkeypatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setitem(sys.modules, "torch", object())
+    with quick_imports():  # in a process that has torch: nothing of what it holds is kept forever
+        assert gc.isenabled()
+    assert not frozen
+    monkeypatch.delitem(sys.modules, "torch")
+    with quick_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() and frozen == [False]
+    with pytest.raises(ImportError), quick_imports():
+        raise ImportError
+    assert gc.isenabled() and frozen == [False]
