@@ -46,12 +46,14 @@ class Pace:
         threads: of torch on the CPU.
         stages: in order.
         resident: bytes of the process's memory before the first step; None where that is not known.
+        free: bytes of the machine's memory that training may take besides; None likewise.
     """
 
     device: str
     threads: int
     stages: tuple[StagePace, ...]
     resident: int | None = None
+    free: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -63,6 +65,7 @@ class Pace:
             "threads": self.threads,
             "seconds": self.seconds,
             "resident_bytes": self.resident,
+            "free_bytes": self.free,
             "stages": [_to_dict(stage) for stage in self.stages],
         }
 

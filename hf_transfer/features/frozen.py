@@ -17,7 +17,7 @@ from hf_transfer.features.columns import Column, FeatureStore
 from hf_transfer.features.cut import Refused
 from hf_transfer.features.examples import batches_by_length
 from hf_transfer.features.inputs import Reader, labels_of
-from hf_transfer.features.keys import column_keys, content_of_examples
+from hf_transfer.features.keys import column_keys, content_of_examples, model_code
 from hf_transfer.features.layouts import HEAD_INPUT, POOLINGS
 from hf_transfer.features.passes import run_pass, text_lengths
 from hf_transfer.features.places import Places, find_places
@@ -44,6 +44,7 @@ class FrozenFeatures:
             are none.
         refused: {group: why its output cannot be pooled, as part of a sentence}.
         computed: number of examples that went through the model; the others were in the store.
+        code: digest of the model's code and structure; empty without a store.
     """
 
     groups: tuple[str, ...]
@@ -51,6 +52,7 @@ class FrozenFeatures:
     labels: Any
     refused: Mapping[str, str]
     computed: int
+    code: str
     _columns: Mapping[Cell, Column]
     _digests: Sequence[bytes]
     _widths: Mapping[str, int]
@@ -103,6 +105,7 @@ def frozen_features(
     layers: Sequence[str] | None = None,
     poolings: Sequence[str] | None = None,
     store: FeatureStore | None = None,
+    code: str | None = None,
     batch_size: int = 32,
     autocast: torch.dtype | None = None,
     num_workers: int = 0,
@@ -134,6 +137,8 @@ def frozen_features(
             be pooled.
         poolings: by default all that the model has.
         store: keeps the features between calls.
+        code: `FrozenFeatures.code` of the model before its upper layers were changed, if it is certain that those below
+            compute what they did: their features are found in the store if their weights and places are the same.
         batch_size: examples per batch and rank.
         autocast: dtype of the forward passes; by default that of the weights.
         num_workers: processes that load batches.
@@ -161,7 +166,8 @@ def frozen_features(
         keys = {cell: "-".join(cell) for cell in cells}
         digests = [number.to_bytes(16, "big") for number in range(len(dataset))]
     else:
-        keys = column_keys(model, collate, places, cells, f"{autocast} {reader.device.type}")
+        code = code or model_code(model)
+        keys = column_keys(model, code, collate, places, cells, f"{autocast} {reader.device.type}")
         digests = content_of_examples(reader.dataset)
     widths = {group: places.by_group[group].layout.width for group, _ in cells}
     store = FeatureStore() if store is None else store
@@ -176,7 +182,9 @@ def frozen_features(
         raise
     found = [pooling for pooling in POOLINGS if any(of_cell == pooling for _, of_cell in cells)]
     labels = labels_of(dataset, seen, ranks)
-    return FrozenFeatures(tuple(widths), tuple(found), labels, places.refused, computed, columns, digests, widths)
+    return FrozenFeatures(
+        tuple(widths), tuple(found), labels, places.refused, computed, code or "", columns, digests, widths
+    )
 
 
 def _casting(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

@@ -18,8 +18,21 @@ from hf_transfer.layers.hashing import key
 FORMAT = 1
 
 
+def model_code(model: nn.Module) -> str:
+    """Digest of a model's code, structure and configuration.
+
+    Raises:
+        UserError: a change of the code would go unnoticed.
+    """
+    code = digests.code_digest(model)
+    if code is None:
+        raise _unnoticed("the model's code")
+    return code
+
+
 def column_keys(
     model: nn.Module,
+    code: str,
     collate: Callable[[list[Any]], Any],
     places: Places,
     cells: Sequence[tuple[str, str]],
@@ -30,18 +43,17 @@ def column_keys(
     A key changes with every parameter that the layer's output depends on, with every buffer, and with the code.
 
     Raises:
-        UserError: a change of the model's code or of the collator would go unnoticed.
+        UserError: a change of the collator would go unnoticed.
     """
-    code, collator = digests.code_digest(model), collator_digest(collate)
-    for what, digest in (("the model's code", code), ("the collator", collator)):
-        if digest is None:
-            raise _unnoticed(what, "Define it in a module, or use no store.")
+    collator = collator_digest(collate)
+    if collator is None:
+        raise _unnoticed("the collator")
     buffers = [name for name, _ in model.named_buffers()]
     used = set().union(*(places.by_group[group].parameters for group, _ in cells))
     tensors = digests.tensor_digests(model, {*used, *buffers})
     shared = {
-        "code": str(code),
-        "collator": str(collator),
+        "code": code,
+        "collator": collator,
         "precision": f"{precision} {torch.get_float32_matmul_precision()}",
         "format": str(FORMAT),
     }
@@ -71,5 +83,5 @@ class Unnoticed(UserError):
     """Features cannot be kept in a store, because a change of what they depend on would go unnoticed."""
 
 
-def _unnoticed(what: str, fix: str) -> Unnoticed:
+def _unnoticed(what: str, fix: str = "Define it in a module, or use no store.") -> Unnoticed:
     return Unnoticed(f"A change of {what} would go unnoticed, so features cannot be kept in a store.", fix)

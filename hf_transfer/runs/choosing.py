@@ -18,6 +18,7 @@ from hf_transfer.config.arguments.schedule import WITHOUT_WARMUP
 from hf_transfer.data.labels import SINGLE_LABEL
 from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import running_statistics
+from hf_transfer.models.pooling_layer import PoolingChange
 from hf_transfer.runs import choosing_layers
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
@@ -74,6 +75,8 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     if config.model.pooling is None:
         return replace(prepared, frozen=None)
     prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
+    known, keeps_below = prepared.frozen, isinstance(change, PoolingChange)  # another one pools where a layer ends
+    prepared = replace(prepared, code_below=known.code if known and keeps_below else None)
     prepared = replace(prepared, frozen=None)  # of the model as it was
     return replace(prepared, chosen=replace(prepared.chosen, change=change))
 

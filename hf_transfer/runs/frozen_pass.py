@@ -1,8 +1,9 @@
 """The pass of a run's frozen model over its examples, which all that asks for features of layers shares.
 
 The comparison of layers and the search for wrong labels read the same examples with the same weights: what one of them
-has computed, the other finds in the run's store, by weights, preprocessing and content. A head that is solved for has
-a pass of its own (`training.probe_features`): it needs what the head's last layer reads, as training computes it.
+has computed, the other finds in the run's store, by weights, preprocessing and content, also where the comparison led
+to layers being left out above (`Prepared.code_below`). A head that is solved for has a pass of its own
+(`training.probe_features`): it needs what the head's last layer reads, as training computes it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def frozen_pass(
         UserError: they cannot be computed.
     """
 
-    def computed(kept_in: FeatureStore | None) -> FrozenFeatures:
+    def computed(kept_in: FeatureStore | None, code: str | None = None) -> FrozenFeatures:
         return frozen_features(
             model,
             groups,
@@ -60,6 +61,7 @@ def frozen_pass(
             layers=layers,
             poolings=poolings,
             store=kept_in,
+            code=code,
             batch_size=max(LEAST_BATCH, prepared.config.training.eval_batch_size),
             autocast=autocast,
             num_workers=num_workers,
@@ -69,7 +71,7 @@ def frozen_pass(
         if store is not None or prepared.store is None:
             return computed(store)
         try:
-            return computed(prepared.store)
+            return computed(prepared.store, prepared.code_below)
         except Unnoticed:  # the model's own code, say, was typed at a prompt
             return computed(None)
 

@@ -76,6 +76,8 @@ class Prepared:
         chosen: keys that were set because they were not given; see `runs.choosing`.
         store: keeps frozen features until training begins, if several parts of the run read them; see
             `runs.frozen_pass`.
+        code_below: `FrozenFeatures.code` of the model before `pooling` changed its upper layers, if those below compute
+            what they did; None if nothing was changed, or compared.
         frozen: features of the training examples while layers are compared; then, from the search for wrong labels
             until training begins, also of the validation examples that were drawn from them.
     """
@@ -97,6 +99,7 @@ class Prepared:
     measured: str = "validation"
     chosen: Chosen = field(default_factory=Chosen)
     store: FeatureStore | None = None
+    code_below: str | None = None
     frozen: FrozenFeatures | None = None
 
     @property

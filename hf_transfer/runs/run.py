@@ -260,7 +260,10 @@ def _write_run_file(ready: _Ready) -> None:
     own = {name: choice.value for name, choice in asked.items()}
     config = replace(prepared.config, values=prepared.config.values | own)
     ready.prepared = replace(prepared, config=config)
-    chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
+    chosen = {
+        name: choice.why if config.values[name] == choice.value else f"{choice.value} here: {choice.why}"
+        for name, choice in prepared.chosen.keys.items()
+    }
     why = reasons(config, chosen, ready.trainer, {name: choice.why for name, choice in asked.items()})
     write_text(ready.output_dir / RUN_FILE, config.to_yaml(why))
 

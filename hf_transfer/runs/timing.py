@@ -63,6 +63,7 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
     _, steps = batch_sizes_and_steps(trainer)
     ends = [*(stage.start for stage in plan.stages[1:]), trainer.num_steps]
     occupied = _resident(trainer) if args.device.type == "cpu" else None
+    free = None if occupied is None else room(args).free
     tried = _tried(trainer, train, steps, batches)
     stages = []
     for i, (stage, end) in enumerate(zip(plan.stages, ends, strict=True)):
@@ -70,7 +71,7 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
         seconds = one.seconds * args.gradient_accumulation_steps / _gain(trainer.boundary.entries, i) + one.optimizer
         most, kept = (one.memory.most, one.memory.kept) if one.memory else (None, None)
         stages.append(StagePace(stage.name, (end or 0) - (stage.start or 0), seconds, one.count, most, kept))
-    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied)
+    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied, free)
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,20 @@ def _seconds(
 ) -> tuple[float, int]:
     """(seconds of a mean batch, loading included; how many were timed).
 
-    Batches of texts differ in length: their time per token counts, and the tokens of all batches.
+    Batches of texts differ in length: their time per token counts, and the tokens of all batches. Workers load batches
+    during the steps before them.
     """
+    workers = trainer.args.dataloader_num_workers
     chosen = batches[:: max(1, len(batches) // BATCHES)][:BATCHES]
     seconds, sizes = 0.0, []
     with step.training():
         seconds_of_step(trainer, train.batch(chosen[len(chosen) // 2]))
         began = time.perf_counter()
         for numbers in chosen:
-            loaded = time.perf_counter()
+            asked = time.perf_counter()
             batch = train.batch(numbers)
-            seconds += time.perf_counter() - loaded + seconds_of_step(trainer, batch)
+            loading, step_only = time.perf_counter() - asked, seconds_of_step(trainer, batch)
+            seconds += max(step_only, loading / workers) if workers else step_only + loading
             sizes.append(_size(train, numbers))
             if time.perf_counter() - began > LIMIT:
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from safetensors.torch import load_file
 
 import hf_transfer
 from hf_transfer import UserError, fine_tune
+from hf_transfer.analysis.pooling_choice import choose_pooling
 from hf_transfer.features import FeatureStore
 from hf_transfer.files import as_json
 from hf_transfer.layers.groups import layer_groups
 from hf_transfer.runs import choosing_layers, label_issues, run
+from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.prepare import prepare
 from tests import warm
@@ -114,6 +117,31 @@ def test_what_the_comparison_of_layers_has_computed_is_not_computed_again(bert, 
     for group in alone.groups:
         pooling = None if group == "head" else "mean"
         torch.testing.assert_close(shared.matrix(group, pooling), alone.matrix(group, pooling))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_it_is_found_again_where_layers_above_are_left_out(bert, tmp_path, monkeypatch, pooling):
+    """Not where the head's pooling changes the output of the last of them."""
+
+    def lowest(*problem, **keys):
+        found = choose_pooling(*problem, **keys)
+        return replace(found, best=next(one for one in found.candidates if one.group == "layer.0"))
+
+    monkeypatch.setattr(choosing_layers, "choose_pooling", lowest)
+    keys = KEYS | dict(output_dir=str(tmp_path / "o"), train_file=table(tmp_path / "d.csv", rows()), pooling=pooling)
+    prepared = choose(prepare(configured(bert, None, keys)))
+    examples, model = label_issues.Examples(prepared, ("train", "validation")), prepared.loaded.model
+    shared = examples.features(model, layer_groups(model))
+    distinct = {text for text, _ in rows()}
+    assert distinct == set(prepared.data.train["text"])
+    assert shared.computed == (0 if pooling == "mean" else len(distinct))
+    alone = examples.features(model, layer_groups(model), FeatureStore())
+    assert alone.computed == len(distinct) and "layer.0" in alone.groups == shared.groups
+    for group in (name for name in alone.groups if name != "head"):
+        torch.testing.assert_close(shared.matrix(group, "mean"), alone.matrix(group, "mean"))
+    with torch.no_grad():  # weights are compared all the same
+        model.bert.embeddings.word_embeddings.weight[-1] += 1
+    assert examples.features(model, layer_groups(model)).computed == len(distinct)
 
 
 def test_images_are_named_by_their_path(tmp_path):

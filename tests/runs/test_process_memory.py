@@ -75,9 +75,9 @@ def stage(name, **bytes_of):
     return StageMemory(name, **{**own, **bytes_of}, activations=Activations(0, 7), batch=10)
 
 
-def budget(memory, steps, accumulation=1, resident=1000, kept=0):
+def budget(memory, steps, accumulation=1, resident=1000, kept=0, free=None):
     stages = (StagePace(m.stage, 1, 1.0, 1, step, kept) for m, step in zip(memory, steps, strict=True))
-    here = Pace("cpu", 1, tuple(stages), resident)
+    here = Pace("cpu", 1, tuple(stages), resident, free)
     return Budget(tuple(memory), accumulation, "cpu", Work(None, False, False), read_prices(), (), here=here)
 
 
@@ -100,3 +100,23 @@ def test_what_is_not_known_is_not_said():
     ):
         assert one.of_process is None and not any("process" in line for line in one.lines())
     assert budget([stage("head")], [5], resident=None).of_process is None
+
+
+@pytest.mark.parametrize(
+    ("free", "largest", "line"),
+    [
+        (400, 22, ""),
+        (340, 10, ""),
+        (330, 8, "enough for batches of 8: per_device_train_batch_size: 8, gradient_accumulation_steps: 2."),
+        (315, 5, "enough for batches of 5: per_device_train_batch_size: 5, gradient_accumulation_steps: 2."),
+        (295, 1, "enough for batches of 1: per_device_train_batch_size: 1, gradient_accumulation_steps: 10."),
+        (290, 0, "too little for a step. What saves memory: "),
+        (None, None, ""),
+    ],
+)
+def test_the_largest_batch_that_fits(free, largest, line):
+    """Optimizer and gradients take 290, and each of ten examples 5."""
+    one = budget([stage("all groups")], [140], free=free)
+    assert one.largest_here == largest
+    said = [found for found in one.lines() if "are free" in found]
+    assert len(said) == bool(line) and all(line in found for found in said)

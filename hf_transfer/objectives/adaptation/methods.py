@@ -68,8 +68,8 @@ def _dann(settings: Settings) -> Penalty:
 def mmd_of_directions(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """`mmd` of each example's features normalized to mean 0 and variance 1, as the discriminator of `dann` reads them.
 
-    Where one domain has larger features, such as digits on photographs next to digits on black, those as they are
-    differ in size above all, and drawing sizes together costs accuracy (`docs/domain-adaptation.md`).
+    Where one domain has larger features, such as digits on black next to digits on photographs, features as they are
+    are drawn together in size, and that costs accuracy (`docs/domain-adaptation.md`).
     """
     own, other = (functional.layer_norm(one, one.shape[1:]) for one in (source, target))
     return mmd(own, other)
