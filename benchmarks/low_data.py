@@ -1,7 +1,7 @@
 """Few labels: a run that is told nothing, beside a tuned plain Trainer, scikit-learn on frozen features, and SetFit.
 
-    python benchmarks/low_data.py [--quick] [--data rotten-tomatoes,messages,digits] [--per_class 64,16] [--table]
-                                  [--again] [--seeds 0,1,2,3,4] [--sides auto,best,plain,cls,mean,setfit] [--test 1000]
+    python benchmarks/low_data.py [--quick] [--data rotten-tomatoes,messages,digits,cifar10] [--per_class 64,16]
+                                  [--table] [--again] [--seeds 0,1,2,3,4] [--sides auto,best,plain,cls,mean,setfit] [--test 1000]
                                   [--results FOLDER]
 
 All sides get the same examples per class and the same test examples; how much of them they hold out is theirs to
@@ -340,7 +340,7 @@ def _key(name: str, per_class: int, side: str, seed: int, options: argparse.Name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words, numbers = {"type": lambda text: text.split(",")}, {"type": lambda text: [int(n) for n in text.split(",")]}
-    parser.add_argument("--data", default=["rotten-tomatoes", "messages", "digits"], **words)
+    parser.add_argument("--data", default=["rotten-tomatoes", "messages", "digits", "cifar10"], **words)
     parser.add_argument("--per_class", default=[64, 16], **numbers)
     parser.add_argument("--seeds", default=[0, 1, 2, 3, 4], **numbers)
     parser.add_argument("--sides", default=list(SIDES), **words)
