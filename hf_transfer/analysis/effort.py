@@ -72,18 +72,24 @@ def choose(
     }
 
 
-def averaged(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
+def averaged(chosen: Mapping[str, Choice], is_best: bool) -> dict[str, Choice]:
     """What `best` makes of the choice of a layer where only the head is fitted: the average of one head on each.
 
-    On 8 to 32 sentences per class it was 1.6 points more accurate in the mean; see `docs/few-labels.md`.
+    On 8 to 32 sentences per class it was 1.6 points more accurate in the mean; see `docs/few-labels.md`. The other
+    efforts keep the one layer, which plain transformers can load, and say so.
 
     Args:
         chosen: `pooling` and `pooling_layer` among it.
+        is_best: whether this is `best`.
     """
+    layer = chosen["pooling_layer"]
     if chosen["pooling"].value != "mean":
         return {}
-    why = "effort: best, the heads of all layers of the upper half together; plain transformers cannot load it"
-    return {"pooling_layer": Choice("average", why)}
+    if is_best:
+        why = "effort: best, the heads of all layers of the upper half together; plain transformers cannot load it"
+        return {"pooling_layer": Choice("average", why)}
+    more = "effort: best averages several, often better by a point, but only hf_transfer loads that"
+    return {"pooling_layer": Choice(layer.value, f"{layer.why}; {more}")}
 
 
 def _value(wanted: Any, name: str, before: Mapping[str, Any]) -> Any:

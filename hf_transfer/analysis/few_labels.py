@@ -165,7 +165,7 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
         why += f": not clearly lower (standard error {found.error:.3f})"
     return {
         "pooling": Choice(best.pooling, why),
-        "pooling_layer": Choice(best.group, "the best of all layers; those above it are left out"),
+        "pooling_layer": Choice(best.group, "the best of those compared; those above it are left out"),
     }
 
 

@@ -100,7 +100,8 @@ def _offer(memory: Sequence[StageMemory], work: Work, gpu: Gpu, accumulation: in
     smallest_total = max(stage.total(0 if stage.activations is None else 1) for stage in memory)
     why_not = ""
     if smallest_total > room:
-        why_not = f"one example takes {smallest_total / 1e9:.3g} GB of {max(room, 0) / 1e9:.3g} GB"
+        left = f"{max(room, 0) / 1e9:.3g} GB are left beside CUDA's own {OVERHEAD / 1e9:g} GB"
+        why_not = f"one example takes {smallest_total / 1e9:.3g} GB, and {left}"
     elif work.needs_bf16 and not gpu.bf16:
         why_not = "no bfloat16"
     batch = max(1, asked if most is None else min(asked, most))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.export import FORMS, PACKAGES, check_installed
 from hf_transfer.config.fields import Key, setting, settings_of, wrong_values
@@ -78,8 +79,9 @@ def run(argv: Sequence[str]) -> int:
     """Measure a trained model's forms."""
     words, values = read_words(parser(), argv, keys(), _check)
 
-    from hf_transfer.files import as_json
-    from hf_transfer.inference.benchmarking import benchmark
+    with quick_imports():
+        from hf_transfer.files import as_json
+        from hf_transfer.inference.benchmarking import benchmark
 
     own = ("allow_pickle", "trust_remote_code", "per_device_eval_batch_size")
     table = benchmark(

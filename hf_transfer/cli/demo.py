@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.listening import listening, url
 from hf_transfer.cli.words import RunArguments, UseArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.export import check_new
@@ -95,8 +96,9 @@ def run(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="hf-transfer-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")  # read when Gradio is imported
 
-        from hf_transfer.inference.page import Page
-        from hf_transfer.inference.served import Served
+        with quick_imports():
+            from hf_transfer.inference.page import Page
+            from hf_transfer.inference.served import Served
 
         names = [f.name for f in (*fields(UseArguments), *fields(Views), *fields(RunArguments))]
         given = {name: values[name] for name in names if values[name] != keys()[name].default}

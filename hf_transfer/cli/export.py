@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import RunArguments, help_of, keys_with, read_words, words_parser
 from hf_transfer.config.arguments.export import ExportArguments
 from hf_transfer.config.fields import Key, setting
@@ -67,8 +68,9 @@ def run(argv: Sequence[str]) -> int:
     """Export a trained model."""
     words, values = read_words(parser(), argv, keys(), _check)
 
-    from hf_transfer.inference.exporting import Exporter
-    from hf_transfer.inference.predictor import Predictor
+    with quick_imports():
+        from hf_transfer.inference.exporting import Exporter
+        from hf_transfer.inference.predictor import Predictor
 
     own = ("allow_pickle", "trust_remote_code")
     predictor = Predictor.load(words[0], model_revision=values["revision"], **{name: values[name] for name in own})

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import help_of, keys_with, read_words, words_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.errors import UserError
@@ -47,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
     if values["private"] and values["public"]:
         raise UserError("private and public contradict each other: keep one.")
 
-    from hf_transfer.hub.push import Target, push
+    with quick_imports():
+        from hf_transfer.hub.push import Target, push
 
     private = False if values["public"] else True if values["private"] else None
     own = ("hub_model_id", "merged", "revision", "commit_message", "with_report")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import help_of, keys_with, read_words, words_parser
 from hf_transfer.config.fields import Key
 from hf_transfer.config.places import check_run
@@ -40,8 +41,9 @@ def run(argv: Sequence[str]) -> int:
     """Write reports."""
     words, values = read_words(parser(), argv, keys(), _check)
 
-    from hf_transfer.report import comparison, page
-    from hf_transfer.report.run_files import RunFiles
+    with quick_imports():
+        from hf_transfer.report import comparison, page
+        from hf_transfer.report.run_files import RunFiles
 
     for word in words:
         (comparison.ComparisonFiles if comparison.is_comparison(word) else RunFiles).read(word)  # before any is written

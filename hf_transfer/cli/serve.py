@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.listening import listening, url
 from hf_transfer.cli.words import (
     AbstainArguments,
@@ -75,9 +76,10 @@ def run(argv: Sequence[str]) -> int:
     """Serve until the process is stopped."""
     words, values = read_words(parser(), argv, keys(), _check)
 
-    from hf_transfer.evaluation.conformal import COVERAGE
-    from hf_transfer.inference.http_app import make_app, serve
-    from hf_transfer.inference.served import Served
+    with quick_imports():
+        from hf_transfer.evaluation.conformal import COVERAGE
+        from hf_transfer.inference.http_app import make_app, serve
+        from hf_transfer.inference.served import Served
 
     used = {f.name: values[f.name] for f in (*fields(UseArguments), *fields(Views))}
     coverage = (values["coverage"] or COVERAGE) if values["abstain"] else None

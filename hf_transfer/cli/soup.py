@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_transfer.cli.imports import quick_imports
 from hf_transfer.cli.words import help_of, keys_with, read_words, words_parser
 from hf_transfer.config.fields import Key, setting
 from hf_transfer.errors import UserError
@@ -65,7 +66,8 @@ def run(argv: Sequence[str]) -> int:
     if values["with_pretrained"] and values["method"] != "greedy":
         raise UserError("method has no effect with with_pretrained; remove it.")
 
-    from hf_transfer.runs.soup import ALPHAS, soup, with_pretrained
+    with quick_imports():
+        from hf_transfer.runs.soup import ALPHAS, soup, with_pretrained
 
     common = {"metric": values["metric"], "talks": not values["quiet"]}
     common |= {name: values[name] for name in ("trust_remote_code", "allow_pickle")}

@@ -119,8 +119,9 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
         solves = found is not None and _now(config, chosen)["probe_solver"] == "lbfgs"
-        if config.data.effort == "best" and solves and choosing_layers.can_average(prepared):
-            chosen |= effort.averaged(chosen)
+        is_best = config.data.effort == "best"
+        if solves and choosing_layers.can_average(prepared, tries=is_best):
+            chosen |= effort.averaged(chosen, is_best)
     elif model.pooling in BY_HAND and found is not None:
         chosen["pooling_layer"] = Choice(found.best.group, "the lowest loss in cross-validation")
     elif model.pooling_layer == "auto":

@@ -16,7 +16,7 @@ from hf_transfer.features import FeatureStore, FrozenFeatures
 from hf_transfer.features.inputs import Reader
 from hf_transfer.features.layer_inputs import layer_inputs
 from hf_transfer.features.layouts import CLS, MEAN
-from hf_transfer.features.pooled_layer import PooledChange
+from hf_transfer.features.pooled_layer import PooledChange, head_refusal
 from hf_transfer.models import pooling_layer
 from hf_transfer.models.pooling_architectures import head_states
 from hf_transfer.objectives.losses import make_loss
@@ -63,9 +63,18 @@ def is_standard(prepared: Prepared) -> bool:
     return not pooling_layer.refusal(prepared.loaded.model)
 
 
-def can_average(prepared: Prepared) -> bool:
-    """Whether an architecture that can read the mean of a layer can be changed to read that of several."""
-    return is_standard(prepared) and not _no_pooling(prepared) and choosing_pooled.can_average(prepared, "mean")
+def can_average(prepared: Prepared, tries: bool) -> bool:
+    """Whether an architecture that can read the mean of a layer can be changed to read that of several.
+
+    Args:
+        prepared: the run.
+        tries: whether to make sure, which takes a few forward passes.
+    """
+    if not is_standard(prepared) or _no_pooling(prepared) or choosing_pooled.refusal(prepared):
+        return False
+    if head_refusal(prepared.loaded.model, groups_of(prepared)):
+        return False
+    return not tries or choosing_pooled.can_average(prepared, "mean")
 
 
 def _no_pooling(prepared: Prepared) -> str:

@@ -122,8 +122,6 @@ def averaged(layers: Layers, pooling: str) -> list[str]:
 
 def can_average(prepared: Prepared, pooling: str) -> bool:
     """Whether a head can read several layers, by trying."""
-    if refusal(prepared):
-        return False
     try:
         layers = layers_of(prepared)
         with torch.random.fork_rng(devices=[]):

@@ -28,6 +28,7 @@ MOST_BYTES = 2 * 10**9
 _MOST_OF_DISK = 0.1
 _NOISE = 0.1  # of a parameter's standard deviation
 _LEAST_NOISE = 0.01  # LoRA's B is zero at first
+_PERIOD = 10_007  # after which it repeats: a sine for each element takes longer than saving; prime: rows must differ
 Original = tuple[nn.Parameter, torch.Tensor]  # (parameter, its own values)
 
 
@@ -144,8 +145,10 @@ def _other_values(parameters: Sequence[nn.Parameter]) -> Iterator[list[Original]
         with torch.no_grad():
             for parameter, own in originals:
                 scale = (own.float().std(correction=0) * _NOISE).clamp(min=_LEAST_NOISE)
-                waves = torch.arange(1, own.numel() + 1, device=own.device, dtype=torch.float32).sin_()
-                parameter.add_((waves * scale).view_as(own).to(own.dtype))
+                count = own.numel()
+                waves = torch.arange(1, min(count, _PERIOD) + 1, device=own.device, dtype=torch.float32).sin_() * scale
+                repeated = waves.repeat(-(-count // _PERIOD))[:count]
+                parameter.add_(repeated.view_as(own).to(own.dtype))
         yield originals
     finally:
         _set_back(originals)

@@ -151,17 +151,20 @@ def _seconds(
 ) -> tuple[float, int]:
     """(seconds of a mean batch, loading included; how many were timed).
 
-    Batches of texts differ in length: their time per token counts, and the tokens of all batches.
+    Batches of texts differ in length: their time per token counts, and the tokens of all batches. Workers load batches
+    during the steps before them.
     """
+    workers = trainer.args.dataloader_num_workers
     chosen = batches[:: max(1, len(batches) // BATCHES)][:BATCHES]
     seconds, sizes = 0.0, []
     with step.training():
         seconds_of_step(trainer, train.batch(chosen[len(chosen) // 2]))
         began = time.perf_counter()
         for numbers in chosen:
-            loaded = time.perf_counter()
+            asked = time.perf_counter()
             batch = train.batch(numbers)
-            seconds += time.perf_counter() - loaded + seconds_of_step(trainer, batch)
+            loading, step_only = time.perf_counter() - asked, seconds_of_step(trainer, batch)
+            seconds += max(step_only, loading / workers) if workers else step_only + loading
             sizes.append(_size(train, numbers))
             if time.perf_counter() - began > LIMIT:
                 break

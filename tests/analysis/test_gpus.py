@@ -57,7 +57,10 @@ def test_the_largest_stage_decides_and_bfloat16_is_needed():
     memory = [stage(1, 0.01, name="head"), stage(30, 1, name="all")]
     found = {o.gpu.name: o for o in offers(memory, Work(1.0, True, True), read_prices(), 1)}
     assert {name for name, o in found.items() if not o.why_not} == {"A100-40", "A100-80", "H100"}
-    assert found["L4"].why_not == "one example takes 31 GB of 23 GB" and found["L4"].hours is None
+    assert (
+        found["L4"].why_not == "one example takes 31 GB, and 23 GB are left beside CUDA's own 1 GB"
+        and found["L4"].hours is None
+    )
     small = {o.gpu.name: o.why_not for o in offers([stage(1, 0.1)], Work(1.0, True, True), read_prices(), 1)}
     assert small["T4"] == small["V100"] == "no bfloat16" and not small["L4"]
 
@@ -75,7 +78,9 @@ def test_what_a_person_reads():
 def test_a_model_too_large_for_every_gpu():
     planned = budget([stage(500, 1)], Work(1e18, True, False))
     (last,) = planned.lines()[3:]
-    assert last.startswith("The run fits none of the GPUs (T4: one example takes 501 GB of 15 GB; ")
+    assert last.startswith(
+        "The run fits none of the GPUs (T4: one example takes 501 GB, and 15 GB are left beside CUDA's own 1 GB; "
+    )
     told = planned.to_dict()
     assert (told["cheapest"], told["fastest"], told["cheapest_spot"]) == (None, None, None)
     assert not any(gpu["fits"] for gpu in told["gpus"])

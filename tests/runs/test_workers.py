@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_transfer import UserError
-from hf_transfer.runs import machine, workers
+from hf_transfer.runs import machine, timing, workers
 from hf_transfer.runs.preview import plan_only
 from tests.helpers import copy_state
 from tests.runs.test_budgeting import bert, configured, drawn, made
@@ -121,6 +121,22 @@ def test_texts_have_none(bert, tmp_path):
 def test_examples_of_a_batch_are_taken_from_all_of_the_data():
     assert workers._spread(17, 4, 0) == [0, 4, 8, 12] and workers._spread(17, 4, 15) == [15, 2, 6, 10]
     assert sorted(workers._spread(3, 3, 2)) == [0, 1, 2]
+
+
+def test_the_pace_counts_what_workers_do_not_hide(run, monkeypatch):
+    """Loading takes half a second for each batch, by a clock that only it and steps advance."""
+    prepared, trainer, splits = run()
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "_of_optimizer", lambda *_: 0.0)
+    monkeypatch.setattr(timing, "_memory", lambda *_: None)
+    monkeypatch.setattr(timing, "seconds_of_step", lambda *_: now.append(now.pop() + 0.1) or 0.1)
+    load = timing.Examples.batch
+    monkeypatch.setattr(timing.Examples, "batch", lambda *a: now.append(now.pop() + 0.5) or load(*a))
+    paces = []
+    for trainer.args.dataloader_num_workers in (0, 2, 8):
+        paces.append(timing.measure(prepared, trainer, splits).stages[0].seconds_per_step)
+    assert paces == pytest.approx([0.6, 0.25, 0.1], rel=0.1)
 
 
 def test_the_longest_stage_is_timed(run):
