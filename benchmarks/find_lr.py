@@ -19,9 +19,9 @@ from typing import Any
 from peers.race import RESULTS, machine
 
 from hf_transfer import fine_tune
+from hf_transfer.analysis.range_test import Sweep
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.finding_rate import find_lr
-from hf_transfer.runs.range_testing import Sweep
 
 COMMON: dict[str, Any] = {
     "strategy": "full",

@@ -9,8 +9,9 @@ classes of CIFAR-10, then the other five (`peers/packages.py`), EfficientNet-Lit
 CIFAR-10, scikit-learn's digits. Full fine-tuning learns the first task, once per chain and seed; each side learns what
 follows. What is forgotten of a task is the accuracy of its head on the backbone that it was trained with, less the
 accuracy of the same head on the backbone as it is at the end. Replay draws from the training examples of the earlier
-tasks and learns a head for the labels of all of them, which is what is measured there. Interpolation picks its weight
-on 200 examples of the task before that no training reads.
+tasks and learns a head for the labels of all of them, which is what is measured there; with the old head, it draws from
+those of the task before, and that head answers them (but on `texts`, where the new task has the old one's labels, the
+run's own). Interpolation picks its weight on 200 examples of the task before that no training reads.
 
 Every finished cell is kept in benchmarks/results/forgetting.json and not run again without --again. The table is
 forgetting.md, learned against forgotten is forgetting.png.
@@ -56,6 +57,7 @@ RATES = {"text": 5e-5, "image": 5e-4}
 VALIDATION = 200  # examples of each task
 KEPT, LOST = 95.0, 1.0  # the aim: percent of the old accuracy that is kept, points of the new one that may be lost
 REPLAY, WISE = "replay", "interpolation"
+OWN_HEAD, OWN_HEAD_LORA = "replay-old-head", "lora-replay-old-head"
 SOLVED = {"head_init": "probe", "warmup_steps": 0.1}
 # Keys by side. LoRA is merged, and those marked by a constant do something besides, see `step`.
 SIDES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,6 +75,19 @@ SIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora-distill": (
         "LoRA, merged, `distillation_alpha: 1`",
         {"strategy": "lora", "times_rate": 10, "distillation_alpha": 1.0},
+    ),
+    "lora-distill-0.3": (
+        "LoRA, merged, `distillation_alpha: 0.3`",
+        {"strategy": "lora", "times_rate": 10, "distillation_alpha": 0.3},
+    ),
+    "lora-distill-0.1": (
+        "LoRA, merged, `distillation_alpha: 0.1`",
+        {"strategy": "lora", "times_rate": 10, "distillation_alpha": 0.1},
+    ),
+    OWN_HEAD: ("`replay_fraction: 0.2`, the old head", {"replay_fraction": 0.2}),
+    OWN_HEAD_LORA: (
+        "LoRA, merged, `replay_fraction: 0.2`, the old head",
+        {"strategy": "lora", "times_rate": 10, "replay_fraction": 0.2},
     ),
     "lp-ft": (
         "a head that is solved for, then everything with warm-up",
@@ -171,7 +186,9 @@ class Chain:
         more, data, out = dict(SIDES[side][1]), self.folder / f"task{number}", folder / f"run{number}"
         if "ewc_lambda" in more:
             more |= {"ewc_dataset_name": str(self.folder / f"task{number - 1}"), "ewc_samples": 200}
-        if side == REPLAY:
+        if side in (OWN_HEAD, OWN_HEAD_LORA):
+            more["replay_dataset_name"] = str(self.folder / f"task{number - 1}")
+        elif side == REPLAY:
             data = folder / f"all{number}"
             every = tuple(dict.fromkeys(n for d in self.data[: number + 1] for n in d["train"].features["label"].names))
 

@@ -6,8 +6,8 @@
 Runs the folder's data.py, then its recipes by name, each from the model that the one before left, into `out/continual`.
 Then each task is measured after every step: its own head, on the backbone as it was by then, on what its run held out.
 Keys go to all runs, those after `--` to all but the first; there, {before} stands for the data of the task before
-(`-- --ewc_lambda 1000 --ewc_dataset_name {before}`). With an adapter, as the recipes are written, every task trains on
-the same backbone, which stays as it is, and a HeadBank answers for all.
+(`-- --replay_dataset_name {before}`, `-- --ewc_lambda 1000 --ewc_dataset_name {before}`). With an adapter, as the
+recipes are written, every task trains on the same backbone, which stays as it is, and a HeadBank answers for all.
 """
 
 from __future__ import annotations

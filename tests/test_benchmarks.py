@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from hf_transfer.analysis.validators import Scores
 from tests.helpers import texts, tiny_bert
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -203,27 +204,41 @@ def test_what_is_forgotten_is_judged_against_full_fine_tuning(tmp_path, capsys):
 
 
 def test_the_share_of_the_gap_that_adaptation_closes(tmp_path, monkeypatch, capsys):
-    """Finished cells are kept, by all settings; frozen sides belong to pretrained models."""
+    """Finished cells are kept, by all settings; auto of a network of one's own chooses among them, by its rule."""
     made, calls = script("domain_adaptation"), []
-    accuracies = {"source": 0.5, "oracle": 0.9, "mmd": 0.6, "mmd+5": 0.7, "frozen-coral": 0.4}
+    accuracies = {"source": 0.5, "oracle": 0.9, "mmd": 0.6, "mmd+5": 0.7, "auto": 0.5}
+    accuracies |= {"frozen": 0.3, "frozen-coral": 0.4, "frozen-oracle": 0.5}
+    accuracies |= dict.fromkeys(("coral", "dann"), 0.4)
 
     def run(side, seed, options, keys):
         calls.append((side, seed, keys.get("domain_adaptation"), keys.get("strategy")))
-        return {"accuracy": accuracies[side] + seed / 100, "seconds": 10.0}
+        more = {"kept": ("none", "mmd")[seed]} if side == "auto" else {}
+        scores = Scores(1.5 if side == "mmd" else 1.0, 0.5, None, None, 0.9, 0.01)
+        return {"accuracy": accuracies[side] + seed / 100, "seconds": 10.0, "validators": scores.to_dict(), **more}
 
     cases = {"small": made.Case("Small", run, 1.0, is_pretrained=False), "large": made.Case("Large", run)}
     monkeypatch.setattr(made, "CASES", cases)
-    words = ["--cases", "small,large", "--sides", ",".join(accuracies), "--seeds", "0,1", "--results", str(tmp_path)]
+    sides = [side for side in accuracies if side not in ("coral", "dann")]
+    words = ["--cases", "small,large", "--sides", ",".join(sides), "--seeds", "0,1", "--results", str(tmp_path)]
     page = made.main(words)
-    assert len(calls) == 2 * (4 + 5) and ("mmd+5", 1, "mmd", None) in calls
+    assert len(calls) == 2 * (4 + 2 + 8), "two candidates of auto that were not asked for"
+    assert ("mmd+5", 1, "mmd", None) in calls
+    assert ("frozen-oracle", 0, None, "linear-probe") in calls and ("auto", 1, "auto", None) in calls
     assert ("frozen-coral", 0, "coral", "linear-probe") in calls and ("oracle", 0, None, None) in calls
     rows = {tuple(line.split(" | ")[:2]): line.split(" | ")[2:] for line in page.splitlines() if line[:5] != "|---|"}
-    assert rows["| Large", "mmd"] == ["2", "60.5", "60.0", "+10.0 (+10.0 to +10.0)", "25%", "10 |"]
-    assert rows["| Large", "mmd+5"][4] == "50%" and rows["| Large", "frozen-coral"][4] == "-25%"
-    assert ("| Small", "frozen-coral") not in rows and rows["| Small", "oracle"][4] == "–"
+    assert rows["| Large", "mmd"] == ["4,000", "20", "2", "60.5", "60.0", "+10.0 (+10.0 to +10.0)", "25%", "10 |"]
+    assert rows["| Large", "mmd+5"][6] == "50%" and rows["| Large", "auto (kept: none, mmd)"][6] == "0%"
+    assert rows["| Small", "auto (kept: mmd, mmd)"][4:] == ["60.0", "+10.0 (+10.0 to +10.0)", "25%", "40 |"]
+    frozen = ["4,000", "–", "2", "40.5", "40.0", "+10.0 (+10.0 to +10.0)", "50%", "10 |"]
+    assert rows["| Large", "frozen-coral"] == frozen, "compared with a head that is solved for without the target"
+    assert ("| Small", "frozen-coral") not in rows and rows["| Small", "oracle"][6] == "–"
     calls.clear()
     made.main([*words, "--domain_adaptation_weight", "0.1"])
-    assert {call[0] for call in calls} == {"mmd", "mmd+5"}, "the other sides do not adapt by a penalty"
+    adapting = {"mmd", "mmd+5", "auto", "coral", "dann"}
+    assert {call[0] for call in calls} == adapting, "the other sides do not adapt by a penalty"
+    smaller = made.main([*words[:2], "--sides", "source,mmd", *words[4:], "--examples", "300", "--epochs", "5"])
+    assert all(f"| Small | mmd | {size} | 2 |" in smaller for size in ("4,000 | 20", "300 | 5"))
+    assert "| Large | mmd, domain_adaptation_weight 0.1 | 4,000 | 20 | 2 |" in smaller
     with pytest.raises(SystemExit):
         made.main(["--sides", "nothing", "--results", str(tmp_path)])
     assert "there are source, mmd" in capsys.readouterr().err

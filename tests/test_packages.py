@@ -64,8 +64,6 @@ from hf_transfer.evaluation import metrics
 import numpy as np
 metrics.compute("single_label_classification", np.eye(8), np.arange(8))
 metrics.intervals("single_label_classification", np.eye(8), np.arange(8))
-from hf_transfer.analysis.label_issues import _one_label
-_one_label(np.arange(8), np.eye(8))
 slow = {"timm", "matplotlib", "evaluate", "sklearn", "cleanlab", "scipy.stats", "transformers.pipelines"}
 print(*slow & set(sys.modules))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,19 +48,34 @@ class Budget:
     def of_process(self) -> int | None:
         """Most bytes of this process's memory, its libraries and all, from the measured steps; None if not known.
 
-        At the end, the model that was saved is loaded once more and compared.
+        At the end, the model that was saved is loaded once more and compared: its file is mapped into memory while it
+        is copied, and the process still holds what the C library kept of the steps.
         """
         if self.here is None or self.here.resident is None or not self.memory:
             return None
         most = 0
         for stage, pace in zip(self.memory, self.here.stages, strict=True):
-            if pace.memory is None or stage.optimizer is None:
+            if pace.memory is None or pace.kept is None or stage.optimizer is None:
                 return None
             step = pace.memory
             if self.accumulation > 1 and stage.activations:  # gradients stay while the next batch is computed
                 step = max(step, stage.gradients + stage.activations.of_batch(stage.batch))
-            most = max(most, stage.optimizer + stage.boundary_cache + max(step, stage.parameters + stage.buffers))
+            at_end = pace.kept + 2 * (stage.parameters + stage.buffers)
+            most = max(most, stage.optimizer + stage.boundary_cache + max(step, at_end))
         return self.here.resident + most
+
+    @property
+    def largest_here(self) -> int | None:
+        """Examples of a batch that this machine's free memory holds, by the measured steps; None where not known."""
+        if self.here is None or self.here.free is None or not self.memory:
+            return None
+        sizes = []
+        for stage, pace in zip(self.memory, self.here.stages, strict=True):
+            if pace.memory is None or stage.optimizer is None:
+                return None
+            left = self.here.free - stage.optimizer - stage.boundary_cache - stage.gradients
+            sizes.append(stage.batch * max(0, left) // max(1, pace.memory - stage.gradients))
+        return min(sizes)
 
     def to_dict(self) -> dict[str, Any]:
         best = {
@@ -78,9 +94,14 @@ class Budget:
             "prices_date": self.prices.date,
             "gpus": [{**offer.to_dict(), "is_estimate": True} for offer in self.offers],
             **{name: offer.gpu.name if offer else None for name, offer in best.items()},
-            "this_machine": {**self.here.to_dict(), "process_bytes": self.of_process} if self.here else None,
+            "this_machine": self._this_machine(),
             "notes": self.notes,
         }
+
+    def _this_machine(self) -> dict[str, Any] | None:
+        if self.here is None:
+            return None
+        return {**self.here.to_dict(), "process_bytes": self.of_process, "largest_batch": self.largest_here}
 
     def lines(self) -> list[str]:
         """For display."""
@@ -105,7 +126,23 @@ class Budget:
             return []
         assert self.here is not None and self.here.resident is not None, "else the most is not known"
         now = in_bytes(self.here.resident)
-        return [f"The process will take about {in_bytes(most)} of memory at most ({now} before training, measured)."]
+        line = f"The process will take about {in_bytes(most)} of memory at most ({now} before training, measured)."
+        return [line, *self._fits()]
+
+    def _fits(self) -> list[str]:
+        """What to do about batches that do not fit this machine."""
+        asked, most = self.memory[0].batch, self.largest_here
+        if most is None or most >= asked:
+            return []
+        assert self.here is not None and self.here.free is not None, "else the most is not known"
+        free = in_bytes(self.here.free)
+        if not most:
+            return [f"Warning: {free} of memory are free, too little for a step. What saves memory: {SAVINGS}."]
+        steps = math.ceil(asked * self.accumulation / most)
+        return [
+            f"Warning: {free} of memory are free, enough for batches of {most}: per_device_train_batch_size: {most}, "
+            f"gradient_accumulation_steps: {steps}."
+        ]
 
     def _money(self) -> list[str]:
         if not self.offers:

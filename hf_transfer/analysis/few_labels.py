@@ -98,7 +98,6 @@ class Seen:
         unsolvable: why a head cannot be solved for, as part of a sentence; empty if it can.
         has_batchnorm: whether the model has BatchNorm layers.
         batch_size: examples per step of all processes, accumulation included.
-        warms_up: whether the schedule takes `warmup_steps`.
         has_steps: whether the number of steps was given.
         not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
         begins: a key that was given and asks for the head first and then everything, with its value.
@@ -118,7 +117,6 @@ class Seen:
     has_batchnorm: bool
     batch_size: int | None
     rate: float | None
-    warms_up: bool = True
     has_steps: bool = False
     not_alone: str = ""
     begins: str = ""
@@ -171,6 +169,19 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
     }
 
 
+def warm_up(is_solved: bool) -> dict[str, Choice]:
+    """A warm-up for fine-tuning that begins with a head that is no longer random.
+
+    Adam's first steps are as large as any, whatever the gradient is, and a large head turns what they change below it
+    into large errors.
+
+    Args:
+        is_solved: whether the head is solved for, by which its weights become large; else the checkpoint's is kept.
+    """
+    why = "a tenth of the steps" + (": the first would undo a head that is solved for" if is_solved else "")
+    return {"warmup_steps": Choice(0.1, why)}
+
+
 def course(seen: Seen, count: str) -> dict[str, Choice]:
     """Length and learning rates of training everything."""
     steps = math.ceil((seen.examples or 1) / (seen.batch_size or BATCH))
@@ -184,6 +195,5 @@ def course(seen: Seen, count: str) -> dict[str, Choice]:
         **length,
         "learning_rate": Choice(rate, kind),
         "head_learning_rate": Choice(seen.rate or rate, "the head is no longer random"),
-        **({"warmup_steps": Choice(0.1, "a tenth of the steps")} if seen.warms_up else {}),
         **({"save_strategy": short} if (seen.examples or 0) <= FEW else {}),
     }

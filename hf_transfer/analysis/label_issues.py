@@ -1,8 +1,7 @@
 """Labels that look wrong: confident learning on out-of-fold probabilities of a linear head on frozen features.
 
-An example's score and whether its label counts as wrong are those of cleanlab (Northcutt et al. 2021, "Confident
-learning: estimating uncertainty in dataset labels"). With one class per example they are computed here, bit for bit the
-same: to import cleanlab takes longer. What is added is what the probabilities are made of: the two layers whose
+An example's score and whether its label counts as wrong come from cleanlab (Northcutt et al. 2021, "Confident learning:
+estimating uncertainty in dataset labels"). What is added is what the probabilities are made of: the two layers whose
 features predict held-out labels best, convex heads, and repeated folds.
 """
 
@@ -24,8 +23,8 @@ from hf_transfer.features.layouts import MEAN
 from hf_transfer.layers.architectures import HEAD
 
 # cleanlab's score of an example. Of its three, with and without the adjustment for the confidence in each class, this
-# one, adjusted, found most of the labels that were flipped on purpose (`benchmarks/label_issues.py`).
-METHOD = "normalized_margin"
+# one found most of the labels that were flipped on purpose (`benchmarks/label_issues.py`).
+METHOD, ADJUST = "normalized_margin", True
 # A label below this out-of-fold probability looks wrong. cleanlab's estimate of how many are wrong is far too high
 # where the head knows little (with 2% wrong labels, one in 20 of those it names): what only it names is doubtful.
 IMPROBABLE = 0.1
@@ -208,75 +207,36 @@ def _judgeable(labels: torch.Tensor) -> tuple[Array, Array, torch.Tensor]:
     return rows, classes, torch.from_numpy(encoded)
 
 
-# ---- confident learning ----------------------------------------------------------------------------------------------
-
-_ROUNDING = 1e-6  # differences of probabilities that count as none
+# ---- cleanlab --------------------------------------------------------------------------------------------------------
 
 
 def _one_label(labels: Array, probabilities: Array) -> tuple[Array, dict[int, tuple[int, ...]], Array]:
     """((examples,) scores, {position of an issue: suggested class}, (examples,) probability of the label).
 
-    Issues are as many labels as are estimated to be wrong, those with the lowest scores, and improbable labels; as far
-    as another class is more probable.
-
-    Args:
-        labels: (examples,), of each class at least one.
-        probabilities: (examples, classes)
-    """
-    thresholds = np.array([probabilities[labels == k, k].mean() for k in range(probabilities.shape[1])])
-    thresholds = thresholds.clip(min=2 * _ROUNDING)
-    scores = _margins(labels, probabilities, thresholds)
-    likeliest, of_label = probabilities.argmax(1), probabilities[np.arange(len(labels)), labels]
-    others = likeliest != labels
-    estimate = _number_wrong(labels, probabilities, thresholds)
-    lowest = np.lexsort((np.arange(len(labels)), scores, ~others))[:estimate]
-    issues = others & (np.isin(np.arange(len(labels)), lowest) | (of_label < IMPROBABLE))
-    return scores, {int(i): (int(likeliest[i]),) for i in np.flatnonzero(issues)}, of_label
-
-
-def _margins(labels: Array, probabilities: Array, thresholds: Array) -> Array:
-    """(examples,) scores from 0 to 1: how far the label is ahead of the best other class.
-
-    From each probability the confidence that is usual for its class is subtracted: a class that is often confused is
-    not suspected for that alone.
+    Issues are as many labels as cleanlab estimates to be wrong, those with the lowest scores, and improbable labels; as
+    far as another class is more probable.
 
     Args:
         labels: (examples,)
         probabilities: (examples, classes)
-        thresholds: (classes,) mean probability of the label, of the examples with this label.
     """
-    adjusted = probabilities - thresholds + thresholds.max()
-    adjusted /= adjusted.sum(1, keepdims=True)
-    others = adjusted.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    return (adjusted[np.arange(len(labels)), labels] - others.max(1) + 1) / 2
+    from cleanlab.count import num_label_issues  # slow to import, as all of cleanlab
+    from cleanlab.rank import get_label_quality_scores
 
-
-def _number_wrong(labels: Array, probabilities: Array, thresholds: Array) -> int:
-    """How many labels are estimated to be wrong.
-
-    These are the examples that are confidently of another class: its probability is at least what is usual among the
-    examples with this label, and of several such classes it is the most probable one. As in cleanlab, a label that is
-    the most probable class counts as right all the same.
-
-    Args:
-        labels: as in `_margins`, like the others.
-        probabilities: likewise.
-        thresholds: likewise.
-    """
-    confident = probabilities >= thresholds - _ROUNDING
-    seems = np.where(confident.sum(1) > 1, probabilities.argmax(1), confident.argmax(1))
-    favored = probabilities.copy()
-    favored[np.arange(len(labels)), labels] += _ROUNDING
-    return int((confident.any(1) & (seems != labels) & (favored.argmax(1) != labels)).sum())
+    scores = get_label_quality_scores(labels, probabilities, method=METHOD, adjust_pred_probs=ADJUST)
+    likeliest, of_label = probabilities.argmax(1), probabilities[np.arange(len(labels)), labels]
+    others = likeliest != labels
+    lowest = np.lexsort((np.arange(len(labels)), scores, ~others))[: num_label_issues(labels, probabilities)]
+    issues = others & (np.isin(np.arange(len(labels)), lowest) | (of_label < IMPROBABLE))
+    return scores, {int(i): (int(likeliest[i]),) for i in np.flatnonzero(issues)}, of_label
 
 
 def _several_labels(labels: Array, probabilities: Array) -> tuple[Array, dict[int, tuple[int, ...]], Array]:
-    """The same for any number of classes per example, each of which cleanlab judges alone: (examples, classes) twice.
+    """The same for any number of classes per example, each of which is judged alone: (examples, classes) twice.
 
     The probability is the least one of what an example's label says about a class.
     """
-    from cleanlab.multilabel_classification import get_label_quality_scores  # slow to import, as all of cleanlab
+    from cleanlab.multilabel_classification import get_label_quality_scores
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     positive = labels.astype(bool)

@@ -9,6 +9,7 @@ from typing import Any
 # many processes as there are cores. A stage that trains other parameters is compiled again.
 LEAST_COMPILATION = 20.0  # seconds for a model of a few layers; large ones take minutes
 BEST_GAIN = 2.0  # times: what compiled steps are quicker by, at best
+_BYTES = {"memory": "memory_bytes", "kept": "kept_bytes"}
 COMPILE_ANYWAY = (
     "Leave torch_compile out, or name a backend as well (torch_compile_backend: inductor) to compile anyway."
 )
@@ -25,6 +26,7 @@ class StagePace:
         measured: batches that were timed.
         memory: bytes that a step on the largest batch takes of the process's memory: gradients, activations, their
             gradients and workspaces, without the model and the optimizer's states; None where that is not known.
+        kept: bytes of these that the C library keeps for itself after the step; None likewise.
     """
 
     stage: str
@@ -32,6 +34,7 @@ class StagePace:
     seconds_per_step: float
     measured: int
     memory: int | None = None
+    kept: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Pace:
         threads: of torch on the CPU.
         stages: in order.
         resident: bytes of the process's memory before the first step; None where that is not known.
+        free: bytes of the machine's memory that training may take besides; None likewise.
     """
 
     device: str
     threads: int
     stages: tuple[StagePace, ...]
     resident: int | None = None
+    free: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -60,6 +65,7 @@ class Pace:
             "threads": self.threads,
             "seconds": self.seconds,
             "resident_bytes": self.resident,
+            "free_bytes": self.free,
             "stages": [_to_dict(stage) for stage in self.stages],
         }
 
@@ -76,7 +82,7 @@ class Pace:
 
 
 def _to_dict(stage: StagePace) -> dict[str, Any]:
-    return {"memory_bytes" if name == "memory" else name: value for name, value in asdict(stage).items()}
+    return {_BYTES.get(name, name): value for name, value in asdict(stage).items()}
 
 
 def in_time(seconds: float) -> str:

@@ -15,12 +15,46 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hf_transfer.errors import UserError
+
 SMOOTHING = 0.98  # of the exponential moving average of the loss
 DIVERGED = 4.0  # times the lowest smoothed loss, at which a test ends
 LEAST_STEPS = 20  # below, a suggestion is noise
 _SKIPPED = 0.1  # of the steps at the start, while the average settles
 _LAST = 5  # steps at the end, where the loss diverges
 CHOSEN = "valley"  # what `learning_rate: auto` takes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a range test goes through.
+
+    Attributes:
+        start: learning rate of the first step, as the key `learning_rate` counts it.
+        end: learning rate of the last step.
+        steps: number of optimizer steps.
+        stage: number of the stage that is tried, counted from 0; None for the first that trains the backbone.
+    """
+
+    start: float = 1e-7
+    end: float = 1.0
+    steps: int = 100
+    stage: int | None = None
+
+    def check(self) -> None:
+        """Raises:
+        UserError: the test would say nothing.
+        """
+        if self.steps < LEAST_STEPS:
+            raise UserError(
+                f"a range test of {self.steps} steps is too short: it takes at least {LEAST_STEPS}.",
+                "Use 100, or more for small batches.",
+                key="num_steps",
+            )
+        if not 0 < self.start < self.end:
+            raise UserError(
+                f"the learning rate must rise, and {self.start:g} is not below {self.end:g}.", key="start_learning_rate"
+            )
 
 
 @dataclass(frozen=True)

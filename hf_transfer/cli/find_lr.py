@@ -40,24 +40,25 @@ def keys() -> dict[str, Key]:
 
 def run(argv: Sequence[str]) -> int:
     """Show which learning rates suit a run."""
+    from hf_transfer.analysis.range_test import Sweep
     from hf_transfer.keys import NEEDS
 
     file, given, values, problems = read_run("find-lr", argv, parser(), FindLrArguments)
-    starts = values["num_processes"] is not None or values["launch"] is not None
-    check_run(file, given, problems, NEEDS, talks=not starts)
-    if (code := start_if_asked("find-lr", argv, values, file, given)) is not None:
-        return code
-
-    with quick_imports():
-        from hf_transfer.runs.finding_rate import find_lr
-        from hf_transfer.runs.range_testing import Sweep
-        from hf_transfer.settings import Config
-
     sweep = Sweep(
         start=values["start_learning_rate"],
         end=values["end_learning_rate"],
         steps=values["num_steps"],
         stage=None if values["stage"] is None else values["stage"] - 1,
     )
+    starts = values["num_processes"] is not None or values["launch"] is not None
+    check_run(file, given, problems, NEEDS, talks=not starts)
+    sweep.check()
+    if (code := start_if_asked("find-lr", argv, values, file, given)) is not None:
+        return code
+
+    with quick_imports():
+        from hf_transfer.runs.finding_rate import find_lr
+        from hf_transfer.settings import Config
+
     find_lr(Config.from_sources(file, given), sweep, talks=not values["quiet"])
     return 0

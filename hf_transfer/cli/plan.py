@@ -47,12 +47,14 @@ def run(argv: Sequence[str]) -> int:
         given["model_name_or_path"] = _readable(models)
     check_run(file, given, problems, needs, talks=not values["json"])
 
+    from hf_transfer.analysis.prices import read_prices
+
+    prices = read_prices({**file, **given}.get("prices_file"), values["gpus"])
+
     with quick_imports():
-        from hf_transfer.analysis.prices import read_prices
         from hf_transfer.report.depth_map import check_picture
         from hf_transfer.settings import Config
 
-    prices = read_prices({**file, **given}.get("prices_file"), values["gpus"])
     if values["depth_map"]:
         check_picture(values["depth_map"])
     if values["preview"]:

@@ -153,14 +153,17 @@ def check_run(
         talks: whether standard output is for lines.
 
     Raises:
-        UserError: the keys are wrong; a file, folder or bundled name does not exist.
+        UserError: the keys are wrong; a file, folder or bundled name does not exist; the price file lacks something.
     """
+    from hf_transfer.analysis.prices import read_prices
     from hf_transfer.keys import read_values
 
     line = _choose_model(file, given, problems)
     values = read_values(file, given, problems, needs).values
     check_places(values)
     check_header(values)
+    if values["prices_file"] is not None:
+        read_prices(values["prices_file"])
     if line and talks and values["log_level"] not in ("error", "critical") and os.environ.get("RANK", "0") == "0":
         say(line)
 

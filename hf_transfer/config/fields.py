@@ -31,6 +31,7 @@ class Setting:
         used_by: strategies or adapters that read it; empty: all.
         topic: heading it stands under in `--help`; empty: its class's.
         card: whether the model card shows it: always, or (changed) where it is not the default.
+        auto: the number that stands for "auto", of a key that holds numbers only; None: the word is no value.
     """
 
     help: str = ""
@@ -43,6 +44,7 @@ class Setting:
     used_by: tuple[str, ...] = ()
     topic: str = ""
     card: Literal["always", "changed", "never"] = "never"
+    auto: int | None = None
 
     @property
     def range(self) -> str:

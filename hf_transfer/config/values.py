@@ -70,6 +70,8 @@ def coerce(value: Any, key: Key) -> Any:
     """
     if isinstance(value, enum.Enum):
         value = value.value
+    if value == "auto" and key.about.auto is not None:
+        value = key.about.auto
     if isinstance(value, str):
         value = _read_text(value, key)
     if isinstance(value, str) and list in key.types and "," in value:
@@ -85,7 +87,8 @@ def coerce(value: Any, key: Key) -> Any:
                     f"{converted!r} is not one of {', '.join(key.choices)}.{nearest(converted, key.choices)}"
                 )
             return converted
-    raise ValueError(f"{value!r} is not {_expected(key.types)}.")
+    word = "" if key.about.auto is None else " or auto"
+    raise ValueError(f"{value!r} is not {_expected(key.types)}{word}.")
 
 
 def _read_text(text: str, key: Key) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
+EARLIER = "earlier"  # key in a batch: the replayed examples of another task, as a batch of their own with its labels
 _DENOMINATOR = 10_000
 _ORDER, _SOURCE = 0, 1  # what is drawn
 
@@ -19,12 +21,14 @@ class Replay:
     """Earlier data.
 
     Attributes:
-        dataset: prepared as the training set is, with labels of the run.
+        dataset: prepared as the training set is, with labels of the run, or of the task that it is of.
         fraction: of the examples of each batch, between 0 and 1.
+        apart: whether it is of another task than the run's, and comes as a batch within the batch (`EARLIER`).
     """
 
     dataset: Any
     fraction: float
+    apart: bool = False
 
 
 class Both(Dataset[Any]):
@@ -41,9 +45,38 @@ class Both(Dataset[Any]):
         return self.first[number] if number < count else self.second[number - count]
 
 
-def both(first: Any, second: Any) -> Both:
+class Apart(Both):
+    """The same, where each example comes with whether it is of the second."""
+
+    def __getitem__(self, number: int) -> tuple[bool, Any]:
+        return number >= len(self.first), super().__getitem__(number)
+
+
+class ApartCollator:
+    """Makes a batch of the examples of an `Apart`: its first dataset's, and in it, as `EARLIER`, one of the second's.
+
+    Args:
+        collate: makes a batch of the first's examples.
+        collate_earlier: likewise of the second's.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], collate_earlier: Callable[[list[Any]], Any]):
+        self.collate, self.collate_earlier = collate, collate_earlier
+
+    def __call__(self, examples: Sequence[tuple[bool, Any]]) -> dict[str, Any]:
+        earlier = [example for is_earlier, example in examples if is_earlier]
+        batch = dict(self.collate([example for is_earlier, example in examples if not is_earlier]))
+        return {**batch, EARLIER: dict(self.collate_earlier(earlier))} if earlier else batch
+
+
+def both(first: Any, replay: Replay) -> Both:
     """The dataset that the numbers of a `ReplaySampler` are of."""
-    return Both(first, second)
+    return (Apart if replay.apart else Both)(first, replay.dataset)
+
+
+def least_batch(fraction: float) -> int:
+    """The smallest batch that always has an example of the training set."""
+    return math.ceil(1 / (1 - Fraction(fraction).limit_denominator(_DENOMINATOR)))
 
 
 class ReplaySampler(Sampler[int]):

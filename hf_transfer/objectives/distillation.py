@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from hf_transfer.data.labels import MULTI_LABEL, REGRESSION
-from hf_transfer.data.pairs import DOMAIN
 from hf_transfer.features.layouts import token_of
-from hf_transfer.objectives.objective import Batch, Penalty
+from hf_transfer.objectives.objective import ASIDE, Batch, Penalty
 
 NAME = "distillation_alpha"
 
@@ -105,7 +104,7 @@ def _answer(teacher: nn.Module, batch: Batch) -> Any:
     device = next(teacher.parameters()).device
     accepted = signature(teacher.forward).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    wanted = {k: v for k, v in batch.items() if k not in ("labels", DOMAIN) and (takes_all or k in accepted)}
+    wanted = {k: v for k, v in batch.items() if k not in ASIDE and (takes_all or k in accepted)}
     inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in wanted.items()}
     teacher.train(False)
     with torch.no_grad():

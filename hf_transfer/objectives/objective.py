@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from hf_transfer.config.arguments.adaptation import NONE
-from hf_transfer.data.labels import IGNORED
+from hf_transfer.data.labels import IGNORED, LABELS
 from hf_transfer.data.pairs import DOMAIN
+from hf_transfer.data.replay import EARLIER
 from hf_transfer.features.batches import count_of
 from hf_transfer.objectives.losses import Loss, make_loss
 
+ASIDE = (LABELS, DOMAIN, EARLIER)  # keys in a batch that are no inputs of a model
 Batch = Mapping[str, Any]
 Gather = Callable[[torch.Tensor], torch.Tensor]
 PenaltyFunction = Callable[[nn.Module | None, nn.Module, Batch, Any], torch.Tensor]
@@ -165,7 +167,7 @@ class Objective:
     def _own_loss(self, wrapped: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
         assert self.loss is not None
         labels = batch.inputs["labels"]
-        outputs = wrapped(**{name: value for name, value in batch.inputs.items() if name not in ("labels", DOMAIN)})
+        outputs = wrapped(**{name: value for name, value in batch.inputs.items() if name not in ASIDE})
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         total = self.loss.total(logits[: len(labels)], labels)  # target examples come last, and have none
         weight = self.loss.weight(labels) if batch.num_items is None else batch.num_items / batch.processes

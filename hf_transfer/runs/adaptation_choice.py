@@ -1,7 +1,8 @@
 """`domain_adaptation: auto`: the model that was trained on the source alone, unless an adapted one is better.
 
 Every candidate is an ordinary run in `candidates/<method>`, on the same data; finished ones are kept, and one that was
-interrupted goes on from its checkpoint. No label of the target is read: `analysis.validators` compares the candidates.
+interrupted goes on from its checkpoint. No label of the target is read to compare them (`analysis.validators`).
+Labels of `target_label_column_name` are trained on by every candidate, that on the source included.
 The chosen one becomes the run: it goes on from its last checkpoint, where nothing is left to train, and is measured.
 """
 
@@ -27,7 +28,7 @@ from hf_transfer.config.arguments.adaptation import AUTO, METHODS, NONE, values_
 from hf_transfer.errors import UserError, WorkFailed, listed, one_line, option
 from hf_transfer.files import as_json, say, write_json
 from hf_transfer.hub import push
-from hf_transfer.objectives.adaptation.outcome import KEY
+from hf_transfer.objectives.adaptation.outcome import KEY, named
 from hf_transfer.run_folder import OF_ONE_RUN, RESULTS
 from hf_transfer.runs import saving
 from hf_transfer.runs.decisions import with_decisions
@@ -42,7 +43,6 @@ CANDIDATES = (NONE, *METHODS)
 FOLDER, ASKED = "candidates", "asked.json"
 MARGIN = 0.03  # nats of information by which an adapted model must be better; `docs/domain-adaptation.md`
 MOST_LOSS = 0.02  # accuracy on the source's validation split that it may lose, beyond a standard error
-ALONE = "source only"
 _KEY = "domain_adaptation"
 Run = Callable[[Config, Shared], Any]
 
@@ -85,9 +85,9 @@ def run_auto(config: Config, run: Run, among: Shared | None) -> Any:
     talks = config.training.process_index == 0 and not is_silent(config.training)
     tell = say if talks else _silent
     tell(f"domain_adaptation: auto trains {len(CANDIDATES)} models, one after another, in {folder / FOLDER}.")
-    failed: dict[str, str] = {}
+    failed, has_labels = dict[str, str](), config.data.target_label_column_name is not None
     for number, method in enumerate(CANDIDATES):
-        tell(f"{number + 1}/{len(CANDIDATES)}  {_named(method)}")
+        tell(f"{number + 1}/{len(CANDIDATES)}  {named(method, has_labels)}")
         began = time.perf_counter()
         try:
             found = _finished(config, method) or _trained(config, method, run, shared)
@@ -104,7 +104,7 @@ def run_auto(config: Config, run: Run, among: Shared | None) -> Any:
         tell(f"     {_scored(found)} ({exactly(time.perf_counter() - began)})")
     results = {m: r for m in CANDIDATES if m not in failed and (r := _finished(config, m)) is not None}
     verdict = decide(results)
-    tell(f"Kept: {_named(verdict.chosen)}.")
+    tell(f"Kept: {named(verdict.chosen, has_labels)}.")
     tell()
     selection = _selection(results, failed, verdict)
     gives = shared.but(keeps_last=False, one_class="", leaves_test=among is not None, selection=selection)
@@ -267,10 +267,6 @@ _DATA = ("model_name_or_path", "dataset_name", "train_file", "validation_file", 
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
-
-
-def _named(method: str) -> str:
-    return ALONE if method == NONE else method
 
 
 def _scored(found: Mapping[str, Any]) -> str:

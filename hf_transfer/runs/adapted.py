@@ -58,6 +58,7 @@ def adapted(
         "target": {
             "name": prepared.config.data.target_dataset_name,
             "examples": len(prepared.target.examples),
+            "labeled": prepared.target.count,
         },
         "validators": scores.to_dict() if scores else None,
         "selection": selection,
@@ -98,7 +99,7 @@ def scores_of(prepared: Prepared, trainer: TransferTrainer, validation: Any) -> 
     """What the validators say of the trained model; None where examples have not one class each."""
     if prepared.loaded.labels.problem_type != SINGLE_LABEL or prepared.target is None:
         return None
-    target = prepared.target.plain(prepared.task, prepared.processor, prepared.config.data, MOST)
+    target = prepared.target.unseen().plain(prepared.task, prepared.processor, prepared.config.data, MOST)
     rows = spread(len(validation), MOST)
     held_out, truth = validation.select(rows), np.asarray(prepared.data.splits["validation"][LABELS])[rows]
     of_target, of_source = answers(trainer, target), answers(trainer, held_out)

@@ -110,6 +110,7 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
         chosen.pop("save_strategy", None)
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
     chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved)
+    chosen |= _warm_up(config, chosen, seen)
     chosen |= _rate_of_a_probe(config, chosen)
     why = "early_stopping_patience: the best weights are kept"
     chosen |= {name: Choice(value, why) for name, value in early_stopping.implied(values, config.given).items()}
@@ -117,6 +118,9 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
+        solves = found is not None and _now(config, chosen)["probe_solver"] == "lbfgs"
+        if config.data.effort == "best" and solves and choosing_layers.can_average(prepared):
+            chosen |= effort.averaged(chosen)
     elif model.pooling in BY_HAND and found is not None:
         chosen["pooling_layer"] = Choice(found.best.group, "the lowest loss in cross-validation")
     elif model.pooling_layer == "auto":
@@ -147,11 +151,27 @@ def _rate_of_a_probe(config: Config, chosen: Mapping[str, Choice]) -> dict[str, 
     return {"learning_rate": Choice(learning_rate_of(None, "linear-probe", None), "the rate of a head alone")}
 
 
+def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) -> dict[str, Choice]:
+    """A warm-up where fine-tuning begins with a trained head, whether that was chosen or given."""
+    given, values = _given(config), config.values
+    is_solved = _now(config, chosen)["head_init"] == "probe"
+    keeps = seen is not None and not seen.is_new_head and "head_learning_rate" in chosen
+    schedule = getattr(values["lr_scheduler_type"], "value", values["lr_scheduler_type"])
+    adds_up = "num_stable_steps" in (values["lr_scheduler_kwargs"] or {})  # with the other parts of the schedule
+    is_refused = schedule in _WITHOUT_WARMUP or adds_up or "unfreeze_warmup_steps" in given
+    return few_labels.warm_up(is_solved) if (is_solved or keeps) and not is_refused else {}
+
+
+def _now(config: Config, chosen: Mapping[str, Choice]) -> dict[str, Any]:
+    """Every key with the value that was given, or else was chosen."""
+    given = _given(config)
+    return {**config.values, **{name: choice.value for name, choice in chosen.items() if name not in given}}
+
+
 def _strategy(prepared: Prepared, seen: Seen) -> dict[str, Choice]:
     """What `strategy: auto` chooses; the plain strategy where the checks that given keys meet refuse its values."""
-    values, given = prepared.config.values, _given(prepared.config)
     chosen = rules.choose(seen)
-    problem = problems_of({**values, **{name: choice.value for name, choice in chosen.items() if name not in given}})
+    problem = problems_of(_now(prepared.config, chosen))
     return {"strategy": Choice("two-phase", problem)} if problem else chosen
 
 
@@ -161,7 +181,6 @@ def _seen(prepared: Prepared) -> Seen:
     values, given, labels = config.values, config.given, prepared.loaded.labels
     has_classes = labels.problem_type == SINGLE_LABEL
     size = args.per_device_train_batch_size if "per_device_train_batch_size" in given else few_labels.BATCH
-    schedule = values["lr_scheduler_type"]
     seen = Seen(
         examples=None if config.data.streaming else len(data.train),
         per_class=len(data.train) / len(labels.names) if has_classes else None,
@@ -171,7 +190,6 @@ def _seen(prepared: Prepared) -> Seen:
         has_batchnorm=bool(running_statistics(prepared.loaded.model)),
         batch_size=size * args.gradient_accumulation_steps * args.world_size,
         rate=values["learning_rate"] if "learning_rate" in given else None,
-        warms_up=getattr(schedule, "value", schedule) not in _WITHOUT_WARMUP,
         has_steps=args.max_steps > 0,
         not_alone=unsolvable(prepared, **ALONE),
         begins=begins(config),

@@ -63,6 +63,11 @@ def is_standard(prepared: Prepared) -> bool:
     return not pooling_layer.refusal(prepared.loaded.model)
 
 
+def can_average(prepared: Prepared) -> bool:
+    """Whether an architecture that can read the mean of a layer can be changed to read that of several."""
+    return is_standard(prepared) and not _no_pooling(prepared) and choosing_pooled.can_average(prepared, "mean")
+
+
 def _no_pooling(prepared: Prepared) -> str:
     """Why another pooling is not possible, as part of a sentence; empty if nothing shows yet."""
     if has_adapter(prepared):

@@ -120,6 +120,19 @@ def averaged(layers: Layers, pooling: str) -> list[str]:
     )
 
 
+def can_average(prepared: Prepared, pooling: str) -> bool:
+    """Whether a head can read several layers, by trying."""
+    if refusal(prepared):
+        return False
+    try:
+        layers = layers_of(prepared)
+        with torch.random.fork_rng(devices=[]):
+            read_pooled(prepared.loaded.model, *layers, averaged(layers, pooling), pooling, tries=True)
+    except UserError:
+        return False
+    return True
+
+
 def acceptable(prepared: Prepared) -> Callable[[str, str], bool]:
     """Whether the model can be made to read (a group, a pooling), by trying."""
     layers = layers_of(prepared)

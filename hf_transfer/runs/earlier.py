@@ -28,6 +28,8 @@ from hf_transfer.models.load import Loaded
 from hf_transfer.objectives.fisher import Fisher
 from hf_transfer.runs.earlier_data import read_examples
 from hf_transfer.runs.fisher import OldTask, consolidate, old_task
+from hf_transfer.runs.old_head import REPLAY as _REPLAY
+from hf_transfer.runs.old_head import OldHead
 from hf_transfer.runs.own_task import OwnTask
 from hf_transfer.runs.teacher import load_teacher
 from hf_transfer.settings import Config
@@ -36,15 +38,14 @@ from hf_transfer.training import keeping
 from hf_transfer.training.run_subject import sampled
 from hf_transfer.training.trainer import TransferTrainer
 
-_REPLAY = "replay_dataset_name"
-
 
 @dataclass
 class Earlier:
     """What was read.
 
     Attributes:
-        replay: examples with labels of the run, in its input columns; None without `replay_dataset_name`.
+        replay: examples in the run's input columns; None without `replay_dataset_name`.
+        replay_head: the checkpoint's own head, of whose labels theirs are; None where they have labels of the run.
         old_task: for the Fisher information; None without `ewc_dataset_name`, and once it is computed.
         teacher: a model with the labels of the run; None without `teacher_model_name_or_path`.
         order: of the teacher's outputs, as the run's labels are ordered.
@@ -53,6 +54,7 @@ class Earlier:
     """
 
     replay: Dataset | None
+    replay_head: OldHead | None
     old_task: OldTask | None
     teacher: torch.nn.Module | None
     order: tuple[int, ...]
@@ -74,9 +76,9 @@ def read_earlier(config: Config, task: Task, data: Data, loaded: Loaded, process
         UserError: it does not exist, or does not fit the run.
     """
     args, notes = config.training, list[str]()
-    replay, old, teacher, order, watched = None, None, None, tuple[int, ...](), None
+    replay, head, old, teacher, order, watched = None, None, None, None, tuple[int, ...](), None
     if args.replay_dataset_name:
-        replay = _replayed(config, task, data, loaded.labels, notes)
+        replay, head = _replayed(config, task, data, loaded.labels, notes)
     if args.ewc_dataset_name:
         old = old_task(config, task)
         notes.append(f"EWC: Fisher information of {len(old.rows):,} examples of {args.ewc_dataset_name}.")
@@ -86,7 +88,7 @@ def read_earlier(config: Config, task: Task, data: Data, loaded: Loaded, process
     if args.forgetting_dataset_name:
         watched = _watched(config)
         notes += watched.notes
-    return Earlier(replay, old, teacher, order, watched, tuple(notes))
+    return Earlier(replay, head, old, teacher, order, watched, tuple(notes))
 
 
 def equip(
@@ -125,7 +127,10 @@ def equip(
         raise UserError("probe_solver: lbfgs solves for the head on the training set alone.", "Leave one.", key=_REPLAY)
     trainer.data_keys["replayed examples"] = f"{len(earlier.replay)} {sampled(earlier.replay)}"
     prepared = task.prepare_training(earlier.replay, data.inputs, processor, config.data, chance)
-    trainer.replay = Replay(prepared, args.replay_fraction)
+    if earlier.replay_head is not None:
+        trainer.data_keys["the old head's weights"] = earlier.replay_head.digest
+        earlier.replay_head.put(trainer, task.collator(processor)([prepared[0]]))
+    trainer.replay = Replay(prepared, args.replay_fraction, apart=earlier.replay_head is not None)
 
 
 def add_fisher(trainer: TransferTrainer, earlier: Earlier, config: Config, task: Task, folder: Path) -> Fisher | None:
@@ -159,13 +164,15 @@ def _watched(config: Config) -> OwnTask:
 # ---- replay ----------------------------------------------------------------------------------------------------------
 
 
-def _replayed(config: Config, task: Task, data: Data, labels: Labels, notes: list[str]) -> Dataset:
-    """The examples to replay, in the input columns of the run's own data.
+def _replayed(
+    config: Config, task: Task, data: Data, labels: Labels, notes: list[str]
+) -> tuple[Dataset, OldHead | None]:
+    """(the examples to replay, in the input columns of the run's own data; the head that they are for, if not its own).
 
     Raises:
-        UserError: they have other inputs or labels than the run.
+        UserError: they have other inputs than the run, or labels of neither the run nor its checkpoint.
     """
-    args = config.training
+    args, head = config.training, None
     name = args.replay_dataset_name
     assert name is not None
     try:
@@ -173,11 +180,11 @@ def _replayed(config: Config, task: Task, data: Data, labels: Labels, notes: lis
     except UserError as error:
         if "unknown label" not in error.problem:
             raise
-        fix = (
-            f"{error.fix} Only labels of this run can be replayed: a second head for other labels is not supported. "
-            "ewc_dataset_name takes earlier data with the checkpoint's own labels."
-        )
-        raise UserError(error.problem, fix, _REPLAY) from error
+        head = OldHead.of(config, task, error)
+        try:
+            rows, inputs, _ = read_examples(config, task, name, head.loaded.labels, _REPLAY)
+        except UserError as again:
+            raise head.refused(error) from again
     if len(inputs) != len(data.inputs):
         raise UserError(
             f"{name!r} has the inputs {' and '.join(inputs)}, and the training set {' and '.join(data.inputs)}.",
@@ -188,8 +195,9 @@ def _replayed(config: Config, task: Task, data: Data, labels: Labels, notes: lis
         rows = rows.remove_columns([c for c in data.inputs if c in rows.column_names and c not in inputs])
         rows = rows.rename_columns({a: b for a, b in zip(inputs, data.inputs, strict=True) if a != b})
     rows = _without_held_out(rows, data, name, notes, drops=config.data.drop_leaks)
-    notes.append(f"Replay: {len(rows):,} examples of {name}, {args.replay_fraction:.4g} of each batch.")
-    return rows
+    by = f", answered by the head of {config.model.model_name_or_path}, which is kept" if head else ""
+    notes.append(f"Replay: {len(rows):,} examples of {name}, {args.replay_fraction:.4g} of each batch{by}.")
+    return rows, head
 
 
 def _without_held_out(rows: Dataset, data: Data, name: str, notes: list[str], drops: bool) -> Dataset:

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from hf_transfer.analysis.few_labels import Choice
-from hf_transfer.analysis.range_test import CHOSEN, LEAST_STEPS, Curve
+from hf_transfer.analysis.range_test import CHOSEN, LEAST_STEPS, Curve, Sweep
 from hf_transfer.config.arguments.plan import is_wanted
 from hf_transfer.errors import UserError, option
 from hf_transfer.files import say, write_bytes, write_text
@@ -23,7 +23,7 @@ from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.decisions import recorded, with_decisions
 from hf_transfer.runs.machine import check_writable, pin_memory, quiet_libraries, removed_if_empty, share_cores
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
-from hf_transfer.runs.range_testing import Sweep, range_test, stage_to_try
+from hf_transfer.runs.range_testing import range_test, stage_to_try
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.trainer import TransferTrainer

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from hf_transfer.data.labels import Labels
 from hf_transfer.errors import UserError, listed
 from hf_transfer.layers.identity import identity_of
 from hf_transfer.layers.wrappers import plain_names
 from hf_transfer.models.load import Loaded
-from hf_transfer.models.source import read_config
 from hf_transfer.objectives.fisher import Fisher, estimate
 from hf_transfer.run_folder import FISHER
 from hf_transfer.runs.earlier_data import read_examples
-from hf_transfer.runs.teacher import as_saved
+from hf_transfer.runs.old_head import with_own_head
 from hf_transfer.settings import Config
 from hf_transfer.tasks.base import Task
 from hf_transfer.training import keeping
@@ -56,10 +53,7 @@ def old_task(config: Config, task: Task) -> OldTask:
         UserError: the checkpoint has no head, or the data has other labels.
     """
     args = config.training
-    keys = as_saved(config.model)
-    labels = Labels.of(read_config(keys))
-    with torch.random.fork_rng(devices=[]):
-        loaded, processor = task.load(keys, config.data, labels)
+    loaded, processor = with_own_head(config, task)
     if loaded.fresh:
         raise UserError(
             f"the Fisher information is that of the checkpoint's own answers, and {config.model.model_name_or_path!r} "

@@ -74,7 +74,7 @@ def choose_loader(args: TransferArguments, task: Task, shards: int | None = None
 
     Workers are used if a device trains and images must be decoded or a stream is read. On the CPU, loading and training
     would compete for the cores, and texts are read before training. Workers that are chosen here are persistent and
-    prefetch.
+    prefetch. Before images are trained on, `workers.choose_workers` times them.
 
     Args:
         args: training arguments.
@@ -87,8 +87,7 @@ def choose_loader(args: TransferArguments, task: Task, shards: int | None = None
         decisions["accelerator_config"] = replace(args.accelerator_config, dispatch_batches=False)  # in length
     if workers < 0:
         is_useful = args.device.type != "cpu" and (bool(task.suffixes) or is_streamed)
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = max(0, min(MOST_WORKERS, cores() // processes - 1)) if is_useful else 0
+        workers = most_workers() if is_useful else 0
         if workers:
             decisions["dataloader_persistent_workers"] = True
             decisions["dataloader_prefetch_factor"] = args.dataloader_prefetch_factor or PREFETCHED
@@ -97,6 +96,11 @@ def choose_loader(args: TransferArguments, task: Task, shards: int | None = None
         if not workers:  # both require workers
             decisions |= {"dataloader_persistent_workers": False, "dataloader_prefetch_factor": None}
     return {**decisions, "dataloader_num_workers": workers}
+
+
+def most_workers() -> int:
+    """Workers of a training process that leave it a core."""
+    return max(0, min(MOST_WORKERS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def cores() -> int:

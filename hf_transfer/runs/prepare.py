@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from hf_transfer.adapters.attach import is_adapted, make_room
 from hf_transfer.adapters.continued import train_head
 from hf_transfer.analysis.few_labels import Chosen
@@ -242,11 +244,14 @@ def prepare_splits(prepared: Prepared) -> dict[str, Any]:
     rest = {k: task.prepare(v, inputs, prepared.processor, args) for k, v in named if k not in skipped}
     if args.streaming:
         return {"train": training_stream(prepared), **rest}
-    train = prepared.data.train
-    if prepared.target is not None:
-        train = prepared.target.joined(train, prepared.loaded.labels)
-    train = task.prepare_training(train, inputs, prepared.processor, args, prepared.chance)
+    train = task.prepare_training(_training(prepared), inputs, prepared.processor, args, prepared.chance)
     return {"train": train, **rest}
+
+
+def _training(prepared: Prepared) -> Dataset:
+    """The training split, and after it the labeled examples of a target."""
+    train, target = prepared.data.train, prepared.target
+    return train if target is None else target.joined(train, prepared.loaded.labels)
 
 
 def training_stream(prepared: Prepared) -> Stream:
@@ -313,7 +318,7 @@ def make_trainer(prepared: Prepared, train: Any, validation: Any) -> TransferTra
         )
         trainer.boundary.blocked += live_changes(prepared.config.data)
         if prepared.chance.views is not None:
-            trainer.boundary.views = Views(prepared.chance, prepared.data.train.with_format(None)[EXAMPLE][:])
+            trainer.boundary.views = Views(prepared.chance, _training(prepared).with_format(None)[EXAMPLE][:])
         steps = trainer.resolve_plan()
         adalora.check_schedule(trainer.model, steps)
         if "logging_steps" not in prepared.config.given:

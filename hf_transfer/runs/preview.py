@@ -39,6 +39,7 @@ from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.threads import choose_threads
 from hf_transfer.runs.timing import compilation, measure, search_note
+from hf_transfer.runs.workers import choose_workers
 from hf_transfer.settings import Config
 from hf_transfer.tasks import TASKS, task_of_kind
 from hf_transfer.training import contrastive, time_budget
@@ -158,7 +159,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     config = prepared.config
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
-    prepared = choose_threads(prepared, trainer, splits)
+    prepared = choose_workers(choose_threads(prepared, trainer, splits), trainer, splits)
     config = prepared.config
     trainer.boundary.decide()
     plan, num_steps = trainer.plan, trainer.resolve_plan()

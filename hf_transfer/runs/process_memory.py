@@ -9,11 +9,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESETS_PEAK = "5"  # man 5 proc_pid_clear_refs
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an action took of this process's memory, in bytes beyond those before.
+
+    Attributes:
+        most: resident during the action.
+        kept: resident after it: blocks that are free, and that the C library keeps for itself.
+    """
+
+    most: int
+    kept: int
 
 
 def resident() -> int | None:
@@ -22,8 +36,8 @@ def resident() -> int | None:
     return _read("VmRSS")
 
 
-def peak_of(action: Callable[[], Any]) -> int | None:
-    """Most bytes that were resident during an action beyond those before; None, without it, where that is not said."""
+def taken_by(action: Callable[[], Any]) -> Taken | None:
+    """What an action takes; None, without it, where the system does not say."""
     before = resident()
     if before is None:
         return None
@@ -32,8 +46,8 @@ def peak_of(action: Callable[[], Any]) -> int | None:
     except OSError:
         return None
     action()
-    peak = _read("VmHWM")
-    return None if peak is None else max(0, peak - before)
+    most, after = _read("VmHWM"), _read("VmRSS")
+    return None if most is None or after is None else Taken(max(0, most - before), max(0, after - before))
 
 
 def _read(name: str) -> int | None:

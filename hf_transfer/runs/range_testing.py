@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hf_transfer.analysis.range_test import LEAST_STEPS, Curve, has_diverged, rates_between, smooth
+from hf_transfer.analysis.range_test import Curve, Sweep, has_diverged, rates_between, smooth
 from hf_transfer.data.replay import both
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch
@@ -23,23 +23,6 @@ from hf_transfer.runs.preflight_stages import Step, batch_sizes_and_steps
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training import linear_probe
 from hf_transfer.training.trainer import TransferTrainer
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a range test goes through.
-
-    Attributes:
-        start: learning rate of the first step, as the key `learning_rate` counts it.
-        end: learning rate of the last step.
-        steps: number of optimizer steps.
-        stage: number of the stage that is tried, counted from 0; None for the first that trains the backbone.
-    """
-
-    start: float = 1e-7
-    end: float = 1.0
-    steps: int = 100
-    stage: int | None = None
 
 
 def stage_to_try(plan: Plan, wanted: int | None) -> int:
@@ -97,16 +80,7 @@ def check_testable(trainer: TransferTrainer, is_streamed: bool, sweep: Sweep) ->
         raise UserError(
             "0 has no ratio to the learning rates of other groups.", "Leave it out, or give one.", key="learning_rate"
         )
-    if sweep.steps < LEAST_STEPS:
-        raise UserError(
-            f"a range test of {sweep.steps} steps is too short: it takes at least {LEAST_STEPS}.",
-            "Use 100, or more for small batches.",
-            key="num_steps",
-        )
-    if not 0 < sweep.start < sweep.end:
-        raise UserError(
-            f"the learning rate must rise, and {sweep.start:g} is not below {sweep.end:g}.", key="start_learning_rate"
-        )
+    sweep.check()
 
 
 def range_test(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any], sweep: Sweep) -> Curve:

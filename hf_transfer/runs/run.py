@@ -60,6 +60,7 @@ from hf_transfer.runs.resumed import checkpoint_of
 from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.threads import choose_threads
 from hf_transfer.runs.timing import check_compilation
+from hf_transfer.runs.workers import choose_workers
 from hf_transfer.settings import Config
 from hf_transfer.training.console import is_silent
 from hf_transfer.training.trainer import TransferTrainer
@@ -182,6 +183,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
         prepared = choose_threads(prepared, trainer, splits)
         fisher = add_fisher(trainer, prepared.earlier, config, prepared.task, output_dir)
         prepared, range_test = find_rate(prepared, trainer, splits, checkpoint)
+        prepared = choose_workers(prepared, trainer, splits)
     prepared = replace(prepared, config=with_choices(prepared.config, trainer, checkpoint))
     if target and is_adapted(trainer.model):
         refuse_local(str(base_of(prepared.config, trainer.model)))
@@ -258,7 +260,10 @@ def _write_run_file(ready: _Ready) -> None:
     own = {name: choice.value for name, choice in asked.items()}
     config = replace(prepared.config, values=prepared.config.values | own)
     ready.prepared = replace(prepared, config=config)
-    chosen = {name: choice.why for name, choice in prepared.chosen.keys.items()}
+    chosen = {
+        name: choice.why if config.values[name] == choice.value else f"{choice.value} here: {choice.why}"
+        for name, choice in prepared.chosen.keys.items()
+    }
     why = reasons(config, chosen, ready.trainer, {name: choice.why for name, choice in asked.items()})
     write_text(ready.output_dir / RUN_FILE, config.to_yaml(why))
 

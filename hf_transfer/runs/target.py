@@ -1,4 +1,4 @@
-"""The target of domain adaptation: read as the source is, without labels."""
+"""The target of domain adaptation: read as the source is, with labels only where they are asked for."""
 
 from __future__ import annotations
 
@@ -47,6 +47,17 @@ class Target:
     notes: tuple[str, ...]
     labeled: Dataset | None = None
     column: str = ""
+
+    @property
+    def count(self) -> int:
+        """Of the examples with a label to train on."""
+        return 0 if self.labeled is None else len(self.labeled)
+
+    def unseen(self) -> Target:
+        """The examples whose labels are not trained on, which a model can be judged by; all if there are none."""
+        seen = set() if self.labeled is None else set(self.labeled[ROW][:])
+        rest = [i for i, row in enumerate(self.examples[ROW][:]) if row not in seen]
+        return replace(self, examples=self.examples.select(rest)) if rest and seen else self
 
     def plain(self, task: Task, processor: Any, args: DataArguments, most: int | None = None) -> Dataset:
         """The examples as the model takes them, not augmented; at most so many, evenly spread."""
@@ -161,6 +172,8 @@ def read_target(
         usable = set(examples[ROW][:])
         labeled = labeled.select([i for i, row in enumerate(labeled[ROW][:]) if row in usable])
         notes.append(_on_labels(labeled, own or "", labels))
+        if config.training.domain_adaptation == NONE:
+            notes.append("Target: its other examples are not trained on, because domain_adaptation is none.")
     if ignored := [name for name in _label_columns(split, inputs, column) if name != own]:
         notes.append(
             f"Target: {listed(map(repr, ignored))} ignored, because only its inputs are used. For the accuracy on the "

@@ -11,6 +11,7 @@ import torch
 from accelerate.data_loader import DataLoaderDispatcher
 
 from hf_transfer.analysis.pace import COMPILE_ANYWAY, Pace, StagePace, compile_note, in_time
+from hf_transfer.analysis.range_test import Sweep
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch
 from hf_transfer.features.examples import is_numbered
@@ -19,8 +20,7 @@ from hf_transfer.runs.preflight import without_trace
 from hf_transfer.runs.preflight_examples import Examples, examples_of
 from hf_transfer.runs.preflight_stages import Step, batch_sizes_and_steps
 from hf_transfer.runs.prepare import Prepared
-from hf_transfer.runs.process_memory import peak_of, resident
-from hf_transfer.runs.range_testing import Sweep
+from hf_transfer.runs.process_memory import Taken, resident, taken_by
 from hf_transfer.runs.room import room
 from hf_transfer.settings import Config
 from hf_transfer.training.cache_stage import CachedStage
@@ -63,13 +63,15 @@ def _measure(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, Any
     _, steps = batch_sizes_and_steps(trainer)
     ends = [*(stage.start for stage in plan.stages[1:]), trainer.num_steps]
     occupied = _resident(trainer) if args.device.type == "cpu" else None
+    free = None if occupied is None else room(args).free
     tried = _tried(trainer, train, steps, batches)
     stages = []
     for i, (stage, end) in enumerate(zip(plan.stages, ends, strict=True)):
         one = tried[i]
         seconds = one.seconds * args.gradient_accumulation_steps / _gain(trainer.boundary.entries, i) + one.optimizer
-        stages.append(StagePace(stage.name, (end or 0) - (stage.start or 0), seconds, one.count, one.memory))
-    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied)
+        most, kept = (one.memory.most, one.memory.kept) if one.memory else (None, None)
+        stages.append(StagePace(stage.name, (end or 0) - (stage.start or 0), seconds, one.count, most, kept))
+    return Pace(args.device.type, torch.get_num_threads(), tuple(stages), occupied, free)
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,13 @@ class _Tried:
         seconds: of a batch.
         optimizer: seconds of a step of the optimizer.
         count: batches that were timed.
-        memory: bytes of the process's memory that a step on the largest batch took; None where that is not known.
+        memory: what a step on the largest batch took of the process's memory; None where that is not known.
     """
 
     seconds: float
     optimizer: float
     count: int
-    memory: int | None
+    memory: Taken | None
 
 
 def _tried(
@@ -121,12 +123,12 @@ def _resident(trainer: TransferTrainer) -> int | None:
     return resident()
 
 
-def _memory(trainer: TransferTrainer, batch: Batch, step: Step) -> int | None:
-    """Bytes of the process's memory that a step takes; None on a GPU, whose memory is its own."""
+def _memory(trainer: TransferTrainer, batch: Batch, step: Step) -> Taken | None:
+    """What a step takes of the process's memory; None on a GPU, whose memory is its own."""
     if trainer.args.device.type != "cpu":
         return None
     with step.training():
-        return peak_of(lambda: seconds_of_step(trainer, batch))
+        return taken_by(lambda: seconds_of_step(trainer, batch))
 
 
 def batches_of(trainer: TransferTrainer) -> list[list[int]] | None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from hf_transfer.config.arguments.forgetting import ForgettingArguments
-from hf_transfer.data.replay import Replay, ReplaySampler, both
+from hf_transfer.data.augment import Mixed
+from hf_transfer.data.replay import ApartCollator, Replay, ReplaySampler, both
 from hf_transfer.objectives.anchored import Anchors
 from hf_transfer.training import keeping
 from hf_transfer.training.loading import Loading
@@ -43,9 +44,16 @@ class Holding(Loading):
         return ReplaySampler(len(self.train_dataset), len(self.replay.dataset), self.replay.fraction, self._order_seed)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.replay is not None and kwargs.get("is_training"):
-            dataset = both(dataset, self.replay.dataset)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+        if self.replay is None or not kwargs.get("is_training"):
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        dataset, collate = both(dataset, self.replay), self.data_collator
+        if self.replay.apart:
+            unmixed = collate.unmixed if isinstance(collate, Mixed) else collate
+            self.data_collator = ApartCollator(*map(self._get_collator_with_removed_columns, (collate, unmixed)))
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = collate
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.is_in_train:

@@ -26,6 +26,7 @@ from hf_transfer.models.pooled_head import PooledLinear
 from hf_transfer.objectives.anchored import Anchors, ewc, l2_sp
 from hf_transfer.objectives.distillation import Reader, feature_distillation, logit_distillation
 from hf_transfer.objectives.fisher import Fisher
+from hf_transfer.objectives.replayed import old_head
 from hf_transfer.training.running import RunningTrainer
 
 _WITHOUT_RUN = "`hf-transfer train` and `fine_tune` read it; a `TransferTrainer` cannot."
@@ -137,6 +138,28 @@ def teach(trainer: RunningTrainer, teacher: nn.Module, problem_type: str, order:
             args.distillation_alpha, args.distillation_temperature, teacher.to(args.device), problem_type, order
         )
     )
+
+
+def replay_with(trainer: RunningTrainer, head: Mapping[str, torch.Tensor], problem_type: str) -> None:
+    """Add the loss of an old head on replayed examples of its task.
+
+    Args:
+        trainer: before its first step.
+        head: parameters by name, on the trainer's device.
+        problem_type: of the old task.
+
+    Raises:
+        UserError: nothing below the head trains, or the backend shards the model.
+    """
+    _check_backend(trainer, "replay_dataset_name")
+    _check_trains(trainer, "replay_dataset_name", through_adapter=True)
+    trainer.objective.penalties.append(old_head(head, problem_type))
+
+
+def head_of(trainer: RunningTrainer) -> tuple[str, ...]:
+    """Names of the head's parameters."""
+    names: tuple[str, ...] = tuple(_groups(trainer)[-1].parameters)
+    return names
 
 
 def _blocks_cache(args: Any) -> list[str]:

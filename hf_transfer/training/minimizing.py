@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_transfer.data.replay import EARLIER
 from hf_transfer.errors import UserError
 from hf_transfer.objectives.objective import MicroBatch, Objective, make_objective
 from hf_transfer.training import keeping
@@ -76,6 +77,7 @@ class Minimizing(Holding):
         # The count is over all processes, and gradients are averaged over them.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         batch = MicroBatch(dict(inputs), num_items_in_batch, processes)
+        inputs = {name: value for name, value in inputs.items() if name != EARLIER}
         trains = self.model.training or (self.unfreezing is not None and self.unfreezing.is_probing)
         with self.objective.watching(self.model, batch.inputs) if trains else contextlib.nullcontext():
             loss, outputs = self.objective.compute(

@@ -246,8 +246,7 @@ def test_a_class_with_one_example_and_constant_features_stop_nothing():
         ({"per_class": 5, "begins": "head_epochs: 2"}, {"strategy": "two-phase", "num_train_epochs": 5.0}, ()),
         ({"is_new_head": False, "begins": "head_epochs: 2"}, {"strategy": "two-phase"}, ("head_init",)),
         ({"is_adapted": True, "begins": "head_epochs: 2"}, {"strategy": "two-phase"}, ()),
-        ({"warms_up": False}, {"strategy": "two-phase"}, ("warmup_steps",)),
-        ({"has_steps": True}, {"warmup_steps": 0.1}, ("num_train_epochs",)),
+        ({"has_steps": True}, {"learning_rate": 1e-4}, ("num_train_epochs",)),
     ],
 )
 def test_what_was_given_keeps_its_meaning(changes, expected, left_out):

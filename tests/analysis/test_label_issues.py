@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cleanlab.count import num_label_issues
 from cleanlab.rank import get_label_quality_scores
 
 from hf_transfer import UserError
@@ -52,22 +51,6 @@ def test_wrong_labels_are_found_and_the_right_ones_suggested(classes):
     )
     np.testing.assert_array_equal(found.scores, expected)
     assert all(i.probability == probabilities[i.row, i.given[0]] for i in found.issues)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 8])
-@pytest.mark.parametrize("sharpness", [0.1, 1.0, 30.0])  # of the probabilities, from almost even to almost 0 and 1
-def test_scores_and_the_number_of_wrong_labels_are_those_of_cleanlab(classes, sharpness):
-    chance = np.random.default_rng(classes)
-    for share in (0.0, 0.3, 1.0):
-        labels = np.concatenate([np.arange(classes), chance.integers(0, classes, 200)])
-        logits = chance.normal(size=(len(labels), classes)) + (labels[:, None] == np.arange(classes))
-        logits[: int(share * 50)] = 0  # classes are tied
-        p = np.exp(sharpness * logits)
-        p /= p.sum(1, keepdims=True)
-        thresholds = np.array([p[labels == k, k].mean() for k in range(classes)]).clip(2e-6)
-        assert label_issues._number_wrong(labels, p, thresholds) == num_label_issues(labels, p)
-        expected = get_label_quality_scores(labels, p, method="normalized_margin", adjust_pred_probs=True)
-        np.testing.assert_array_equal(label_issues._one_label(labels, p)[0], expected)
 
 
 def test_a_head_that_knows_little_calls_labels_doubtful_at_most():

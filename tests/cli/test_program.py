@@ -193,6 +193,9 @@ def test_what_needs_no_model_imports_no_torch(words):
         ("evaluate me/run review.csv", "'review.csv' does not exist. Did you mean 'reviews.csv'?"),
         ("evaluate me/run reviews.csv --errors_file no/x.csv", "errors_file: there is no folder 'no'"),
         ("predict ./rnu reviews.csv", "RUN: './rnu' does not exist. Did you mean 'run'?"),
+        ("plan bundled:minilm-l6 --gpus H10", "'H10' is not in the price table. Did you mean 'H100'?"),
+        ("find-lr bundled:minilm-l6 reviews.csv --num_steps 5", "num_steps: a range test of 5 steps is too short"),
+        ("train bundled:minilm-l6 reviews.csv --prices_file no.yaml", "prices_file: 'no.yaml' cannot be read"),
         ("predict me/run review.csv", "INPUT: there is no file or folder 'review.csv'. Did you mean 'reviews.csv'?"),
     ],
 )

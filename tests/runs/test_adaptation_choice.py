@@ -16,6 +16,7 @@ from hf_transfer.config.arguments.adaptation import METHODS
 from hf_transfer.errors import UserErrors
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.runs import adaptation_choice, run
+from hf_transfer.runs.adapted import adapted
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from tests.runs.test_target import KEYS, label, write_texts
@@ -105,6 +106,29 @@ def test_all_candidates_have_the_plan_of_the_run(interrupted):
     ]
     assert len({json.dumps(one["plan"]) for one in found}) == 1
     assert found[0]["domain_adaptation"]["method"] == "none" and "rounds" in found[2]["domain_adaptation"]
+
+
+def test_labels_of_the_target_are_trained_on_by_every_candidate(tiny_bert_folder, tmp_path, monkeypatch, capsys):
+    """The one on the source included, which is kept where no other is better; no score reads the labels."""
+    given, out = {0: "yes", 3: "no"}, tmp_path / "out"
+    target = write_texts(tmp_path / "few.jsonl", 12, seed=3, opinion=lambda i: given.get(i, ""))
+    keys = {**AUTO, **sources(tmp_path), "target_dataset_name": target, "target_label_column_name": "opinion"}
+    monkeypatch.setattr(adaptation_choice, "CANDIDATES", ("none", "coral"))
+    monkeypatch.setattr(adaptation_choice, "MARGIN", 10.0)  # nats: more than there are
+    seen = []
+    monkeypatch.setattr(run, "adapted", lambda *args: [seen.append(args[0]), adapted(*args)][1])
+    result = fine_tune(tiny_bert_folder, keys.pop("dataset_name"), output_dir=out, **keys)
+    for name in ("source-only", "coral"):
+        found = json.loads((out / "candidates" / name / "results.json").read_text())["domain_adaptation"]
+        assert found["target"]["labeled"] == 2
+    assert all(len(one.target.unseen().examples) == 10 for one in seen) and len(seen) == 3
+    told = capsys.readouterr().out
+    assert "1/2  source and target labels only" in told and "Kept: source and target labels only." in told
+    said = "\n".join(outcome.lines(result.results))
+    assert "all trained on 2 labels of the target, by information on the others, without labels; the model" in said
+    values = yaml.safe_load((out / "run.yaml").read_text())
+    assert (values["domain_adaptation"], values["target_dataset_name"]) == ("none", target)
+    assert values["target_label_column_name"] == "opinion" and len(result.trainer.train_dataset) > 24 * 0.8
 
 
 def scored(information, accuracy):

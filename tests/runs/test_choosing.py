@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scipy.special import log_softmax, softmax
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_transfer import UserError, fine_tune
+from hf_transfer.analysis import few_labels
 from hf_transfer.errors import Interrupted
 from hf_transfer.models.pooling_architectures import NEARLY_LINEAR
 from hf_transfer.runs import announce, choosing_layers
@@ -107,6 +109,23 @@ def test_a_given_key_wins(model, data, tmp_path):
     assert keys["head_init"] == "probe", "what was not given is still chosen"
     explicit = Config.from_sources({}, dict(model_name_or_path=model, train_file=data, strategy="full", output_dir="o"))
     assert plan_only(explicit, talks=False).chosen.keys() == {"pooling", "pooling_layer"}
+
+
+def test_the_warm_up_of_a_named_strategy_is_told_and_kept(model, data, tmp_path, monkeypatch, capsys):
+    """Also the lack of one, by a run of an earlier version that goes on."""
+    named = dict(strategy="two-phase", head_init="probe", head_epochs=0, max_steps=2, save_steps=1, pooling="cls")
+    keys = {**QUIET, **named, "save_strategy": "steps", "log_level": "warning"}
+    fine_tune(model, train_file=data, output_dir=str(tmp_path / "new"), **keys)
+    assert "warmup_steps: 0.1 (a tenth of the steps: the first would undo a head" in capsys.readouterr().out
+    written = (tmp_path / "new" / "run.yaml").read_text()
+    assert "warmup_steps: 0.1 " in written and "the first would undo a head that is solved for" in written
+    with monkeypatch.context() as earlier:
+        earlier.setattr(few_labels, "warm_up", lambda is_solved: {})
+        fine_tune(model, train_file=data, output_dir=str(tmp_path / "old"), **keys)
+    shutil.rmtree(tmp_path / "old" / "checkpoint-2")
+    (tmp_path / "old" / "results.json").unlink()
+    fine_tune(model, train_file=data, output_dir=str(tmp_path / "old"), resume_from_checkpoint="auto", **keys)
+    assert keys_of(tmp_path / "old")["warmup_steps"] == 0.0
 
 
 def test_quick_solves_for_the_head_alone_and_is_repeated_bit_for_bit(model, data, tmp_path):

@@ -69,9 +69,56 @@ def test_few_examples_per_class(files, keys, expected):
     assert (values["strategy"], values.get("probe_solver"), values.get("learning_rate")) == expected
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "keys", "averages"),
+    [
+        ("bert", "few", {}, True),
+        ("bert", "few", {"pooling": "auto", "max_steps": 5}, True),
+        ("bert", "few", {"effort": "normal"}, False),
+        ("bert", "few", {"pooling_layer": "layer.1"}, False),
+        ("bert", "few", {"pooling": "mean"}, False),  # asks for one layer
+        ("bert", "enough", {}, False),  # everything trains
+        ("modern", "few", {}, False),  # two layers read what is pooled
+    ],
+)
+def test_best_averages_layers_where_only_the_head_is_fitted(files, model, data, keys, averages):
+    chosen, found = prepared(files, model, data, **{"effort": "best", **keys})
+    assert (found.get("pooling_layer") == "average") == averages
+    if averages:
+        assert found["pooling"] == "mean" and chosen["pooling_layer"]["why"].startswith("effort: best")
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "slanted_triangular", "constant"])
 def test_a_schedule_of_its_own_warm_up(files, schedule):
     assert "warmup_steps" not in prepared(files, "bert", "enough", pooling="cls", lr_scheduler_type=schedule)[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "warms_up"),
+    [
+        ({"strategy": "two-phase"}, True),
+        ({"strategy": "gradual"}, True),
+        ({"strategy": "auto"}, True),
+        ({"strategy": "two-phase", "head_init": "random"}, False),
+        ({"strategy": "two-phase", "warmup_steps": 0.0}, False),
+        ({"strategy": "two-phase", "warmup_steps": 3.0}, False),
+        ({"strategy": "two-phase", "unfreeze_warmup_steps": 1}, False),
+        ({"strategy": "two-phase", "lr_scheduler_type": "one_cycle"}, False),
+        (
+            {
+                "strategy": "two-phase",
+                "lr_scheduler_type": "warmup_stable_decay",
+                "lr_scheduler_kwargs": {"num_decay_steps": 4, "num_stable_steps": 11},
+            },
+            False,
+        ),
+    ],
+)
+def test_fine_tuning_from_a_solved_head_warms_up_whoever_chose_it(files, keys, warms_up):
+    chosen, found = prepared(files, "bert", "enough", pooling="cls", **{"head_init": "probe", **keys})
+    assert found.get("warmup_steps") == (0.1 if warms_up else None)
+    if warms_up:
+        assert "a head that is solved for" in chosen["warmup_steps"]["why"]
 
 
 def test_steps_of_accumulated_batches_and_a_given_number(files):

@@ -77,11 +77,79 @@ def test_replayed_examples_come_into_every_batch(tmp_path, tiny_bert_folder):
     assert trainer.state.max_steps == 5  # 19 examples and as many replayed
 
 
-def test_labels_that_the_run_does_not_have_are_named(tmp_path, tiny_bert_folder):
-    old = table(tmp_path / "old.csv", ("good", "ugly"))
-    with pytest.raises(UserError, match=r"replay_dataset_name: .*unknown label 'ugly'.*second head .* not supported"):
-        run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", replay_dataset_name=old)
+@pytest.mark.parametrize(
+    ("labels", "keys", "said"),
+    [
+        (("good", "ugly"), {}, r"replay_dataset_name: .*unknown label 'ugly'.*The head of .* \(bad, good\)"),
+        (("good", "bad"), {"backbone": True}, r"replay_dataset_name: .*unknown label 'bad'.*has none \(classifier"),
+        (("good", "bad"), {"per_device_train_batch_size": 1}, r"replay_fraction: .*per_device_train_batch_size to 2"),
+        (("good", "bad"), {"pooling": "mean"}, r"replay_dataset_name: the head of .* cannot read what"),
+        (("good", "bad"), {"strategy": "linear-probe"}, r"replay_dataset_name: the plan trains nothing below the head"),
+    ],
+)
+def test_other_labels_are_those_of_the_checkpoints_head(labels, keys, said, tmp_path, old_run):
+    old, new = table(tmp_path / "old.csv", labels), table(tmp_path / "new.csv", ("other", "good"))
+    model = str(old_run / "run")
+    if keys.pop("backbone", False):
+        AutoModel.from_pretrained(model).save_pretrained(tmp_path / "model")
+        AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "model")
+        model = str(tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        run(model, new, tmp_path / "run", replay_dataset_name=old, **keys)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_checkpoints_head_answers_replayed_examples_of_its_task(tmp_path, old_run, capsys):
+    new = table(tmp_path / "new.csv", ("other", "good"), salt="new")
+    keys = {"replay_dataset_name": str(old_run / "old.csv"), "replay_fraction": 0.25, "log_level": "info"}
+    result = run(str(old_run / "run"), new, tmp_path / "run", **keys, forgetting_dataset_name=str(old_run / "old.csv"))
+    assert "answered by the head of" in capsys.readouterr().out
+    assert sorted(result.model.config.label2id) == ["good", "other"]
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert saved["classifier.weight"].shape[0] == 2 and not any("earlier" in name for name in saved)
+    terms = [log["penalty/replay_fraction"] for log in result.trainer.state.log_history if "loss" in log]
+    assert terms and terms[0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["full", "gradual", "lora"])
+def test_a_resumed_run_replays_the_other_task_as_before(strategy, tmp_path, old_run):
+    new = table(tmp_path / "new.csv", ("other", "good"), rows=36, salt="new")
+    keys = {
+        "strategy": strategy,
+        "num_train_epochs": 3,
+        "replay_dataset_name": str(old_run / "old.csv"),
+        "replay_fraction": 0.25,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": 9,
+    }
+    whole = run(str(old_run / "run"), new, tmp_path / "run", **keys)
+    interrupted = tmp_path / "interrupted"
+    shutil.copytree(tmp_path / "run", interrupted)
+    (interrupted / "results.json").unlink()
+    for checkpoint in interrupted.glob("checkpoint-*"):
+        if int(checkpoint.name.split("-")[1]) > 6:
+            shutil.rmtree(checkpoint)
+    resumed = run(str(old_run / "run"), new, interrupted, resume_from_checkpoint="auto", **keys)
+    assert resumed.trainer.resumed_at == 6 < whole.trainer.state.global_step
+    one, other = copy_state(whole.trainer.model), copy_state(resumed.trainer.model)
+    assert [n for n in one if not torch.equal(one[n], other[n])] == []
+
+
+@pytest.mark.slow
+def test_two_processes_replay_the_other_task_as_one(tmp_path, old_run):
+    new, old = table(tmp_path / "new.csv", ("other", "good"), rows=40, salt="new"), str(old_run / "old.csv")
+    keys = {"replay_dataset_name": old, "replay_fraction": 0.25, "optim": "sgd", "learning_rate": 0.1, "seed": 3}
+    keys["dataloader_drop_last"] = True  # two processes fill up the last batch
+
+    def as_rank():
+        run(str(old_run / "run"), new, tmp_path / "two", **keys, per_device_train_batch_size=4)
+
+    assert warm.ranks(2, as_rank, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    two = load_file(tmp_path / "two" / "model.safetensors")
+    one = run(str(old_run / "run"), new, tmp_path / "one", **keys)
+    assert all(torch.allclose(tensor, two[name], rtol=0, atol=1e-5) for name, tensor in one.model.state_dict().items())
 
 
 def test_replay_data_that_is_not_there_is_named_by_its_key(tmp_path, tiny_bert_folder):

@@ -12,13 +12,13 @@ import yaml
 from safetensors.torch import load_file
 
 from hf_transfer import TransferArguments, UserError, fine_tune
-from hf_transfer.analysis.range_test import Curve, rates_between
+from hf_transfer.analysis.range_test import Curve, Sweep, rates_between
 from hf_transfer.cli.program import main
 from hf_transfer.runs import finding_rate, range_testing
 from hf_transfer.runs.configured import configured
 from hf_transfer.runs.finding_rate import find_rate
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
-from hf_transfer.runs.range_testing import Sweep, range_test
+from hf_transfer.runs.range_testing import range_test
 from tests.helpers import TOKENS, tiny_bert
 
 WORDS = [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset, DatasetDict
 from PIL import Image
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, set_seed
 
 from hf_transfer import UserError, fine_tune
 from hf_transfer.errors import UserErrors
@@ -90,7 +92,7 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     assert "domain_adaptation" in card
     found = result.results["domain_adaptation"]
     logged = [log["penalty/dann"] for log in result.trainer.state.log_history if "penalty/dann" in log]
-    assert found["target"] == {"name": target, "examples": 9} and found["layer"] == "head"
+    assert found["target"] == {"name": target, "examples": 9, "labeled": 0} and found["layer"] == "head"
     assert found["penalty"] == sum(logged) / len(logged)  # one epoch
     ending = "Domain adaptation: dann on what the head reads, weight 1, grown from 0"
     assert ending in told and ending in card and target not in card
@@ -223,6 +225,59 @@ def test_a_few_labels_of_the_target_are_trained_on(text_source, tiny_bert_folder
     trainer.train()
 
 
+def test_without_a_method_the_labels_alone_are_trained_on(text_source, tiny_bert_folder, tmp_path, capsys):
+    """Next to the source's, in an ordinary training set: the model's own loss of it, to the bit."""
+    given = {0: "yes", 3: "yes", 4: "no"}
+    target = write_texts(tmp_path / "target.jsonl", 12, seed=3, opinion=lambda i: given.get(i, ""))
+    keys = {**KEYS, "target_dataset_name": target, "target_label_column_name": "opinion", "logging_steps": 1}
+    del keys["domain_adaptation"]
+    result = fine_tune(tiny_bert_folder, text_source, output_dir=tmp_path / "out", **keys)
+    trainer, found = result.trainer, result.results["domain_adaptation"]
+    assert trainer.targets is None and trainer.target_dataset is None and len(trainer.train_dataset) == 20
+    assert (found["method"], found["target"]["labeled"], found["distance"]["examples"]) == ("none", 3, 12)
+    told = capsys.readouterr().out
+    assert "3 labeled examples are trained on" in told and "its other examples are not trained on" in told
+    assert "none, trained on the source and labels of the target; 12 target examples, 3 of them labeled" in told
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["target_dataset_name"] == target
+    ready = prepared(tiny_bert_folder, text_source, target, tmp_path / "as", **keys | {"domain_adaptation": "none"})
+    rows = ready.target.joined(ready.data.train, ready.loaded.labels)
+    names = [ready.loaded.labels.names[i] for i in rows["labels"]]
+    plain = {k: v for k, v in keys.items() if not k.startswith("target_")}
+    source = DatasetDict(
+        train=Dataset.from_dict({"text": rows["text"][:], "label": names}),
+        validation=ready.data.validation.select_columns(["text"]).add_column("label", ["yes"] * 4),
+    )
+    oracle = fine_tune(tiny_bert_folder, source, output_dir=tmp_path / "plain", **plain)
+    losses = [[log["loss"] for log in one.trainer.state.log_history if "loss" in log] for one in (result, oracle)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_what_is_asked_of_a_target_are_examples_whose_labels_were_not_trained_on(
+    text_source, tiny_bert_folder, tmp_path
+):
+    target = write_texts(tmp_path / "target.jsonl", 9, seed=3, opinion=lambda i: label(i) if i in (2, 5) else "")
+    found = prepared(tiny_bert_folder, text_source, target, tmp_path, target_label_column_name="opinion").target
+    assert found.count == 2 and found.unseen().examples["__row__"][:] == [0, 1, 3, 4, 6, 7, 8]
+    every = replace(found, labeled=found.examples)
+    assert every.unseen() is every, "rather those than none"
+
+
+def test_views_of_labeled_examples_are_replayed(photos, tiny_vit_folder, tmp_path):
+    """Each repetition has views of its own."""
+    draw_images(tmp_path / "target" / "dog", 2, seed=8)
+    keys = {"target_label_column_name": "label", "domain_adaptation": "none", "strategy": "linear-probe"}
+    keys |= {"augmentation": "basic", "augmented_views": 2, "logging_steps": 1, "num_train_epochs": 2}
+    losses = []
+    for cache in ("off", "memory"):
+        set_seed(0)
+        ready = prepared(tiny_vit_folder, *photos, tmp_path, boundary_cache=cache, **keys)
+        splits = prepare_splits(ready)
+        trainer = make_trainer(ready, splits["train"], splits["validation"])
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert trainer.boundary.entries[0].kept == "memory" and losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_class_folders_of_a_target_are_labels_where_they_are_asked_for(photos, tiny_vit_folder, tmp_path):
     """Images outside of them, and of folders of other names, are unlabeled."""
     draw_images(tmp_path / "target" / "dog", 2, seed=8)
@@ -312,7 +367,12 @@ def test_bad_examples_of_a_target(photos, tiny_vit_folder, tmp_path):
     ("keys", "said"),
     [
         ({"domain_adaptation": "dann"}, "dann needs target_dataset_name"),
-        ({"target_dataset_name": "t.csv"}, "target_dataset_name: 't.csv' has no effect without domain_adaptation"),
+        ({"target_dataset_name": "t.csv"}, "has no effect without domain_adaptation.*or target_label_column_name"),
+        ({"target_dataset_name": "d.csv", "target_label_column_name": "y"}, "is the source itself"),
+        (
+            {"target_dataset_name": "t.csv", "target_label_column_name": "y", "streaming": True, "max_steps": 5},
+            "adds examples to a training set, which streaming does not hold",
+        ),
         ({"target_label_column_name": "y"}, "target_label_column_name: 'y' has no effect without target_dataset_name"),
         ({"domain_adaptation": "dann", "target_dataset_name": "d.csv"}, "is the source itself"),
         (

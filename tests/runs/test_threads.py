@@ -60,13 +60,15 @@ def test_what_has_no_pace(bert, tmp_path):
 
 
 def test_the_plan_says_it(bert, tmp_path, monkeypatch):
-    stages = StagePace("head", 10, 0.5, 6, memory=3_000_000), StagePace("all groups", 20, 4.0, 6, memory=40_000_000)
+    head = StagePace("head", 10, 0.5, 6, memory=3_000_000, kept=1_000_000)
+    stages = head, StagePace("all groups", 20, 4.0, 6, memory=40_000_000, kept=2_000_000)
     pace = Pace("cpu", 2, stages, resident=500_000_000)
     monkeypatch.setattr("hf_transfer.runs.preview.measure", lambda *_: pace)
     data = table(tmp_path / "a.csv")
     found = plan_only(configured(bert, data, tmp_path, **TWO, learning_rate="auto", torch_compile=True), talks=False)
     here, (_, memory) = found.to_dict()["budget"]["this_machine"], found.budget.memory
     assert here["seconds"] == 85.0 and here["stages"][1]["memory_bytes"] == 40_000_000
+    assert here["stages"][1]["kept_bytes"] == 2_000_000
     assert here["process_bytes"] == 540_000_000 + memory.optimizer
     assert any(line.startswith("The process will take about 54") for line in found.budget.lines())
     assert any(line.startswith("On this machine (cpu, 2 threads): about 85 s") for line in found.budget.lines())

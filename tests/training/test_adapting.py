@@ -265,13 +265,34 @@ def test_labeled_examples_of_the_target_have_labels_in_the_loss_and_count_as_tar
     trainer.train()
 
 
-@pytest.mark.parametrize(("method", "distance"), [("mmd", mmd), ("coral", coral)])
+def each_normalized(rows):
+    """Each row with mean 0 and variance 1, but for the 1e-5 by which a layer normalization divides."""
+    centered = rows - rows.mean(1, keepdim=True)
+    return centered / (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("method", "distance"), [("mmd", lambda a, b: mmd(each_normalized(a), each_normalized(b))), ("coral", coral)]
+)
 def test_the_distance_is_that_of_the_rows_of_each_domain(method, distance):
     """Labeled rows of the target stand between those of the source."""
     rows, domain = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 0, 1, 1, 1, 1])
     penalty = methods.penalty_of(method, methods.Settings(Taken(rows), lambda step: 1.0, 0.1, 0))
     value = penalty.function(None, None, {DOMAIN: domain}, None)
-    assert value.equal(distance(rows[[0, 2, 3]], rows[[1, 4, 5, 6, 7]]))
+    torch.testing.assert_close(value, distance(rows[[0, 2, 3]], rows[[1, 4, 5, 6, 7]]))
+
+
+def test_mmd_does_not_see_how_large_the_features_of_a_domain_are():
+    rows, domain = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 6)
+    sizes = (1 + 9 * domain)[:, None]  # the target's are ten times larger
+    found = [
+        methods.penalty_of("mmd", methods.Settings(Taken(x), lambda step: 1.0, 0.1, 0)).function(
+            None, None, {DOMAIN: domain}, None
+        )
+        for x in (rows, rows * sizes)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    assert mmd(rows[::2], rows[1::2] * 10) > 0.1 + mmd(rows[::2], rows[1::2])
 
 
 class Taken:

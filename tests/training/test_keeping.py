@@ -17,6 +17,7 @@ from hf_transfer.errors import WorkFailed
 from hf_transfer.layers.identity import identity_of
 from hf_transfer.objectives.distillation import logit_distillation
 from hf_transfer.objectives.fisher import Fisher, estimate
+from hf_transfer.objectives.replayed import answer
 from hf_transfer.training import keeping
 from tests.helpers import arguments, changed, copy_state, texts, tiny_bert, tiny_vit
 
@@ -406,6 +407,65 @@ def test_replayed_examples_are_trained_on(tmp_path):
         for ids, label in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             assert rows.get(tuple(ids), label) == label
     assert trainer.resolve_plan() == 2 * len(batches)
+
+
+def with_old_head(folder, **keys):
+    """A trainer that replays six examples of three other classes, and the head that answers them."""
+    torch.manual_seed(7)
+    old = tiny_bert(labels=3).double().classifier
+    trainer = trainer_of(folder, **{"data": texts(12), "per_device_train_batch_size": 4, **keys})
+    head = {f"classifier.{n}": p.detach().clone() for n, p in old.named_parameters()}
+    keeping.replay_with(trainer, head, "single_label_classification")
+    rows = [{**row, "labels": i % 3} for i, row in enumerate(texts(6, seed=5))]
+    trainer.replay = Replay(rows, 0.25, apart=True)
+    return trainer, old
+
+
+def test_replay_of_another_task_follows_the_closed_form(tmp_path):
+    """Its head stays as it was; each replayed example counts as one of the training set."""
+    trainer, old = with_old_head(tmp_path, max_steps=4)
+    model, before = copy.deepcopy(trainer.model), copy_state(old)
+    batches = list(trainer.get_train_dataloader())
+    assert [len(b["labels"]) for b in batches] == [3, 3, 3, 3]
+    assert [len(b["earlier"]["labels"]) if "earlier" in b else 0 for b in batches] == [1, 1, 1, 0]
+    head = model.classifier
+    for batch in batches:
+        model.zero_grad()
+        own = {n: v for n, v in batch.items() if n != "earlier"}
+        loss = model(**own).loss
+        if "earlier" in batch:
+            model.classifier = old
+            logits = model(input_ids=batch["earlier"]["input_ids"]).logits
+            loss = loss + functional.cross_entropy(logits, batch["earlier"]["labels"], reduction="sum") / 3
+            model.classifier = head
+        loss.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+    trainer.train()
+    assert close(copy_state(trainer.model), copy_state(model))
+    assert changed(before, copy_state(old)) == set()
+    terms = [entry["penalty/replay_fraction"] for entry in trainer.state.log_history if "loss" in entry]
+    assert terms[0] > 0 and terms[-1] == 0
+
+
+def test_replay_of_another_task_is_the_same_in_micro_batches(tmp_path):
+    whole, parts = (
+        with_old_head(tmp_path / str(size), data=texts(18), per_device_train_batch_size=size, **more)[0]
+        for size, more in ((8, {}), (2, {"gradient_accumulation_steps": 4}))
+    )
+    for trainer in (whole, parts):
+        trainer.train()
+    assert close(copy_state(whole.model), copy_state(parts.model))
+
+
+def test_an_old_head_is_read_with_the_statistics_of_the_new_data():
+    layers = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 2))
+    layers.forward = lambda inputs: (torch.nn.Sequential.forward(layers, inputs),)
+    before, head = copy_state(layers), {"2.weight": torch.eye(4, 3), "2.bias": torch.arange(4.0)}
+    seen = [answer(layers, head, {"inputs": torch.ones(1, 3), "labels": None}) for _ in range(9)]
+    assert changed(before, copy_state(layers)) == set() and layers[0].training
+    assert seen[0].shape == (1, 4) and len({tuple(one[0].tolist()) for one in seen}) > 1, "dropout is on"
 
 
 # ---- what does not fit -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ RAMP, CONSTANT = "ramp", "constant"
 PER_CLASS, QUANTILE = "per-class", "quantile"
 _WEIGHT = 1.0  # of a penalty
 IN_MEMORY = "in memory"  # what the key of data that was passed as a Python object holds
-_KEY = "domain_adaptation"
+_KEY, _LABELS = "domain_adaptation", "target_label_column_name"
 _DEFAULTS: dict[str, Any] = {
     "domain_adaptation_weight": None,
     "domain_adaptation_layer": None,
@@ -44,8 +44,9 @@ class TargetArguments:
     )
     target_label_column_name: str | None = setting(
         None,
-        "label column of the target, for the few examples of it that are labeled and trained on (blank: unlabeled); of "
-        "an image folder, the class folders (default: labels of the target are ignored)",
+        "label column of the target, for the few examples of it that are labeled (blank: unlabeled) and trained on "
+        "next to the source's, also with domain_adaptation: none; of an image folder, the class folders (default: "
+        "labels of the target are ignored)",
         topic="domain adaptation",
         resume="fixed",
     )
@@ -128,7 +129,7 @@ def values_for(values: Mapping[str, Any], method: str) -> dict[str, Any]:
     """The values of all keys with a method in place of `auto`, without those that it does not read."""
     found = {**values, _KEY: method}
     if method == NONE:
-        return found | _DEFAULTS | {"target_dataset_name": None}
+        return found | _DEFAULTS | ({} if values[_LABELS] is not None else {"target_dataset_name": None})
     found |= {name: _DEFAULTS[name] for name, _ in _unread(found)}
     return found | {"domain_adaptation_weight": weight_of(None, method)}
 
@@ -225,28 +226,25 @@ def _unread(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def check_run(values: Mapping[str, Any]) -> list[str]:
     """Problems of the keys with those of a run's data, one sentence each."""
-    method, target = values[_KEY], values["target_dataset_name"]
-    if method == NONE:
-        if target is None:
-            labels = values["target_label_column_name"]
-            said = (
-                f"target_label_column_name: {labels!r} has no effect without target_dataset_name, whose column it is."
-            )
-            return [said] if labels is not None else []
-        return [f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}."]
+    method, target, labels = values[_KEY], values["target_dataset_name"], values[_LABELS]
     problems = list[str]()
-    if target is None:
+    if method != NONE and target is None:
         problems.append(f"{_KEY}: {method} needs target_dataset_name, the unlabeled data that the model must work on.")
-    elif target != IN_MEMORY and target in (values["dataset_name"], values["train_file"]):
-        problems.append(f"target_dataset_name: {target!r} is the source itself, so there is nothing to adapt to.")
-    if method == AUTO and values["target_label_column_name"] is not None:
+    elif target is None and labels is not None:
+        problems.append(f"{_LABELS}: {labels!r} has no effect without target_dataset_name, whose column it is.")
+    elif method == NONE and target is not None and labels is None:
         problems.append(
-            f"{_KEY}: auto compares models without labels of the target; with target_label_column_name, name a method."
+            f"target_dataset_name: {target!r} has no effect without {_KEY}; set {_KEY}: auto or {listed(METHODS)}, or "
+            f"{_LABELS}, to train on a few labels of it."
         )
-    if values["streaming"]:
+    elif target is not None and target != IN_MEMORY and target in (values["dataset_name"], values["train_file"]):
+        problems.append(f"target_dataset_name: {target!r} is the source itself, so there is nothing to adapt to.")
+    if values["streaming"] and (method != NONE or labels is not None):
         problems.append(
             f"{_KEY}: {method} pairs examples by number, which a stream does not have; leave out streaming."
+            if method != NONE
+            else f"{_LABELS} adds examples to a training set, which streaming does not hold; leave one of them out."
         )
-    if values["effort"] == "quick":
+    if values["effort"] == "quick" and method != NONE:
         problems.append(f"{_KEY}: {method} changes the features, and effort: quick freezes them; leave out effort.")
     return problems

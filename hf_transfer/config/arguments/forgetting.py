@@ -90,8 +90,8 @@ class ForgettingArguments:
     )
     replay_dataset_name: str | None = setting(
         None,
-        "earlier data that is mixed into the training batches, as dataset_name, with a train split; its labels must be "
-        "among those of this run",
+        "earlier data that is mixed into the training batches, as dataset_name, with a train split; its labels are "
+        "those of this run or, of another task, those of the checkpoint's own head",
         resume="free",
         card="changed",
     )

@@ -43,7 +43,7 @@ INHERITED: dict[str, Setting] = {
     ),
     "save_total_limit": Setting("number of checkpoints to keep; the oldest is removed first", "free"),
     "dataloader_num_workers": Setting(
-        "data loading processes per training process; -1: chosen for the machine", "free", minimum=-1
+        "data loading processes per training process; auto (-1): chosen for the machine", "free", minimum=-1, auto=-1
     ),
     "ddp_timeout": Setting("seconds to wait for the other processes", "free"),
     "push_to_hub": Setting("push the finished run to a hub, as HF_TOKEN or the logged-in user", "free"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hf_transfer.config.arguments.adaptation import CORAL, DANN, MMD
 from hf_transfer.data.pairs import DOMAIN
@@ -64,12 +65,22 @@ def _dann(settings: Settings) -> Penalty:
     return Adversarial(DANN, settings.weight, critic, function, watch, rate)  # type: ignore[arg-type]
 
 
+def mmd_of_directions(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """`mmd` of each example's features normalized to mean 0 and variance 1, as the discriminator of `dann` reads them.
+
+    Where one domain has larger features, such as digits on photographs next to digits on black, features as they
+    are differ in size above all, and drawing sizes together costs accuracy (`docs/domain-adaptation.md`).
+    """
+    own, other = (functional.layer_norm(one, one.shape[1:]) for one in (source, target))
+    return mmd(own, other)
+
+
 def _full_precision(batch: Batch) -> torch.autocast:
     return torch.autocast(batch[DOMAIN].device.type, enabled=False)
 
 
 _METHODS: dict[str, Callable[[Settings], Penalty]] = {
-    MMD: _distance(MMD, mmd),
+    MMD: _distance(MMD, mmd_of_directions),
     CORAL: _distance(CORAL, coral),
     DANN: _dann,
 }

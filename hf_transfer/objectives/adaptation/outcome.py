@@ -20,9 +20,11 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
     found = results.get(KEY)
     if not found:
         return
-    yield f"Domain adaptation: {_how(found)}; {found['target']['examples']:,} unlabeled target examples"
+    examples, labeled = found["target"]["examples"], found["target"].get("labeled", 0)
+    labels = f"target examples, {labeled:,} of them labeled" if labeled else "unlabeled target examples"
+    yield f"Domain adaptation: {_how(found)}; {examples:,} {labels}"
     if found["selection"]:
-        yield from _selection(found["selection"])
+        yield from _selection(found["selection"], examples, labeled)
     if results["metrics_split"] == "validation":
         yield (
             "The validation split is of the source and says nothing about the target: for the accuracy on the target, "
@@ -32,7 +34,9 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _how(found: Mapping[str, Any]) -> str:
     if found["method"] == NONE:
-        return "none, trained on the source alone"
+        return (
+            f"none, trained on the source {'and labels of the target' if found['target'].get('labeled') else 'alone'}"
+        )
     if "frozen" in found:
         return f"{found['method']} of frozen features"
     if "rounds" in found:
@@ -58,15 +62,32 @@ def _rounds(rounds: Any) -> str:
     return f"{labeled:,} of {examples:,} examples labeled in round {last['number']}, the last"
 
 
-def _selection(found: Mapping[str, Any]) -> Iterator[str]:
-    """What the model was chosen from, and why none of the others."""
-    chosen = found["chosen"]
-    kept = "the model trained on the source alone was kept" if chosen == NONE else f"{chosen} was kept"
-    count = len(found["candidates"])
-    yield f"domain_adaptation: auto compared {count} models without labels of the target, by {found['by']}; {kept}"
+def named(method: str, has_labels: bool) -> str:
+    """A candidate of `auto`; `has_labels`: whether all of them were trained on labels of the target too."""
+    if method != NONE:
+        return method
+    return "source and target labels only" if has_labels else "source only"
+
+
+def _selection(found: Mapping[str, Any], examples: int, labeled: int) -> Iterator[str]:
+    """What the model was chosen from, and why none of the others.
+
+    Args:
+        found: the choice.
+        examples: of the target.
+        labeled: those of them that every candidate was trained on.
+    """
+    chosen, count = found["chosen"], len(found["candidates"])
+    without = f"trained on the source {'and labels of the target ' if labeled else ''}alone"
+    kept = f"the model {without} was kept" if chosen == NONE else f"{chosen} was kept"
+    by = f"without labels of the target, by {found['by']}"
+    if labeled:
+        on = "the same examples" if labeled == examples else "the others, without labels"
+        by = f"all trained on {labeled:,} labels of the target, by {found['by']} on {on}"
+    yield f"domain_adaptation: auto compared {count} models {by}; {kept}"
     for one in found["candidates"]:
         scores = one["validators"]
         numbers = "" if scores is None else f"{found['by']} {scores[found['by']]:.4f}"
         accuracy = "" if scores is None else f"source accuracy {scores['source_accuracy']:.4f}"
-        name = "source only" if one["method"] == NONE else one["method"]
+        name = named(one["method"], labeled > 0)
         yield f"  {name}: {', '.join(filter(None, [numbers, accuracy, one['why_not'] or 'kept']))}"
