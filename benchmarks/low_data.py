@@ -1,8 +1,8 @@
 """Few labels: a run that is told nothing, beside a tuned plain Trainer, scikit-learn on frozen features, and SetFit.
 
     python benchmarks/low_data.py [--quick] [--data rotten-tomatoes,messages,digits,cifar10] [--per_class 64,16]
-                                  [--table] [--again] [--seeds 0,1,2,3,4] [--sides auto,best,plain,cls,mean,setfit] [--test 1000]
-                                  [--results FOLDER]
+                                  [--table] [--again] [--seeds 0,1,2,3,4] [--test 1000] [--results FOLDER]
+                                  [--sides auto,best,plain,cls,mean,setfit]
 
 All sides get the same examples per class and the same test examples; how much of them they hold out is theirs to
 decide. Ours is `fine_tune(model, data)` with no key but the paths, and `best` the same with `effort: best`. Plain
