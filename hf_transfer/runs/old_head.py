@@ -111,6 +111,12 @@ class OldHead:
                 f"Set per_device_train_batch_size to {least} or more.",
                 key="replay_fraction",
             )
+        if args.auto_find_batch_size:
+            raise UserError(
+                f"replay under an old head needs batches of {least} or more, and auto_find_batch_size may halve them.",
+                "Leave it out, and set per_device_train_batch_size.",
+                key="auto_find_batch_size",
+            )
         values = {name: tensor.to(args.device) for name, tensor in self._weights().items()}
         plain = plain_names(model)
         head = {n: values[plain[n]] for n in keeping.head_of(trainer) if plain[n] in values}

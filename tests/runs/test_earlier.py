@@ -83,6 +83,7 @@ def test_replayed_examples_come_into_every_batch(tmp_path, tiny_bert_folder):
         (("good", "ugly"), {}, r"replay_dataset_name: .*unknown label 'ugly'.*The head of .* \(bad, good\)"),
         (("good", "bad"), {"backbone": True}, r"replay_dataset_name: .*unknown label 'bad'.*has none \(classifier"),
         (("good", "bad"), {"per_device_train_batch_size": 1}, r"replay_fraction: .*per_device_train_batch_size to 2"),
+        (("good", "bad"), {"auto_find_batch_size": True}, r"auto_find_batch_size: .*needs batches of 2 or more"),
         (("good", "bad"), {"pooling": "mean"}, r"replay_dataset_name: the head of .* cannot read what"),
         (("good", "bad"), {"strategy": "linear-probe"}, r"replay_dataset_name: the plan trains nothing below the head"),
     ],
