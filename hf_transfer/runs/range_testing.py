@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from hf_transfer.analysis.range_test import Curve, Sweep, has_diverged, rates_between, smooth
-from hf_transfer.data.replay import both
 from hf_transfer.errors import UserError
 from hf_transfer.features.batches import Batch
 from hf_transfer.plan.plan import Plan
@@ -213,8 +212,8 @@ class _Steps:
         trainer, source = self.trainer, self.train.source
         if trainer.replay is None:
             return self.train.batch(numbers)
-        dataset = both(source.dataset, trainer.replay.dataset)
-        return dict(trainer._prepare_inputs(dict(source.collate([dataset[number] for number in numbers]))))
+        dataset, collate = trainer.with_replay(source.dataset, source.collate)
+        return dict(trainer._prepare_inputs(dict(collate([dataset[number] for number in numbers]))))
 
     def _backward(self, batches: Sequence[Batch]) -> float:
         """The loss of an accumulated batch, whose gradient is computed."""

@@ -46,14 +46,25 @@ class Holding(Loading):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if self.replay is None or not kwargs.get("is_training"):
             return super()._get_dataloader(dataset, *args, **kwargs)
-        dataset, collate = both(dataset, self.replay), self.data_collator
-        if self.replay.apart:
-            unmixed = collate.unmixed if isinstance(collate, Mixed) else collate
-            self.data_collator = ApartCollator(*map(self._get_collator_with_removed_columns, (collate, unmixed)))
+        collate = self.data_collator
+        dataset, self.data_collator = self.with_replay(dataset, collate)
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.data_collator = collate
+
+    def with_replay(self, dataset: Any, collate: Any) -> tuple[Any, Any]:
+        """(the training examples followed by the earlier ones, what makes batches of both).
+
+        Args:
+            dataset: the training examples.
+            collate: makes batches of them.
+        """
+        assert self.replay is not None
+        if self.replay.apart:
+            unmixed = collate.unmixed if isinstance(collate, Mixed) else collate
+            collate = ApartCollator(*map(self._get_collator_with_removed_columns, (collate, unmixed)))
+        return both(dataset, self.replay), collate
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.is_in_train:

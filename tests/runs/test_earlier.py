@@ -376,11 +376,13 @@ def test_a_term_that_overflows_is_found_before_training(tmp_path, tiny_bert_fold
 
 
 @pytest.mark.slow
-def test_a_range_test_takes_the_steps_of_the_run_with_replayed_examples(tmp_path, tiny_bert_folder):
-    old = table(tmp_path / "old.csv", salt="old")
-    keys = {"replay_dataset_name": old, "replay_fraction": 0.5, "learning_rate": "auto"}
-    result = run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", **keys)
+@pytest.mark.parametrize("labels", [("good", "bad"), ("other", "good")])
+def test_a_range_test_takes_the_steps_of_the_run_with_replayed_examples(labels, tmp_path, old_run):
+    """Under the run's own head, and under that of the checkpoint."""
+    keys = {"replay_dataset_name": str(old_run / "old.csv"), "replay_fraction": 0.5, "learning_rate": "auto"}
+    result = run(str(old_run / "run"), table(tmp_path / "new.csv", labels), tmp_path / "run", **keys)
     assert (tmp_path / "run" / "find_lr.csv").is_file() and result.trainer.state.global_step == 5
+    assert result.trainer.replay.apart == ("other" in labels)
 
 
 @pytest.mark.slow
