@@ -195,6 +195,8 @@ def _no_comparison(prepared: Prepared) -> str:
     if config.model.pooling == "auto":
         if not has_new_head(prepared):
             return "the checkpoint's head is kept"
+        if prepared.earlier.replay_head is not None:
+            return "the head of the replayed task reads what the checkpoint's head reads"
         if reason := unsolvable(prepared):
             return f"the head cannot be solved for: {reason}"
         if config.data.streaming or count > FEW:

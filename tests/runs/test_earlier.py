@@ -375,6 +375,14 @@ def test_a_term_that_overflows_is_found_before_training(tmp_path, tiny_bert_fold
         run(tiny_bert_folder, table(tmp_path / "new.csv"), tmp_path / "run", l2_sp_alpha=1e39)
 
 
+def test_no_other_layer_is_chosen_where_the_old_head_has_to_read_it(tmp_path, old_run):
+    new = table(tmp_path / "new.csv", ("other", "good"), salt="new")
+    keys = {"replay_dataset_name": str(old_run / "old.csv"), "replay_fraction": 0.25, "strategy": "auto"}
+    result = run(str(old_run / "run"), new, tmp_path / "run", **keys)
+    assert result.trainer.replay.apart and result.results["pooling"] is None
+    assert "the head of the replayed task" in result.results["auto"]["pooling"]["why"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [("good", "bad"), ("other", "good")])
 def test_a_range_test_takes_the_steps_of_the_run_with_replayed_examples(labels, tmp_path, old_run):
