@@ -66,7 +66,7 @@ class Distance:
         }
         return (
             f"Domain: frozen features {self.features:.2f}, {self.input_is} {self.input:.2f}, chance {self.chance:.2f} "
-            f"(accuracy in cross-validation): {says[self.verdict]}. LogME {self.logme:.3f}."
+            f"(accuracy of linear heads in the same cross-validation): {says[self.verdict]}. LogME {self.logme:.3f}."
         )
 
 

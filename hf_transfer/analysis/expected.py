@@ -118,7 +118,7 @@ class Expected:
         seen = "all" if self.looked_at == self.examples else f"{self.looked_at:,}"
         basis = (
             f"  A linear head on the frozen features of {self.layer} is right on {self.frozen:.2f}, by "
-            f"cross-validation on {seen} of them"
+            f"a learning curve of subsets of {seen} of them"
         )
         more = f", and training more than the head was measured with {self.measured_with}: other models may gain more"
         rest = f"{basis}{more if self.measured_with else ''}. The interval is meant for 9 of 10 runs."

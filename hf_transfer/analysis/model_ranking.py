@@ -59,6 +59,11 @@ class Row:
     seconds: float | None = None
     why_not: str = ""
 
+    @property
+    def refusal(self) -> str:
+        """The model and why it has no answers; errors of bundled models begin with the name."""
+        return self.why_not if self.why_not.startswith(self.model) else f"{self.model}: {self.why_not}"
+
     def to_dict(self, best: Answers | None) -> dict[str, Any]:
         """For JSON, compared with the best."""
         rest = {name: value for name, value in asdict(self).items() if name != "answers"}
@@ -110,7 +115,7 @@ class Ranking:
             f"Heads on the frozen features of {self.looked_at:,} training examples, {self.classes:,} classes, in "
             "cross-validation; the lowest loss first:",
             *table,
-            *(f"{row.model}: {row.why_not}" for row in self.rows if row.answers is None),
+            *(row.refusal for row in self.rows if row.answers is None),
         ]
         level = [r.model for r in self.rows[1:] if r.answers and best and not is_behind(r.answers, best)]
         if level:

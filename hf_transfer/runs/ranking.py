@@ -54,7 +54,7 @@ def rank_models(config: Config, names: Sequence[str], talks: bool = True) -> Ran
                 row = Row(name, why_not=one_line(error))
             rows.append(row)
     if all(row.answers is None for row in rows):
-        raise UserErrors(f"models: {row.model}: {row.why_not}" for row in rows)
+        raise UserErrors(f"models: {row.refusal}" for row in rows)
     ranking = ranked(rows, *seen)
     if talks:
         say("\n".join(ranking.lines()))

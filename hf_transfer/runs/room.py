@@ -126,21 +126,40 @@ def _of_one_example(prepared: Prepared) -> int:
 
 def too_large(trainer: TransferTrainer) -> Iterator[str]:
     """A line if the largest stage does not fit this machine, even without activations."""
-    plan, given = trainer.plan, room(trainer.args)
-    if given.free is None or plan is None or trainer.unfreezing is None or trainer.is_fsdp_enabled:
+    needed, given = _largest(trainer), room(trainer.args)
+    if needed is None or given.free is None:
         return
-    if trainer._solves or trainer.is_deepspeed_enabled:
-        return
-    stages = [Trained(stage.name, trainer.unfreezing.trains(stage)) for stage in plan.stages]
     holds_model = next(trainer.model.parameters()).device.type == given.device
     given = Room(given.device, given.free, holds_model)
-    needed = max(memory(trainer.args, trainer.model, trainer, stages), key=lambda one: one.total())
     if (taken := _without_model(needed, given)) > (given.free or 0):
         besides = " besides the model" if given.holds_model else ""
         yield (
             f"stage {needed.stage!r} takes {in_bytes(taken)}{besides}, activations not counted, and "
             f"{in_bytes(given.free or 0)} {given.where} are free. What saves memory: {SAVINGS}."
         )
+
+
+def memory_line(trainer: TransferTrainer) -> str:
+    """What the largest stage takes besides activations; empty where nothing takes steps, or the model is sharded."""
+    needed = _largest(trainer)
+    if needed is None:
+        return ""
+    unknown = "" if needed.optimizer is not None else " (the optimizer's states are not known)"
+    return (
+        f"Memory: {in_bytes(needed.without_activations)} of weights, gradients and optimizer states{unknown}, besides "
+        "activations; `hf-transfer plan` with the same keys estimates these, the time and the costs."
+    )
+
+
+def _largest(trainer: TransferTrainer) -> StageMemory | None:
+    """The stage that takes most, without activations; None where that is not known."""
+    plan = trainer.plan
+    if plan is None or trainer.unfreezing is None or trainer.is_fsdp_enabled:
+        return None
+    if trainer._solves or trainer.is_deepspeed_enabled:
+        return None
+    stages = [Trained(stage.name, trainer.unfreezing.trains(stage)) for stage in plan.stages]
+    return max(memory(trainer.args, trainer.model, trainer, stages), key=lambda one: one.total())
 
 
 def memory(args: Any, model: Any, trainer: Any, stages: list[Trained]) -> list[StageMemory]:

@@ -57,6 +57,7 @@ from hf_transfer.runs.refitting import refit
 from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
+from hf_transfer.runs.room import memory_line
 from hf_transfer.runs.shared import Shared
 from hf_transfer.runs.threads import choose_threads
 from hf_transfer.runs.timing import check_compilation
@@ -272,7 +273,7 @@ def _said_before(ready: _Ready) -> list[str]:
     """What is said after the preflight."""
     refits = refitting.line(ready.refits, ready.prepared, ready.trainer)
     lines = ready.preflight.lines() if ready.preflight else []
-    return [*lines, *filter(None, [ready.calibrates.line(), refits])]
+    return [*lines, *filter(None, [memory_line(ready.trainer), ready.calibrates.line(), refits])]
 
 
 def _train(ready: _Ready) -> None:

@@ -57,6 +57,7 @@ def test_the_clearer_features_win_and_models_without_answers_come_last():
     lines = ranking.lines()
     assert "broken: there is no such folder." in lines and "By its size alone one would take vague." in lines
     assert not any(line.startswith("Not clearly behind") for line in lines)
+    assert Row("bundled:a", why_not="bundled:a is not installed.").refusal == "bundled:a is not installed."
 
 
 def test_a_few_more_right_answers_are_no_clear_lead():

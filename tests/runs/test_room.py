@@ -94,6 +94,17 @@ def test_a_given_strategy_that_does_not_fit_is_warned_of(files, monkeypatch):
     assert "besides the model, activations not counted" in warning and "adapter: lora" in warning
 
 
+def test_a_run_says_what_it_takes_and_where_the_rest_is_told(files, tmp_path, capsys):
+    """AdamW, everything trains: weights, a gradient and two states of each parameter."""
+    keys = {k: v for k, v in QUIET.items() if k not in ("output_dir", "log_level")}
+    fine_tune(files[0], train_file=files[1], output_dir=str(tmp_path / "a"), max_steps=1, strategy="full", **keys)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Memory: ")]
+    assert line.startswith(f"Memory: {in_bytes(4 * files[2])[:3]}") and "`hf-transfer plan`" in line
+    solved = {"strategy": "linear-probe", "probe_solver": "lbfgs"}
+    fine_tune(files[0], train_file=files[1], output_dir=str(tmp_path / "b"), **keys, **solved)
+    assert "Memory:" not in capsys.readouterr().out, "nothing has a gradient"
+
+
 def test_memory_of_this_machine(monkeypatch):
     monkeypatch.setattr(rooms, "available_memory", lambda: 1000)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
