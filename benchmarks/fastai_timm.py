@@ -13,15 +13,14 @@ left out. Writes benchmarks/results/fastai_timm.json and .md.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from functools import partial
 from typing import Any
 
 import torch
-from peers import image, race
+from peers import fastai_learner, image, race
 from torch import nn
 
-PROBE_RATE, RATE, HEAD_RATE, FASTAI_RATE = 5e-3, 1e-3, 2e-3, 2e-3  # the last is fastai's default
+PROBE_RATE, RATE, HEAD_RATE = 5e-3, 1e-3, 2e-3
 HEAD_EPOCHS = 1
 
 
@@ -75,53 +74,18 @@ def timm_loop(probe: bool, seed: int, options: argparse.Namespace) -> race.Outco
 
 
 def fastai(seed: int, options: argparse.Namespace) -> race.Outcome:
-    """`Learner.fine_tune` on the same network, in fastai's two parameter groups: body and head."""
-    import numpy as np
-    from fastai.vision import all as fv
-    from PIL.Image import Resampling
-
-    class NoValidation(fv.Callback):
-        """As on the other sides: accuracy is measured afterwards."""
-
-        def before_validate(self) -> None:
-            raise fv.CancelValidException
-
+    """`Learner.fine_tune` on the same network."""
     train, held_out = image.examples(seed, options)
     wrapped, processor = image.fresh(seed, options)
-    model, config = wrapped.timm_model, processor.data_config
-    size = config["input_size"][-1]
+    model = wrapped.timm_model
     with race.Clock() as clock:
         labels = [image.NAMES[label] for label in train["label"]]
-        crop = fv.CropPad(size)
-        crop.order = fv.Resize.order + 1  # by itself it would come before, and pad a small picture
-        block = fv.DataBlock(
-            blocks=(fv.ImageBlock, fv.CategoryBlock(vocab=list(image.NAMES))),
-            get_x=lambda i: np.array(train[i]["image"].convert("RGB")),
-            get_y=lambda i: labels[i],
-            splitter=fv.IndexSplitter([0]),  # an index for fastai, which wants one; it trains on all the same
-            item_tfms=[
-                fv.Resize(int(size / config["crop_pct"]), method="squish", resamples=(Resampling.BICUBIC, 0)),
-                crop,
-            ],
-            batch_tfms=fv.Normalize.from_stats(config["mean"], config["std"], cuda=False),
-        )
-        items = [0, *range(len(train))]
-        loaders = block.dataloaders(items, bs=image.BATCH, num_workers=0, drop_last=False, device="cpu")
-        learner = fv.Learner(loaders, model, splitter=_body_and_head, cbs=[NoValidation()])
+        data = (lambda i: train[i]["image"], labels)
+        learner = fastai_learner.learner(model, data, image.NAMES, processor.data_config, image.BATCH)
         with learner.no_bar(), learner.no_logging():
-            learner.fine_tune(max(1, options.epochs - HEAD_EPOCHS), FASTAI_RATE, freeze_epochs=HEAD_EPOCHS)
+            learner.fine_tune(max(1, options.epochs - HEAD_EPOCHS), fastai_learner.RATE, freeze_epochs=HEAD_EPOCHS)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {**clock.outcome, "accuracy": image.accuracy(model, model, held_out, processor), "trained": trained}
-
-
-def _body_and_head(model: nn.Module) -> list[list[nn.Parameter]]:
-    head = [id(p) for p in model.get_classifier().parameters()]
-    parameters = list(model.parameters())
-    return [[p for p in parameters if id(p) not in head], [p for p in parameters if id(p) in head]]
-
-
-def no_fastai() -> str | None:
-    return None if importlib.util.find_spec("fastai") else 'fastai is not installed (`pip install -e ".[bench]"`)'
 
 
 RACE = race.Race(
@@ -129,8 +93,8 @@ RACE = race.Race(
     title="Beside fastai and timm's loop",
     about=(
         f"{image.ABOUT}, no augmentation. Rates: probes {PROBE_RATE:g}; two phases {RATE:g}, head {HEAD_RATE:g},",
-        f"decayed by 0.95 per group, BatchNorm 0; timm {RATE:g}, cosine; fastai {FASTAI_RATE:g}, one cycle, as its",
-        "`fine_tune` does.",
+        f"decayed by 0.95 per group, BatchNorm 0; timm {RATE:g}, cosine; fastai {fastai_learner.RATE:g}, one cycle,",
+        "as its `fine_tune` does.",
         image.CLOCK,
         image.BATCH_NORM,
     ),
@@ -155,7 +119,7 @@ RACE = race.Race(
         ),
         race.Side("timm_probe", "timm's loop, frozen", partial(timm_loop, True)),
         race.Side("timm_full", "timm's loop, everything", partial(timm_loop, False)),
-        race.Side("fastai", "fastai, fine_tune", fastai, missing=no_fastai),
+        race.Side("fastai", "fastai, fine_tune", fastai, missing=fastai_learner.missing),
     ),
     claims=(
         race.Claim("ours", "timm_probe"),
@@ -169,7 +133,7 @@ RACE = race.Race(
         "probe_rate": PROBE_RATE,
         "rate": RATE,
         "head_rate": HEAD_RATE,
-        "fastai_rate": FASTAI_RATE,
+        "fastai_rate": fastai_learner.RATE,
         "head_epochs": HEAD_EPOCHS,
     },
     add_options=image.add_options,

