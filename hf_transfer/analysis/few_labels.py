@@ -25,6 +25,7 @@ LEAST_PER_CLASS, CONVOLUTIONAL_LEAST_PER_CLASS = 14, 10
 BATCH = 16
 STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
 MOST_EPOCHS, LEAST_EPOCHS = 40, 4
+CONVOLUTIONAL_LEAST_EPOCHS = 8  # of an image model with BatchNorm on up to `FEW` examples
 RATE = 1e-4  # of the whole model, head included
 CONVOLUTIONAL_RATE = 1e-3  # of an image model with BatchNorm
 
@@ -187,7 +188,9 @@ def course(seen: Seen, count: str) -> dict[str, Choice]:
     steps = math.ceil((seen.examples or 1) / (seen.batch_size or BATCH))
     rate, least = (CONVOLUTIONAL_RATE, CONVOLUTIONAL_STEPS) if seen.has_batchnorm else (RATE, STEPS)
     short = Choice("no", "repeating so few steps is quicker than saving each epoch")
-    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(least / steps)))
+    is_short = seen.has_batchnorm and (seen.examples or 0) <= FEW
+    fewest = CONVOLUTIONAL_LEAST_EPOCHS if is_short else LEAST_EPOCHS
+    epochs = min(MOST_EPOCHS, max(fewest, math.ceil(least / steps)))
     kind = "a model with BatchNorm" if seen.has_batchnorm else "a model without BatchNorm"
     length = {} if seen.has_steps else {"num_train_epochs": Choice(float(epochs), f"{epochs * steps} steps in all")}
     return {

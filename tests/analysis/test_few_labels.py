@@ -35,6 +35,7 @@ def values(seen):
         ({"examples": FEW}, {"num_train_epochs": 4.0}),
         ({"has_batchnorm": True}, {"learning_rate": 1e-3, "head_learning_rate": 1e-3, "num_train_epochs": 9.0}),
         ({"has_batchnorm": True, "examples": FEW + 1}, {"head_init": "probe", "num_train_epochs": 4.0}),
+        ({"has_batchnorm": True, "examples": FEW}, {"num_train_epochs": 8.0}),
         ({"rate": 2e-5}, {"learning_rate": 1e-4, "head_learning_rate": 2e-5}),  # the given one wins where it is applied
         ({"batch_size": 64}, {"num_train_epochs": 20.0}),
         ({"per_class": 13.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
