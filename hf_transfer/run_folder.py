@@ -202,11 +202,12 @@ def same_folder(one: Path, other: Path) -> bool:
 
 
 def refitted(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a run's results say of the head that was solved for again on all examples (`refit`).
+    """What a run's results say of what was fitted again on all examples (`refit`).
 
     Returns:
-        `examples`, `held_out` (of these, those that were held out before), `l2`, `loss` and `seconds`; None if there is
-        no such head, and of an earlier version.
+        `examples`, `held_out` (of these, those that were held out before) and `seconds`; of a head that was solved for
+        also `l2` and `loss`, of the mean of several trainings `trainings` and `temperatures`. None if there is no such
+        thing, and of an earlier version.
     """
     found: Mapping[str, Any] | None = (results.get("refit") or {}).get("solution")
     return found

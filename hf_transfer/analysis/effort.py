@@ -31,6 +31,8 @@ EFFORTS: dict[str, dict[str, Any]] = {
         "save_strategy": "epoch",
     },
 }
+AVERAGED = 300  # training examples, up to which `best` averages several trainings instead
+_REPEATED = {"refit": True}
 _SOLUTION = ("strategy", "probe_solver")
 _METRIC = ("metric_for_best_model", "greater_is_better")
 _BEST_WEIGHTS = ("load_best_model_at_end", *_METRIC, "save_strategy")
@@ -42,6 +44,7 @@ def choose(
     given: Collection[str],
     chosen: Mapping[str, Choice],
     unsolvable: str,
+    averages: bool = False,
 ) -> dict[str, Choice]:
     """Values for a run with an effort; keys that were given may be among them.
 
@@ -51,14 +54,17 @@ def choose(
         given: the keys that were given; a strategy of `auto` is none.
         chosen: what `strategy: auto` chooses.
         unsolvable: for `quick`, why the head cannot be solved for alone, as part of a sentence; empty if it can.
+        averages: for `best`, whether several trainings are averaged, in place of a longer one with the best weights:
+            few validation examples do not tell which are the best.
     """
     if effort == NORMAL:
         return dict(chosen)
     before = {**values, **{name: choice.value for name, choice in chosen.items() if name not in given}}
     refused = _no_solution(values, given, unsolvable) if effort == "quick" else _no_longer(before, given)
+    refused = {} if averages else refused
     told = {
         name: Choice(_value(wanted, name, before), _why(wanted, before[name], effort))
-        for name, wanted in EFFORTS[effort].items()
+        for name, wanted in (_REPEATED if averages else EFFORTS[effort]).items()
         if name not in refused
     }
     reasons = "; ".join(dict.fromkeys(refused[name] for name in refused if refused[name]))

@@ -25,6 +25,11 @@ def paragraphs(results: Mapping[str, Any], solves: bool) -> Iterator[str]:
         )
     if change := results.get("pooling"):
         yield _pooling(change, results)
+    if (again := refitted(results)) and "trainings" in again:
+        yield (
+            f"The weights are the mean of {again['trainings']} trainings from the same beginning (Wortsman et al. "
+            "2022), each of which held out other examples."
+        )
 
 
 def _again(results: Mapping[str, Any]) -> str:

@@ -97,6 +97,13 @@ def _refit(results: Mapping[str, Any]) -> list[str]:
     if not again or results["metrics_split"] == "test":
         return []
     first = again["examples"] - again["held_out"]
+    if count := again.get("trainings"):
+        return [
+            "",
+            f"These metrics are of one training on {first:,} examples. The saved weights are the mean of {count} "
+            f"trainings, which held out different ones of all {again['examples']:,}, so that none is left to measure "
+            "it on. On new data it is a little better on average.",
+        ]
     return [
         "",
         f"These metrics are of a head that was fitted to the {first:,} training examples. The saved head was fitted "

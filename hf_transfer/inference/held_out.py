@@ -285,14 +285,14 @@ class Selection:
 
     def _refuse_refitted(self, count: int) -> None:
         """Raises:
-        UserError: the run solved for its head again on what it had held out, so that nothing is held out any more.
+        UserError: the run fitted again on what it had held out, so that nothing is held out any more.
         """
         if self.record is not None and self.record.refitted:
             raise UserError(
-                f"The run holds out no example any more: after its head was measured on the {count:,} validation "
-                "examples, it was solved for again on those too (refit: true).",
+                f"The run holds out no example any more: after it was measured on the {count:,} validation examples, "
+                "it was fitted again on those too (refit: true).",
                 f"Measure on other data (test_file, dataset_name). {option('split', 'validation')} measures on them "
-                "all the same and says so; validation_metrics in results.json are of the head before.",
+                "all the same and says so; validation_metrics in results.json are of the first fit.",
             )
 
     def _note_unknown(self) -> None:

@@ -24,10 +24,9 @@ def check(args: Any) -> list[str]:
             f"contrastive_epochs: {args.contrastive_epochs!r} has no effect with {named}: it trains what the plan "
             "trains below the head; use strategy: auto, two-phase, gradual, partial or full."
         )
-    if args.refit is True and is_strategy and args.probe_solver != "lbfgs" and strategy != "auto":
+    if args.refit is True and args.probe_solver != "lbfgs" and strategy == "linear-probe":
         problems.append(
-            f"refit: true has no effect with {named} and probe_solver: {args.probe_solver}: only a head that is solved "
-            "for is solved for again; use strategy: linear-probe with probe_solver: lbfgs."
+            "refit: true has no effect with strategy: linear-probe and probe_solver: sgd; use probe_solver: lbfgs."
         )
     if args.probe_solver != "lbfgs":
         return problems

@@ -139,6 +139,11 @@ def _stopped(run: RunFiles) -> list[Block]:
                 f"It was solved for again on all {count(again['examples'])} examples (refit); the validation metrics "
                 "are of the head before, on average a little worse."
             )
+    elif (again := refitted(run.results)) is not None:
+        lines.append(
+            f"Saved: the mean of the weights of {again['trainings']} trainings (refit), of which this is the first; "
+            "the validation metrics are of this one."
+        )
     elif kept.get("weights") == "last":
         lines.append(f"Saved: the last weights, step {count(kept['step'])}.")
     if budget.get("seconds") is not None:

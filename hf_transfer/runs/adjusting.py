@@ -57,16 +57,23 @@ def adjust(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Logit
     """
     if trainer.args.logit_adjustment == "none":
         return None
-    prediction, layer = trainer.predict(validation), head_layers(trainer).last
-    assert layer is not None, "checked before training"
+    prediction = trainer.predict(validation)
     (answer,) = broadcast_object_list([_chosen(prediction, trainer.args.logit_adjustment)])
     if isinstance(answer, WorkFailed):
         raise answer
     if answer.strength:
-        with torch.no_grad():
-            layer.bias.add_(torch.tensor(answer.offsets).to(layer.bias))
+        put(trainer, answer)
         save_model(trainer, output_dir)
     return answer
+
+
+def put(trainer: TransferTrainer, adjustment: LogitAdjustment) -> None:
+    """Add the offsets to the last layer's bias."""
+    layer = head_layers(trainer).last
+    assert layer is not None, "checked before training"
+    if adjustment.strength:
+        with torch.no_grad():
+            layer.bias.add_(torch.tensor(adjustment.offsets).to(layer.bias))
 
 
 def _chosen(prediction: Any, metric: str) -> LogitAdjustment | WorkFailed:

@@ -131,6 +131,17 @@ def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Ca
     Raises:
         WorkFailed: logits are NaN or infinite.
     """
+    answer = temper(trainer, validation)
+    save_model(trainer, output_dir)
+    return answer
+
+
+def temper(trainer: TransferTrainer, validation: Any) -> Calibration:
+    """Fit a temperature on held-out examples and divide the last layer by it.
+
+    Raises:
+        WorkFailed: logits are NaN or infinite.
+    """
     prediction = trainer.predict(validation)
     layer = head_layers(trainer).last
     assert layer is not None, "checked by `choose`"
@@ -140,8 +151,8 @@ def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Ca
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.div_(answer.temperature)
-    save_model(trainer, output_dir)
-    return answer
+    found: Calibration = answer
+    return found
 
 
 def _expected_loss(trainer: TransferTrainer) -> float | None:

@@ -19,12 +19,13 @@ from hf_transfer.data.labels import SINGLE_LABEL
 from hf_transfer.errors import UserError
 from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.models.pooling_layer import PoolingChange
-from hf_transfer.runs import choosing_layers
+from hf_transfer.runs import choosing_layers, trainings
 from hf_transfer.runs.checks import check_batches
 from hf_transfer.runs.choosing_layers import BY_HAND, LAST, OWN
 from hf_transfer.runs.decisions import recorded
 from hf_transfer.runs.expecting import domain_of_head
 from hf_transfer.runs.prepare import Prepared
+from hf_transfer.runs.refitting import nothing_to_add
 from hf_transfer.runs.room import no_room
 from hf_transfer.runs.solvable import (
     ALONE,
@@ -109,7 +110,7 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
-    chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved)
+    chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved, _averages(prepared, chosen))
     chosen |= _warm_up(config, chosen, seen)
     chosen |= _rate_of_a_probe(config, chosen)
     why = "early_stopping_patience: the best weights are kept"
@@ -161,6 +162,16 @@ def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) ->
     adds_up = "num_stable_steps" in (values["lr_scheduler_kwargs"] or {})  # with the other parts of the schedule
     is_refused = schedule in _WITHOUT_WARMUP or adds_up or "unfreeze_warmup_steps" in given
     return few_labels.warm_up(is_solved) if (is_solved or keeps) and not is_refused else {}
+
+
+def _averages(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
+    """Whether `effort: best` averages several trainings: there are few examples, and all of the model trains."""
+    config, now = prepared.config, _now(prepared.config, chosen)
+    if config.data.effort != "best" or config.data.streaming or len(prepared.data.train) > effort.AVERAGED:
+        return False
+    if "refit" in config.given or now["probe_solver"] == "lbfgs" or now["strategy"] in (None, "linear-probe"):
+        return False
+    return not (nothing_to_add(prepared) or trainings.why_not(prepared))
 
 
 def _now(config: Config, chosen: Mapping[str, Choice]) -> dict[str, Any]:

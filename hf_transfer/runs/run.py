@@ -19,10 +19,11 @@ from hf_transfer.evaluation.thresholds import tune_thresholds
 from hf_transfer.files import say, write_json, write_text
 from hf_transfer.hub import card, push
 from hf_transfer.hub.files import refuse_local
+from hf_transfer.models.averaging import State
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.objectives.fisher import Fisher
 from hf_transfer.run_folder import FISHER, RESULTS, RUN_FILE
-from hf_transfer.runs import adaptation_choice, adjusting, refitting, saving
+from hf_transfer.runs import adaptation_choice, adjusting, refitting, saving, trainings
 from hf_transfer.runs.adapted import adapted
 from hf_transfer.runs.announce import advise, announce, replace_progress
 from hf_transfer.runs.calibrating import OFF, Choice, calibrate, forget
@@ -143,6 +144,7 @@ class _Ready:
         range_test: of `learning_rate: auto`; None without it, and in a resumed run.
         selection: what it was chosen from (`adaptation_choice`); None of a run that was not.
         fisher: information of `ewc_dataset_name`, for the run's folder.
+        start: the weights before training, where it will be repeated (`refit`).
     """
 
     prepared: Prepared
@@ -162,6 +164,7 @@ class _Ready:
     fisher: Fisher | None = None
     watching: Watching | None = None
     selection: dict[str, Any] | None = None
+    start: State | None = None
 
 
 def _prepare(config: Config, among: Shared | None) -> _Ready:
@@ -278,6 +281,8 @@ def _said_before(ready: _Ready) -> list[str]:
 
 def _train(ready: _Ready) -> None:
     """Train, and save the model before it is evaluated: what fails there does not cost the training."""
+    if ready.refits.value and ready.trainer.args.probe_solver != "lbfgs":
+        ready.start = trainings.beginning(ready.trainer)
     skips_ahead = ready.checkpoint is not None and bool(ready.prepared.config.training.ignore_data_skip)
     with saving.recorded_stream(ready.splits["train"], ready.output_dir, skips_ahead):
         ready.trainer.train(resume_from_checkpoint=ready.checkpoint)
@@ -293,7 +298,12 @@ def _finish(ready: _Ready) -> Result:
     if args.tune_thresholds and labels.problem_type == MULTI_LABEL:
         tune_thresholds(trainer, held_out)
     validation = validated(trainer, labels.problem_type)
-    refitted = refit(trainer, held_out, output_dir, calibration, adjustment) if ready.refits.value else None
+    refitted = None
+    if ready.refits.value:
+        refitted = refit(prepared, trainer, ready.splits, ready.start, calibration, adjustment)
+        if refitted is None:  # the first training is kept, and its validation split was not trained on
+            ready.refits = Choice(False, "the mean of the trainings was worse on the validation split")
+            saving.record_examples(prepared, output_dir, is_resumed=False)
     write, change = partial(write_errors, prepared, trainer, ready.nearest), change_of(calibration, adjustment)
     results = measured(trainer, ready.splits, prepared.data, validation, write, change)
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores

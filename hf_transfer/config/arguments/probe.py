@@ -24,9 +24,9 @@ class ProbeArguments:
     )
     refit: bool | str = setting(
         False,
-        "with probe_solver: lbfgs, once the validation split is measured, solve for the head again on the training "
-        "examples and those held out from them, with the same L2 penalty, and save that one; auto: if that split was "
-        "drawn from the training data",
+        "once the validation split, drawn from the training data, is measured, learn from it too: with probe_solver: "
+        "lbfgs solve for the head again on all examples; else repeat the training with other parts held out and save "
+        "the mean of the weights. auto: the former",
         choices=("auto", "true", "false"),
         resume="free",
         card="changed",

@@ -1,0 +1,175 @@
+"""`refit` of a run that fine-tunes: what is saved is the mean of several trainings, and what is measured is said."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hf_transfer import Predictor, UserError
+from hf_transfer.cli.program import main
+from hf_transfer.data.record import Record
+from hf_transfer.models.averaging import Mean
+from hf_transfer.run_folder import EXAMPLES
+from hf_transfer.runs import trainings
+from hf_transfer.runs.choosing import choose
+from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
+from hf_transfer.runs.refitting import choose as refits
+from hf_transfer.settings import Config
+from tests.runs.helpers import plain_logits, sentences
+from tests.runs.test_refitting import KEYS as SOLVED
+from tests.runs.test_refitting import rows
+from tests.runs.test_refitting import run as run_on
+
+KEYS = {"strategy": "full", "probe_solver": "sgd", "num_train_epochs": 1, "learning_rate": 1e-3, "calibrate": True}
+
+
+def run(model: str, folder: Any, kind: str = "classes", **more: Any) -> Any:
+    return run_on(model, folder, kind, **{**KEYS, **more})
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_bert_folder, tmp_path_factory):
+    """(the mean of several trainings, one training alone, the states of the further ones when they were finished)."""
+    folder, made = tmp_path_factory.mktemp("pair"), []
+    make, patch = trainings._trainer, pytest.MonkeyPatch()
+    patch.setattr(trainings, "_trainer", lambda *given: made.append(make(*given)) or made[-1])
+    states: list[dict[str, torch.Tensor]] = []
+    including = Mean.including
+    patch.setattr(Mean, "including", lambda own, state: states.append(dict(state)) or including(own, state))
+    both = [run(tiny_bert_folder, folder / str(value), refit=value) for value in (True, False)]
+    patch.undo()
+    return *both, states, made
+
+
+def test_the_saved_weights_are_the_mean_of_all_trainings(pair):
+    several, alone, states, _ = pair
+    assert len(states) == 4 == several.results["refit"]["solution"]["trainings"]  # a quarter is held out
+    for name, value in several.model.state_dict().items():
+        wanted = torch.stack([state[name].double() for state in states]).mean(0)
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-8)
+        assert torch.equal(states[0][name], alone.model.state_dict()[name]), "the first is the run without refit"
+    apart = [float((states[0]["classifier.weight"] - state["classifier.weight"]).abs().max()) for state in states[1:]]
+    assert min(apart) > 1e-4
+    texts = rows(4)["text"]
+    with torch.no_grad():
+        own = several.model(**several.predictor.processor(texts, padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(plain_logits(several.output_dir, texts), own, rtol=1e-4, atol=1e-5)
+
+
+def test_each_holds_out_examples_of_its_own_and_is_calibrated_on_them(pair):
+    several, _, _, made = pair
+    held_out = list(several.predictor._held_out(None, "validation").examples["text"])
+    ids = several.predictor.processor(rows(48)["text"])["input_ids"]
+    known = {tuple(one): i for i, one in enumerate(ids)}
+    parts = [[known[tuple(one)] for one in again.eval_dataset["input_ids"]] for again in made]
+    parts.append([rows(48)["text"].index(text) for text in held_out])
+    assert sorted(np.concatenate(parts)) == list(range(48)), "each example is held out once"
+    for again, part in zip(made, parts, strict=False):
+        trained = {known[tuple(one)] for one in again.train_dataset["input_ids"]}
+        assert trained == set(range(48)) - set(part)
+    temperatures = several.results["refit"]["solution"]["temperatures"]
+    assert len(temperatures) == 4 and temperatures[0] == several.results["calibration"]["temperature"]
+    assert len(set(temperatures)) == 4
+
+
+def test_what_was_measured_before_is_of_the_first(pair):
+    several, alone, *_ = pair
+    assert several.results["validation_metrics"] == alone.results["validation_metrics"]
+    assert several.metrics != alone.metrics
+    assert Predictor.load(several.output_dir).evaluate(rows(30, first=60))["metrics"]["loss"] == pytest.approx(
+        several.metrics["loss"], rel=1e-5
+    )
+    histories = [(one.output_dir / "history.jsonl").read_text().count("\n") for one in (several, alone)]
+    assert histories[0] == histories[1], "the further trainings log nothing"
+    assert Record.load(several.output_dir / EXAMPLES).refitted and not Record.load(alone.output_dir / EXAMPLES).refitted
+    card = (several.output_dir / "README.md").read_text()
+    assert "the mean of 4 trainings" in card and "4 trainings" not in (alone.output_dir / "README.md").read_text()
+    assert main(["report", str(several.output_dir)]) == 0
+    assert "mean of the weights of 4 trainings" in re.sub(r"\s+", " ", (several.output_dir / "report.html").read_text())
+
+
+def test_run_yaml_repeats_it_bit_for_bit(pair, tmp_path):
+    several = pair[0]
+    values = yaml.safe_load((several.output_dir / "run.yaml").read_text())
+    own = {n: v for n, v in values.items() if n in {**SOLVED, **KEYS} or n in ("refit", "seed")}
+    again = run(values["model_name_or_path"], tmp_path / "out", **own)
+    for name, value in several.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_mean_that_is_worse_is_not_saved(pair, tiny_bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainings, "_is_worse", lambda *given: True)
+    kept = run(tiny_bert_folder, tmp_path / "out", refit=True)
+    for name, value in pair[1].model.state_dict().items():
+        assert torch.equal(value, kept.model.state_dict()[name]), name
+    refit = kept.results["refit"]
+    assert not refit["value"] and "worse on the validation split" in refit["why"] and refit["solution"] is None
+    assert not Record.load(tmp_path / "out" / EXAMPLES).refitted
+
+
+def test_worse_by_more_than_chance():
+    class Answers:
+        def __init__(self, right: int):
+            self.label_ids = np.zeros(40, dtype=int)
+            self.predictions = np.tile([1.0, 0.0], (40, 1))
+            self.predictions[right:] = [0.0, 1.0]
+
+    kind = "single_label_classification"
+    assert trainings._is_worse(kind, Answers(20), Answers(38))
+    assert not trainings._is_worse(kind, Answers(36), Answers(38)) and not trainings._is_worse(
+        kind, Answers(38), Answers(20)
+    )
+
+
+@pytest.mark.parametrize("kind", ["several", "numbers"])
+def test_of_every_kind(kind, tiny_bert_folder, tmp_path):
+    result = run(tiny_bert_folder, tmp_path / "out", kind, refit=True, calibrate=kind == "several")
+    assert result.results["refit"]["solution"]["trainings"] == 4
+    assert len(result.results["refit"]["solution"]["temperatures"]) == 4 * (kind == "several")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"validation_file": True}, "the validation split is the data's own"),
+        ({"adapter": "lora"}, "the mean of adapters is not the adapter of the mean"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end: True is for one training"),
+        ({"max_hours": 1.0}, "max_hours: 1.0 is for one training"),
+        ({"ema_decay": 0.9}, "ema_decay: 0.9 is for one training"),
+        ({"max_train_samples": 40}, "44 examples with those held out would be more than max_train_samples: 40"),
+    ],
+)
+def test_where_it_is_not_possible(more, why, tiny_bert_folder, tmp_path):
+    file = sentences(tmp_path / "train.csv")
+    if "validation_file" in more:
+        more = {"validation_file": sentences(tmp_path / "validation.csv", 10)}
+    own = {**SOLVED, **KEYS, **more, "train_val_split": None if "validation_file" in more else 0.25, "refit": True}
+    if "load_best_model_at_end" in own:
+        own |= {"save_strategy": "epoch", "eval_strategy": "epoch"}
+    given = dict(model_name_or_path=tiny_bert_folder, train_file=file, output_dir=str(tmp_path / "out"), **own)
+    prepared = choose(prepare(Config.from_sources({}, given)))
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    with pytest.raises(UserError, match=re.escape(why)):
+        refits(prepared, trainer)
+
+
+@pytest.mark.parametrize(
+    ("more", "averages"),
+    [({}, True), ({"strategy": "gradual"}, True), ({"refit": False}, False), ({"max_hours": 1.0}, False)],
+)
+def test_effort_best_averages_where_there_are_few(more, averages, tiny_bert_folder, tmp_path):
+    given = {**SOLVED, "probe_solver": "sgd", "strategy": "full", **more}
+    given |= dict(model_name_or_path=tiny_bert_folder, train_file=sentences(tmp_path / "train.csv"), effort="best")
+    keys = choose(prepare(Config.from_sources({}, {**given, "output_dir": str(tmp_path / "out")}))).chosen.keys
+    assert ("refit" in keys and keys["refit"].value is True) == averages
+    assert (
+        "load_best_model_at_end" in keys and keys["num_train_epochs"].why.startswith("effort: best")
+        if not averages
+        else ("load_best_model_at_end" not in keys and "num_train_epochs" not in keys)
+    )
