@@ -75,7 +75,9 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
     prepared = replace(prepared, config=config, chosen=chosen)
     if config.model.pooling is None:
         return replace(prepared, frozen=None)
-    prepared, change = choosing_layers.read_chosen(prepared, is_resumed=state is not None)
+    # A checkpoint holds what the head reads by; further trainings begin where the first did.
+    is_resumed = state is not None and not trainings.are_wanted(prepared.config.training)
+    prepared, change = choosing_layers.read_chosen(prepared, is_resumed)
     known, keeps_below = prepared.frozen, isinstance(change, PoolingChange)  # another one pools where a layer ends
     prepared = replace(prepared, code_below=known.code if known and keeps_below else None)
     prepared = replace(prepared, frozen=None)  # of the model as it was

@@ -181,7 +181,7 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
     several = adaptation_choice.cost(alone, here) if is_auto else ""
     searches = search_note(config, here)
     calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type).line()
-    refits = refitting.line(refitting.choose(prepared, trainer), prepared, trainer)
+    refits = refitting.line(refitting.choose(prepared, trainer), prepared, trainer, here)
     for line in filter(None, [searches, several, calibrates, refits]) if talks else ():
         say(line)
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hf_transfer.analysis.pace import Pace, in_time
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation.calibration import Calibration
 from hf_transfer.evaluation.logit_adjustment import LogitAdjustment
@@ -79,8 +80,15 @@ def nothing_to_add(prepared: Prepared) -> str:
     return ""
 
 
-def line(choice: Choice, prepared: Prepared, trainer: TransferTrainer) -> str:
-    """What a run says before it trains; empty where nothing would be fitted again."""
+def line(choice: Choice, prepared: Prepared, trainer: TransferTrainer, pace: Pace | None = None) -> str:
+    """What a run says before it trains; empty where nothing would be fitted again.
+
+    Args:
+        choice: what `refit` came to.
+        prepared: the run.
+        trainer: made for it.
+        pace: of its training, where that was measured.
+    """
     solves = trainer.args.probe_solver == "lbfgs"
     if trainer.args.refit is False or (not solves and KEY not in prepared.chosen.keys and not choice.value):
         return ""
@@ -92,9 +100,11 @@ def line(choice: Choice, prepared: Prepared, trainer: TransferTrainer) -> str:
             f"refit: on: measured on the {held_out:,} validation examples, the head is solved for again on all "
             f"{train + held_out:,}"
         )
+    more = trainings.more(prepared)
+    takes = "" if pace is None else f" (about {in_time(more * pace.seconds)})"
     return (
-        f"refit: on: after the {held_out:,} validation examples are measured, {trainings.more(prepared)} more "
-        "trainings hold out others, and the mean of the weights is saved"
+        f"refit: on: after the {held_out:,} validation examples are measured, {more} more trainings{takes} hold out "
+        "others, and the mean of the weights is saved"
     )
 
 

@@ -109,6 +109,11 @@ def _lacks_memory(args: Any, model: Any) -> bool:
     return args.device.type == "cpu" and _COPIES * size > available_memory() / 2
 
 
+def are_wanted(args: Any) -> bool:
+    """Whether a run is asked to train several times; it may still be that it cannot."""
+    return args.refit is True and args.probe_solver != "lbfgs"
+
+
 def beginning(trainer: TransferTrainer) -> State:
     """A copy of the weights before training."""
     return _state(trainer.model)

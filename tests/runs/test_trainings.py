@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hf_transfer.run_folder import EXAMPLES
 from hf_transfer.runs import trainings
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
+from hf_transfer.runs.preview import plan_only
 from hf_transfer.runs.refitting import choose as refits
 from hf_transfer.settings import Config
 from tests.runs.helpers import plain_logits, sentences
@@ -102,6 +104,20 @@ def test_run_yaml_repeats_it_bit_for_bit(pair, tmp_path):
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+def test_a_run_that_was_interrupted_goes_on_to_the_same_mean(tiny_bert_folder, tmp_path):
+    """The further trainings begin where the first did, with what `pooling` computed from the training examples."""
+    keys = {"refit": True, "pooling": "mean", "num_train_epochs": 2, "save_strategy": "epoch", "save_total_limit": None}
+    whole = run(tiny_bert_folder, tmp_path / "whole", **keys)
+    shutil.copytree(whole.output_dir, tmp_path / "part")
+    _, last = sorted((tmp_path / "part").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    shutil.rmtree(last)
+    (tmp_path / "part" / "results.json").unlink()
+    part = run(tiny_bert_folder, tmp_path / "part", **keys, resume_from_checkpoint="auto")
+    assert part.results["refit"]["solution"]["temperatures"] == whole.results["refit"]["solution"]["temperatures"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, part.model.state_dict()[name]), name
+
+
 def test_a_mean_that_is_worse_is_not_saved(pair, tiny_bert_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "_is_worse", lambda *given: True)
     kept = run(tiny_bert_folder, tmp_path / "out", refit=True)
@@ -110,6 +126,13 @@ def test_a_mean_that_is_worse_is_not_saved(pair, tiny_bert_folder, tmp_path, mon
     refit = kept.results["refit"]
     assert not refit["value"] and "worse on the validation split" in refit["why"] and refit["solution"] is None
     assert not Record.load(tmp_path / "out" / EXAMPLES).refitted
+
+
+def test_plan_says_what_the_others_take(tiny_bert_folder, tmp_path, capsys):
+    given = {**SOLVED, **KEYS, "refit": True, "output_dir": str(tmp_path / "out"), "expected_accuracy": False}
+    given |= dict(model_name_or_path=tiny_bert_folder, train_file=sentences(tmp_path / "train.csv"))
+    plan_only(Config.from_sources({}, given))
+    assert re.search(r"refit: on: after the 11 .* 3 more trainings \(about .*\) hold out", capsys.readouterr().out)
 
 
 def test_worse_by_more_than_chance():
