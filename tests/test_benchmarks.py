@@ -213,6 +213,8 @@ def test_the_share_of_the_gap_that_adaptation_closes(tmp_path, monkeypatch, caps
     def run(side, seed, options, keys):
         calls.append((side, seed, keys.get("domain_adaptation"), keys.get("strategy")))
         more = {"kept": ("none", "mmd")[seed]} if side == "auto" else {}
+        if side == "auto":  # of a pretrained model, whose candidates are cells too
+            more["others"] = {"dann": {"accuracy": 0.45, "seconds": 7.0}, "mmd": {"accuracy": 0.0, "seconds": 7.0}}
         scores = Scores(1.5 if side == "mmd" else 1.0, 0.5, None, None, 0.9, 0.01)
         return {"accuracy": accuracies[side] + seed / 100, "seconds": 10.0, "validators": scores.to_dict(), **more}
 
@@ -227,6 +229,7 @@ def test_the_share_of_the_gap_that_adaptation_closes(tmp_path, monkeypatch, caps
     assert ("frozen-coral", 0, "coral", "linear-probe") in calls and ("oracle", 0, None, None) in calls
     rows = {tuple(line.split(" | ")[:2]): line.split(" | ")[2:] for line in page.splitlines() if line[:5] != "|---|"}
     assert rows["| Large", "mmd"] == ["4,000", "20", "2", "60.5", "60.0", "+10.0 (+10.0 to +10.0)", "25%", "10 |"]
+    assert rows["| Large", "dann"][3:] == ["45.0", "45.0", "-5.5 (-11.9 to +0.9)", "-14%", "7 |"]
     assert rows["| Large", "mmd+5"][6] == "50%" and rows["| Large", "auto (kept: none, mmd)"][6] == "0%"
     assert rows["| Small", "auto (kept: mmd, mmd)"][4:] == ["60.0", "+10.0 (+10.0 to +10.0)", "25%", "40 |"]
     frozen = ["4,000", "–", "2", "40.5", "40.0", "+10.0 (+10.0 to +10.0)", "50%", "10 |"]
@@ -310,3 +313,30 @@ def test_a_plan_of_this_machine_is_compared_with_a_run():
         made[what] = json.loads(ran.stdout.splitlines()[-1])
     assert made["plan"]["seconds"] > 0 and made["run"]["seconds"] > 0
     assert made["run"]["peak"] > 4 * 90_000_000 < made["plan"]["bytes"]
+
+
+def test_outcomes_are_counted_wherever_a_run_said_what_it_expected(tmp_path):
+    made = script("expected")
+    said = {"accuracy": 0.8, "low": 0.7, "high": 0.9, "frozen": 0.75, "frozen_sd": 0.03, "examples": 100, "layer": "x"}
+    said |= {"gain": 0.01, "split_examples": 400}
+    own = {**said, "strategy": "two-phase", "outcome": 0.78}
+    chosen = {"chosen": {"strategy": "linear-probe"}, "accuracy": 0.6, "expected": said}
+    books = {
+        "expected": {"imdb 64 0 test 500": own, "imdb 8 0 test 500": {"skipped": "few", "strategy": "x", "outcome": 1}},
+        "low_data": {"messages 16 auto 0 test 1000": chosen, "messages 16 best 0 test 1000": chosen},
+        "advice": {
+            "digits 300 lite0 auto 1": {"accuracy": 0.85, "strategy": "two-phase", "expected": said},
+            "digits 300 lite0 full 1": {"accuracy": 0.9, "strategy": "full"},
+        },
+    }
+    for name, cells in books.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"cells": cells}))
+    found = [(made.kind_of(one), one["data"], one["test"], one["outcome"]) for one in made.gathered(tmp_path)]
+    assert found == [
+        ("text", "imdb", 500, 0.78),
+        ("head alone", "messages", 1000, 0.6),
+        ("image", "digits", 400, 0.85),
+    ]
+    page = made.table(made.gathered(tmp_path))
+    assert "| all layers | digits | 1 | 1 |" in page and "| head alone | messages | 1 | 0 |" in page
+    assert "All: 2 of 3 outcomes held (67%)." in page
