@@ -206,8 +206,18 @@ def refitted(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
     Returns:
         `examples`, `held_out` (of these, those that were held out before) and `seconds`; of a head that was solved for
-        also `l2` and `loss`, of the mean of several trainings `trainings` and `temperatures`. None if there is no such
-        thing, and of an earlier version.
+        also `l2` and `loss`, of the mean of several trainings `trainings`, `calibration` and `held_out_metric`. None
+        if there is no such thing, and of an earlier version.
     """
     found: Mapping[str, Any] | None = (results.get("refit") or {}).get("solution")
     return found
+
+
+def held_out_by_each(again: Mapping[str, Any]) -> str:
+    """What several trainings came to on what each held out itself (`refitted`), as a sentence."""
+    if not (found := again.get("held_out_metric")):  # of an earlier version
+        return ""
+    return (
+        f"Each measured on what it held out itself, {found['examples']:,} examples together: {found['metric']} "
+        f"{found['value']:.4f} (standard error {found['standard_error']:.4f})."
+    )

@@ -31,8 +31,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
         "save_strategy": "epoch",
     },
 }
-AVERAGED = 300  # training examples, up to which `best` averages several trainings instead
-_REPEATED = {"refit": True}
+_REPEATED = {"refit": True}  # up to `few_labels.AVERAGED` examples
 _SOLUTION = ("strategy", "probe_solver")
 _METRIC = ("metric_for_best_model", "greater_is_better")
 _BEST_WEIGHTS = ("load_best_model_at_end", *_METRIC, "save_strategy")

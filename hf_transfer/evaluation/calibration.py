@@ -29,6 +29,7 @@ PRIOR = 4.0  # precision of log T, measured: see docs/calibration.md
 EXPECTED_SCALE, EXPECTED_FREEDOM = 0.25, 2.0  # of log T about log T that is expected, likewise
 _MOST_VALUES = 2**24  # logits that a fit reads: more examples would not change T in its third digit
 _PRECISION = 1e-4  # of log T
+HELD_OUT = "held out"  # of several trainings, by each of them, in place of a split
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def describe(calibration: Mapping[str, Any]) -> str:
     temperature, examples = calibration["temperature"], calibration["examples"]
     nll, ece = ([calibration[f"{name}_{when}"] for when in ("before", "after")] for name in ("nll", "ece"))
     bound = ", the limit" if calibration["is_bound"] else ""
+    which = "examples, each held out by one training" if calibration["split"] == HELD_OUT else "validation examples"
     return (
-        f"temperature {temperature:.3g}{bound}, fitted on {examples:,} validation examples (there, negative "
+        f"temperature {temperature:.3g}{bound}, fitted on {examples:,} {which} (there, negative "
         f"log-likelihood {nll[0]:.4f} → {nll[1]:.4f}, ECE {ece[0]:.4f} → {ece[1]:.4f})"
     )
 

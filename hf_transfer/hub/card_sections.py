@@ -15,7 +15,7 @@ from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.hub import card_average, card_head
 from hf_transfer.hub.card_markdown import escape, key_value, link, plain, table
 from hf_transfer.objectives.adaptation import outcome
-from hf_transfer.run_folder import refitted
+from hf_transfer.run_folder import held_out_by_each, refitted
 from hf_transfer.settings import keys as all_keys
 from hf_transfer.training.arguments import TransferArguments
 
@@ -102,7 +102,7 @@ def _refit(results: Mapping[str, Any]) -> list[str]:
             "",
             f"These metrics are of one training on {first:,} examples. The saved weights are the mean of {count} "
             f"trainings, which held out different ones of all {again['examples']:,}, so that none is left to measure "
-            "it on. On new data it is a little better on average.",
+            f"it on. On new data it is a little better on average. {held_out_by_each(again)}".rstrip(),
         ]
     return [
         "",
@@ -117,7 +117,7 @@ def _calibration(results: Mapping[str, Any]) -> list[str]:
     calibration = results.get("calibration")  # older runs have none
     if not calibration:
         return []
-    own = results["metrics_split"] == calibration["split"]
+    own = results["metrics_split"] != "test"  # of several trainings, that of the metrics has a temperature of its own
     doubt = " Loss and ECE above are of the same examples, and therefore optimistic." if own else ""
     return ["", f"Calibration: {describe(calibration)}. The saved weights include it.{doubt}"]
 

@@ -14,7 +14,7 @@ from hf_transfer.report.figures import svg
 from hf_transfer.report.plots import RateMap
 from hf_transfer.report.run_files import RunFiles
 from hf_transfer.report.words import NOTHING, count, number, rates, seconds, size
-from hf_transfer.run_folder import refitted
+from hf_transfer.run_folder import held_out_by_each, refitted
 
 _COLUMNS = 160  # of the map of learning rates
 
@@ -142,7 +142,7 @@ def _stopped(run: RunFiles) -> list[Block]:
     elif (again := refitted(run.results)) is not None:
         lines.append(
             f"Saved: the mean of the weights of {again['trainings']} trainings (refit), of which this is the first; "
-            "the validation metrics are of this one."
+            f"the validation metrics are of this one. {held_out_by_each(again)}".rstrip()
         )
     elif kept.get("weights") == "last":
         lines.append(f"Saved: the last weights, step {count(kept['step'])}.")

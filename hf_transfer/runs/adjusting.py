@@ -67,13 +67,13 @@ def adjust(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Logit
     return answer
 
 
-def put(trainer: TransferTrainer, adjustment: LogitAdjustment) -> None:
-    """Add the offsets to the last layer's bias."""
+def put(trainer: TransferTrainer, adjustment: LogitAdjustment, times: int = 1) -> None:
+    """Add the offsets to the last layer's bias, or with -1 take them away."""
     layer = head_layers(trainer).last
     assert layer is not None, "checked before training"
     if adjustment.strength:
         with torch.no_grad():
-            layer.bias.add_(torch.tensor(adjustment.offsets).to(layer.bias))
+            layer.bias.add_(torch.tensor(adjustment.offsets).to(layer.bias), alpha=times)
 
 
 def _chosen(prediction: Any, metric: str) -> LogitAdjustment | WorkFailed:

@@ -20,6 +20,7 @@ from hf_transfer.errors import listed, one_line
 from hf_transfer.features.examples import is_numbered
 from hf_transfer.layers.groups import LayerGroup
 from hf_transfer.plan.plan import Plan, Stage
+from hf_transfer.runs import trainings
 from hf_transfer.runs.dry_run import DryStep, dry_steps
 from hf_transfer.runs.preflight import checkpoints_activations, without_trace
 from hf_transfer.runs.preflight_examples import Examples, examples_of
@@ -60,6 +61,9 @@ def budget_of(prepared: Prepared, trainer: TransferTrainer, splits: dict[str, An
     notes = list[str]()
     if contrastive.wanted(trainer.args):
         notes.append("the contrastive stage is not counted")
+    if trainings.are_wanted(trainer.args):
+        count = 1 + trainings.more(prepared)
+        notes.append(f"times and costs are of one of {count} trainings (refit), and copies of weights are not counted")
     dry = _dry(prepared, trainer, splits, notes)
     budget = _budget(trainer, dry, prices, notes, trainer._train_batch_size)
     return replace(budget, device=trainer.args.device.type if dry.stages[0].activations else "")

@@ -131,28 +131,23 @@ def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Ca
     Raises:
         WorkFailed: logits are NaN or infinite.
     """
-    answer = temper(trainer, validation)
-    save_model(trainer, output_dir)
-    return answer
-
-
-def temper(trainer: TransferTrainer, validation: Any) -> Calibration:
-    """Fit a temperature on held-out examples and divide the last layer by it.
-
-    Raises:
-        WorkFailed: logits are NaN or infinite.
-    """
     prediction = trainer.predict(validation)
-    layer = head_layers(trainer).last
-    assert layer is not None, "checked by `choose`"
     (answer,) = broadcast_object_list([_fit(prediction, _expected_loss(trainer))])
     if isinstance(answer, WorkFailed):
         raise answer
+    found: Calibration = answer
+    divide(trainer, found.temperature)
+    save_model(trainer, output_dir)
+    return found
+
+
+def divide(trainer: TransferTrainer, temperature: float) -> None:
+    """Divide the last layer, and so the logits, by a temperature."""
+    layer = head_layers(trainer).last
+    assert layer is not None, "checked by `choose`"
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.div_(answer.temperature)
-    found: Calibration = answer
-    return found
+            parameter.div_(temperature)
 
 
 def _expected_loss(trainer: TransferTrainer) -> float | None:

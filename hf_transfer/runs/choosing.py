@@ -46,12 +46,13 @@ _BEFORE = {"pooling": None, "pooling_layer": None}  # of a run by a version that
 _WITHOUT_WARMUP = ("one_cycle", "slanted_triangular", *WITHOUT_WARMUP)
 
 
-def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
+def choose(prepared: Prepared, checkpoint: str | None = None, is_one_of_several: bool = False) -> Prepared:
     """Set the keys that were not given, and change what the model's head reads.
 
     Args:
         prepared: the run; its model is changed in place.
         checkpoint: the folder to resume from, or "auto", if any: the run that wrote it has chosen.
+        is_one_of_several: whether the run is compared with others on the validation split.
 
     Raises:
         UserError: `pooling`, `pooling_layer` or `contrastive_epochs` does not fit the model.
@@ -68,7 +69,7 @@ def choose(prepared: Prepared, checkpoint: str | None = None) -> Prepared:
         compared = state.get("before_training", {}).get("pooling_candidates", [])  # not of an earlier version
         chosen = replace(chosen, candidates=tuple(Candidate(**one) for one in compared))
     else:
-        chosen, found = _chosen(prepared)
+        chosen, found = _chosen(prepared, is_one_of_several)
         chosen = replace(chosen, candidates=found.candidates if found else ())
     config = _with(config, {name: choice.value for name, choice in chosen.keys.items()})
     check_batches(config.training, len(prepared.data.train))
@@ -96,7 +97,7 @@ def _check_contrast(prepared: Prepared) -> None:
         )
 
 
-def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
+def _chosen(prepared: Prepared, is_one_of_several: bool) -> tuple[Chosen, PoolingChoice | None]:
     """(what is set, without what was given; the layers that were compared)."""
     config = prepared.config
     values, model = config.values, config.model
@@ -112,7 +113,10 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
-    chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved, _averages(prepared, chosen))
+    averages, is_best = not is_one_of_several and _averages(prepared, chosen), config.data.effort == "best"
+    chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved, averages and is_best)
+    if averages and seen and not is_best:
+        chosen |= few_labels.averaged(seen)
     chosen |= _warm_up(config, chosen, seen)
     chosen |= _rate_of_a_probe(config, chosen)
     why = "early_stopping_patience: the best weights are kept"
@@ -122,7 +126,6 @@ def _chosen(prepared: Prepared) -> tuple[Chosen, PoolingChoice | None]:
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
         solves = found is not None and _now(config, chosen)["probe_solver"] == "lbfgs"
-        is_best = config.data.effort == "best"
         if solves and choosing_layers.can_average(prepared, tries=is_best):
             chosen |= effort.averaged(chosen, is_best)
     elif model.pooling in BY_HAND and found is not None:
@@ -167,11 +170,19 @@ def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) ->
 
 
 def _averages(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
-    """Whether `effort: best` averages several trainings: there are few examples, and all of the model trains."""
-    config, now = prepared.config, _now(prepared.config, chosen)
-    if config.data.effort != "best" or config.data.streaming or len(prepared.data.train) > effort.AVERAGED:
+    """Whether several trainings are averaged: there are few examples, and all of the model trains.
+
+    With `effort: best` wherever that is possible, else where it was measured: `auto` decides the length of fine-tuning
+    from a head that is solved for, on classes.
+    """
+    config, now, given = prepared.config, _now(prepared.config, chosen), _given(prepared.config)
+    if config.data.streaming or len(prepared.data.train) > few_labels.AVERAGED or "refit" in given:
         return False
-    if "refit" in config.given or now["probe_solver"] == "lbfgs" or now["strategy"] in (None, "linear-probe"):
+    if now["probe_solver"] == "lbfgs" or now["strategy"] in (None, "linear-probe") or config.data.effort == "quick":
+        return False
+    has_classes = prepared.loaded.labels.problem_type == SINGLE_LABEL
+    is_measured = has_classes and {"strategy", "head_init", "num_train_epochs"} <= chosen.keys() - given
+    if config.data.effort != "best" and not is_measured:
         return False
     return not (nothing_to_add(prepared) or trainings.why_not(prepared))
 

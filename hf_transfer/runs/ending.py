@@ -10,7 +10,7 @@ from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.objectives.adaptation.distance_in_words import both_in_words
-from hf_transfer.run_folder import refitted
+from hf_transfer.run_folder import held_out_by_each, refitted
 from hf_transfer.training.pace import exactly
 
 _ALL_CLASSES = 10  # up to so many, the recall of every class is printed
@@ -132,6 +132,8 @@ def _refit(results: Mapping[str, Any]) -> Iterator[str]:
             f"{again['examples']:,} examples, was saved (refit, {again['seconds']:.0f} s); {which} are of the first, "
             "on average a little worse"
         )
+        if each := held_out_by_each(again):
+            yield each.rstrip(".")
         return
     which = "validation_metrics" if results["metrics_split"] == "test" else "all metrics above"
     yield (

@@ -54,7 +54,7 @@ def estimate(config: Config, among: Shared | None = None) -> Estimate:
     set_seed(config.training.seed)
     config = with_price(with_decisions(config, {"push_to_hub": False}))
     with quiet_libraries(config.training):
-        prepared = choose(prepare(config, among))
+        prepared = choose(prepare(config, among), is_one_of_several=among is not None)
         splits = prepare_splits(prepared)
         trainer = make_trainer(prepared, splits["train"], splits["validation"])
         preparing = time.perf_counter() - began

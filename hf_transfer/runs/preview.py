@@ -220,7 +220,10 @@ def _alone(config: Config) -> Pace | None:
     Raises:
         UserError: the data has not one class per example.
     """
-    prepared = choose(prepare(adaptation_choice.candidate(config, NONE), adaptation_choice.shared_by_candidates()))
+    prepared = choose(
+        prepare(adaptation_choice.candidate(config, NONE), adaptation_choice.shared_by_candidates()),
+        is_one_of_several=True,
+    )
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     trainer.boundary.decide()

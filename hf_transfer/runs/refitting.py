@@ -17,7 +17,7 @@ import torch
 
 from hf_transfer.analysis.pace import Pace, in_time
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation.calibration import Calibration
+from hf_transfer.evaluation.calibration import HELD_OUT, Calibration
 from hf_transfer.evaluation.logit_adjustment import LogitAdjustment
 from hf_transfer.models.averaging import State
 from hf_transfer.runs import trainings
@@ -152,6 +152,18 @@ def _solve_again(
         if adjustment is not None and adjustment.strength:
             layer.bias.add_(torch.tensor(adjustment.offsets).to(layer.bias))
     return done
+
+
+def calibrated(first: Calibration | None, done: Refit | Trained | None) -> Calibration | None:
+    """How a model was calibrated after its first fit, or after the second."""
+    return done.calibration if isinstance(done, Trained) else first
+
+
+def calibration_of(first: Calibration | None, done: Refit | Trained | None) -> dict[str, Any] | None:
+    """For `results.json`: how the saved model was calibrated, and on which examples."""
+    own = calibrated(first, done)
+    split = HELD_OUT if isinstance(done, Trained) else "validation"
+    return None if own is None else {**own.to_dict(), "split": split}
 
 
 def results_of(choice: Choice, done: Refit | Trained | None) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _prepare(config: Config, among: Shared | None) -> _Ready:
     set_seed(args.seed)
     # Trainer's own push would need the hub before training.
     config = with_price(with_decisions(config, {"push_to_hub": False}, pin_memory(args)))
-    prepared = choose(prepare(config, among), checkpoint)
+    prepared = choose(prepare(config, among), checkpoint, is_one_of_several=among is not None)
     forget(prepared.loaded.model)
     splits = prepare_splits(prepared)
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
@@ -304,12 +304,13 @@ def _finish(ready: _Ready) -> Result:
         if refitted is None:  # the first training is kept, and its validation split was not trained on
             ready.refits = Choice(False, "the mean of the trainings was worse on the validation split")
             saving.record_examples(prepared, output_dir, is_resumed=False)
-    write, change = partial(write_errors, prepared, trainer, ready.nearest), change_of(calibration, adjustment)
+    write = partial(write_errors, prepared, trainer, ready.nearest)
+    change = change_of(refitting.calibrated(calibration, refitted if "test" in ready.splits else None), adjustment)
     results = measured(trainer, ready.splits, prepared.data, validation, write, change)
     saving.save_config(trainer, output_dir)  # with thresholds and conformal scores
     results[refitting.KEY] = refitting.results_of(ready.refits, refitted)
     results["calibrate"] = ready.calibrates.to_dict()
-    results["calibration"] = {**calibration.to_dict(), "split": "validation"} if calibration else None
+    results["calibration"] = refitting.calibration_of(calibration, refitted)
     results[adjusting.KEY] = {**adjustment.to_dict(), "split": "validation"} if adjustment else None
     results |= facts_of(config, task, prepared.data, trainer) | prepared.chosen.to_dict()
     results["data_facts"] = prepared.facts.to_dict()

@@ -2,12 +2,13 @@
 
 On few examples, trainings that see them in another order and hold out another part differ by points of accuracy. They
 begin with the same weights and stay near them, so that the mean of their weights is a model too, and about as accurate
-as their vote (Wortsman et al. 2022, arXiv:2203.05482, section 3; of votes, Breiman 1996). Each is calibrated on what
-it holds out itself before its weights count.
+as their vote (Wortsman et al. 2022, arXiv:2203.05482, section 3; of votes, Breiman 1996). The mean is calibrated on the
+answers of each to what it held out itself: on the examples of all folds together, not of one.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +24,11 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_transfer.data.labels import LABELS
-from hf_transfer.evaluation.calibration import Calibration
+from hf_transfer.evaluation.calibration import Calibration, fit_temperature
 from hf_transfer.evaluation.logit_adjustment import LogitAdjustment
 from hf_transfer.evaluation.metric_table import LEADING, greater_is_better
 from hf_transfer.evaluation.noise import contributions, difference_error
+from hf_transfer.evaluation.scores import all_finite
 from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.features.budget import available_memory
 from hf_transfer.features.cross_validation import fold_numbers, strata
@@ -34,7 +36,7 @@ from hf_transfer.files import say
 from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.models.averaging import Mean, State
 from hf_transfer.runs.adjusting import put
-from hf_transfer.runs.calibrating import temper
+from hf_transfer.runs.calibrating import divide
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.prepare import Prepared, make_trainer
 from hf_transfer.runs.solvable import has_adapter
@@ -71,15 +73,18 @@ class Trained:
         examples: number of all that some training saw.
         held_out: number of those that the first one held out.
         trainings: number of them.
-        temperatures: by which each was calibrated; empty without `calibrate`.
+        calibration: of the mean; None without `calibrate`.
         seconds: of all but the first.
+        held_out_metric: that runs of this kind are judged by (`metric`), each training measured on what it held out
+            itself: `value` on `examples` together, and its `standard_error`.
     """
 
     examples: int
     held_out: int
     trainings: int
-    temperatures: tuple[float, ...]
+    calibration: Calibration | None
     seconds: float
+    held_out_metric: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`."""
@@ -144,15 +149,14 @@ def train_again(
         talks: whether each is announced.
 
     Returns:
-        None if the mean is worse than the first training on the validation split, by more than chance: the model then
-        has the weights of the first.
+        None if the mean is worse than the first training on the validation split, by more than chance, or a training
+        has diverged: the model then has the weights of the first.
     """
     began, model, problem_type = time.perf_counter(), trainer.model, prepared.loaded.labels.problem_type
     every = concatenate_datasets([splits["train"], splits["validation"]])
-    first = _state(model)
-    mean = Mean().including(first)
-    own = trainer.predict(splits["validation"])
-    temperatures = [] if calibration is None else [calibration.temperature]
+    first, own = _state(model), trainer.predict(splits["validation"])
+    _undo(trainer, calibration, adjustment)
+    mean, answers = Mean().including(_state(model)), [trainer.predict(splits["validation"])]
     parts = list(_parts(splits["train"], len(splits["validation"]), problem_type, prepared.config.split_seed))
     for number, held_out in enumerate(parts, start=2):
         since = time.perf_counter()
@@ -160,20 +164,51 @@ def train_again(
         kept = np.setdiff1d(np.arange(len(every)), held_out)
         again = _trainer(prepared, every.select(kept), every.select(held_out), number)
         again.train()
-        if calibration is not None:
-            temperatures.append(temper(again, every.select(held_out)).temperature)
-        if adjustment is not None:
-            put(again, adjustment)
         mean = mean.including(_state(model))
+        answers.append(again.predict(every.select(held_out)))
         if talks:
             took = time.perf_counter() - since
             say(f"refit: training {number} of {len(parts) + 1}, which holds out {len(held_out)} others ({took:.0f} s)")
     model.load_state_dict(mean.state())
-    if _is_worse(problem_type, trainer.predict(splits["validation"]), own):
+    logits = np.concatenate([logits_of(one.predictions) for one in answers])
+    labels = np.concatenate([one.label_ids for one in answers])
+    fitted = _redo(trainer, logits, labels, calibration, adjustment) if all_finite(logits) else None
+    if not all_finite(logits) or _is_worse(problem_type, trainer.predict(splits["validation"]), own):
         model.load_state_dict(first)
         return None
-    seconds = time.perf_counter() - began
-    return Trained(len(every), len(splits["validation"]), len(parts) + 1, tuple(temperatures), seconds)
+    if adjustment is not None and adjustment.strength:
+        logits = logits / (fitted.temperature if fitted else 1.0) + np.array(adjustment.offsets)
+    metric = _together(problem_type, logits, labels)
+    seconds, count = time.perf_counter() - began, len(splits["validation"])
+    return Trained(len(every), count, len(parts) + 1, fitted, seconds, metric)
+
+
+def _undo(trainer: TransferTrainer, calibration: Calibration | None, adjustment: LogitAdjustment | None) -> None:
+    """Give the first training's logits back what it was trained to."""
+    if adjustment is not None:
+        put(trainer, adjustment, times=-1)
+    if calibration is not None:
+        divide(trainer, 1 / calibration.temperature)
+
+
+def _redo(
+    trainer: TransferTrainer,
+    logits: Any,
+    labels: Any,
+    calibration: Calibration | None,
+    adjustment: LogitAdjustment | None,
+) -> Calibration | None:
+    """Calibrate the mean, and adjust its logits as the first training's were.
+
+    The prior is that of `fit_temperature` without an expected loss: so many examples need none, and a mean of weights
+    is less sure than each of them, which a temperature near 1 allows for; see `docs/few-labels.md`.
+    """
+    fitted = None if calibration is None else fit_temperature(logits, labels)
+    if fitted is not None:
+        divide(trainer, fitted.temperature)
+    if adjustment is not None:
+        put(trainer, adjustment)
+    return fitted
 
 
 def more(prepared: Prepared) -> int:
@@ -205,6 +240,14 @@ def _trainer(prepared: Prepared, train: Any, held_out: Any, number: int) -> Tran
         again.remove_callback(callback)
     again.boundary.decide()
     return again
+
+
+def _together(problem_type: str, logits: Any, labels: Any) -> dict[str, Any]:
+    """The leading metric of answers, with its standard error."""
+    measured = contributions(problem_type, logits, labels)
+    error = float(measured.std(ddof=1)) / math.sqrt(len(measured))
+    metric = LEADING[problem_type][0]
+    return {"metric": metric, "value": float(measured.mean()), "standard_error": error, "examples": len(measured)}
 
 
 def _is_worse(problem_type: str, prediction: Any, before: Any) -> bool:

@@ -48,7 +48,8 @@ def keys_of(out):
 def test_a_run_begins_with_the_best_head_on_the_best_layer(finished):
     keys, results = keys_of(finished.output_dir), json.loads((finished.output_dir / "results.json").read_text())
     assert (keys["strategy"], keys["head_init"], keys["head_epochs"]) == ("two-phase", "probe", 0.0)
-    assert keys["num_train_epochs"] == 20.0 and keys["per_device_train_batch_size"] == 16
+    assert keys["num_train_epochs"] == 12.0 and keys["per_device_train_batch_size"] == 16 and keys["refit"] is True
+    assert results["refit"]["solution"]["trainings"] == 5
     assert (keys["pooling"], results["auto"]["pooling"]["value"]) == ("mean", "mean")
     assert keys["pooling_layer"] == results["pooling_candidates"][0]["group"]
     assert results["pooling"]["kept"] + results["pooling"]["dropped"] == 3

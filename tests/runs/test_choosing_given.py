@@ -124,7 +124,9 @@ def test_fine_tuning_from_a_solved_head_warms_up_whoever_chose_it(files, keys, w
 def test_steps_of_accumulated_batches_and_a_given_number(files):
     """35 of 44 examples train: 3 steps per epoch, or 1 of 64."""
     _, values = prepared(files, "bert", "enough", pooling="cls", gradient_accumulation_steps=4)
-    assert values["num_train_epochs"] == 40
+    assert (values["num_train_epochs"], values["refit"]) == (35, True)
+    _, values = prepared(files, "bert", "enough", pooling="cls", gradient_accumulation_steps=4, refit=False)
+    assert values["num_train_epochs"] == 40 and "refit" not in values
     assert "num_train_epochs" not in prepared(files, "bert", "enough", pooling="cls", max_steps=5)[1]
 
 

@@ -7,16 +7,21 @@ import shutil
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import yaml
 
 from hf_transfer import Predictor, UserError
+from hf_transfer.analysis.few_labels import Choice
 from hf_transfer.cli.program import main
 from hf_transfer.data.record import Record
+from hf_transfer.evaluation.calibration import fit_temperature
+from hf_transfer.evaluation.thresholds import logits_of
+from hf_transfer.hub import card_sections
 from hf_transfer.models.averaging import Mean
 from hf_transfer.run_folder import EXAMPLES
-from hf_transfer.runs import trainings
+from hf_transfer.runs import ending, trainings
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.preview import plan_only
@@ -51,10 +56,13 @@ def pair(tiny_bert_folder, tmp_path_factory):
 def test_the_saved_weights_are_the_mean_of_all_trainings(pair):
     several, alone, states, _ = pair
     assert len(states) == 4 == several.results["refit"]["solution"]["trainings"]  # a quarter is held out
+    temperatures = [one.results["calibration"]["temperature"] for one in (several, alone)]
     for name, value in several.model.state_dict().items():
-        wanted = torch.stack([state[name].double() for state in states]).mean(0)
+        by, alone_by = temperatures if name.startswith("classifier") else (1.0, 1.0)
+        wanted = torch.stack([state[name].double() for state in states]).mean(0) / by
         torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-8)
-        assert torch.equal(states[0][name], alone.model.state_dict()[name]), "the first is the run without refit"
+        own = alone.model.state_dict()[name] * alone_by
+        torch.testing.assert_close(states[0][name], own, rtol=1e-6, atol=1e-8)  # the first is the run without refit
     apart = [float((states[0]["classifier.weight"] - state["classifier.weight"]).abs().max()) for state in states[1:]]
     assert min(apart) > 1e-4
     texts = rows(4)["text"]
@@ -63,7 +71,7 @@ def test_the_saved_weights_are_the_mean_of_all_trainings(pair):
     torch.testing.assert_close(plain_logits(several.output_dir, texts), own, rtol=1e-4, atol=1e-5)
 
 
-def test_each_holds_out_examples_of_its_own_and_is_calibrated_on_them(pair):
+def test_each_holds_out_examples_of_its_own(pair):
     several, _, _, made = pair
     held_out = list(several.predictor._held_out(None, "validation").examples["text"])
     ids = several.predictor.processor(rows(48)["text"])["input_ids"]
@@ -74,9 +82,6 @@ def test_each_holds_out_examples_of_its_own_and_is_calibrated_on_them(pair):
     for again, part in zip(made, parts, strict=False):
         trained = {known[tuple(one)] for one in again.train_dataset["input_ids"]}
         assert trained == set(range(48)) - set(part)
-    temperatures = several.results["refit"]["solution"]["temperatures"]
-    assert len(temperatures) == 4 and temperatures[0] == several.results["calibration"]["temperature"]
-    assert len(set(temperatures)) == 4
 
 
 def test_what_was_measured_before_is_of_the_first(pair):
@@ -92,7 +97,34 @@ def test_what_was_measured_before_is_of_the_first(pair):
     card = (several.output_dir / "README.md").read_text()
     assert "the mean of 4 trainings" in card and "4 trainings" not in (alone.output_dir / "README.md").read_text()
     assert main(["report", str(several.output_dir)]) == 0
-    assert "mean of the weights of 4 trainings" in re.sub(r"\s+", " ", (several.output_dir / "report.html").read_text())
+    page = re.sub(r"\s+", " ", (several.output_dir / "report.html").read_text())
+    assert "mean of the weights of 4 trainings" in page and "48 examples together: accuracy" in page
+
+
+def test_the_mean_is_measured_and_calibrated_on_what_each_held_out(pair):
+    """On the answers of the states that were averaged, all examples together."""
+    several, _, states, made = pair
+    kept = {name: value.clone() for name, value in several.model.state_dict().items()}
+    answers, labels = [], []
+    held_out = [several.trainer.eval_dataset, *(again.eval_dataset for again in made)]
+    for state, examples in zip(states, held_out, strict=True):
+        several.model.load_state_dict(state)
+        answer = several.trainer.predict(examples)
+        answers.append(logits_of(answer.predictions))
+        labels.append(answer.label_ids)
+    several.model.load_state_dict(kept)
+    logits, truth = np.concatenate(answers), np.concatenate(labels)
+    right = logits.argmax(-1) == truth
+    said = several.results["refit"]["solution"]["held_out_metric"]
+    assert (said["metric"], said["examples"], said["value"]) == ("accuracy", 48, pytest.approx(np.mean(right)))
+    assert said["standard_error"] == pytest.approx(np.std(right, ddof=1) / 48**0.5)
+    fitted = several.results["calibration"]
+    assert fitted["temperature"] == pytest.approx(fit_temperature(logits, truth).temperature, rel=1e-4)
+    assert (fitted["examples"], fitted["split"]) == (48, "held out")
+    sentence = f"48 examples together: accuracy {np.mean(right):.4f}"
+    measured = several.results | {"metrics_split": "validation"}
+    assert sentence in " ".join(card_sections._refit(measured)) and sentence in " ".join(ending.ending(several.results))
+    assert "48 examples, each held out by one training" in (several.output_dir / "README.md").read_text()
 
 
 def test_run_yaml_repeats_it_bit_for_bit(pair, tmp_path):
@@ -113,7 +145,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_mean(tiny_bert_folder, t
     shutil.rmtree(last)
     (tmp_path / "part" / "results.json").unlink()
     part = run(tiny_bert_folder, tmp_path / "part", **keys, resume_from_checkpoint="auto")
-    assert part.results["refit"]["solution"]["temperatures"] == whole.results["refit"]["solution"]["temperatures"]
+    assert part.results["calibration"] == whole.results["calibration"]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, part.model.state_dict()[name]), name
 
@@ -153,7 +185,7 @@ def test_worse_by_more_than_chance():
 def test_of_every_kind(kind, tiny_bert_folder, tmp_path):
     result = run(tiny_bert_folder, tmp_path / "out", kind, refit=True, calibrate=kind == "several")
     assert result.results["refit"]["solution"]["trainings"] == 4
-    assert len(result.results["refit"]["solution"]["temperatures"]) == 4 * (kind == "several")
+    assert (result.results["refit"]["solution"]["calibration"] is not None) == (kind == "several")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +212,42 @@ def test_where_it_is_not_possible(more, why, tiny_bert_folder, tmp_path):
     trainer = make_trainer(prepared, splits["train"], splits["validation"])
     with pytest.raises(UserError, match=re.escape(why)):
         refits(prepared, trainer)
+
+
+@pytest.mark.parametrize(
+    ("more", "count", "averages"),
+    [
+        ({}, 44, True),
+        ({}, 400, False),
+        ({"refit": False}, 44, False),
+        ({"num_train_epochs": 3.0}, 44, False),  # how long to train is decided already
+        ({"max_steps": 10}, 44, False),
+        ({"strategy": "two-phase", "head_init": "probe"}, 44, False),
+        ({"adapter": "lora"}, 44, False),
+        ({"early_stopping_patience": 2}, 44, False),
+        ({"effort": "quick"}, 44, False),
+        ({"among": True}, 44, False),  # runs that are compared need the validation split
+        ({"label_column_name": "several"}, 44, False),  # not measured
+    ],
+)
+def test_few_sentences_are_trained_on_several_times_where_auto_decides_how_long(
+    more, count, averages, tiny_bert_folder, tmp_path
+):
+    more, among = {**more}, more.get("among", False)
+    more.pop("among", None)
+    file = tmp_path / "train.csv"
+    frame = pandas.read_csv(sentences(file, count))
+    frame.assign(several=frame["label"].map(str) + ";x").to_csv(file, index=False)
+    more |= {"label_delimiter": ";"} if "label_column_name" in more else {"label_column_name": "label"}
+    given = dict(model_name_or_path=tiny_bert_folder, train_file=str(file), text_column_name="text", **more)
+    config = Config.from_sources({}, {**given, "output_dir": str(tmp_path / "out")})
+    found = choose(prepare(config), is_one_of_several=among)
+    assert (found.chosen.keys.get("refit", Choice(None, "")).value is True) == averages
+    assert (found.config.values["refit"] is True) == averages
+    if averages:
+        assert found.config.values["num_train_epochs"] == 12 and found.chosen.keys["num_train_epochs"].why.endswith(
+            "each"
+        )
 
 
 @pytest.mark.parametrize(
