@@ -67,7 +67,7 @@ def describe(calibration: Mapping[str, Any]) -> str:
     temperature, examples = calibration["temperature"], calibration["examples"]
     nll, ece = ([calibration[f"{name}_{when}"] for when in ("before", "after")] for name in ("nll", "ece"))
     bound = ", the limit" if calibration["is_bound"] else ""
-    which = "examples, each held out by one training" if calibration["split"] == HELD_OUT else "validation examples"
+    which = "examples, each held out by one training" if calibration.get("split") == HELD_OUT else "validation examples"
     return (
         f"temperature {temperature:.3g}{bound}, fitted on {examples:,} {which} (there, negative "
         f"log-likelihood {nll[0]:.4f} → {nll[1]:.4f}, ECE {ece[0]:.4f} → {ece[1]:.4f})"

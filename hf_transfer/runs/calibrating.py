@@ -58,8 +58,13 @@ class Choice:
 OFF = Choice(False)
 
 
-def choose(trainer: TransferTrainer, problem_type: str) -> Choice:
+def choose(trainer: TransferTrainer, problem_type: str, examples: int | None = None) -> Choice:
     """What `calibrate` comes to for a trainer that has not trained yet; called by all processes.
+
+    Args:
+        trainer: made for the run.
+        problem_type: of the run.
+        examples: that the saved model will be calibrated on, if not those of the validation split.
 
     Raises:
         UserError: `calibrate: true`, and the model cannot be calibrated.
@@ -70,7 +75,7 @@ def choose(trainer: TransferTrainer, problem_type: str) -> Choice:
     why = why_not(trainer, problem_type)
     if wanted is True and why:
         raise UserError(f"the model cannot be calibrated: {why}.", "Remove it, or use calibrate: auto.", "calibrate")
-    count = len(trainer.eval_dataset)
+    count = len(trainer.eval_dataset) if examples is None else examples
     if not why and wanted == "auto" and count < FEWEST:
         why = f"there are {count} validation examples, fewer than {FEWEST}"
     return Choice(not why, why)

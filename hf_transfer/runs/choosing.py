@@ -115,7 +115,7 @@ def _chosen(prepared: Prepared, is_one_of_several: bool) -> tuple[Chosen, Poolin
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
     averages, is_best = not is_one_of_several and _averages(prepared, chosen), config.data.effort == "best"
     chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved, averages and is_best)
-    if averages and seen and not is_best:
+    if averages and seen and _decides_length(prepared, chosen):
         chosen |= few_labels.averaged(seen)
     chosen |= _warm_up(config, chosen, seen)
     chosen |= _rate_of_a_probe(config, chosen)
@@ -172,19 +172,22 @@ def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) ->
 def _averages(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
     """Whether several trainings are averaged: there are few examples, and all of the model trains.
 
-    With `effort: best` wherever that is possible, else where it was measured: `auto` decides the length of fine-tuning
-    from a head that is solved for, on classes.
+    With `effort: best` wherever that is possible, else where it was measured.
     """
-    config, now, given = prepared.config, _now(prepared.config, chosen), _given(prepared.config)
-    if config.data.streaming or len(prepared.data.train) > few_labels.AVERAGED or "refit" in given:
+    config, now = prepared.config, _now(prepared.config, chosen)
+    if config.data.streaming or len(prepared.data.train) > few_labels.AVERAGED or "refit" in _given(config):
         return False
     if now["probe_solver"] == "lbfgs" or now["strategy"] in (None, "linear-probe") or config.data.effort == "quick":
         return False
-    has_classes = prepared.loaded.labels.problem_type == SINGLE_LABEL
-    is_measured = has_classes and {"strategy", "head_init", "num_train_epochs"} <= chosen.keys() - given
-    if config.data.effort != "best" and not is_measured:
+    if config.data.effort != "best" and not _decides_length(prepared, chosen):
         return False
     return not (nothing_to_add(prepared) or trainings.why_not(prepared))
+
+
+def _decides_length(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
+    """Whether `auto` decides how long classes are fine-tuned from a head that is solved for."""
+    own = chosen.keys() - _given(prepared.config)
+    return prepared.loaded.labels.problem_type == SINGLE_LABEL and {"strategy", "head_init", "num_train_epochs"} <= own
 
 
 def _now(config: Config, chosen: Mapping[str, Choice]) -> dict[str, Any]:

@@ -180,9 +180,11 @@ def _plan_for_data(config: Config, talks: bool, preview: str | None, prices: Pri
             say(f"Warning: {line}")
     several = adaptation_choice.cost(alone, here) if is_auto else ""
     searches = search_note(config, here)
-    calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type).line()
-    refits = refitting.line(refitting.choose(prepared, trainer), prepared, trainer, here)
-    for line in filter(None, [searches, several, calibrates, refits]) if talks else ():
+    refits = refitting.choose(prepared, trainer)
+    answers = refitting.calibrates_on(refits, prepared, trainer)
+    calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type, answers).line()
+    again = refitting.line(refits, prepared, trainer, here)
+    for line in filter(None, [searches, several, calibrates, again]) if talks else ():
         say(line)
     expected = expect(prepared, trainer, asks_domain=True) if config.data.expected_accuracy else None
     if expected is not None and talks:

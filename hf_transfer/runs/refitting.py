@@ -80,6 +80,11 @@ def nothing_to_add(prepared: Prepared) -> str:
     return ""
 
 
+def calibrates_on(choice: Choice, prepared: Prepared, trainer: TransferTrainer) -> int | None:
+    """Number of examples that the saved model will be calibrated on; None for those of the validation split."""
+    return trainings.held_out(prepared) if choice.value and trainings.are_wanted(trainer.args) else None
+
+
 def line(choice: Choice, prepared: Prepared, trainer: TransferTrainer, pace: Pace | None = None) -> str:
     """What a run says before it trains; empty where nothing would be fitted again.
 

@@ -54,7 +54,6 @@ from hf_transfer.runs.preflight import Preflight, try_run
 from hf_transfer.runs.prepare import Prepared, make_trainer, prepare, prepare_splits
 from hf_transfer.runs.pricing import with_price
 from hf_transfer.runs.publishing import publish
-from hf_transfer.runs.refitting import refit
 from hf_transfer.runs.reporting import change_of, write_report
 from hf_transfer.runs.result import Result
 from hf_transfer.runs.resumed import checkpoint_of
@@ -240,7 +239,8 @@ def _try(ready: _Ready, among: Shared | None) -> None:
     ready.refits = refitting.choose(prepared, trainer, is_one_of_several=among is not None)
     if trainer.args.preflight:
         ready.preflight = try_run(prepared, trainer, ready.splits, ready.output_dir)
-    ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type)
+    answers = refitting.calibrates_on(ready.refits, prepared, trainer)
+    ready.calibrates = choose_calibration(trainer, prepared.loaded.labels.problem_type, answers)
 
 
 def _open_folder(ready: _Ready) -> None:
@@ -300,7 +300,7 @@ def _finish(ready: _Ready) -> Result:
     validation = validated(trainer, labels.problem_type)
     refitted = None
     if ready.refits.value:
-        refitted = refit(prepared, trainer, ready.splits, ready.start, calibration, adjustment)
+        refitted = refitting.refit(prepared, trainer, ready.splits, ready.start, calibration, adjustment)
         if refitted is None:  # the first training is kept, and its validation split was not trained on
             ready.refits = Choice(False, "the mean of the trainings was worse on the validation split")
             saving.record_examples(prepared, output_dir, is_resumed=False)

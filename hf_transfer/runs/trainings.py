@@ -158,17 +158,17 @@ def train_again(
     _undo(trainer, calibration, adjustment)
     mean, answers = Mean().including(_state(model)), [trainer.predict(splits["validation"])]
     parts = list(_parts(splits["train"], len(splits["validation"]), problem_type, prepared.config.split_seed))
-    for number, held_out in enumerate(parts, start=2):
+    for number, apart in enumerate(parts, start=2):
         since = time.perf_counter()
         model.load_state_dict(start)
-        kept = np.setdiff1d(np.arange(len(every)), held_out)
-        again = _trainer(prepared, every.select(kept), every.select(held_out), number)
+        kept = np.setdiff1d(np.arange(len(every)), apart)
+        again = _trainer(prepared, every.select(kept), every.select(apart), number)
         again.train()
         mean = mean.including(_state(model))
-        answers.append(again.predict(every.select(held_out)))
+        answers.append(again.predict(every.select(apart)))
         if talks:
             took = time.perf_counter() - since
-            say(f"refit: training {number} of {len(parts) + 1}, which holds out {len(held_out)} others ({took:.0f} s)")
+            say(f"refit: training {number} of {len(parts) + 1}, which holds out {len(apart)} others ({took:.0f} s)")
     model.load_state_dict(mean.state())
     logits = np.concatenate([logits_of(one.predictions) for one in answers])
     labels = np.concatenate([one.label_ids for one in answers])
@@ -214,6 +214,12 @@ def _redo(
 def more(prepared: Prepared) -> int:
     """Number of trainings after the first: as many as there are further parts of its validation split's size."""
     return min(TRAININGS - 1, _folds(prepared.data.train, len(prepared.data.validation)))
+
+
+def held_out(prepared: Prepared) -> int:
+    """Number of examples that some training holds out."""
+    count, own = len(prepared.data.train), len(prepared.data.validation)
+    return own + count * more(prepared) // _folds(prepared.data.train, own)
 
 
 def _folds(train: Any, size: int) -> int:

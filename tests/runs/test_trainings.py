@@ -22,9 +22,11 @@ from hf_transfer.hub import card_sections
 from hf_transfer.models.averaging import Mean
 from hf_transfer.run_folder import EXAMPLES
 from hf_transfer.runs import ending, trainings
+from hf_transfer.runs.calibrating import choose as calibrates
 from hf_transfer.runs.choosing import choose
 from hf_transfer.runs.prepare import make_trainer, prepare, prepare_splits
 from hf_transfer.runs.preview import plan_only
+from hf_transfer.runs.refitting import calibrates_on
 from hf_transfer.runs.refitting import choose as refits
 from hf_transfer.settings import Config
 from tests.runs.helpers import plain_logits, sentences
@@ -127,6 +129,20 @@ def test_the_mean_is_measured_and_calibrated_on_what_each_held_out(pair):
     assert "48 examples, each held out by one training" in (several.output_dir / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("count", "why"), [(24, ""), (19, "there are 19 validation examples, fewer than 20")])
+def test_all_that_is_held_out_counts_for_the_calibration(count, why, tiny_bert_folder, tmp_path):
+    given = {**SOLVED, **KEYS, "refit": True, "output_dir": str(tmp_path / "out"), "calibrate": "auto"}
+    given |= dict(model_name_or_path=tiny_bert_folder, train_file=sentences(tmp_path / "train.csv", count))
+    prepared = choose(prepare(Config.from_sources({}, given)))
+    splits = prepare_splits(prepared)
+    trainer = make_trainer(prepared, splits["train"], splits["validation"])
+    refit = refits(prepared, trainer)
+    assert trainings.held_out(prepared) == count
+    found = calibrates(trainer, "single_label_classification", calibrates_on(refit, prepared, trainer))
+    assert (found.value, found.why) == (not why, why)
+    assert not calibrates(trainer, "single_label_classification").value, "one training alone has too few"
+
+
 def test_run_yaml_repeats_it_bit_for_bit(pair, tmp_path):
     several = pair[0]
     values = yaml.safe_load((several.output_dir / "run.yaml").read_text())
@@ -226,6 +242,7 @@ def test_where_it_is_not_possible(more, why, tiny_bert_folder, tmp_path):
         ({"adapter": "lora"}, 44, False),
         ({"early_stopping_patience": 2}, 44, False),
         ({"effort": "quick"}, 44, False),
+        ({"effort": "best"}, 44, True),  # does no more than that
         ({"among": True}, 44, False),  # runs that are compared need the validation split
         ({"label_column_name": "several"}, 44, False),  # not measured
     ],
