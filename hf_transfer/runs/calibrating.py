@@ -137,7 +137,7 @@ def calibrate(trainer: TransferTrainer, validation: Any, output_dir: Path) -> Ca
         WorkFailed: logits are NaN or infinite.
     """
     prediction = trainer.predict(validation)
-    (answer,) = broadcast_object_list([_fit(prediction, _expected_loss(trainer))])
+    (answer,) = broadcast_object_list([_fit(prediction, expected_loss(trainer))])
     if isinstance(answer, WorkFailed):
         raise answer
     found: Calibration = answer
@@ -155,7 +155,7 @@ def divide(trainer: TransferTrainer, temperature: float) -> None:
             parameter.div_(temperature)
 
 
-def _expected_loss(trainer: TransferTrainer) -> float | None:
+def expected_loss(trainer: TransferTrainer) -> float | None:
     """The loss in cross-validation of the head that the run began with: that is as calibrated as its L2 strength.
 
     None if there is no such head, it was chosen by another measure, or its loss is weighted.

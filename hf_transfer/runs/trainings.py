@@ -36,7 +36,7 @@ from hf_transfer.files import say
 from hf_transfer.layers.frozen import running_statistics
 from hf_transfer.models.averaging import Mean, State
 from hf_transfer.runs.adjusting import put
-from hf_transfer.runs.calibrating import divide
+from hf_transfer.runs.calibrating import divide, expected_loss
 from hf_transfer.runs.decisions import with_decisions
 from hf_transfer.runs.prepare import Prepared, make_trainer
 from hf_transfer.runs.solvable import has_adapter
@@ -44,6 +44,7 @@ from hf_transfer.training.course import BEYOND_CHANCE
 from hf_transfer.training.trainer import TransferTrainer
 
 TRAININGS = 5  # at most, the first included: with a fifth held out, each example is held out by one of them
+ENOUGH = 100  # answers, from which their likelihood decides the temperature
 _COPIES = 8  # times the model's bytes: three states of it, and two sums in float64
 _ALONE = (  # keys of what ends a training, or of other weights or data, which would be another one each time
     "load_best_model_at_end",
@@ -200,10 +201,11 @@ def _redo(
 ) -> Calibration | None:
     """Calibrate the mean, and adjust its logits as the first training's were.
 
-    The prior is that of `fit_temperature` without an expected loss: so many examples need none, and a mean of weights
-    is less sure than each of them, which a temperature near 1 allows for; see `docs/few-labels.md`.
+    A mean of weights is less sure than each of them. So the loss that is expected of a training is too high for it, and
+    counts only where there are few answers; see `docs/calibration.md`.
     """
-    fitted = None if calibration is None else fit_temperature(logits, labels)
+    loss = expected_loss(trainer) if len(labels) < ENOUGH else None
+    fitted = None if calibration is None else fit_temperature(logits, labels, loss)
     if fitted is not None:
         divide(trainer, fitted.temperature)
     if adjustment is not None:

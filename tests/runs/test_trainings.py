@@ -121,7 +121,7 @@ def test_the_mean_is_measured_and_calibrated_on_what_each_held_out(pair):
     assert (said["metric"], said["examples"], said["value"]) == ("accuracy", 48, pytest.approx(np.mean(right)))
     assert said["standard_error"] == pytest.approx(np.std(right, ddof=1) / 48**0.5)
     fitted = several.results["calibration"]
-    assert fitted["temperature"] == pytest.approx(fit_temperature(logits, truth).temperature, rel=1e-4)
+    assert fitted["temperature"] == pytest.approx(fit_temperature(logits, truth, None).temperature, rel=1e-4)
     assert (fitted["examples"], fitted["split"]) == (48, "held out")
     sentence = f"48 examples together: accuracy {np.mean(right):.4f}"
     measured = several.results | {"metrics_split": "validation"}
@@ -141,6 +141,18 @@ def test_all_that_is_held_out_counts_for_the_calibration(count, why, tiny_bert_f
     found = calibrates(trainer, "single_label_classification", calibrates_on(refit, prepared, trainer))
     assert (found.value, found.why) == (not why, why)
     assert not calibrates(trainer, "single_label_classification").value, "one training alone has too few"
+
+
+@pytest.mark.parametrize(("answers", "expects"), [(99, True), (100, False)])
+def test_a_loss_is_expected_of_the_mean_where_there_are_few_answers(answers, expects, monkeypatch):
+    seen = []
+    monkeypatch.setattr(trainings, "expected_loss", lambda trainer: 0.5)
+    monkeypatch.setattr(trainings, "divide", lambda trainer, temperature: seen.append(temperature))
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(answers, 2)), rng.integers(0, 2, answers)
+    fitted = trainings._redo(None, logits, labels, fit_temperature(logits, labels), None)
+    assert fitted == fit_temperature(logits, labels, 0.5 if expects else None) and seen == [fitted.temperature]
+    assert fitted != fit_temperature(logits, labels, None if expects else 0.5)
 
 
 def test_run_yaml_repeats_it_bit_for_bit(pair, tmp_path):
