@@ -188,7 +188,7 @@ def warm_up(is_solved: bool) -> dict[str, Choice]:
 def averaged(seen: Seen) -> dict[str, Choice]:
     """Several short trainings in place of a long one.
 
-    On 64 sentences per class, five of half the length were 1.2 points better than one; see `docs/few-labels.md`.
+    On 64 sentences per class, five of half the length were 0.9 points better than one; see `docs/few-labels.md`.
     """
     steps = math.ceil((seen.examples or 1) / (seen.batch_size or BATCH))
     epochs = min(MOST_EPOCHS, max(AVERAGED_LEAST_EPOCHS, math.ceil(AVERAGED_STEPS / steps)))
