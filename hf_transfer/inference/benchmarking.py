@@ -83,6 +83,7 @@ class Table:
         threads: of the CPU.
         examples: that `score` was measured on.
         left_out: forms that could not be made, with the reason.
+        notes: on these examples, for example that the run trained on them.
     """
 
     run: str
@@ -92,6 +93,7 @@ class Table:
     threads: int
     examples: int
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -116,6 +118,7 @@ class Table:
             )
             yield f"  {row.name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) + f"  {row.note}".rstrip()
         yield "  p50, p95: one example; batch 1: examples per second over PyTorch's. Encoding inputs is not timed."
+        yield from (f"  Note: {note}" for note in self.notes)
         yield from (f"  Left out: {reason}" for reason in self.left_out)
 
 
@@ -170,8 +173,9 @@ def benchmark(
         )
         for form in loaded
     )
-    examples = int(found[TORCH].get("num_examples", 0))
-    return Table(str(run), rows, metric, reference.batch_size, torch.get_num_threads(), examples, tuple(left_out))
+    examples, notes = int(found[TORCH].get("num_examples", 0)), tuple(found[TORCH].get("notes", ()))
+    threads = torch.get_num_threads()
+    return Table(str(run), rows, metric, reference.batch_size, threads, examples, tuple(left_out), notes)
 
 
 def _made(exporter: Exporter, folder: Path, names: Sequence[str] | None) -> tuple[list[Form], list[str]]:

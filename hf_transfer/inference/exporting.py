@@ -270,6 +270,7 @@ class Exporter:
         metric = LEADING[self.predictor.labels.problem_type][0]
         if self._before is None:
             self._before = self.reference.evaluate(self.data, self.split)
+            self.notes += self._before["notes"]
         after = exported.evaluate(self.data, self.split)
         values = [float(found["metrics"][metric]) for found in (self._before, after)]
         lost = values[0] - values[1]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from hf_transfer.data.split_names import standard_name
 from hf_transfer.data.splits import Data, encode_split, make_data, name_of
 from hf_transfer.data.streaming import beginning
 from hf_transfer.errors import UserError, listed, nearest, option
+from hf_transfer.run_folder import RESULTS, held_out_by_each, read_results, refitted
 from hf_transfer.tasks.base import Task
 
 _HELD_OUT = ("test", "validation")
@@ -62,6 +64,7 @@ class Selection:
         is_run: whether the model comes from a run that names its data.
         notes: messages for the user so far.
         left_out: number of examples left out so far, by reason.
+        folder: of the run; None if it has none.
     """
 
     task: Task
@@ -72,6 +75,7 @@ class Selection:
     is_run: bool
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    folder: Path | None = None
 
     def of_run(self, split: str | None) -> HeldOut:
         """A split of the run's own data; by default what the run reported on.
@@ -291,8 +295,9 @@ class Selection:
             raise UserError(
                 f"The run holds out no example any more: after it was measured on the {count:,} validation examples, "
                 "it was fitted again on those too (refit: true).",
-                f"Measure on other data (test_file, dataset_name). {option('split', 'validation')} measures on them "
-                "all the same and says so; validation_metrics in results.json are of the first fit.",
+                f"{_measured_before(self.folder)}Measure on other data (test_file, dataset_name). "
+                f"{option('split', 'validation')} measures on them all the same and says so; validation_metrics in "
+                "results.json are of the first fit.",
             )
 
     def _note_unknown(self) -> None:
@@ -306,6 +311,14 @@ class Selection:
         else:
             reason = f"the run read {' and '.join(record.inputs)}"
         self.notes.append(f"Examples that were trained on are not recognized: {reason}.")
+
+
+def _measured_before(folder: Path | None) -> str:
+    """What several trainings of a finished run came to on what each held out, as a sentence and a space."""
+    if folder is None or not (folder / RESULTS).is_file():
+        return ""
+    said = held_out_by_each(refitted(read_results(folder)[0]) or {})
+    return f"{said} " if said else ""
 
 
 def _refuse_split(split: str | None, name: str, splits: DatasetDict, data: Data) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -29,13 +28,7 @@ from hf_transfer.run_folder import HISTORY
 
 @dataclass
 class Reviewing(Evaluating):
-    """A model whose answers and training are looked at; see `Predictor`.
-
-    Attributes:
-        folder: of its run; None of a model from a hub.
-    """
-
-    folder: Path | None = field(default=None, repr=False)
+    """A model whose answers and training are looked at; see `Predictor`."""
 
     def confusion_matrix(
         self, data: Any = None, split: str | None = None, max_examples: int | None = None, **keys: Any

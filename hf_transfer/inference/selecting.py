@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -30,9 +31,11 @@ class Selecting(Answering):
 
     Attributes:
         record: the examples that its run trained on and held out, by content; None if they are not known.
+        folder: of its run; None of a model from a hub.
     """
 
     record: Record | None = field(default=None, repr=False)
+    folder: Path | None = field(default=None, repr=False)
 
     def other_data(self, **keys: Any) -> DataArguments:
         """The run's data keys for other data: columns as in the run, unless named otherwise; nothing of its files."""
@@ -76,7 +79,8 @@ class Selecting(Answering):
     ) -> HeldOut:
         """The examples to measure on, with encoded labels; see `Selection`."""
         is_run = bool(self.data.dataset_name or self.data.train_file)
-        selection = Selection(self.task, self.labels, data or self.data, self.seed, self.record, is_run)
+        args = data or self.data
+        selection = Selection(self.task, self.labels, args, self.seed, self.record, is_run, folder=self.folder)
         chosen = selection.of_run(split) if data is None else selection.of_other_data(split, finds_columns)
         if max_examples is not None and max_examples < len(chosen.examples):
             sample = draw(chosen.examples, max_examples, self.labels, self.seed).sample

@@ -23,7 +23,8 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_transfer.data.labels import LABELS
+from hf_transfer.data.labels import LABELS, SINGLE_LABEL
+from hf_transfer.evaluation import conformal
 from hf_transfer.evaluation.calibration import Calibration, fit_temperature
 from hf_transfer.evaluation.logit_adjustment import LogitAdjustment
 from hf_transfer.evaluation.metric_table import LEADING, greater_is_better
@@ -177,8 +178,11 @@ def train_again(
     if not all_finite(logits) or _is_worse(problem_type, trainer.predict(splits["validation"]), own):
         model.load_state_dict(first)
         return None
+    logits = logits / (fitted.temperature if fitted else 1.0)
     if adjustment is not None and adjustment.strength:
-        logits = logits / (fitted.temperature if fitted else 1.0) + np.array(adjustment.offsets)
+        logits = logits + np.array(adjustment.offsets)
+    if problem_type == SINGLE_LABEL:
+        setattr(model.config, conformal.ENTRY, conformal.record_of(logits, labels))
     metric = _together(problem_type, logits, labels)
     seconds, count = time.perf_counter() - began, len(splits["validation"])
     return Trained(len(every), count, len(parts) + 1, fitted, seconds, metric)

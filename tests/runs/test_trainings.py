@@ -16,11 +16,13 @@ from hf_transfer import Predictor, UserError
 from hf_transfer.analysis.few_labels import Choice
 from hf_transfer.cli.program import main
 from hf_transfer.data.record import Record
+from hf_transfer.evaluation import conformal
 from hf_transfer.evaluation.calibration import fit_temperature
 from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.hub import card_sections
+from hf_transfer.inference.benchmarking import benchmark
 from hf_transfer.models.averaging import Mean
-from hf_transfer.run_folder import EXAMPLES
+from hf_transfer.run_folder import EXAMPLES, RUN_FILE
 from hf_transfer.runs import ending, trainings
 from hf_transfer.runs.calibrating import choose as calibrates
 from hf_transfer.runs.choosing import choose
@@ -123,10 +125,30 @@ def test_the_mean_is_measured_and_calibrated_on_what_each_held_out(pair):
     fitted = several.results["calibration"]
     assert fitted["temperature"] == pytest.approx(fit_temperature(logits, truth, None).temperature, rel=1e-4)
     assert (fitted["examples"], fitted["split"]) == (48, "held out")
+    stored = Predictor.load(several.output_dir).model.config.conformal
+    wanted = conformal.record_of(logits / fitted["temperature"], truth)
+    assert stored["examples"] == 48 and np.allclose(stored["scores"], wanted["scores"], atol=1e-4)
     sentence = f"48 examples together: accuracy {np.mean(right):.4f}"
     measured = several.results | {"metrics_split": "validation"}
     assert sentence in " ".join(card_sections._refit(measured)) and sentence in " ".join(ending.ending(several.results))
     assert "48 examples, each held out by one training" in (several.output_dir / "README.md").read_text()
+
+
+def test_where_nothing_is_held_out_any_more_what_was_measured_before_is_said(pair, tmp_path, capsys):
+    several = pair[0]
+    shutil.copytree(several.output_dir, folder := tmp_path / "run")
+    keys = yaml.safe_load((folder / RUN_FILE).read_text())
+    pandas.DataFrame(rows(48)).to_csv(tmp_path / "train.csv", index=False)
+    keys |= {"dataset_name": None, "train_file": str(tmp_path / "train.csv")}
+    (folder / RUN_FILE).write_text(yaml.safe_dump(keys))
+    said = several.results["refit"]["solution"]["held_out_metric"]
+    assert main(["evaluate", str(folder)]) == 2
+    error = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "holds out no example any more" in error
+    assert f"48 examples together: accuracy {said['value']:.4f} (standard error" in error
+    table = benchmark(folder, forms=["pt2"], seconds=0.01)
+    assert any("12 of these 12 examples were trained on" in note for note in table.notes)
+    assert any("12 of these 12 examples were trained on" in line for line in table.lines())
 
 
 @pytest.mark.parametrize(("count", "why"), [(24, ""), (19, "there are 19 validation examples, fewer than 20")])
