@@ -20,8 +20,9 @@ from hf_transfer.models.pooling_layer import PoolingChange
 
 FEW = 1000  # training examples
 MANY = 10_000  # likewise, of an image model with BatchNorm: the default rates were made for transformers
-# Training examples per class below which only the head is fitted; the latter of an image model with BatchNorm.
-LEAST_PER_CLASS, CONVOLUTIONAL_LEAST_PER_CLASS = 14, 10
+# Training examples per class below which only the head is fitted: of a single training, and of several that are
+# averaged or an image model with BatchNorm.
+LEAST_PER_CLASS, LESS_PER_CLASS = 14, 10
 BATCH = 16
 STEPS, CONVOLUTIONAL_STEPS = 60, 100  # optimizer steps in all, at least; the latter of an image model with BatchNorm
 MOST_EPOCHS, LEAST_EPOCHS = 40, 4
@@ -110,6 +111,7 @@ class Seen:
         has_rates: whether rates of single layers were given.
         domain: what the frozen features are worth beside raw pixels; None where it decides nothing, or is not known.
         no_room: why memory does not suffice to train all layers, as part of a sentence; empty if it does.
+        averages: whether several trainings would be averaged.
     """
 
     examples: int | None
@@ -128,11 +130,12 @@ class Seen:
     has_rates: bool = False
     domain: Distance | None = None
     no_room: str = ""
+    averages: bool = False
 
     @property
     def has_few(self) -> bool:
         """Whether there are so few examples per class that fine-tuning undoes the head that it begins with."""
-        least = CONVOLUTIONAL_LEAST_PER_CLASS if self.has_batchnorm else LEAST_PER_CLASS
+        least = LESS_PER_CLASS if self.has_batchnorm or self.averages else LEAST_PER_CLASS
         return self.per_class is not None and self.per_class < least and not (self.begins or self.holds)
 
     @property
@@ -166,10 +169,11 @@ def pooling(found: PoolingChoice | None, why_not: str) -> dict[str, Choice]:
     why = f"its loss in cross-validation is {best.loss:.3f}, against {against}"
     if found.gain <= 0:
         why += f": not clearly lower (standard error {found.error:.3f})"
-    return {
-        "pooling": Choice(best.pooling, why),
-        "pooling_layer": Choice(best.group, "the best of those compared; those above it are left out"),
-    }
+    is_alone = len({candidate.group for candidate in found.candidates}) == 1
+    which = (
+        "the last: more than the head trains" if is_alone else "the best of those compared; those above it are left out"
+    )
+    return {"pooling": Choice(best.pooling, why), "pooling_layer": Choice(best.group, which)}
 
 
 def warm_up(is_solved: bool) -> dict[str, Choice]:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hf_transfer.analysis.few_labels import (
-    CONVOLUTIONAL_LEAST_PER_CLASS,
     FEW,
     LEAST_PER_CLASS,
+    LESS_PER_CLASS,
     MANY,
     Choice,
     Seen,
@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="few per class, distant",
-        applies=f"under {CONVOLUTIONAL_LEAST_PER_CLASS} training examples per class, with BatchNorm, and frozen "
+        applies=f"under {LESS_PER_CLASS} training examples per class, with BatchNorm, and frozen "
         "features that are not clearly better than raw pixels",
         when=lambda seen: seen.asks_domain and seen.is_distant,
         sets=_from_best_head,
@@ -209,7 +209,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="few per class",
-        applies=f"under {LEAST_PER_CLASS} training examples per class, {CONVOLUTIONAL_LEAST_PER_CLASS} with BatchNorm",
+        applies=f"under {LEAST_PER_CLASS} training examples per class, {LESS_PER_CLASS} with BatchNorm or where "
+        "several trainings are averaged",
         when=lambda seen: seen.has_few,
         sets=_head_alone,
         because="on so few, fine-tuning undoes the head that it begins with",

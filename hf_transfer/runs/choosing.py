@@ -41,6 +41,7 @@ from hf_transfer.runs.solvable import (
 from hf_transfer.settings import Config
 
 _RATES = ("layer_lr_decay", "layer_lr_multiplier", "layer_learning_rates")
+_OF_LENGTH = {"strategy", "head_init", "num_train_epochs"}  # keys that say how long is trained, from which head
 _BEFORE = {"pooling": None, "pooling_layer": None}  # of a run by a version that chose nothing
 # Schedules that have a warm-up of their own, or none at all.
 _WITHOUT_WARMUP = ("one_cycle", "slanted_triangular", *WITHOUT_WARMUP)
@@ -105,18 +106,21 @@ def _chosen(prepared: Prepared, is_one_of_several: bool) -> tuple[Chosen, Poolin
     is_auto = values["strategy"] == "auto" and values["stages"] is None
     why_not = ""
     is_wanted = model.pooling in BY_HAND or (model.pooling == "auto" and (is_auto or "pooling" in config.given))
-    seen = _seen(prepared) if is_auto else None
+    seen = _seen(prepared, is_one_of_several) if is_auto else None
     chosen = _strategy(prepared, seen) if seen else {}
     if "adapter" in chosen:
         is_wanted, why_not = False, "an adapter is saved without the backbone, whose layers pooling changes"
-    found, why_not = choosing_layers.compare(prepared) if is_wanted else (None, why_not)
     if config.training.load_best_model_at_end:
         chosen.pop("save_strategy", None)
     why_unsolved = unsolvable(prepared, **ALONE) if config.data.effort == "quick" else ""
-    averages, is_best = not is_one_of_several and _averages(prepared, chosen), config.data.effort == "best"
+    averages, is_best = _averages(prepared, chosen, is_one_of_several), config.data.effort == "best"
     chosen = effort.choose(config.data.effort, values, given, chosen, why_unsolved, averages and is_best)
     if averages and seen and _decides_length(prepared, chosen):
         chosen |= few_labels.averaged(seen)
+    now = _now(config, chosen)
+    solves = now["probe_solver"] == "lbfgs"
+    fine_tunes = not solves and now["strategy"] != "linear-probe"
+    found, why_not = choosing_layers.compare(prepared, fine_tunes) if is_wanted else (None, why_not)
     chosen |= _warm_up(config, chosen, seen)
     chosen |= _rate_of_a_probe(config, chosen)
     why = "early_stopping_patience: the best weights are kept"
@@ -125,8 +129,7 @@ def _chosen(prepared: Prepared, is_one_of_several: bool) -> tuple[Chosen, Poolin
         chosen.pop("head_learning_rate", None)
     if model.pooling == "auto":
         chosen |= few_labels.pooling(found, why_not)
-        solves = found is not None and _now(config, chosen)["probe_solver"] == "lbfgs"
-        if solves and choosing_layers.can_average(prepared, tries=is_best):
+        if found is not None and solves and choosing_layers.can_average(prepared, tries=is_best):
             chosen |= effort.averaged(chosen, is_best)
     elif model.pooling in BY_HAND and found is not None:
         chosen["pooling_layer"] = Choice(found.best.group, "the lowest loss in cross-validation")
@@ -169,17 +172,25 @@ def _warm_up(config: Config, chosen: Mapping[str, Choice], seen: Seen | None) ->
     return few_labels.warm_up(is_solved) if (is_solved or keeps) and not is_refused else {}
 
 
-def _averages(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
+def _averages(prepared: Prepared, chosen: Mapping[str, Choice], is_one_of_several: bool) -> bool:
     """Whether several trainings are averaged: there are few examples, and all of the model trains.
 
     With `effort: best` wherever that is possible, else where it was measured.
     """
     config, now = prepared.config, _now(prepared.config, chosen)
-    if config.data.streaming or len(prepared.data.train) > few_labels.AVERAGED or "refit" in _given(config):
-        return False
-    if now["probe_solver"] == "lbfgs" or now["strategy"] in (None, "linear-probe") or config.data.effort == "quick":
+    if now["probe_solver"] == "lbfgs" or now["strategy"] in (None, "linear-probe"):
         return False
     if config.data.effort != "best" and not _decides_length(prepared, chosen):
+        return False
+    return _can_average(prepared, is_one_of_several)
+
+
+def _can_average(prepared: Prepared, is_one_of_several: bool) -> bool:
+    """Whether several trainings are averaged, if all of the model trains."""
+    config = prepared.config
+    if is_one_of_several or config.data.streaming or len(prepared.data.train) > few_labels.AVERAGED:
+        return False
+    if "refit" in _given(config) or config.data.effort == "quick":
         return False
     return not (nothing_to_add(prepared) or trainings.why_not(prepared))
 
@@ -187,7 +198,7 @@ def _averages(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
 def _decides_length(prepared: Prepared, chosen: Mapping[str, Choice]) -> bool:
     """Whether `auto` decides how long classes are fine-tuned from a head that is solved for."""
     own = chosen.keys() - _given(prepared.config)
-    return prepared.loaded.labels.problem_type == SINGLE_LABEL and {"strategy", "head_init", "num_train_epochs"} <= own
+    return prepared.loaded.labels.problem_type == SINGLE_LABEL and own >= _OF_LENGTH
 
 
 def _now(config: Config, chosen: Mapping[str, Choice]) -> dict[str, Any]:
@@ -203,11 +214,12 @@ def _strategy(prepared: Prepared, seen: Seen) -> dict[str, Choice]:
     return {"strategy": Choice("two-phase", problem)} if problem else chosen
 
 
-def _seen(prepared: Prepared) -> Seen:
+def _seen(prepared: Prepared, is_one_of_several: bool) -> Seen:
     """What the choice of `strategy: auto` depends on."""
     config, data, args = prepared.config, prepared.data, prepared.config.training
     values, given, labels = config.values, config.given, prepared.loaded.labels
     has_classes = labels.problem_type == SINGLE_LABEL
+    decides_length = has_classes and not _OF_LENGTH & _given(config) and args.max_steps <= 0
     size = args.per_device_train_batch_size if "per_device_train_batch_size" in given else few_labels.BATCH
     seen = Seen(
         examples=None if config.data.streaming else len(data.train),
@@ -225,6 +237,7 @@ def _seen(prepared: Prepared) -> Seen:
         is_random=bool(values["from_scratch"]),
         has_rates=_has_rates(given, values),
         no_room="" if holds_weights(config) else no_room(prepared),  # an adapter freezes what is held
+        averages=decides_length and _can_average(prepared, is_one_of_several),
     )
     asks = seen.asks_domain and config.data.effort != "quick"  # which takes the head alone in any case
     return replace(seen, domain=domain_of_head(prepared)) if asks else seen

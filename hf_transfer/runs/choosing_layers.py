@@ -109,14 +109,22 @@ def read_first(prepared: Prepared) -> None:
     model.config.classifier_pooling = "cls"
 
 
-def compare(prepared: Prepared) -> tuple[PoolingChoice | None, str]:
+def compare(prepared: Prepared, fine_tunes: bool) -> tuple[PoolingChoice | None, str]:
     """(what cross-validation says of the layers, why it was not asked); the same on all processes.
+
+    Args:
+        prepared: the run.
+        fine_tunes: whether more than the head trains. A layer in the middle separates classes best as long as it is
+            frozen; where everything trains, the layers above it are worth more than that (`docs/few-labels.md`), and
+            only the last one is compared with what the head reads.
 
     Raises:
         UserError: `pooling: mean` or `max` needs the comparison, and there are no features.
     """
     config, model, count = prepared.config, prepared.loaded.model, len(prepared.data.train)
     only = config.model.pooling_layer
+    if "pooling_layer" not in config.given and fine_tunes and is_standard(prepared):
+        only = LAST
     if config.model.pooling in BY_HAND and only not in (None, "auto"):
         return None, ""
     if reason := _no_comparison(prepared):
@@ -178,7 +186,7 @@ def _cells(prepared: Prepared, only: str | None) -> _Cells:
     else:
         own = (groups_of(prepared)[-2].name, "mean" if pooling_layer.reads_mean(prepared.loaded.model) else "cls")
         wanted = _upper_half(_kept(prepared)) if only is None else [_group(prepared, only)]
-        layers = None if only is None else list(dict.fromkeys([*wanted, own[0]]))
+        layers = None if only in (None, LAST) else list(dict.fromkeys([*wanted, own[0]]))  # one pass for all
         poolings = ("mean",) if own[1] == "mean" and layers else None  # not every layer has each
         features = choosing_pooled.features(prepared, layers, poolings)
         cells, why = [(name, "mean") for name in reversed(wanted) if name in features.groups], ""

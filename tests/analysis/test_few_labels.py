@@ -39,6 +39,8 @@ def values(seen):
         ({"rate": 2e-5}, {"learning_rate": 1e-4, "head_learning_rate": 2e-5}),  # the given one wins where it is applied
         ({"batch_size": 64}, {"num_train_epochs": 20.0}),
         ({"per_class": 13.9}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
+        ({"per_class": 10, "averages": True}, {"strategy": "two-phase", "head_init": "probe"}),
+        ({"per_class": 9.9, "averages": True}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
         ({"per_class": 10, "has_batchnorm": True}, {"strategy": "two-phase"}),
         ({"per_class": 9.9, "has_batchnorm": True}, {"strategy": "linear-probe", "probe_solver": "lbfgs"}),
         ({"per_class": 8, "has_batchnorm": True, "domain": NEAR}, {"strategy": "linear-probe"}),

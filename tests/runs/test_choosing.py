@@ -45,18 +45,37 @@ def keys_of(out):
     return yaml.safe_load((out / "run.yaml").read_text())
 
 
-def test_a_run_begins_with_the_best_head_on_the_best_layer(finished):
+def test_a_run_begins_with_the_best_head_on_the_mean_of_the_last_layer(finished):
     keys, results = keys_of(finished.output_dir), json.loads((finished.output_dir / "results.json").read_text())
     assert (keys["strategy"], keys["head_init"], keys["head_epochs"]) == ("two-phase", "probe", 0.0)
     assert keys["num_train_epochs"] == 12.0 and keys["per_device_train_batch_size"] == 16 and keys["refit"] is True
     assert results["refit"]["solution"]["trainings"] == 5
     assert (keys["pooling"], results["auto"]["pooling"]["value"]) == ("mean", "mean")
-    assert keys["pooling_layer"] == results["pooling_candidates"][0]["group"]
-    assert results["pooling"]["kept"] + results["pooling"]["dropped"] == 3
+    assert [keys["pooling_layer"]] == [one["group"] for one in results["pooling_candidates"]] == ["layer.2"]
+    assert (results["pooling"]["kept"], results["pooling"]["dropped"]) == (3, 0)
     assert results["strategy"] == "two-phase" and len(results["plan"]) == 1
     assert "cross-validation" in results["auto"]["pooling"]["why"]
     assert "auto" not in [keys[name] for name in ("strategy", "pooling", "pooling_layer")]
     assert "cross-validation" in (finished.output_dir / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "layers"),
+    [
+        ({}, {"layer.2"}),
+        ({"strategy": "full", "pooling": "auto"}, {"layer.2"}),
+        ({"effort": "quick"}, {"layer.1", "layer.2"}),
+        ({"pooling_layer": "auto", "pooling": "auto"}, {"layer.1", "layer.2"}),
+        ({"strategy": "linear-probe", "pooling": "mean"}, {"layer.1", "layer.2"}),
+        ({"strategy": "full", "pooling": "mean"}, set()),
+    ],
+)
+def test_layers_are_compared_where_only_the_head_is_fitted_or_it_is_asked_for(model, data, keys, layers):
+    given = {**QUIET, "model_name_or_path": model, "train_file": data, "output_dir": "o", **keys}
+    chosen = choose(prepare(Config.from_sources({}, given))).chosen
+    assert {one.group for one in chosen.candidates} == layers
+    if keys == {"strategy": "full", "pooling": "mean"}:
+        assert (chosen.change.kept, chosen.change.dropped) == (3, 0)
 
 
 def test_what_the_head_reads_is_standardized_over_the_training_examples(model, data, monkeypatch):

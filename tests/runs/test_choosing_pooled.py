@@ -111,7 +111,7 @@ def test_auto_compares_class_token_and_mean_of_each_layer(vit, data):
     unasked = choose(prepare(Config.from_sources({}, keys))).chosen
     assert "plain transformers could not load" in unasked.keys["pooling"].why and not unasked.candidates
     prepared = prepare(Config.from_sources({}, {**keys, "pooling": "auto"}))
-    found, _ = choosing_layers.compare(prepared)
+    found, _ = choosing_layers.compare(prepared, fine_tunes=True)
     assert found is not None and found.own.group == "head" and found.margin == 2
     chosen = choose(prepared).chosen
     assert chosen.candidates == found.candidates

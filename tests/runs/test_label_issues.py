@@ -106,7 +106,7 @@ def test_a_run_is_the_same_without_it(tmp_path):
 def test_what_the_comparison_of_layers_has_computed_is_not_computed_again(bert, tmp_path):
     keys = KEYS | dict(output_dir=str(tmp_path / "o"), train_file=table(tmp_path / "d.csv", rows()))
     prepared = prepare(configured(bert, None, keys))
-    assert choosing_layers.compare(prepared)[0] is not None and prepared.store is not None
+    assert choosing_layers.compare(prepared, fine_tunes=False)[0] is not None and prepared.store is not None
     examples, model = label_issues.Examples(prepared, ("train", "validation")), prepared.loaded.model
     model.config.use_cache = False  # as Trainer leaves it
     model.save_pretrained(tmp_path / "m")  # as the preflight does, which names the class in the configuration
@@ -128,7 +128,12 @@ def test_it_is_found_again_where_layers_above_are_left_out(bert, tmp_path, monke
         return replace(found, best=next(one for one in found.candidates if one.group == "layer.0"))
 
     monkeypatch.setattr(choosing_layers, "choose_pooling", lowest)
-    keys = KEYS | dict(output_dir=str(tmp_path / "o"), train_file=table(tmp_path / "d.csv", rows()), pooling=pooling)
+    keys = KEYS | dict(
+        output_dir=str(tmp_path / "o"),
+        train_file=table(tmp_path / "d.csv", rows()),
+        pooling=pooling,
+        pooling_layer="auto",
+    )
     prepared = choose(prepare(configured(bert, None, keys)))
     examples, model = label_issues.Examples(prepared, ("train", "validation")), prepared.loaded.model
     shared = examples.features(model, layer_groups(model))

@@ -302,6 +302,24 @@ def test_few_sentences_are_trained_on_several_times_where_auto_decides_how_long(
 
 
 @pytest.mark.parametrize(
+    ("more", "count", "strategy"),
+    [
+        ({}, 28, "two-phase"),  # 11 of each class are trained on
+        ({"refit": False}, 28, "linear-probe"),  # one training would undo the head
+        ({"max_steps": 10}, 28, "linear-probe"),
+        ({"effort": "best"}, 28, "two-phase"),
+        ({}, 20, "linear-probe"),
+    ],
+)
+def test_fewer_per_class_are_fine_tuned_on_where_trainings_are_averaged(
+    more, count, strategy, tiny_bert_folder, tmp_path
+):
+    given = dict(model_name_or_path=tiny_bert_folder, train_file=sentences(tmp_path / "train.csv", count), **more)
+    values = choose(prepare(Config.from_sources({}, {**given, "output_dir": str(tmp_path / "out")}))).config.values
+    assert values["strategy"] == strategy and (values["refit"] is True) == (strategy == "two-phase")
+
+
+@pytest.mark.parametrize(
     ("more", "averages"),
     [({}, True), ({"strategy": "gradual"}, True), ({"refit": False}, False), ({"max_hours": 1.0}, False)],
 )
