@@ -328,7 +328,7 @@ class Cells(NamedTuple):
 
     def named(self, name: str, cells: list[Cells]) -> Cells | None:
         """Another side on the same data and, where it is trained for epochs, for as many."""
-        same = ("examples", "photographs", "digits", "num_train_epochs")
+        same = ("examples", "photographs", "digits", "num_train_epochs", "head_init")
         for one in cells:
             alike = all(one.settings.get(key) == self.settings.get(key) for key in same)
             if (one.case, one.side) == (self.case, name) and alike:
@@ -386,6 +386,8 @@ def row(own: Cells, cells: list[Cells]) -> str:
     about = own.settings
     known = ("examples", "num_train_epochs", "domain_adaptation", "photographs", "digits", *FROZEN, *SOLVED)
     more = "".join(f", {k} {v}" for k, v in about.items() if k not in known)
+    if CASES[own.case].keys and "num_train_epochs" in about and "head_init" not in about:  # of an earlier version
+        more += ", from a random head"
     chosen = [one["kept"] for one in own.by_seed.values() if "kept" in one]
     side = own.side + more + (f" (kept: {', '.join(chosen)})" if chosen else "")
     data = f"{int(about['examples']):,}" + (" (scikit-learn's digits)" if about.get("digits") == "scikit-learn" else "")
