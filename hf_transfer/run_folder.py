@@ -221,3 +221,14 @@ def held_out_by_each(again: Mapping[str, Any]) -> str:
         f"Each measured on what it held out itself, {found['examples']:,} examples together: {found['metric']} "
         f"{found['value']:.4f} (standard error {found['standard_error']:.4f})."
     )
+
+
+def judged_by(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What tells better than a run's own metrics whether its model is better than the baseline.
+
+    Returns:
+        Of several trainings, on what they held out together: `metric`, `value`, `interval`, `examples`, `baseline` and
+        `verdict`. None where the metrics are of a test split, of other runs, and of those of an earlier version.
+    """
+    found: Mapping[str, Any] = (refitted(results) or {}).get("held_out_metric") or {}
+    return found if found.get("verdict") and results.get("metrics_split") != "test" else None

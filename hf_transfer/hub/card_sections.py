@@ -15,7 +15,7 @@ from hf_transfer.evaluation.metric_table import LEADING
 from hf_transfer.hub import card_average, card_head
 from hf_transfer.hub.card_markdown import escape, key_value, link, plain, table
 from hf_transfer.objectives.adaptation import outcome
-from hf_transfer.run_folder import held_out_by_each, refitted
+from hf_transfer.run_folder import held_out_by_each, judged_by, refitted
 from hf_transfer.settings import keys as all_keys
 from hf_transfer.training.arguments import TransferArguments
 
@@ -136,11 +136,13 @@ def _adjustment(results: Mapping[str, Any]) -> list[str]:
 
 def _doubt(results: Mapping[str, Any]) -> list[str]:
     """A warning if the model is not significantly better than the baseline."""
-    baseline, intervals = _baseline(results), results["intervals"]
+    baseline, intervals, together = _baseline(results), results["intervals"], judged_by(results)
     name = baseline["compared_by"]
-    if standing.verdict(name, baseline["metrics"], intervals) in (None, standing.BETTER):
+    own = together["verdict"] if together else standing.verdict(name, baseline["metrics"], intervals)
+    if own in (None, standing.BETTER):
         return []
-    return ["", f"**Not significantly better than the baseline (by the 95% CI of `{name}`).**"]
+    where = f" on all {together['examples']:,} examples that the trainings held out" if together else ""
+    return ["", f"**Not significantly better than the baseline (by the 95% CI of `{name}`{where}).**"]
 
 
 def _baseline(results: Mapping[str, Any]) -> Mapping[str, Any]:

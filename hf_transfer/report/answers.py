@@ -12,6 +12,7 @@ from hf_transfer.evaluation.metric_table import LEADING, LOSS, METRIC_TABLE
 from hf_transfer.report.blocks import Block, Cell, Table, Text, Tile, Tiles
 from hf_transfer.report.run_files import RunFiles
 from hf_transfer.report.words import NOTHING, count, interval, number, plural
+from hf_transfer.run_folder import judged_by
 
 MOST_CLASSES = 20  # of a confusion matrix; of more, those of the most frequent errors
 _MOST_ROWS = 30  # of the table of classes; of more, those with the lowest recall, and a fold with all
@@ -67,7 +68,8 @@ def _note(name: str, intervals: Mapping[str, Any], constant: Mapping[str, Any]) 
 
 def _verdict(run: RunFiles, baseline: Mapping[str, Any]) -> list[Block]:
     """Whether the model is better than a constant answer."""
-    words, tone = _VERDICTS.get(str(baseline.get("verdict")), ("", ""))
+    together = judged_by(run.results)
+    words, tone = _VERDICTS.get(str((together or baseline).get("verdict")), ("", ""))
     if not words:
         return []
     answer = baseline.get("predicts")
@@ -77,9 +79,11 @@ def _verdict(run: RunFiles, baseline: Mapping[str, Any]) -> list[Block]:
         what = ", ".join(map(str, answer or ())) or "no label"
     else:
         what = f"“{answer}”"
-    return [
-        Text(f"{words} the baseline, which always predicts {what} (by the 95% CI of {baseline['compared_by']}).", tone)
-    ]
+    by = baseline["compared_by"]
+    if together:
+        examples = count(together["examples"])
+        by += f", {interval(together['interval'])} on {examples} examples, each held out by one training"
+    return [Text(f"{words} the baseline, which always predicts {what} (by the 95% CI of {by}).", tone)]
 
 
 def _warnings(run: RunFiles) -> list[Block]:

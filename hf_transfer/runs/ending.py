@@ -10,7 +10,7 @@ from hf_transfer.evaluation import standing
 from hf_transfer.evaluation.measure import format_metrics
 from hf_transfer.objectives.adaptation import outcome
 from hf_transfer.objectives.adaptation.distance_in_words import both_in_words
-from hf_transfer.run_folder import held_out_by_each, refitted
+from hf_transfer.run_folder import held_out_by_each, judged_by, refitted
 from hf_transfer.training.pace import exactly
 
 _ALL_CLASSES = 10  # up to so many, the recall of every class is printed
@@ -41,8 +41,14 @@ def ending(results: Mapping[str, Any]) -> Iterator[str]:
 def _verdict(results: Mapping[str, Any]) -> str:
     """Whether the model is better than the baseline; empty where that cannot be said."""
     baseline, kind = results["baseline"], results["problem_type"]
-    name, verdict = baseline["compared_by"], baseline["verdict"]
-    if verdict is None:
+    name, together = baseline["compared_by"], judged_by(results)
+    found = together or {
+        "value": results["metrics"].get(name),
+        "interval": results["intervals"].get(name),
+        "baseline": baseline["metrics"].get(name),
+        "verdict": baseline["verdict"],
+    }
+    if found["verdict"] is None:
         return ""
     answer = baseline["predicts"]
     if kind == REGRESSION:
@@ -52,15 +58,16 @@ def _verdict(results: Mapping[str, Any]) -> str:
         what = f"always predicting {labels or 'no label'}"
     else:
         what = f"always predicting {answer!r}"
-    low, high = results["intervals"][name]
+    value, (low, high) = found["value"], found["interval"]
     words = {
         standing.BETTER: "Better than",
         standing.UNCLEAR: "Not significantly better than",
         standing.WORSE: "Worse than",
     }
-    value, constant = results["metrics"][name], baseline["metrics"][name]
     shown = f"{value:.4f} (95% CI {low:.4f} to {high:.4f})" if _is_number(value) else "NaN"
-    return f"{words[verdict]} the baseline, which is {what}: {name} {shown}, baseline {constant:.4f}"
+    where = f" on {together['examples']:,} examples, each held out by one training" if together else ""
+    constant = f"baseline {found['baseline']:.4f}"
+    return f"{words[found['verdict']]} the baseline, which is {what}: {name} {shown}{where}, {constant}"
 
 
 def _is_number(value: Any) -> bool:
@@ -132,7 +139,7 @@ def _refit(results: Mapping[str, Any]) -> Iterator[str]:
             f"{again['examples']:,} examples, was saved (refit, {again['seconds']:.0f} s); {which} are of the first, "
             "on average a little worse"
         )
-        if each := held_out_by_each(again):
+        if judged_by(results) is None and (each := held_out_by_each(again)):  # else the verdict has said it
             yield each.rstrip(".")
         return
     which = "validation_metrics" if results["metrics_split"] == "test" else "all metrics above"

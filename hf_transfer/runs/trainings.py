@@ -24,12 +24,13 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_transfer.data.labels import LABELS, SINGLE_LABEL
-from hf_transfer.evaluation import conformal
+from hf_transfer.evaluation import conformal, metrics
 from hf_transfer.evaluation.calibration import Calibration, fit_temperature
 from hf_transfer.evaluation.logit_adjustment import LogitAdjustment
 from hf_transfer.evaluation.metric_table import LEADING, greater_is_better
 from hf_transfer.evaluation.noise import contributions, difference_error
 from hf_transfer.evaluation.scores import all_finite
+from hf_transfer.evaluation.standing import verdict
 from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.features.budget import available_memory
 from hf_transfer.features.cross_validation import fold_numbers, strata
@@ -78,7 +79,8 @@ class Trained:
         calibration: of the mean; None without `calibrate`.
         seconds: of all but the first.
         held_out_metric: that runs of this kind are judged by (`metric`), each training measured on what it held out
-            itself: `value` on `examples` together, and its `standard_error`.
+            itself: `value` on `examples` together, its `standard_error` and 95% `interval`, the constant `baseline`
+            on the same examples, and the `verdict` (`evaluation.standing`).
     """
 
     examples: int
@@ -183,7 +185,7 @@ def train_again(
         logits = logits + np.array(adjustment.offsets)
     if problem_type == SINGLE_LABEL:
         setattr(model.config, conformal.ENTRY, conformal.record_of(logits, labels))
-    metric = _together(problem_type, logits, labels)
+    metric = _together(problem_type, len(prepared.loaded.labels.names), splits["train"][LABELS], logits, labels)
     seconds, count = time.perf_counter() - began, len(splits["validation"])
     return Trained(len(every), count, len(parts) + 1, fitted, seconds, metric)
 
@@ -254,12 +256,21 @@ def _trainer(prepared: Prepared, train: Any, held_out: Any, number: int) -> Tran
     return again
 
 
-def _together(problem_type: str, logits: Any, labels: Any) -> dict[str, Any]:
-    """The leading metric of answers, with its standard error."""
+def _together(problem_type: str, outputs: int, train: Any, logits: Any, labels: Any) -> dict[str, Any]:
+    """`Trained.held_out_metric` of answers."""
     measured = contributions(problem_type, logits, labels)
     error = float(measured.std(ddof=1)) / math.sqrt(len(measured))
-    metric = LEADING[problem_type][0]
-    return {"metric": metric, "value": float(measured.mean()), "standard_error": error, "examples": len(measured)}
+    metric, intervals = LEADING[problem_type][0], metrics.intervals(problem_type, logits, labels)
+    constant = metrics.baseline(problem_type, np.asarray(train), labels, outputs)
+    return {
+        "metric": metric,
+        "value": float(measured.mean()),
+        "standard_error": error,
+        "examples": len(measured),
+        "interval": intervals.get(metric),
+        "baseline": constant.get(metric),
+        "verdict": verdict(metric, constant, intervals),
+    }
 
 
 def _is_worse(problem_type: str, prediction: Any, before: Any) -> bool:

@@ -16,12 +16,14 @@ from hf_transfer import Predictor, UserError
 from hf_transfer.analysis.few_labels import Choice
 from hf_transfer.cli.program import main
 from hf_transfer.data.record import Record
-from hf_transfer.evaluation import conformal
+from hf_transfer.evaluation import conformal, metrics, standing
 from hf_transfer.evaluation.calibration import fit_temperature
 from hf_transfer.evaluation.thresholds import logits_of
 from hf_transfer.hub import card_sections
 from hf_transfer.inference.benchmarking import benchmark
 from hf_transfer.models.averaging import Mean
+from hf_transfer.report import answers as answer_sections
+from hf_transfer.report.run_files import RunFiles
 from hf_transfer.run_folder import EXAMPLES, RUN_FILE
 from hf_transfer.runs import ending, trainings
 from hf_transfer.runs.calibrating import choose as calibrates
@@ -122,6 +124,11 @@ def test_the_mean_is_measured_and_calibrated_on_what_each_held_out(pair):
     said = several.results["refit"]["solution"]["held_out_metric"]
     assert (said["metric"], said["examples"], said["value"]) == ("accuracy", 48, pytest.approx(np.mean(right)))
     assert said["standard_error"] == pytest.approx(np.std(right, ddof=1) / 48**0.5)
+    most = np.bincount(several.trainer.train_dataset["labels"]).argmax()
+    constant = np.mean(truth == most)
+    assert said["interval"] == metrics.intervals("single_label_classification", logits, truth)["accuracy"]
+    assert said["baseline"] == pytest.approx(constant)
+    assert said["verdict"] == standing.verdict("accuracy", {"accuracy": constant}, {"accuracy": said["interval"]})
     fitted = several.results["calibration"]
     assert fitted["temperature"] == pytest.approx(fit_temperature(logits, truth, None).temperature, rel=1e-4)
     assert (fitted["examples"], fitted["split"]) == (48, "held out")
@@ -132,6 +139,25 @@ def test_the_mean_is_measured_and_calibrated_on_what_each_held_out(pair):
     measured = several.results | {"metrics_split": "validation"}
     assert sentence in " ".join(card_sections._refit(measured)) and sentence in " ".join(ending.ending(several.results))
     assert "48 examples, each held out by one training" in (several.output_dir / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("own", "words"), [("worse", "Worse than"), ("not significantly better", "Not significantly")])
+def test_whether_it_is_better_than_the_baseline_is_judged_on_all_that_was_held_out(own, words, pair):
+    """Where there is a test split, on that."""
+    solution = pair[0].results["refit"]["solution"]
+    judged = solution["held_out_metric"] | {"verdict": own, "value": 0.3, "interval": [0.2, 0.4]}
+    results = pair[0].results | {"refit": {"solution": solution | {"held_out_metric": judged}}}
+    measured = results | {"metrics_split": "validation"}
+    (said,) = [line for line in ending.ending(measured) if "the baseline, which" in line]
+    assert said.startswith(words) and "0.3000 (95% CI 0.2000 to 0.4000) on 48 examples, each held out by" in said
+    (other,) = [line for line in ending.ending(results) if "the baseline, which" in line]
+    assert "held out" not in other and other.startswith("Better than") == (results["baseline"]["verdict"] == "better")
+    doubts = [" ".join(card_sections._doubt(one)) for one in (measured, results)]
+    assert "on all 48 examples that the trainings held out" in doubts[0] and "trainings" not in doubts[1]
+    shown = [
+        str(answer_sections._verdict(RunFiles(pair[0].output_dir, one), one["baseline"])) for one in (measured, results)
+    ]
+    assert words in shown[0] and "48 examples, each held out" in shown[0] and "held out" not in shown[1]
 
 
 def test_where_nothing_is_held_out_any_more_what_was_measured_before_is_said(pair, tmp_path, capsys):
