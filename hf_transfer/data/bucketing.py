@@ -91,6 +91,11 @@ def _no_lengths(reason: str) -> UserError:
     )
 
 
+def jittered(lengths: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Lengths, each changed a little at random, so that those of like length are combined in other ways each time."""
+    return lengths * (1 + JITTER * (2 * torch.rand(len(lengths), generator=generator, dtype=torch.float64) - 1))
+
+
 # ---- the order -----------------------------------------------------------------------------------------------------
 
 
@@ -133,13 +138,12 @@ class LengthSampler(torch.utils.data.Sampler[int]):
         dropped = shuffled[:0]
         if self.drop_last and surplus:
             shuffled, dropped, surplus = shuffled[:-surplus], shuffled[-surplus:], 0
-        jitter = 1 + JITTER * (2 * torch.rand(len(shuffled), generator=generator, dtype=torch.float64) - 1)
-        jittered = self.lengths[shuffled] * jitter
+        changed = jittered(self.lengths[shuffled], generator)
         # Chunks of equal numbers of batches; the incomplete batch is in the first of them.
         full = max(1, len(shuffled) // self.size)
         batch_of = (torch.arange(len(shuffled)) - surplus).clamp(min=0) // self.size
         chunks = batch_of * max(1, full // CHUNK) // full
-        ordered = shuffled[np.lexsort((jittered.numpy(), chunks.numpy()))]
+        ordered = shuffled[np.lexsort((changed.numpy(), chunks.numpy()))]
         cut = self._cut(ordered[chunks == 0], surplus, generator)
         short = ordered[cut : cut + surplus]
         batches = torch.cat((ordered[:cut], ordered[cut + surplus :])).view(-1, self.size)

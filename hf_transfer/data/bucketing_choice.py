@@ -17,6 +17,7 @@ from hf_transfer.data.bucketing import LengthSampler, lengths_of, padding
 from hf_transfer.errors import UserError
 
 MUCH = 0.10  # share of padding in random batches from which it pays to avoid it
+_TEXT = "input_ids"
 _SEED = 0  # of the orders that are compared: another seed of the run decides nothing else
 _SAMPLE = 50_000  # examples that are compared: of more, the share of padding is the same
 
@@ -105,12 +106,22 @@ def choose_for(data: Any, keys: Mapping[str, Any], main_input: str, size: int, p
         return OFF
     if others := other_orders(keys):
         return Choice(False, f"{' and '.join(others)} decides the order of examples")
-    if not _states_lengths(data, {keys["length_column_name"], "input_ids", main_input}):
+    if not _states_lengths(data, {keys["length_column_name"], _TEXT, main_input}):
         return Choice(False, "the examples would have to be read to know their lengths; true reads them")
     try:
         return choose(lengths_of(data, keys["length_column_name"], main_input), size, processes)
     except UserError as error:
         return Choice(False, error.message.removeprefix("length_bucketing: ").rstrip("."))
+
+
+def stated_lengths(data: Any, column: str, main_input: str) -> torch.Tensor | None:
+    """`lengths_of`, where they can be had without reading every example; None of images, and where they cannot."""
+    if main_input == "pixel_values" or not _states_lengths(data, {column, _TEXT, main_input}):
+        return None
+    try:
+        return lengths_of(data, column, main_input)
+    except UserError:
+        return None
 
 
 def _states_lengths(data: Any, columns: set[str]) -> bool:

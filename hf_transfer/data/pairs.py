@@ -3,6 +3,9 @@
 Which one depends only on the seed, the epoch and the number of the source example: not on the order of the batches, the
 workers, the number of processes, or a resumed run. The target is gone through again and again, shuffled anew each time,
 so that all its examples are seen equally often.
+
+Texts come with texts of like length, the shortest of one domain with the shortest of the other: a batch is then padded
+little, and where batches are of similar length, its two halves differ by their domain and not by that.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_transfer.data.augment import Chance, Mixed
+from hf_transfer.data.bucketing import jittered
 from hf_transfer.data.labels import LABELS
 from hf_transfer.errors import UserError, listed
 
@@ -29,10 +33,11 @@ class Partners:
         sources: number of source examples.
         targets: number of target examples.
         seed: of the shuffles.
+        lengths: of the source examples and of the target examples, in tokens; None where any may come with any.
     """
 
-    def __init__(self, sources: int, targets: int, seed: int):
-        self.sources, self.targets = sources, targets
+    def __init__(self, sources: int, targets: int, seed: int, lengths: tuple[torch.Tensor, torch.Tensor] | None = None):
+        self.sources, self.targets, self.lengths = sources, targets, lengths
         self.chance = Chance(seed)  # its epoch is in shared memory, where workers see it change
         self._orders: dict[int, list[int]] = {}
         self._epoch = -1
@@ -49,8 +54,19 @@ class Partners:
         """The shuffled target in a turn through it."""
         if turn not in self._orders:
             with self.chance.fixed_seed(turn):
-                self._orders[turn] = torch.randperm(self.targets).tolist()
+                order = torch.randperm(self.targets)
+                if self.lengths is not None:
+                    order = self._alike(turn, order, *self.lengths)
+            self._orders[turn] = order.tolist()
         return self._orders[turn]
+
+    def _alike(self, turn: int, order: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """A shuffled target, put next to the source examples of a turn by length."""
+        beside = torch.arange(turn * self.targets, (turn + 1) * self.targets) % self.sources
+        places, by_length = (jittered(each).argsort(stable=True) for each in (sources[beside], targets[order]))
+        alike = torch.empty_like(order)
+        alike[places] = order[by_length]
+        return alike
 
 
 class Targets:

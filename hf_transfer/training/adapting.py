@@ -19,6 +19,7 @@ from hf_transfer.config.arguments.adaptation import (
     aligns_frozen,
 )
 from hf_transfer.data.augment import Epochs
+from hf_transfer.data.bucketing_choice import stated_lengths
 from hf_transfer.data.pairs import DOMAIN, Partners, Targets, check_inputs
 from hf_transfer.errors import UserError, listed, nearest
 from hf_transfer.features.cut import Refused
@@ -73,7 +74,8 @@ def attach(trainer: RunningTrainer, target: object) -> None:
     if trainer.args.domain_adaptation == PSEUDO_LABEL:
         trainer.self_training = self_training.attach(trainer, other.dataset)
         return
-    trainer.targets = Targets(other.dataset, Partners(len(source.dataset), len(other.dataset), _seed(trainer)))
+    partners = Partners(len(source.dataset), len(other.dataset), _seed(trainer), _lengths(trainer, target))
+    trainer.targets = Targets(other.dataset, partners)
     trainer.add_callback(PairEpochs(trainer.targets.chance))
     args, place = trainer.args, _place(trainer)
     _check_trained(trainer, place)
@@ -90,6 +92,13 @@ def attach(trainer: RunningTrainer, target: object) -> None:
         is_double = next(trainer.model.parameters()).dtype == torch.float64
         penalty.module.to(args.device, torch.float64 if is_double else torch.float32)
     trainer.objective.penalties.append(penalty)
+
+
+def _lengths(trainer: RunningTrainer, target: object) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Of the texts of source and target, in tokens; None of images, and where they are not known without reading."""
+    column, main_input = trainer.args.length_column_name, trainer._main_input
+    source, other = (stated_lengths(data, column, main_input) for data in (trainer.train_dataset, target))
+    return None if source is None or other is None else (source, other)
 
 
 def in_words(layer: str) -> str:

@@ -58,9 +58,15 @@ def differences(one, other):
 # ---- pairs ---------------------------------------------------------------------------------------------------------
 
 
+def lengths_of_both(sources, targets):
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randint(3, 60, (count,), generator=generator).double() for count in (sources, targets))
+
+
 @pytest.mark.parametrize("targets", [3, 10, 64])
-def test_every_target_example_is_drawn_equally_often(targets):
-    partners, drawn = Partners(10, targets, seed=0), []
+@pytest.mark.parametrize("by_length", [False, True])
+def test_every_target_example_is_drawn_equally_often(targets, by_length):
+    partners, drawn = Partners(10, targets, 0, lengths_of_both(10, targets) if by_length else None), []
     for epoch in range(6 * targets):
         partners.chance.epoch = epoch
         drawn += partners.of(range(10))
@@ -68,12 +74,37 @@ def test_every_target_example_is_drawn_equally_often(targets):
     assert drawn[:targets] != drawn[targets : 2 * targets]
 
 
-def test_a_partner_depends_on_seed_epoch_and_number_alone():
-    one, other = Partners(10, 7, seed=0), Partners(10, 7, seed=0)
+@pytest.mark.parametrize("lengths", [None, lengths_of_both(10, 7)])
+def test_a_partner_depends_on_seed_epoch_and_number_alone(lengths):
+    one, other = Partners(10, 7, 0, lengths), Partners(10, 7, 0, lengths)
     one.of(range(10))
     one.chance.epoch = other.chance.epoch = 3
     assert one.of([8, 2]) == [other.of([number])[0] for number in (8, 2)]
     assert Partners(10, 7, seed=1).of(range(10)) != Partners(10, 7, seed=0).of(range(10))
+
+
+def test_texts_come_with_texts_of_like_length():
+    """Of two sets of equally many, the shortest with the shortest and so on, up to the jitter, and not always alike."""
+    sources, targets = lengths_of_both(400, 400)
+    partners, drawn = Partners(400, 400, 0, (sources, targets)), []
+    for epoch in range(2):
+        partners.chance.epoch = epoch
+        drawn.append(partners.of(range(400)))
+        ranks = [values.argsort().argsort() for values in (sources, targets[drawn[-1]])]
+        assert int((ranks[0] - ranks[1]).abs().max()) < 30
+    assert drawn[0] != drawn[1]
+
+
+def test_batches_of_both_domains_are_padded_little(tmp_path, monkeypatch):
+    """Beside a target whose texts come in any order, as where their lengths are not known."""
+    source, target, padded = ragged_texts(64), ragged_texts(64, seed=3).remove_columns("labels"), []
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr(adapting, "_lengths", lambda *_: None)
+        trainer = trainer_of(tmp_path, source=source, target=target, length_bucketing=True, collate=pad)
+        masks = [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+        padded.append(1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks))
+    assert padded[0] < 0.1 < 0.25 < padded[1]
 
 
 def test_a_batch_has_the_source_first_padded_like_the_target():
