@@ -26,6 +26,20 @@ LABEL_NAMES = (LABELS, "label", "label_ids")
 Example = dict[str, Any]
 
 
+def alike(order: torch.Tensor, beside: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Shuffled examples, the shortest next to the shortest source example, and so on, up to a jitter.
+
+    Args:
+        order: (n,) numbers of the examples.
+        beside: (n,) lengths of the source examples that they come with.
+        lengths: of all examples, by number.
+    """
+    places, by_length = (jittered(each).argsort(stable=True) for each in (beside, lengths[order]))
+    found = torch.empty_like(order)
+    found[places] = order[by_length]
+    return found
+
+
 class Partners:
     """Numbers of target examples for source examples.
 
@@ -56,17 +70,10 @@ class Partners:
             with self.chance.fixed_seed(turn):
                 order = torch.randperm(self.targets)
                 if self.lengths is not None:
-                    order = self._alike(turn, order, *self.lengths)
+                    beside = torch.arange(turn * self.targets, (turn + 1) * self.targets) % self.sources
+                    order = alike(order, self.lengths[0][beside], self.lengths[1])
             self._orders[turn] = order.tolist()
         return self._orders[turn]
-
-    def _alike(self, turn: int, order: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """A shuffled target, put next to the source examples of a turn by length."""
-        beside = torch.arange(turn * self.targets, (turn + 1) * self.targets) % self.sources
-        places, by_length = (jittered(each).argsort(stable=True) for each in (sources[beside], targets[order]))
-        alike = torch.empty_like(order)
-        alike[places] = order[by_length]
-        return alike
 
 
 class Targets:

@@ -19,7 +19,7 @@ from scipy.special import softmax
 from hf_transfer.config.arguments.adaptation import PER_CLASS, QUANTILE
 from hf_transfer.data.augment import Chance
 from hf_transfer.data.labels import IGNORED, LABELS
-from hf_transfer.data.pairs import Example, items
+from hf_transfer.data.pairs import Example, alike, items
 
 Array = Any  # np.ndarray
 COLLAPSED = 0.5  # of the entropy of the source's labels, below which the target's have collapsed
@@ -116,6 +116,7 @@ class LabeledTargets:
         dataset: examples of the target, as the model takes them.
         classes: (source examples,) class of each.
         seed: of the draws.
+        lengths: of the source examples and of the target examples, in tokens; None where any may come with any.
 
     Attributes:
         labels: (target examples,) class or IGNORED; set by `set_labels`.
@@ -123,8 +124,14 @@ class LabeledTargets:
 
     labeled = True
 
-    def __init__(self, dataset: Any, classes: Sequence[int], seed: int):
-        self.dataset = dataset
+    def __init__(
+        self,
+        dataset: Any,
+        classes: Sequence[int],
+        seed: int,
+        lengths: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
+        self.dataset, self.lengths = dataset, lengths
         self.chance = Chance(seed)
         self.labels = torch.full((len(dataset),), IGNORED).share_memory_()
         self._turn = torch.zeros(1, dtype=torch.int64).share_memory_()  # how often the labels were set
@@ -135,6 +142,7 @@ class LabeledTargets:
         starts = np.cumsum(self._counts) - self._counts
         self._ranks = np.empty(len(of_source), dtype=np.int64)  # within the examples of the same class
         self._ranks[order] = np.arange(len(of_source)) - starts[of_source[order]]
+        self._of_class = np.split(order, starts[1:])  # numbers of the source's examples, by rank
         self._members: dict[int, list[int]] = {}
         self._orders: dict[tuple[int, int], list[int]] = {}
         self._known = (-1, -1)
@@ -166,8 +174,12 @@ class LabeledTargets:
         turn, place = divmod(self.chance.epoch * int(self._counts[own]) + int(self._ranks[number]), len(members))
         if (own, turn) not in self._orders:
             with self.chance.fixed_seed(own, turn):
-                self._orders[own, turn] = torch.randperm(len(members)).tolist()
-        return members[self._orders[own, turn][place]]
+                order = torch.tensor(members)[torch.randperm(len(members))]
+                if self.lengths is not None:
+                    ranks = np.arange(turn * len(members), (turn + 1) * len(members)) % self._counts[own]
+                    order = alike(order, self.lengths[0][self._of_class[own][ranks]], self.lengths[1])
+            self._orders[own, turn] = order.tolist()
+        return self._orders[own, turn][place]
 
     def beside(self, numbers: Sequence[int], examples: Sequence[Example]) -> list[tuple[Example, Example | None]]:
         """Each source example with a target example of its class, which has the label; `numbers` are the source's."""

@@ -72,7 +72,7 @@ def attach(trainer: RunningTrainer, target: object) -> None:
         return
     trainer.boundary.blocked.append("domain_adaptation draws other target examples in each epoch")
     if trainer.args.domain_adaptation == PSEUDO_LABEL:
-        trainer.self_training = self_training.attach(trainer, other.dataset)
+        trainer.self_training = self_training.attach(trainer, other.dataset, _lengths(trainer, target))
         return
     partners = Partners(len(source.dataset), len(other.dataset), _seed(trainer), _lengths(trainer, target))
     trainer.targets = Targets(other.dataset, partners)

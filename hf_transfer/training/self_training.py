@@ -141,12 +141,15 @@ def _logged(done: Round) -> dict[str, float]:
     return {**numbers, "collapsed": float(done.collapsed), "entropy": done.entropy}
 
 
-def attach(trainer: RunningTrainer, target: Any) -> SelfTraining:
+def attach(
+    trainer: RunningTrainer, target: Any, lengths: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> SelfTraining:
     """Self-training for a trainer, whose target batches are made from.
 
     Args:
         trainer: with its objective.
         target: map-style dataset of target examples, as the model takes them.
+        lengths: of the training examples and of the target's, in tokens, if they are known.
 
     Raises:
         UserError: the examples have not one class each.
@@ -161,7 +164,8 @@ def attach(trainer: RunningTrainer, target: Any) -> SelfTraining:
             key=KEY,
         )
     args = trainer.args
-    trainer.targets = LabeledTargets(target, classes, args.seed if args.data_seed is None else args.data_seed)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    trainer.targets = LabeledTargets(target, classes, seed, lengths)
     found = SelfTraining(trainer, trainer.targets)
     trainer.add_callback(found)
     return found

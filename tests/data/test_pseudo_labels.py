@@ -66,9 +66,10 @@ def test_it_collapses_when_the_answers_fall_into_few_classes():
 # ---- as training examples ------------------------------------------------------------------------------------------
 
 
-def test_a_source_example_comes_with_a_labeled_one_of_its_class():
+@pytest.mark.parametrize("lengths", [None, (torch.tensor([9.0, 3, 5, 5, 8, 2]), torch.arange(9.0) + 1)])
+def test_a_source_example_comes_with_a_labeled_one_of_its_class(lengths):
     classes = [0, 1, 0, 2, 1, 0]
-    targets = LabeledTargets(list(range(9)), classes, seed=0)
+    targets = LabeledTargets(list(range(9)), classes, 0, lengths)
     assert targets.of(range(6)) == [None] * 6 and targets.counts == [3, 2, 1]
     known = torch.tensor([0, 0, IGNORED, 1, IGNORED, 0, 1, 1, 0])
     targets.set_labels(known)
@@ -82,6 +83,22 @@ def test_a_source_example_comes_with_a_labeled_one_of_its_class():
     counts = np.bincount(drawn, minlength=9)
     assert counts[[0, 1, 5, 8]].tolist() == [9] * 4  # 36 draws of class 0 among 4 examples
     assert counts[[3, 6, 7]].tolist() == [8] * 3 and not counts[[2, 4]].any()
+
+
+def test_and_with_one_of_like_length_among_them():
+    """As many labeled examples of a class as the source has: the shortest with the shortest, up to the jitter."""
+    generator = torch.Generator().manual_seed(0)
+    sources, lengths = (torch.randint(3, 60, (200,), generator=generator).double() for _ in range(2))
+    classes = torch.arange(200) % 2
+    targets = LabeledTargets(list(range(200)), classes.tolist(), 0, (sources, lengths))
+    targets.set_labels(classes)
+    for epoch in range(2):
+        targets.chance.epoch = epoch
+        partners = torch.tensor(targets.of(range(200)))
+        assert (classes[partners] == classes).all() and len(partners.unique()) == 200
+        for own in (classes == 0, classes == 1):
+            ranks = [values.argsort().argsort() for values in (sources[own], lengths[partners][own])]
+            assert int((ranks[0] - ranks[1]).abs().max()) < 12
 
 
 def test_a_partner_depends_on_seed_labels_epoch_and_number_alone():
