@@ -251,10 +251,12 @@ def test_the_parts_of_a_domain_share_no_example(monkeypatch):
     made = script("domain_adaptation")
     made.digits.cache_clear()
     monkeypatch.setattr(made, "MNIST", FOLDER / "nowhere")
-    source, target, test = made.digits(0, 60, False)
+    source, target, test = made.digits(0, 60, made.Target())
     assert source[0].shape == target[0].shape == test[0].shape == (60, 28, 28, 3)
-    shifted = made.digits(0, 60, True)
+    shifted = made.digits(0, 60, made.SHIFTED)
     assert (shifted[0][1] == source[1]).all() and (shifted[1][1] >= 5).mean() < 0.3 < (target[1] >= 5).mean()
+    near = made.digits(0, 60, made.NEAR)
+    assert (near[0][0] == source[0]).all() and (near[1][1] >= 3).mean() < 0.4 and near[1][0].mean() < target[0].mean()
     reviews = {"text": [f"s{i}" for i in range(60)], "label": [i % 2 for i in range(60)]}
     data = made.Dataset.from_dict({**reviews, "origin": [str(i // 3) for i in range(60)]})
     monkeypatch.setattr(

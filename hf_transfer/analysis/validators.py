@@ -161,9 +161,9 @@ class Verdict:
 def choose(scores: Mapping[str, Scores], alone: str, margin: float, most_loss: float) -> Verdict:
     """The model with the most information; the one named `alone` unless another is better by the margin.
 
-    It must be better in both parts of it. A model that is only surer is not better: training on its own answers makes
-    any model surer. Nor is one whose answers are only divided among the classes more evenly: aligning domains in which
-    the classes are differently frequent does that.
+    It must not be worse in either part of it. A model that is only surer is not better: training on its own answers
+    makes any model surer. Nor is one whose answers are mostly divided among the classes more evenly: aligning domains
+    in which the classes are differently frequent does that, and the answers get less sure by more than is gained.
 
     Args:
         scores: by name; without those of models that failed, and with that of `alone`.
@@ -180,12 +180,11 @@ def choose(scores: Mapping[str, Scores], alone: str, margin: float, most_loss: f
             reasons[name] = "its answers on the target are NaN or infinite"
         elif lost > most_loss + own.source_error:
             reasons[name] = f"its accuracy on the source's validation split is {lost:.3f} lower"
-        elif score.information <= own.information + margin:
-            gain = score.information - own.information
+        elif (gain := score.information - own.information) <= margin:
             reasons[name] = f"its gain of information on the target, {gain:+.3f}, is not above {margin:g}"
         elif score.spread < own.spread:
             reasons[name] = "its answers are only surer, and divided among the classes less evenly"
-        elif score.entropy > own.entropy:
+        elif score.entropy - own.entropy > gain:
             reasons[name] = "its answers are divided among the classes more evenly, but less sure"
         else:
             able[name] = score.information

@@ -92,7 +92,8 @@ def scores(information, accuracy=0.9, entropy=0.5):
         ({"mmd": scores(2.0, 0.85)}, "none", {"mmd": "validation split is 0.050 lower"}),
         ({"mmd": scores(2.0, 0.875)}, "mmd", {}),  # within the loss and an error
         ({"mmd": scores(1.2, entropy=0.2)}, "none", {"mmd": "only surer"}),
-        ({"mmd": scores(1.2, entropy=0.6)}, "none", {"mmd": "more evenly, but less sure"}),
+        ({"mmd": scores(1.2, entropy=0.71)}, "none", {"mmd": "more evenly, but less sure"}),
+        ({"mmd": scores(1.2, entropy=0.69)}, "mmd", {}),  # most of what is more evenly divided is information
         ({"mmd": scores(math.nan)}, "none", {"mmd": "NaN"}),
         ({}, "none", {}),
     ],
