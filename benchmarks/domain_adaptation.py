@@ -404,8 +404,6 @@ def row(own: Cells, cells: list[Cells]) -> str:
     about = own.settings
     known = ("examples", "num_train_epochs", "domain_adaptation", "photographs", "digits", *FROZEN, *SOLVED)
     more = "".join(f", {k} {v}" for k, v in about.items() if k not in known)
-    if CASES[own.case].keys and "num_train_epochs" in about and "head_init" not in about:  # of an earlier version
-        more += ", from a random head"
     chosen = [one["kept"] for one in own.by_seed.values() if "kept" in one]
     side = own.side + more + (f" (kept: {', '.join(chosen)})" if chosen else "")
     data = f"{int(about['examples']):,}" + (" (scikit-learn's digits)" if about.get("digits") == "scikit-learn" else "")
