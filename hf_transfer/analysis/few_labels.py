@@ -105,7 +105,8 @@ class Seen:
         has_steps: whether the number of steps was given.
         not_alone: why the head cannot be solved for and left at that, as part of a sentence; empty if it can.
         begins: a key that was given and asks for the head first and then everything, with its value.
-        holds: a key that was given and keeps what the backbone can do while it trains, with its value.
+        holds: a key that was given and is about how the backbone trains (what it keeps, the domains that it draws
+            together), with its value.
         rate: learning rate, if the key was given.
         is_random: whether the weights are random.
         has_rates: whether rates of single layers were given.

@@ -23,7 +23,7 @@ from hf_transfer.run_folder import DOMAINS_PNG
 from hf_transfer.runs.frozen_pass import frozen_pass
 from hf_transfer.runs.prepare import Prepared
 from hf_transfer.training import linear_probe
-from hf_transfer.training.adapting import in_words
+from hf_transfer.training.adapting import in_words, place_of
 from hf_transfer.training.probe_features import unlabeled_features
 from hf_transfer.training.trainer import TransferTrainer
 
@@ -40,6 +40,7 @@ class Domains:
     Attributes:
         prepared: the run.
         trainer: that holds the model.
+        layer: layer group whose features are compared.
         reason: why nothing was measured, as part of a sentence; empty if it was.
         samples: prepared examples of the source and of the target.
         features: before training.
@@ -48,6 +49,7 @@ class Domains:
 
     prepared: Prepared
     trainer: TransferTrainer
+    layer: str = HEAD
     reason: str = ""
     samples: tuple[Dataset, Dataset] | None = None
     features: Features | None = None
@@ -61,7 +63,7 @@ class Domains:
             WorkFailed: one of them is NaN or infinite.
         """
         assert self.samples is not None
-        trainer, layer = self.trainer, self.trainer.aligned_layer
+        trainer, layer = self.trainer, self.layer
         if aligns_frozen(trainer.args):
             last = linear_probe.find_head(trainer)
             own, other = (unlabeled_features(trainer, last, sample) for sample in self.samples)
@@ -86,8 +88,7 @@ class Domains:
         if self.first is None:
             return {"skipped": self.reason}
         assert self.features is not None
-        layer = in_words(self.trainer.aligned_layer)
-        return {"layer": layer, "examples": len(self.features[0]), "before": self.first.to_dict()}
+        return {"layer": in_words(self.layer), "examples": len(self.features[0]), "before": self.first.to_dict()}
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """What `results.json` says after training; called by all processes, draws the picture."""
@@ -128,10 +129,10 @@ def _seen(prepared: Prepared, target: Dataset, trainer: TransferTrainer) -> Doma
     source = prepared.data.train
     count = min(len(source), len(target), MOST)
     if count < FEWEST:
-        return Domains(prepared, trainer, f"one of the domains has fewer than {FEWEST} examples")
+        return Domains(prepared, trainer, reason=f"one of the domains has fewer than {FEWEST} examples")
     draws, seed = np.random.default_rng(trainer.args.seed), trainer.args.seed
     samples = tuple(_prepared(prepared, one, draws.permutation(len(one))[:count]) for one in (source, target))
-    domains = Domains(prepared, trainer, samples=(samples[0], samples[1]))
+    domains = Domains(prepared, trainer, _layer(trainer), samples=(samples[0], samples[1]))
     try:
         domains.features = domains.look()
     except (UserError, WorkFailed) as error:
@@ -139,6 +140,16 @@ def _seen(prepared: Prepared, target: Dataset, trainer: TransferTrainer) -> Doma
         return domains
     domains.first = distance(*domains.features, seed)
     return domains
+
+
+def _layer(trainer: TransferTrainer) -> str:
+    """The aligned layer group; of a run that aligns none, the one that it would be."""
+    if trainer.aligned is not None or aligns_frozen(trainer.args):
+        return trainer.aligned_layer
+    try:
+        return place_of(trainer)[0]
+    except UserError:
+        return HEAD  # the reason is found again where its features are asked for
 
 
 def _prepared(prepared: Prepared, examples: Dataset, rows: Any) -> Dataset:

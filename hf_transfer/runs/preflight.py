@@ -139,7 +139,7 @@ class _Attempt:
     def _answer_shortest(self, split: Examples) -> None:
         """The shortest text alone, without padding."""
         numbers = split.extremes[-1:]
-        batch = split.batch(numbers)
+        batch = split.batch(numbers, alone=True)
         with explained(split, numbers, batch, "the shortest text alone"):
             self._predict(batch)
 

@@ -71,9 +71,9 @@ class Examples:
             return list(range(min(count, len(self))))
         return [int(number) for number in np.argsort(-self.lengths, kind="stable")[:count]]
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
-        """These examples as a batch on the model's device."""
-        return self.trainer.boundary.sources.load(self.source, list(numbers))
+    def batch(self, numbers: Sequence[int], alone: bool = False) -> Batch:
+        """These examples as a batch on the model's device; `alone`: as an evaluation takes them, without a target's."""
+        return self.trainer.boundary.sources.load(self.source, list(numbers), alone)
 
     def describe(self, number: int) -> str:
         """How to find an example: `validation, row 3 ('a text'), 17 tokens`."""

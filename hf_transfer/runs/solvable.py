@@ -25,21 +25,25 @@ _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def begins(config: Config) -> str:
-    """The given key of a run that trains more than the head, with its value; empty if there is none."""
+    """The given key that asks for the head first and then everything, with its value; empty if there is none."""
     values = config.values
     asks = {
         "head_epochs": True,
         "head_init": values["head_init"] == "probe",
         "contrastive_epochs": values["contrastive_epochs"] > 0,
-        "domain_adaptation": config.data.target_dataset_name is not None,  # also where it is only looked at
     }
     return next((f"{name}: {values[name]}" for name in asks if asks[name] and name in config.given), "")
 
 
 def holds(config: Config) -> str:
-    """The given key that keeps what a backbone can do while it trains, with its value; empty if there is none."""
+    """The given key of a backbone that is to train in another way, with its value; empty if there is none.
+
+    It keeps what the backbone can do, or draws the domains together.
+    """
     values = config.values
     names = [*PENALTIES, "replay_dataset_name"]
+    if config.data.target_dataset_name is not None and "domain_adaptation" in config.given:
+        names.append("domain_adaptation")  # also `none`, one of the models that `auto` compares
     return next((f"{name}: {values[name]}" for name in names if values[name]), "")
 
 

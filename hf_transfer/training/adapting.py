@@ -77,7 +77,8 @@ def attach(trainer: RunningTrainer, target: object) -> None:
     partners = Partners(len(source.dataset), len(other.dataset), _seed(trainer), _lengths(trainer, target))
     trainer.targets = Targets(other.dataset, partners)
     trainer.add_callback(PairEpochs(trainer.targets.chance))
-    args, place = trainer.args, _place(trainer)
+    args = trainer.args
+    trainer.aligned_layer, place = place_of(trainer)
     _check_trained(trainer, place)
     trainer.aligned = place
 
@@ -183,8 +184,8 @@ def _seed(trainer: RunningTrainer) -> int:
 # ---- the layer -----------------------------------------------------------------------------------------------------
 
 
-def _place(trainer: RunningTrainer) -> Place:
-    """Where the aligned layer is.
+def place_of(trainer: RunningTrainer) -> tuple[str, Place]:
+    """The layer group whose features are compared between the domains, and where they are.
 
     Raises:
         UserError: there is no such layer, or its output cannot be pooled.
@@ -206,12 +207,11 @@ def _place(trainer: RunningTrainer) -> Place:
         raise UserError(f"the features cannot be found in the model: {refusal}.", key="domain_adaptation") from refusal
     if name is None and HEAD in places.refused and names[-2:-1] and names[-2] in places.by_group:
         wanted_group = names[-2]  # a head that pools by itself reads all of its positions
-    trainer.aligned_layer = wanted_group
     if wanted_group not in places.by_group:
         reason = places.refused.get(wanted_group, "the model has no head")
         what = "what the head reads is not one vector" if name is None else f"the output of {name} cannot be pooled"
         raise UserError(f"{what}: {reason}.", f"Name one of {listed(_others(places.by_group), 12)}.", key=key)
-    return places.by_group[wanted_group]
+    return wanted_group, places.by_group[wanted_group]
 
 
 def _others(groups: Sequence[str] | dict[str, Place]) -> list[str]:

@@ -54,10 +54,16 @@ class Sources:
         evaluates = is_numbered(data) and not isinstance(data, dict) and args.eval_strategy != "no"
         return (TRAINING, VALIDATION) if evaluates and not args.include_for_metrics else (TRAINING,)
 
-    def load(self, source: Source, numbers: Sequence[int]) -> Batch:
-        """A batch of these examples, on the trainer's device."""
+    def load(self, source: Source, numbers: Sequence[int], alone: bool = False) -> Batch:
+        """A batch of these examples, on the trainer's device.
+
+        Args:
+            source: of the examples.
+            numbers: which.
+            alone: whether training examples come without those of the target domain, as an evaluation takes them.
+        """
         examples, collate = [source.dataset[number] for number in numbers], source.collate
-        if source.name == TRAINING and (targets := self.trainer.targets) is not None:
+        if source.name == TRAINING and not alone and (targets := self.trainer.targets) is not None:
             examples, collate = targets.full(numbers, examples), PairsCollator(collate, targets.labeled)
         batch = collate(examples)
         return dict(self.trainer._prepare_inputs(dict(batch)))

@@ -101,6 +101,20 @@ def test_a_run_with_texts_leaves_a_plain_model_and_says_what_it_did(text_source,
     assert "domain_distance.png" not in told
 
 
+@pytest.mark.parametrize("method", ["mmd", "dann", "pseudo-label"])
+def test_a_preflight_passes_and_leaves_no_trace(method, text_source, tiny_bert_folder, tmp_path):
+    """It tries a text alone, without the target example that training pairs it with."""
+    target = write_texts(tmp_path / "target.jsonl", 12, seed=3)
+    keys = {**KEYS, "domain_adaptation": method, "num_train_epochs": 2, "target_dataset_name": target}
+    one, other = (
+        fine_tune(tiny_bert_folder, text_source, output_dir=tmp_path / str(tried), **{**keys, "preflight": tried})
+        for tried in (True, False)
+    )
+    assert any(check.startswith("a training step") for check in one.results["preflight"]["checks"])
+    others = other.model.state_dict()
+    assert all(torch.equal(value, others[name]) for name, value in one.model.state_dict().items())
+
+
 @pytest.mark.parametrize("keys", [{}, {"augmentation": "basic", "mixup_alpha": 0.2}], ids=["plain", "mixed"])
 def test_a_flat_folder_of_photos_is_a_target(photos, tiny_vit_folder, keys, tmp_path):
     ready = prepared(tiny_vit_folder, *photos, tmp_path, domain_adaptation="coral", **keys)
@@ -179,6 +193,20 @@ def test_the_distance_of_the_domains_is_measured_before_and_after(text_source, t
     said = capsys.readouterr().out
     assert "proxy A-distance 2.00 of 2" in said and "proxy A-distance 2.00 before, " in said
     assert (tmp_path / "out" / "domain_distance.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", ["none", "pseudo-label"])
+def test_it_is_measured_where_no_layer_is_aligned(method, text_source, tiny_bert_folder, tmp_path):
+    """A head that pools reads no single vector; the distance is then that of the layer below it."""
+    target = {"text": [f"slow play of {i} acts" for i in range(12)]}
+    keys = {**KEYS, "domain_adaptation": method, "pooling": "mean", "num_train_epochs": 2}
+    if method == "none":
+        keys |= {"target_label_column_name": "label"}
+        target["label"] = ["yes", "no", *[""] * 10]
+    result = fine_tune(tiny_bert_folder, text_source, target_dataset=target, output_dir=tmp_path / "out", **keys)
+    found = result.results["domain_adaptation"]["distance"]
+    assert found["layer"] == "the mean output of layer.1" and found["before"]["proxy_a_distance"] == 2.0
+    assert (tmp_path / "out" / "domain_distance.png").exists()
 
 
 def test_frozen_features_are_aligned_and_plain_transformers_reads_the_head(
@@ -307,6 +335,14 @@ def test_labels_of_a_target_that_cannot_be_trained_on(keys, column, said, text_s
     target = write_texts(tmp_path / "target.jsonl", 9, seed=3, opinion=column)
     with pytest.raises(UserError, match=said):
         prepared(tiny_bert_folder, text_source, target, tmp_path, **{"target_label_column_name": "opinion", **keys})
+
+
+def test_strategy_auto_trains_an_adapter_from_the_first_epoch(text_source, tiny_bert_folder, tmp_path):
+    """Without an epoch of the head alone, which would be all of this run."""
+    target = write_texts(tmp_path / "target.jsonl", 9, seed=3)
+    keys = {**KEYS, "strategy": "auto", "adapter": "lora"}
+    result = fine_tune(tiny_bert_folder, text_source, target_dataset_name=target, output_dir=tmp_path / "out", **keys)
+    assert result.results["strategy"] == "full" and result.results["domain_adaptation"]["penalty"] > 0
 
 
 def test_strategy_auto_trains_more_than_the_head(text_source, tiny_bert_folder, tmp_path):
