@@ -97,6 +97,7 @@ def run_auto(config: Config, run: Run, among: Shared | None) -> Any:
             raise
         except (UserError, WorkFailed) as error:
             if method == NONE:
+                _leave_nothing(config, folder)
                 raise
             failed[method] = one_line(error).rstrip(".")
             tell(f"     left out: {failed[method]}.")
@@ -255,6 +256,15 @@ def _open(config: Config, folder: Path) -> None:
                 )
         elif training.process_index == 0:
             write_json(place / ASKED, asked)
+
+
+def _leave_nothing(config: Config, folder: Path) -> None:
+    """Remove the folder of the candidates where none has begun: what is refused can be corrected and run again."""
+    place = folder / FOLDER
+    if config.training.process_index == 0 and [path.name for path in place.iterdir()] == [ASKED]:
+        shutil.rmtree(place)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _asked(config: Config) -> dict[str, Any]:

@@ -131,6 +131,15 @@ def test_labels_of_the_target_are_trained_on_by_every_candidate(tiny_bert_folder
     assert values["target_label_column_name"] == "opinion" and len(result.trainer.train_dataset) > 24 * 0.8
 
 
+def test_data_that_is_refused_leaves_nothing(tiny_bert_folder, tmp_path):
+    """The same command with other data is not refused as an unfinished run."""
+    (tmp_path / "empty.csv").write_text("text\n")
+    keys = {**AUTO, **sources(tmp_path), "target_dataset_name": str(tmp_path / "empty.csv")}
+    with pytest.raises(UserError, match="has no examples"):
+        fine_tune(tiny_bert_folder, keys.pop("dataset_name"), output_dir=tmp_path / "out", **keys)
+    assert not (tmp_path / "out").exists()
+
+
 def scored(information, accuracy):
     scores = Scores(information, 0.5, 1.0, 1.0, accuracy, 0.01).to_dict()
     return {"domain_adaptation": {"validators": scores}}
