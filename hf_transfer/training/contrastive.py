@@ -1,7 +1,7 @@
 """A contrastive stage before the head is found: SetFit's idea (Tunstall et al. 2022) with the loss of a whole batch.
 
-The vectors that the head's last layer reads are drawn together within a class and apart between classes, by the
-supervised contrastive loss of `objectives.contrastive`. Everything that the plan trains is trained, at the rates of
+The vectors that the head reads are drawn together within a class and apart between classes, by the supervised
+contrastive loss of `objectives.contrastive`. Everything that the plan trains is trained, at the rates of
 the plan's last stage that trains it, with AdamW, a warm-up over a tenth of the steps and a linear decay. The head is
 then solved for, or trained, on the new features.
 
@@ -246,17 +246,26 @@ def _training(trainer: RunningTrainer) -> Iterator[torch.optim.Optimizer]:
 
 
 def _vectors_of(trainer: RunningTrainer) -> Vectors:
-    """The function from inputs to what the head's last layer reads, (examples, width)."""
-    layer = head_layers(trainer).last
-    assert layer is not None
-    watch, model = Watch(layer), trainer.model
+    """The function from inputs to what the head reads, (examples, width).
+
+    That is the input of its first linear layer that reads one vector per example: behind a standardization or a tanh of
+    the head, distances are no longer those of the pretrained model.
+    """
+    model, layers = trainer.model, head_layers(trainer)
+    assert layers.last is not None
+    last = Watch(layers.last)
+    modules = [model.get_submodule(path) for path in layers.paths]
+    linear = [Watch(module) for module in modules if isinstance(module, nn.Linear)]
     # float16 would need the scaler of the training loop
     precision = contextlib.nullcontext if trainer.args.fp16 else trainer.accelerator.autocast
 
     def vectors(inputs: Batch) -> torch.Tensor:
-        with watch, precision():
+        with contextlib.ExitStack() as watched, precision():
+            for watch in (last, *linear):
+                watched.enter_context(watch)
             output = model(**inputs)
-        return head_vectors(watch, inputs, output)
+        first = next((watch.input for watch in linear if watch.input.ndim == 2), None)
+        return head_vectors(last, inputs, output) if first is None else first
 
     return vectors
 

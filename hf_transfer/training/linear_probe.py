@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -139,8 +139,14 @@ def check_trainer(trainer: RunningTrainer, has_own_loss: bool) -> None:
 # ---- the solution ----------------------------------------------------------------------------------------------------
 
 
-def solve(trainer: RunningTrainer) -> Solution:
+def solve(trainer: RunningTrainer, before: Solution | None = None) -> Solution:
     """Solve for the head of a trainer's model and write it there, the same on all processes.
+
+    Args:
+        trainer: whose head it is.
+        before: of the same head, before a contrastive stage, which has seen the labels of all folds: on its features
+            cross-validation would find every head as good as perfect, and choose the weakest strength. So the strength
+            and its score are those of before.
 
     Raises:
         UserError: the labels make no convex problem.
@@ -167,10 +173,14 @@ def solve(trainer: RunningTrainer) -> Solution:
         weights = None if loss is None else loss.weights
         measure = Measure(kind, layer.out_features, trainer.args.metric_for_best_model, weights)
         widths = _parts(trainer.model, layer)
-        answer = [choose(layer, train, folded, validation, measure, trainer.args.seed, feature_seconds, widths)]
+        known = None if before is None else before.l2
+        answer = [choose(layer, train, folded, validation, measure, trainer.args.seed, feature_seconds, widths, known)]
     if trainer.args.world_size > 1:
         broadcast_object_list(answer)
     head, solution = answer[0]
+    if before is not None:
+        seconds = solution.seconds + before.seconds, solution.feature_seconds + before.feature_seconds
+        solution = replace(before, loss=solution.loss, seconds=seconds[0], feature_seconds=seconds[1])
     _write(head, layer)
     trainer.solved_on = train if trainer.solves_again else None
     return solution

@@ -122,6 +122,7 @@ def choose(
     seed: int,
     feature_seconds: float,
     parts: Sequence[int],
+    l2: float | None = None,
 ) -> tuple[Head, Solution]:
     """The head at the strength with the best held-out score; among equal scores and losses the stronger.
 
@@ -134,26 +135,28 @@ def choose(
         seed: of the folds.
         feature_seconds: that the features took.
         parts: widths of the features' parts, on each of which a head is solved for; see `features.averaged_head`.
+        l2: the strength, if it is known.
     """
+    strengths = STRENGTHS if l2 is None else (l2,)
     began, kind, weights = time.perf_counter(), measure.kind, measure.weights
 
     whole = AveragedProblem(parts, kind, *train, layer.out_features, weights, layer.bias is not None)
     if validation is not None:
         held_out, (x, labels) = "validation", validation
-        paths: Iterable[torch.Tensor] = (one.logits(x) for one in whole.path(STRENGTHS))
+        paths: Iterable[torch.Tensor] = (one.logits(x) for one in whole.path(strengths))
     else:
         labels, draws = folded[1], _draw(kind, folded[1], seed)
         held_out = f"{len(np.unique(draws))}-fold cross-validation"
         problem = parts, kind, *folded, layer.out_features, draws
         known = whole.problems if len(folded[1]) == len(train[1]) else None  # the same examples
-        found = averaged_logits(*problem, STRENGTHS, weights, layer.bias is not None, known)
+        found = averaged_logits(*problem, strengths, weights, layer.bias is not None, known)
         paths = (one[0] for one in found)
     scores, best = _scores(paths, labels, measure)
-    head = whole.exact(STRENGTHS[best])
+    head = whole.exact(strengths[best])
     seconds = time.perf_counter() - began
     loss = whole.loss(head, train[0])
     score = scores[best][0]
-    return head, Solution(STRENGTHS[best], held_out, measure.name, score, loss, len(scores), seconds, feature_seconds)
+    return head, Solution(strengths[best], held_out, measure.name, score, loss, len(scores), seconds, feature_seconds)
 
 
 def _scores(

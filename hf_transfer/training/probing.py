@@ -108,8 +108,10 @@ class Probing(Resumable):
             self.solution = Solution(**state["solution"]) if state.get("solution") else None
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if contrastive.wanted(self.args):
+            before = linear_probe.solve(self) if linear_probe.wanted(self.args) else None
             self.contrast = contrastive.run(self)
-        if linear_probe.wanted(self.args):
+            self.solution = None if before is None else linear_probe.solve(self, before)
+        elif linear_probe.wanted(self.args):
             self.solution = linear_probe.solve(self)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 

@@ -8,15 +8,17 @@ import signal
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_transfer import TransferTrainer, UserError, fine_tune
 from hf_transfer.config.arguments.probe import ProbeArguments
 from hf_transfer.errors import Interrupted, UserErrors, WorkFailed
+from hf_transfer.models.pooling_layer import with_mean_pooling
 from hf_transfer.objectives.contrastive import supervised_contrastive
 from hf_transfer.runs.preview import plan_only
 from hf_transfer.settings import Config
 from hf_transfer.training import contrastive
-from hf_transfer.training.probe_features import features
+from tests import architectures
 from tests.helpers import (
     arguments,
     changed,
@@ -47,15 +49,17 @@ def stage_alone(trainer):
 
 
 def separation(trainer):
-    """The loss on all training examples, in eval mode."""
-    layer = trainer.model.classifier
-    return float(supervised_contrastive(*features(trainer, layer, trainer.train_dataset)))
+    """The loss of what the head reads of all training examples, in eval mode."""
+    rows, labels = (torch.tensor(trainer.train_dataset[name][:]) for name in ("input_ids", "labels"))
+    with torch.no_grad():
+        first = trainer.model.eval().bert(input_ids=rows).last_hidden_state[:, 0]
+    return float(supervised_contrastive(first, labels))
 
 
 # ---- what it does ----------------------------------------------------------------------------------------------------
 
 
-def test_it_draws_the_classes_together_and_trains_all_but_the_last_layer(tmp_path):
+def test_it_draws_together_what_the_head_reads_and_trains_all_below_the_head(tmp_path):
     trainer = trainer_of(tmp_path, contrastive_epochs=6.0)
     before = separation(trainer)
     done, moved = stage_alone(trainer)
@@ -74,6 +78,43 @@ def test_only_what_the_plan_trains_moves_at_its_rates(tmp_path):
     still = trainer_of(tmp_path, layer_learning_rates={"embeddings": 0.0})
     _, moved = stage_alone(still)
     assert moved and not any("embeddings" in name for name in moved)
+
+
+def test_the_head_has_the_strength_that_was_best_before_it(tmp_path):
+    """The stage has seen the labels of all folds: any head on its features is as good as perfect in them."""
+    without, after = (trainer_of(tmp_path, contrastive_epochs=epochs, learning_rate=1e-3) for epochs in (0.0, 20.0))
+    without.train()
+    after.train()
+    one, other = without.solution, after.solution
+    assert (other.l2, other.score, other.held_out) == (one.l2, one.score, one.held_out)
+    assert 0 < other.loss < one.loss, "solved for on the new features"
+
+
+@pytest.mark.parametrize(
+    ("name", "token"), [("Roberta", 0), ("DistilBert", 0), ("Electra", 0), ("Llama", -1), ("GPT2", -1)]
+)
+def test_what_is_drawn_together_is_what_the_head_reads_of_the_last_layer(name, token, tmp_path):
+    """Not what the head's own layers make of it, and the last token's where it reads all."""
+    model = architectures.hugging_face(f"{name}ForSequenceClassification").eval()
+    rows = torch.randint(3, 50, (8, 6), generator=torch.Generator().manual_seed(0))
+    train = Dataset.from_dict({"input_ids": rows.tolist(), "labels": [0, 1] * 4})
+    args = arguments(tmp_path, strategy="full", contrastive_epochs=2.0, num_train_epochs=1)
+    trainer = TransferTrainer(model, args, train_dataset=train)
+    found = contrastive._vectors_of(trainer)({"input_ids": rows})
+    torch.testing.assert_close(found, model.base_model(input_ids=rows).last_hidden_state[:, token])
+
+
+def test_with_mean_pooling_it_is_the_mean_as_the_appended_layer_gives_it(tmp_path):
+    model = tiny_bert(labels=3)
+    with_mean_pooling(model, 2)
+    trainer = trainer_of(tmp_path, model.eval())
+    rows = torch.tensor(trainer.train_dataset["input_ids"][:8])
+    with torch.no_grad():
+        found = contrastive._vectors_of(trainer)({"input_ids": rows})
+        torch.testing.assert_close(found, model.bert(input_ids=rows).last_hidden_state[:, 0])
+        means = model.bert(input_ids=rows, output_hidden_states=True).hidden_states[2].mean(1)
+    alike = torch.nn.functional.cosine_similarity(found, means - means.mean(1, keepdim=True))
+    assert float(alike.min()) > 0.99
 
 
 def test_running_statistics_modes_and_random_numbers_are_left(tmp_path):
@@ -278,6 +319,6 @@ def test_a_head_that_is_kept_refuses_it(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     model = tiny_bert(labels=3)
     with torch.no_grad():
-        model.bert.pooler.dense.weight.fill_(float("nan"))
+        model.bert.encoder.layer[0].output.dense.weight.fill_(float("nan"))
     with pytest.raises(WorkFailed, match="NaN or infinite"):
         trainer_of(tmp_path, model).train()

@@ -42,7 +42,7 @@ class ProbeArguments:
     contrastive_epochs: float = setting(
         0.0,
         "epochs of a stage that comes first and draws examples of one class together, with the supervised contrastive "
-        "loss on what the head's last layer reads; 0 for none",
+        "loss on what the head reads; 0 for none",
         minimum=0,
         resume="fixed",
         card="changed",
